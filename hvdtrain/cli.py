@@ -1,0 +1,254 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from hvdtrain import __version__
+from hvdtrain.config import Config, load_config
+from hvdtrain.errors import ConfigError, HvdtrainError
+
+if TYPE_CHECKING:
+    from hvdtrain.comm import Comm
+
+EXIT_CODES = """
+Exit codes: 0 done; 2 config or command line; 3 data; 4 checkpoint; 5 communication;
+6 port, disk or run directory; 7 loss not finite; 75 stopped by a signal, after a checkpoint.
+"""
+
+app = typer.Typer(
+    help="Train image classifiers with large batches on clusters joined by Ethernet.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Show a resolved config, or the schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="never|auto|RUN",
+            help="auto: go on with the newest unfinished run of this name and config, else start "
+            "anew. RUN: go on with that run directory.",
+        ),
+    ] = "never",
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run directory, in place of OUTPUT/<name>-<time>.")
+    ] = None,
+) -> None:
+    """Train; start it alone, or under horovodrun, mpirun: one process per rank."""
+    with _job() as comm:
+        cfg = _load_on_all(comm, config, overrides)
+        from hvdtrain.train import train as run_training
+
+        summary = run_training(cfg, comm, resume=resume, run_dir=run_dir)
+        if comm.rank == 0:
+            typer.echo(_summary_text(summary))
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory, or one checkpoint in it.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate the newest checkpoint of a run, exactly, on any number of ranks."""
+    with _job() as comm:
+        from hvdtrain.evaluation import evaluate_run
+
+        result = evaluate_run(run, overrides or [], comm)
+        if comm.rank == 0:
+            text = json.dumps(result) if as_json else _eval_text(result)
+            typer.echo(text)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    world_size: Annotated[int, typer.Option(min=1, help="Number of ranks to plan for.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a run would do: phases, steps, batches, learning rates and warnings."""
+    from hvdtrain.plan import make_plan
+    from hvdtrain.plan_report import plan_dict, plan_text
+
+    cfg = load_config(config, overrides)
+    made = make_plan(cfg, world_size, cfg.data.train_size or _count_images(cfg))
+    typer.echo(json.dumps(plan_dict(cfg, made)) if as_json else plan_text(cfg, made))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: versions, Horovod's features, MPI, image decoding, ports."""
+    from hvdtrain.doctor import examine, report_text
+
+    findings = examine()
+    typer.echo(json.dumps(findings) if as_json else report_text(findings))
+    if not all(finding["ok"] for finding in findings["checks"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def models() -> None:
+    """List the models that `model.name` takes."""
+    from hvdtrain.models import MODELS
+
+    for name in MODELS:
+        typer.echo(name)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the config with everything resolved, as YAML."""
+    import yaml
+
+    cfg = load_config(config, overrides)
+    typer.echo(yaml.safe_dump(cfg.model_dump(), sort_keys=False, allow_unicode=True).rstrip())
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the schema as JSON Schema, for editors."""
+    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hvdtrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _count_images(cfg: Config) -> int | None:
+    if cfg.data.train is None:
+        return None
+    from pipelines.sources import ImageFolder
+
+    return len(ImageFolder(cfg.data.train, key="data.train"))
+
+
+def _load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
+    from hvdtrain.comm import require_equal, together
+
+    with together(comm):
+        cfg = load_config(config, overrides)
+    require_equal(comm, "the config", cfg.model_dump_json(), ConfigError)
+    return cfg
+
+
+@contextlib.contextmanager
+def _job() -> Iterator[Comm]:
+    """Join the launcher's ranks; on a fault that only this rank has, leave at once.
+
+    Waiting for the others would wait for ever: the launcher ends them when this one ends.
+    """
+    from hvdtrain.comm import init_comm
+
+    comm = init_comm()
+    try:
+        yield comm
+    except BaseException as error:
+        everywhere = isinstance(error, HvdtrainError) and error.everywhere
+        if comm.size > 1 and not everywhere:
+            _die(error, comm)
+        comm.shutdown()
+        if everywhere and comm.rank > 0:
+            raise typer.Exit(error.exit_code) from None  # type: ignore[union-attr]
+        raise
+    comm.shutdown()
+
+
+def _die(error: BaseException, comm: Comm) -> NoReturn:
+    if isinstance(error, HvdtrainError):
+        _tell(f"rank {comm.rank}: {error}")
+        code = error.exit_code
+    else:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _tell(text: str) -> None:
+    for line in text.split("\n"):
+        print(f"hvdtrain: error: {line}", file=sys.stderr, flush=True)
+
+
+def _eval_text(result: dict[str, Any]) -> str:
+    return (
+        f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  loss {result['loss']:.4f}  "
+        f"({result['images']:,} images, {result['checkpoint']})"
+    )
+
+
+def _summary_text(summary: dict[str, Any]) -> str:
+    lines = []
+    if "top1" in summary:
+        lines.append(f"top-1               {summary['top1']:.4f}  (top-5 {summary['top5']:.4f})")
+    lines += [
+        f"images/s            {summary['images_per_second']:,.0f} on {summary['world_size']} ranks",
+        f"time                {summary['train_seconds']:.1f} s training, "
+        f"{summary['wall_seconds']:.1f} s in all",
+        f"files               {summary['run_dir']}",
+    ]
+    if summary["scaling_efficiency"] is not None:
+        lines.insert(-2, f"scaling efficiency  {summary['scaling_efficiency']:.0%}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point: users see one line per fault, and a documented exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except HvdtrainError as error:
+        _tell(str(error))
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _tell(f"{error.format_message()}; see hvdtrain --help")
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

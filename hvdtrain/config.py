@@ -1,0 +1,283 @@
+"""The configuration: its schema, and how a YAML file becomes one.
+
+Unknown keys are refused, every fault is reported at once as `file:line:col: key: message`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hvdtrain.errors import ConfigError
+from hvdtrain.yaml_source import KeyPath, Source, apply_override, parse_yaml, read_yaml
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """One mapping of the file. Frozen, strict, and no key is accepted that it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Data(Section):
+    """Where the images are and how they are turned into arrays."""
+
+    train: str | None = None
+    """Folder of training images, one sub-folder per class."""
+    val: str | None = None
+    """Folder of validation images with the same classes. None: no evaluation."""
+    train_size: Positive | None = None
+    """Number of training images. Lets `plan` work without the dataset; checked against it."""
+    augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
+    """Training crop: a random area resized (ImageNet), reflect-pad 4 at 32 px and crop (CIFAR),
+    or the whole image resized."""
+    crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] = [0.75, 4 / 3]
+    """Smallest and largest width/height of a random resized crop."""
+    flip: bool = True
+    """Mirror half of the training images left to right."""
+    val_crop_ratio: Ratio = 0.875
+    """Side of the centre crop over the resized short side in evaluation (224/256)."""
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.485, 0.456, 0.406]
+    """Per-channel mean of RGB in 0–1, subtracted from every image."""
+    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
+    """Per-channel standard deviation of RGB in 0–1, divides every image."""
+    decode_threads: Positive | None = None
+    """Decoding threads per rank. None: the cores of the node shared by its ranks."""
+    prefetch: Annotated[int, Field(ge=1, le=16)] = 2
+    """Batches decoded ahead of the training step."""
+
+
+class Model(Section):
+    """The network."""
+
+    name: str = "resnet50"
+    """A name that `hvdtrain models` lists."""
+    num_classes: Positive | None = None
+    """Outputs of the classifier. None: the number of class folders."""
+    zero_gamma: bool = True
+    """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017)."""
+
+
+class Optimizer(Section):
+    """How gradients become updates."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Use Nesterov's form of momentum."""
+    weight_decay: NotNegative = 1e-4
+    """L2 decay on weights; batch norm and biases are not decayed."""
+    clip_norm: PositiveFloat | None = None
+    """Largest global L2 norm of the averaged gradient. None: no clipping."""
+
+
+class LearningRate(Section):
+    """The learning rate as a function of samples seen."""
+
+    base: PositiveFloat = 0.1
+    """Learning rate at `base_batch` images per step."""
+    base_batch: Positive = 256
+    """Global batch that `base` was chosen for."""
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the rate follows the global batch: ×k, ×√k or not at all, k = batch / base_batch."""
+    warmup: Literal["gradual", "constant", "none"] = "gradual"
+    """Rise from `base` by a constant step per iteration, hold `base`, or start at full rate."""
+    warmup_epochs: NotNegative = 5.0
+    """Length of the warmup in epochs."""
+    schedule: Literal["constant", "step", "cosine", "piecewise"] = "step"
+    """Shape over the run: × `gamma` at `milestones`, half a cosine to 0, or `points`."""
+    milestones: list[NotNegative] = [30.0, 60.0, 80.0]
+    """Epochs at which `step` multiplies the rate."""
+    gamma: Ratio = 0.1
+    """Factor of every milestone."""
+    points: list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]] = []
+    """[epoch, factor] pairs for `piecewise`, joined by straight lines."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LearningRate:
+        if self.schedule == "piecewise" and not self.points:
+            raise ValueError("schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]]")
+        epochs = [point[0] for point in self.points]
+        if epochs != sorted(set(epochs)):
+            raise ValueError("the epochs of points must rise")
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError("milestones must rise")
+        return self
+
+
+class Phase(Section):
+    """A stretch of epochs at one image size, batch and crop."""
+
+    epochs: Positive
+    """Number of epochs."""
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Side of the training images in pixels."""
+    batch_per_worker: Positive = 32
+    """Images per rank in one forward pass; batch-norm statistics are taken over these."""
+    min_crop_area: Ratio = 0.08
+    """Smallest share of the image that a random resized crop keeps."""
+    lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
+    """Rate (or [from, to]) at `base_batch` in this phase, in place of `lr.schedule`; scaled alike."""
+    val_image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the evaluation images. None: `image_size`."""
+
+
+class Train(Section):
+    """The training step."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type. auto: bf16 where the GPU has it, fp16 with a loss scale on older GPUs,
+    fp32 without a GPU."""
+    accumulate: Positive = 1
+    """Forward passes averaged into one update."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target spread evenly over all classes."""
+    channels_last: bool = True
+    """Keep images and weights in NHWC memory order."""
+    evaluate_every: Positive = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    log_every: Positive = 20
+    """Steps between two lines of progress, and between two metric reductions."""
+
+
+class Comm(Section):
+    """Gradient exchange."""
+
+    compression: Literal["none", "fp16"] = "none"
+    """Type of gradients on the wire."""
+    group_mb: PositiveFloat = 16.0
+    """Gradients are exchanged in groups of about this size, in MiB, while backward still runs."""
+
+
+class Checkpoint(Section):
+    """What is kept to resume from."""
+
+    every_epochs: Positive = 1
+    """Epochs between two checkpoints."""
+    keep: Positive = 2
+    """Newest checkpoints kept; older ones are deleted."""
+
+
+class Metrics(Section):
+    """The Prometheus endpoint of each rank."""
+
+    enabled: bool = True
+    """Serve metrics over HTTP."""
+    port: Annotated[int, Field(ge=1024, le=65000)] = 19400
+    """Port of local rank 0; local rank r listens on port + r."""
+    bind: str = "127.0.0.1"
+    """Address to listen on."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run, and of its directory."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of weights, sample order and augmentation."""
+    output: str = "runs"
+    """Directory in which `<name>-<time>/` is made."""
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    lr: LearningRate = LearningRate()
+    phases: Annotated[list[Phase], Field(min_length=1)]
+    """The training phases, in order."""
+    train: Train = Train()
+    comm: Comm = Comm()
+    checkpoint: Checkpoint = Checkpoint()
+    metrics: Metrics = Metrics()
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read `path` with all it `extends:`, lay `key=value` overrides over it, and check it.
+
+    Raises ConfigError with one line for every fault found.
+    """
+    source = _read_extended(Path(path), ())
+    for override in overrides or []:
+        apply_override(source, override)
+    return _validate(source)
+
+
+def parse_config(text: str, name: str = "config") -> Config:
+    """A config from YAML text without `extends:`; raises ConfigError like `load_config`."""
+    return _validate(parse_yaml(text, name))
+
+
+def _read_extended(path: Path, children: tuple[Path, ...]) -> Source:
+    source = read_yaml(path)
+    parent = source.data.pop("extends", None)
+    if parent is None:
+        return source
+    where = source.marks.pop(("extends",))
+    if not isinstance(parent, str):
+        raise ConfigError(f"{where}: extends: expected the name of one YAML file")
+    resolved = (path.parent / parent).resolve()
+    if resolved in (*children, path.resolve()):
+        raise ConfigError(f"{where}: extends: {parent} extends itself")
+    if not resolved.is_file():
+        raise ConfigError(f"{where}: extends: no such file: {resolved}")
+    base = _read_extended(resolved, (*children, path.resolve()))
+    base.merge(source)
+    return base
+
+
+def _validate(source: Source) -> Config:
+    try:
+        return Config.model_validate(source.data)
+    except ValidationError as errors:
+        raise ConfigError(*_explain(errors, source)) from None
+
+
+def _explain(errors: ValidationError, source: Source) -> list[str]:
+    """One line per faulty key: the first fault that pydantic found there."""
+    lines: dict[str, str] = {}
+    for error in errors.errors(include_url=False):
+        path = _written_path(error["loc"], source.data)
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = "unknown key" + _nearest(path)
+        elif error["type"] == "missing":
+            message = "required"
+        elif not isinstance(error["input"], (dict, list)):
+            message = f"{message[0].lower()}{message[1:]}, found {error['input']!r}"
+        key = ".".join(map(str, path))
+        lines.setdefault(key, f"{source.where(path)}: {key}: {message}")
+    return list(lines.values())
+
+
+def _written_path(loc: tuple[Any, ...], data: Any) -> KeyPath:
+    """`loc` without the names that pydantic adds for the members of a union."""
+    path: KeyPath = ()
+    for position, part in enumerate(loc):
+        is_item = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if is_item or (isinstance(data, dict) and part in data):
+            data = data[part]
+        elif not (isinstance(data, dict) and position == len(loc) - 1):
+            continue
+        path = (*path, part)
+    return path
+
+
+def _nearest(path: KeyPath) -> str:
+    """The known key most like the last part of `path`, or all that are known there."""
+    section: Any = Config
+    for part in path[:-1]:
+        if isinstance(part, int):
+            section = Phase
+        else:
+            section = section.model_fields[part].annotation
+    known = list(section.model_fields)
+    match = difflib.get_close_matches(str(path[-1]), known, n=1)
+    return f"; did you mean {match[0]}?" if match else f"; known here: {', '.join(known)}"

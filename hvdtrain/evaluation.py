@@ -1,0 +1,54 @@
+"""Evaluate a finished or interrupted run from its directory."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
+from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
+from hvdtrain.config import load_config
+from hvdtrain.errors import CheckpointError, DataError
+from hvdtrain.paths import RunPaths
+from hvdtrain.plan import make_plan
+from hvdtrain.run import checkpoint_labels, choose_device, init_state, open_loaders
+from hvdtrain.step import evaluate
+
+
+def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]:
+    """loss, top1, top5 (0–1) and images of a run's newest checkpoint, or of one named itself.
+
+    Every rank reads the checkpoint. Raises CheckpointError or DataError on every rank alike.
+    """
+    device = choose_device(comm)
+    cores = cores_for_rank(comm)
+    torch.set_num_threads(cores)
+    with together(comm):
+        checkpoint, root = _find(path)
+        cfg = load_config(RunPaths(root).config, overrides)
+        meta = verify(checkpoint)
+        loaders = open_loaders(cfg, comm, device, cores)
+    with contextlib.closing(loaders):
+        require_equal(comm, "the checkpoint", meta["sha256"]["model.safetensors"], CheckpointError)
+        with together(comm):
+            if not loaders.num_val:
+                raise DataError("data.val: no validation images: name them with data.val=DIR")
+            plan = make_plan(cfg, comm.size, loaders.num_train)
+            state = init_state(cfg, comm, device, len(loaders.classes))
+            load_checkpoint(state, checkpoint, meta, checkpoint_labels(cfg, loaders))
+        epoch = plan.epochs[min(max(state.position.epoch - 1, 0), len(plan.epochs) - 1)]
+        result = evaluate(state, loaders.val(epoch), loaders.num_val)
+    return {**result, "images": loaders.num_val, "checkpoint": str(checkpoint)}
+
+
+def _find(path: Path) -> tuple[Path, Path]:
+    """The checkpoint that `path` means, and its run directory."""
+    if (path / "meta.json").is_file():
+        return path, path.parent.parent
+    newest = list_checkpoints(RunPaths(path).checkpoints)
+    if not newest:
+        raise CheckpointError(f"{path}: neither a run directory with checkpoints nor a checkpoint")
+    return newest[0], path

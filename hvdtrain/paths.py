@@ -1,0 +1,68 @@
+"""Every file name of a run, in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdtrain.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run, all below `root`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The config with everything resolved."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hosts."""
+        return self.root / "environment.json"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object per line: what the run reported, as it went."""
+        return self.root / "events.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The result."""
+        return self.root / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One directory per checkpoint."""
+        return self.root / "checkpoints"
+
+    def create(self) -> None:
+        """Make the directories; raises ResourceError if they cannot be written."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise ResourceError(
+                f"output: cannot write the run directory {self.root}: {error.strerror}; "
+                "name another with output=DIR"
+            ) from None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `path` whole or not at all; raises ResourceError if the disk refuses."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,134 @@
+"""The plan as text: what `hvdtrain plan` prints and a run writes to its log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hvdtrain.config import Config
+from hvdtrain.plan import Plan, lr_scale, warnings
+
+
+def plan_text(cfg: Config, plan: Plan) -> str:
+    """A table of phases, the facts a large-batch run stands on, the rates at the turns, warnings."""
+    first = plan.epochs[0]
+    batches = sorted({epoch.batch_per_worker for epoch in plan.epochs})
+    scale = lr_scale(cfg.lr, first.global_batch_size)
+    facts = [
+        ("model", cfg.model.name),
+        ("images", f"{plan.num_samples:,} an epoch, each once"),
+        ("workers", f"{plan.world_size} × accumulate {first.accumulate}"),
+        ("updates", f"{plan.total_steps:,} in {len(plan.epochs)} epochs"),
+        (
+            "learning rate",
+            f"{cfg.lr.base:g} at {cfg.lr.base_batch} × {scale:g} ({cfg.lr.scaling} scaling) "
+            f"= {cfg.lr.base * scale:g} at {first.global_batch_size}",
+        ),
+        ("warmup", _warmup(cfg)),
+        ("schedule", _schedule(cfg)),
+        ("batch-norm batch", ", ".join(map(str, batches)) + " images per forward pass, per worker"),
+        ("averaged over", "all images of the global batch, micro-batches included"),
+        (
+            "optimizer",
+            f"SGD, momentum {cfg.optimizer.momentum:g}"
+            f"{' (Nesterov)' if cfg.optimizer.nesterov else ''}, rate outside the momentum "
+            "buffer, so no momentum correction is needed",
+        ),
+        (
+            "decayed",
+            f"{cfg.optimizer.weight_decay:g} on convolution and linear weights; "
+            "not on batch-norm scales, shifts and biases",
+        ),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [_table(plan), ""]
+    lines += [f"{name:<{width}}  {value}" for name, value in facts]
+    lines += ["", "learning rate at the turns", *_turns(cfg, plan)]
+    lines += [f"warning: {text}" for text in warnings(cfg, plan)]
+    return "\n".join(lines)
+
+
+def plan_dict(cfg: Config, plan: Plan) -> dict[str, Any]:
+    """The same for programs: one entry per phase, rates at each phase's first and last step."""
+    return {
+        "world_size": plan.world_size,
+        "num_samples": plan.num_samples,
+        "total_steps": plan.total_steps,
+        "warnings": warnings(cfg, plan),
+        "phases": [
+            {
+                "epochs": [epochs[0].index, epochs[-1].index + 1],
+                "image_size": epochs[0].image_size,
+                "val_image_size": epochs[0].val_image_size,
+                "batch_per_worker": epochs[0].batch_per_worker,
+                "global_batch_size": epochs[0].global_batch_size,
+                "min_crop_area": epochs[0].min_crop_area,
+                "steps_per_epoch": epochs[0].steps,
+                "lr_first": epochs[0].lr(0),
+                "lr_last": epochs[-1].lr(epochs[-1].steps - 1),
+            }
+            for epochs in plan.phases
+        ],
+    }
+
+
+def _table(plan: Plan) -> str:
+    head = ("epochs", "image", "val", "batch/worker", "global batch", "steps/epoch", "crop area", "lr")
+    rows = [head]
+    for epochs in plan.phases:
+        first, last = epochs[0], epochs[-1]
+        rows.append(
+            (
+                f"{first.index}-{last.index + 1}",
+                f"{first.image_size} px",
+                f"{first.val_image_size} px",
+                str(first.batch_per_worker),
+                str(first.global_batch_size),
+                str(first.steps),
+                f"{first.min_crop_area:g}-1",
+                f"{first.lr(0):.4g} → {last.lr(last.steps - 1):.4g}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+
+
+def _turns(cfg: Config, plan: Plan) -> list[str]:
+    """The rate before and at every epoch where its formula changes."""
+    total = len(plan.epochs)
+    turns = {float(epochs[0].index) for epochs in plan.phases}
+    if cfg.lr.warmup != "none":
+        turns.add(cfg.lr.warmup_epochs)
+    if cfg.lr.schedule == "step":
+        turns.update(cfg.lr.milestones)
+    if cfg.lr.schedule == "piecewise":
+        turns.update(point[0] for point in cfg.lr.points)
+    lines = []
+    for t in sorted(turn for turn in turns if 0 < turn < total):
+        before = plan.epochs[int(t - 1e-9)].lr_at(t - 1e-9)
+        after = plan.epochs[int(t)].lr_at(t)
+        lines.append(f"  epoch {t:>6g}  {before:.5g} → {after:.5g}")
+    last = plan.epochs[-1]
+    return [
+        f"  epoch {0:>6}  {plan.epochs[0].lr(0):.5g}",
+        *lines,
+        f"  epoch {total:>6}  {last.lr(last.steps - 1):.5g} (last step)",
+    ]
+
+
+def _warmup(cfg: Config) -> str:
+    if cfg.lr.warmup == "none":
+        return "none"
+    kind = "rises every iteration from" if cfg.lr.warmup == "gradual" else "holds"
+    return f"{cfg.lr.warmup}: {kind} {cfg.lr.base:g} for {cfg.lr.warmup_epochs:g} epochs"
+
+
+def _schedule(cfg: Config) -> str:
+    lr = cfg.lr
+    if lr.schedule == "step":
+        return f"step: × {lr.gamma:g} at epochs {', '.join(f'{m:g}' for m in lr.milestones)}"
+    if lr.schedule == "piecewise":
+        return "piecewise: " + ", ".join(f"×{y:g} at {x:g}" for x, y in lr.points)
+    return lr.schedule

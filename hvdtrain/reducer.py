@@ -1,0 +1,136 @@
+"""Gradients summed over all ranks while the backward pass still runs.
+
+Every gradient is a view into one of a few flat buffers. A buffer is sent as soon as its last
+gradient is ready; the next ones are computed meanwhile. A parameter that got no gradient leaves
+zeros, so all ranks always send the same buffers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from hvdtrain.comm import Comm, Handle
+
+
+class _Group:
+    """Some parameters whose gradients lie in one flat buffer, fp32 [numel]."""
+
+    def __init__(self, name: str, params: list[nn.Parameter], wire: torch.dtype | None) -> None:
+        self.name = name
+        self.params = params
+        size = sum(p.numel() for p in params)
+        self.flat = torch.zeros(size, dtype=params[0].dtype, device=params[0].device)
+        self.wire = torch.empty_like(self.flat, dtype=wire) if wire else self.flat
+        self.waiting_for = len(params)
+        self.handle: Handle | None = None
+        offset = 0
+        for p in params:
+            # The gradient takes its parameter's strides, so channels_last stays as it is.
+            p.grad = self.flat[offset : offset + p.numel()].as_strided(
+                p.size(), p.stride(), self.flat.storage_offset() + offset
+            )
+            offset += p.numel()
+
+
+class Reducer:
+    """Averages gradients over ranks and micro-batches.
+
+    The loss handed to `backward` must be multiplied by `loss_scale`: dividing there costs
+    nothing and keeps sums in fp16 from overflowing. Between `start_step` and `finish` gradients
+    are this rank's; after `finish` they are the mean over the global batch, equal on all ranks.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        comm: Comm,
+        *,
+        accumulate: int = 1,
+        compression: Literal["none", "fp16"] = "none",
+        group_bytes: float = 16 * 2**20,
+    ) -> None:
+        self.comm = comm
+        self.accumulate = accumulate
+        self.loss_scale = 1.0 / (comm.size * accumulate)
+        self.wait_s = 0.0
+        """Seconds that `finish` waited for the network, since the start of the run."""
+        self.bytes_sent = 0
+        """Bytes of gradients handed to allreduce, since the start of the run."""
+        self._enabled = True
+        self._backward_left = accumulate
+        wire = torch.float16 if compression == "fp16" and comm.size > 1 else None
+        # Gradients arrive in about the reverse order of the parameters.
+        trained = [p for p in params if p.requires_grad][::-1]
+        self.groups = [
+            _Group(f"grad.{index}", members, wire)
+            for index, members in enumerate(_split(trained, group_bytes))
+        ]
+        for group in self.groups:
+            for p in group.params:
+                p.register_post_accumulate_grad_hook(self._hook(group))
+
+    def start_step(self, *, communicate: bool = True) -> None:
+        """Zero all gradients; with `communicate=False` this step's stay this rank's own."""
+        self._enabled = communicate and self.comm.size > 1
+        self._backward_left = self.accumulate
+        for group in self.groups:
+            group.flat.zero_()
+
+    def start_backward(self) -> None:
+        """Announce one micro-batch's backward pass; the last one sends."""
+        self._backward_left -= 1
+        for group in self.groups:
+            group.waiting_for = len(group.params)
+
+    def finish(self) -> None:
+        """Send what is left and wait for all; raises CommError where a peer is gone."""
+        if not self._enabled:
+            return
+        for group in self.groups:
+            if group.handle is None:
+                self._send(group)
+        began = time.perf_counter()
+        for group in self.groups:
+            assert group.handle is not None
+            group.handle.wait()
+            group.handle = None
+            if group.wire is not group.flat:
+                group.flat.copy_(group.wire)
+        self.wait_s += time.perf_counter() - began
+
+    def flats(self) -> list[torch.Tensor]:
+        """The flat gradient buffers, for norms and checks over all gradients at once."""
+        return [group.flat for group in self.groups]
+
+    def _hook(self, group: _Group):  # type: ignore[no-untyped-def]
+        def ready(_: torch.Tensor) -> None:
+            group.waiting_for -= 1
+            if self._enabled and self._backward_left == 0 and group.waiting_for == 0:
+                self._send(group)
+
+        return ready
+
+    def _send(self, group: _Group) -> None:
+        if group.wire is not group.flat:
+            group.wire.copy_(group.flat)
+        self.bytes_sent += group.wire.numel() * group.wire.element_size()
+        group.handle = self.comm.sum_async_(group.wire, group.name)
+
+
+def _split(params: list[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:
+    """Consecutive parameters of one type and device, in groups of at least `group_bytes`."""
+    groups: list[list[nn.Parameter]] = []
+    size = 0.0
+    for p in params:
+        like = groups and (groups[-1][0].dtype, groups[-1][0].device) == (p.dtype, p.device)
+        if not like or size >= group_bytes:
+            groups.append([])
+            size = 0.0
+        groups[-1].append(p)
+        size += p.numel() * p.element_size()
+    return groups

@@ -1,0 +1,286 @@
+"""What a run needs before its first step and writes after its last: devices, directory, state."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hvdtrain import __version__
+from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
+from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
+from hvdtrain.config import Config, load_config
+from hvdtrain.errors import CheckpointError, ConfigError, DataError
+from hvdtrain.models import build_model
+from hvdtrain.optim import build_optimizer, optimizer_tensors
+from hvdtrain.paths import RunPaths, write_atomically
+from hvdtrain.plan import Plan, Position, make_plan
+from hvdtrain.reducer import Reducer
+from hvdtrain.step import State, resolve_precision
+from hvdtrain.telemetry.sinks import Sinks
+from pipelines.loader import Loaders
+
+PACKAGES = ("torch", "horovod", "nvidia-dali-cuda130", "mpi4py", "numpy", "safetensors")
+
+
+@dataclass
+class Run:
+    """Everything of one run on one rank."""
+
+    cfg: Config
+    comm: Comm
+    paths: RunPaths
+    plan: Plan
+    loaders: Loaders
+    sinks: Sinks
+    state: State
+
+    def close(self) -> None:
+        """Stop loaders and sinks."""
+        self.loaders.close()
+        self.sinks.close()
+
+
+def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
+    """Open the data, the run directory and the endpoints, and build or restore the state.
+
+    A fault on any rank is raised on all of them.
+    """
+    device = choose_device(comm)
+    cores = cores_for_rank(comm)
+    torch.set_num_threads(cores)
+    with together(comm):
+        loaders = open_loaders(cfg, comm, device, cores)
+    require_equal(comm, "data.train: the list of images", loaders.fingerprint, DataError)
+    with together(comm):
+        plan = make_plan(cfg, comm.size, loaders.num_train)
+        state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
+    paths, resumed = _run_directory(cfg, comm, resume, run_dir)
+    with together(comm):
+        if comm.rank == 0:
+            paths.create()
+    with together(comm):
+        sinks = Sinks(cfg, comm, paths)
+    run = Run(cfg, comm, paths, plan, loaders, sinks, state)
+    restore(run, must=resumed)
+    if comm.rank == 0:
+        _describe(run)
+    return run
+
+
+def choose_device(comm: Comm) -> torch.device:
+    """One GPU per local rank where there are any, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if comm.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{comm.local_size} ranks on {socket.gethostname()}, which has "
+            f"{torch.cuda.device_count()} GPUs: start one rank per GPU"
+        )
+    torch.cuda.set_device(comm.local_rank)
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda", comm.local_rank)
+
+
+def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> Loaders:
+    """The data of this rank; raises DataError if it is not as the config says."""
+    threads = cfg.data.decode_threads or cores
+    loaders = Loaders(
+        cfg.data.model_copy(update={"decode_threads": threads}),
+        seed=cfg.seed,
+        rank=comm.rank,
+        world_size=comm.size,
+        local_rank=comm.local_rank,
+        local_size=comm.local_size,
+        device=device,
+    )
+    expected = {"data.train_size": (cfg.data.train_size, loaders.num_train)}
+    expected["model.num_classes"] = (cfg.model.num_classes, len(loaders.classes))
+    for key, (wanted, found) in expected.items():
+        if wanted is not None and wanted != found:
+            loaders.close()
+            raise DataError(f"{key}: the config says {wanted}, {cfg.data.train} has {found}")
+    return loaders
+
+
+def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) -> State:
+    """Model, optimizer and reducer as the seed makes them, equal on all ranks."""
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg.model, num_classes).to(device)
+    if cfg.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autocast = resolve_precision(cfg, device)
+    return State(
+        model=model,
+        optimizer=build_optimizer(model, cfg.optimizer),
+        reducer=Reducer(
+            model.parameters(),
+            comm,
+            accumulate=cfg.train.accumulate,
+            compression=cfg.comm.compression,
+            group_bytes=cfg.comm.group_mb * 2**20,
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
+        comm=comm,
+        device=device,
+        autocast=autocast,
+        label_smoothing=cfg.train.label_smoothing,
+        clip_norm=cfg.optimizer.clip_norm,
+    )
+
+
+def restore(run: Run, *, must: bool) -> None:
+    """Newest intact checkpoint of the run, if there is one; then every rank gets rank 0's state.
+
+    Only rank 0 needs to see the files. Raises CheckpointError if `must` and none is usable, or if
+    one was made by another model.
+    """
+    state, comm = run.state, run.comm
+    with together(comm):
+        if comm.rank == 0:
+            loaded = _load_newest(run)
+            if must and not loaded:
+                raise CheckpointError(f"{run.paths.checkpoints}: no usable checkpoint to resume from")
+    header = {
+        "position": [state.position.epoch, state.position.sample],
+        "step": state.step,
+        "samples": state.samples,
+        "train_seconds": state.train_seconds,
+        "scaler": state.scaler.state_dict(),
+    }
+    header = json.loads(comm.gather_text(json.dumps(header))[0])
+    state.position = Position(*header["position"])
+    state.step, state.samples = header["step"], header["samples"]
+    state.train_seconds = header["train_seconds"]
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(header["scaler"])
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    optimizer = optimizer_tensors(state.model, state.optimizer)
+    comm.broadcast_({**tensors, **{f"optimizer.{k}": v for k, v in optimizer.items()}})
+
+
+def _load_newest(run: Run) -> bool:
+    for path in list_checkpoints(run.paths.checkpoints):
+        try:
+            meta = verify(path)
+        except CheckpointError as error:
+            run.sinks.write("note", {"text": f"warning: {error}"})
+            continue
+        load_checkpoint(run.state, path, meta, checkpoint_labels(run.cfg, run.loaders))
+        at = run.state.position
+        run.sinks.write("note", {"text": f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"})
+        return True
+    return False
+
+
+def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
+    """What a checkpoint must have in common with a run that loads it."""
+    return {
+        "model": cfg.model.name,
+        "classes": len(loaders.classes),
+        "train_images": loaders.num_train,
+        "seed": cfg.seed,
+    }
+
+
+def _run_directory(
+    cfg: Config, comm: Comm, resume: str, run_dir: Path | None
+) -> tuple[RunPaths, bool]:
+    """The run's directory, by rank 0's word, and whether it must hold a checkpoint."""
+    choice = ""
+    with together(comm):
+        if comm.rank == 0:
+            choice = json.dumps(_choose_directory(cfg, resume, run_dir))
+    root, must = json.loads(comm.gather_text(choice)[0])
+    return RunPaths(Path(root)), must
+
+
+def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> tuple[str, bool]:
+    if resume not in ("never", "auto"):
+        if not Path(resume).is_dir():
+            raise CheckpointError(f"--resume {resume}: no such run directory")
+        return resume, True
+    if run_dir is not None:
+        paths = RunPaths(run_dir)
+        if resume == "never" and list_checkpoints(paths.checkpoints):
+            raise CheckpointError(
+                f"--run-dir {run_dir}: holds a run already: add --resume auto to go on with it"
+            )
+        return str(run_dir), False
+    if resume == "auto":
+        for root in sorted(Path(cfg.output).glob(f"{cfg.name}-[0-9]*-[0-9]*/"), reverse=True):
+            paths = RunPaths(root)
+            if not paths.summary.exists() and list_checkpoints(paths.checkpoints):
+                if _training_part(load_config(paths.config)) == _training_part(cfg):
+                    return str(root), True
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    root = Path(cfg.output) / f"{cfg.name}-{stamp}"
+    number = 1
+    while root.exists():
+        number += 1
+        root = Path(cfg.output) / f"{cfg.name}-{stamp}-{number}"
+    return str(root), False
+
+
+def _training_part(cfg: Config) -> dict[str, Any]:
+    """The config without what does not change the result."""
+    return cfg.model_dump(exclude={"output": True, "metrics": True, "checkpoint": True, "comm": True})
+
+
+def _describe(run: Run) -> None:
+    """Write the resolved config and the environment beside the results."""
+    config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
+    write_atomically(run.paths.config, config.encode())
+    environment = {
+        "hvdtrain": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": str(run.state.device),
+        "device_name": (
+            torch.cuda.get_device_name() if run.state.device.type == "cuda" else platform.processor()
+        ),
+        "world_size": run.comm.size,
+        "threads_per_rank": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+    write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write_summary(run: Run, result: dict[str, float], efficiency: float | None, wall_s: float) -> dict[str, Any]:
+    """`summary.json` by rank 0; the same values on every rank."""
+    state = run.state
+    summary = {
+        "name": run.cfg.name,
+        "run_dir": str(run.paths.root),
+        "world_size": run.comm.size,
+        "epochs": len(run.plan.epochs),
+        "steps": state.step,
+        "samples": state.samples,
+        **result,
+        "images_per_second": state.samples / max(state.train_seconds, 1e-9),
+        "scaling_efficiency": efficiency,
+        "train_seconds": state.train_seconds,
+        "wall_seconds": wall_s,
+    }
+    if run.comm.rank == 0:
+        write_atomically(run.paths.summary, json.dumps(summary, indent=1).encode())
+    run.sinks.write("end", summary)
+    return summary

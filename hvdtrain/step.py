@@ -1,0 +1,191 @@
+"""One update, one evaluation, and one worker's speed: the arithmetic on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hvdtrain.comm import Comm
+from hvdtrain.config import Config
+from hvdtrain.errors import DataError
+from hvdtrain.optim import optimizer_tensors, set_rates
+from hvdtrain.plan import Position
+from hvdtrain.reducer import Reducer
+
+SUMS = ("loss", "top1", "top5", "count")
+"""What the vectors of sums of `train_step` and `evaluate` hold, in order."""
+
+
+class Batch(Protocol):
+    """Images [N,3,H,W] float32, labels [N] int64, weights [N] float32 (0 for padding)."""
+
+    @property
+    def images(self) -> torch.Tensor: ...  # noqa: D102
+    @property
+    def labels(self) -> torch.Tensor: ...  # noqa: D102
+    @property
+    def weights(self) -> torch.Tensor: ...  # noqa: D102
+
+
+@dataclass
+class State:
+    """All that training changes, and what it needs to change it; one per rank."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    reducer: Reducer
+    scaler: torch.amp.GradScaler
+    comm: Comm
+    device: torch.device
+    autocast: torch.dtype | None
+    label_smoothing: float
+    clip_norm: float | None
+    position: Position = Position()
+    step: int = 0
+    train_seconds: float = 0.0
+    samples: int = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes] in the run's precision."""
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            logits: torch.Tensor = self.model(images)
+        return logits.float()
+
+
+def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:
+    """Autocast type of `train.precision` on `device`; None for fp32."""
+    wanted = cfg.train.precision
+    if wanted == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+
+
+def train_step(state: State, batch: Batch, lr: float, momentum: float) -> torch.Tensor:
+    """One update from this rank's share of the global batch; returns this rank's SUMS [4].
+
+    The loss is the mean over the whole global batch, padding counted with weight 0.
+    Order: all gradients arrive → loss scale undone → clip → update, the same on every rank.
+    """
+    reducer = state.reducer
+    reducer.start_step()
+    sums = _backward(state, batch)
+    reducer.finish()
+    set_rates(state.optimizer, lr, momentum)
+    if state.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        clip_(reducer.flats(), state.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.step += 1
+    return sums
+
+
+def _backward(state: State, batch: Batch) -> torch.Tensor:
+    state.model.train()
+    parts = state.reducer.accumulate
+    sums = torch.zeros(len(SUMS), device=state.device)
+    for images, labels, weights in zip(
+        batch.images.chunk(parts), batch.labels.chunk(parts), batch.weights.chunk(parts), strict=True
+    ):
+        logits = state.forward(images)
+        losses = functional.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=state.label_smoothing
+        )
+        loss = torch.dot(losses, weights)
+        state.reducer.start_backward()
+        state.scaler.scale(loss * (state.reducer.loss_scale / len(labels))).backward()
+        sums += _sums(logits.detach(), loss.detach(), labels, weights)
+    return sums
+
+
+def clip_(flats: list[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scale all gradients so that their common L2 norm is at most `max_norm`; returns the norm."""
+    norm = torch.linalg.vector_norm(torch.stack([flat.norm() for flat in flats]))
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    for flat in flats:
+        flat.mul_(factor)
+    return norm
+
+
+def _sums(
+    logits: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = (best == labels[:, None]).float() * weights[:, None]
+    return torch.stack([loss, hits[:, 0].sum(), hits.sum(), weights.sum()])
+
+
+@torch.no_grad()
+def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
+    """Loss, top-1 and top-5 (0–1) over all `expected` images, each counted once on some rank.
+
+    Raises DataError if the images counted are not `expected`.
+    """
+    average_buffers(state)
+    state.model.eval()
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=state.device)
+    for batch in batches:
+        logits = state.forward(batch.images)
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        loss = torch.dot(losses, batch.weights)
+        sums += _sums(logits, loss, batch.labels, batch.weights)
+    loss_sum, top1, top5, count = state.comm.sum_(sums, "evaluate").tolist()
+    if round(count) != expected:
+        raise DataError(f"evaluation counted {count:.0f} images, expected exactly {expected}")
+    return {"loss": loss_sum / count, "top1": top1 / count, "top5": top5 / count}
+
+
+def average_buffers(state: State) -> None:
+    """Make the batch-norm statistics, which each rank keeps for itself, the mean over ranks."""
+    for name, buffer in state.model.named_buffers():
+        if buffer.is_floating_point():
+            state.comm.sum_(buffer, f"buffer.{name}").div_(state.comm.size)
+
+
+def calibrate(state: State, batch: Batch, steps: int = 4) -> float:
+    """Images/s of one worker alone: the same update without communication, the batch at hand.
+
+    All ranks calibrate at the same time, so what they share of a machine is in the figure.
+    Leaves no trace: every tensor and the loss scale are put back.
+    """
+    with _restored(state):
+        times = []
+        for _ in range(steps + 1):
+            began = time.perf_counter()
+            state.reducer.start_step(communicate=False)
+            _backward(state, batch)
+            state.scaler.step(state.optimizer)
+            _synchronize(state.device)
+            times.append(time.perf_counter() - began)
+    return len(batch.labels) / sorted(times[1:])[(steps - 1) // 2]
+
+
+@contextlib.contextmanager
+def _restored(state: State) -> Iterator[None]:
+    tensors = [*state.model.state_dict().values()]
+    tensors += optimizer_tensors(state.model, state.optimizer).values()
+    saved = [tensor.clone() for tensor in tensors]
+    scaler: dict[str, Any] = state.scaler.state_dict()
+    rng = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+        state.scaler.load_state_dict(scaler)
+        torch.set_rng_state(rng)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

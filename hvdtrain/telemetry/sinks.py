@@ -1,0 +1,69 @@
+"""Where reports go: console, JSON lines, Prometheus. A sink is `write(kind, values)`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from hvdtrain.comm import Comm
+from hvdtrain.config import Config
+from hvdtrain.errors import ResourceError
+from hvdtrain.paths import RunPaths
+from hvdtrain.telemetry.console import open_console
+from hvdtrain.telemetry.prometheus import Exporter
+
+
+class Sink(Protocol):
+    """Takes reports; `kind` is one of start, step, train, eval, checkpoint, note, end."""
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """One report."""
+
+    def close(self) -> None:
+        """No report follows."""
+
+
+class JsonLines:
+    """`events.jsonl`: one object per report, with the time it was made."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = open(path, "a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """Append one line."""
+        record = {"time": round(time.time(), 3), "kind": kind, **values}
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Sinks:
+    """All sinks of one rank: every rank exports metrics, rank 0 also speaks and records."""
+
+    def __init__(self, cfg: Config, comm: Comm, paths: RunPaths) -> None:
+        self.exporter = Exporter(cfg.metrics, comm.local_rank) if cfg.metrics.enabled else None
+        self._sinks: list[Sink] = [self.exporter] if self.exporter else []
+        if comm.rank == 0:
+            self._sinks += [JsonLines(paths.events), open_console()]
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        """One report to every sink."""
+        for sink in self._sinks:
+            sink.write(kind, values)
+
+    def observe_step(self, seconds: float, samples: int, data: float, comm: float, sent: int) -> None:
+        """One update, for the metrics endpoint alone."""
+        if self.exporter:
+            self.exporter.observe_step(seconds, samples, data, comm, sent)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()

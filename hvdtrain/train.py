@@ -1,0 +1,167 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.checkpoint import save_checkpoint
+from hvdtrain.comm import Comm
+from hvdtrain.config import Config
+from hvdtrain.errors import Preempted, TrainingError
+from hvdtrain.plan import Epoch
+from hvdtrain.run import Run, checkpoint_labels, prepare, write_summary
+from hvdtrain.signals import StopSignals
+from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
+from hvdtrain.telemetry.meter import Meter
+
+
+def train(
+    cfg: Config, comm: Comm, *, resume: str = "never", run_dir: Path | None = None
+) -> dict[str, Any]:
+    """Train `cfg` on all ranks of `comm`; returns what `summary.json` holds.
+
+    `resume`: never, auto (the newest unfinished run of this name and config), or a run directory.
+    Raises Preempted, after a checkpoint, once any rank got SIGTERM, SIGUSR1 or SIGINT.
+    """
+    began = time.perf_counter()
+    result: dict[str, float] = {}
+    with StopSignals() as stop, contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run:
+        speed = Speed(comm)
+        last = len(run.plan.epochs)
+        for epoch in run.plan.epochs_from(run.state.position):
+            stopping = train_epoch(run, epoch, speed, stop)
+            done = epoch.index + 1
+            if done % cfg.train.evaluate_every == 0 and done < last:
+                result = report_evaluation(run, epoch)
+            if (done % cfg.checkpoint.every_epochs == 0 and done < last) or stopping:
+                save(run)
+            if stopping and done < last:
+                raise _preempted(run)
+        result = report_evaluation(run, run.plan.epochs[-1])
+        save(run)
+        return write_summary(run, result, speed.efficiency, time.perf_counter() - began)
+
+
+def train_epoch(run: Run, epoch: Epoch, speed: Speed, stop: StopSignals) -> bool:
+    """What is left of one epoch; True if a stop was asked for at its very end."""
+    state, loaders, sinks = run.state, run.loaders, run.sinks
+    meter = Meter(state.device)
+    stopping = False
+    before = time.perf_counter()
+    for i, batch in loaders.train(epoch):
+        if i == 0:
+            speed.enter(run, epoch, batch)
+            meter.start(loaders.data_wait_s, state.reducer.wait_s)
+            before = time.perf_counter()
+        lr = epoch.lr(i)
+        meter.add(train_step(state, batch, lr, epoch.momentum(i)))
+        state.position = epoch.position_after(i)
+        now = time.perf_counter()
+        sinks.observe_step(
+            now - before, len(batch.labels), loaders.data_wait_s, state.reducer.wait_s,
+            state.reducer.bytes_sent,
+        )
+        before = now
+        if epoch.should_log(i, run.cfg.train.log_every):
+            values, stopping = meter.drain(
+                run.comm, loaders.data_wait_s, state.reducer.wait_s, stop.requested
+            )
+            _report(run, epoch, i, lr, values, speed)
+            if stopping and state.position.epoch == epoch.index:
+                save(run)
+                raise _preempted(run)
+    return stopping
+
+
+class Speed:
+    """Scaling efficiency: throughput over that of as many workers that do not communicate."""
+
+    def __init__(self, comm: Comm) -> None:
+        self._comm = comm
+        self._baselines: dict[tuple[int, int], float] = {}
+        self._key = (0, 0)
+        self._actual_s = self._ideal_s = 0.0
+
+    def enter(self, run: Run, epoch: Epoch, batch: Any) -> None:
+        """Measure one worker alone at each new image size and batch; every rank must call."""
+        self._key = (epoch.image_size, epoch.batch_per_worker)
+        if self._comm.size > 1 and self._key not in self._baselines:
+            import torch
+
+            alone = torch.tensor([calibrate(run.state, batch)], dtype=torch.float64)
+            self._baselines[self._key] = self._comm.sum_(alone, "calibrate").item()
+
+    def add(self, values: dict[str, float]) -> float | None:
+        """Efficiency (0–1) of one interval; None for a single worker."""
+        ideal = self._baselines.get(self._key)
+        if ideal is None:
+            return None
+        self._actual_s += values["seconds"]
+        self._ideal_s += values["samples"] / ideal
+        return values["images_per_second"] / ideal
+
+    @property
+    def efficiency(self) -> float | None:
+        """Of all intervals so far: seconds that were needed over seconds that passed."""
+        return self._ideal_s / self._actual_s if self._actual_s else None
+
+
+def _report(
+    run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, float], speed: Speed
+) -> None:
+    state = run.state
+    state.samples += round(values["samples"])
+    state.train_seconds += values["seconds"]
+    progress = epoch.index + epoch.samples_after(i) / epoch.num_samples
+    if not math.isfinite(values["loss"]):
+        raise TrainingError(
+            f"the loss is {values['loss']} at epoch {progress:.2f}, step {state.step}, learning rate "
+            f"{lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm"
+        )
+    run.sinks.write(
+        "train",
+        {
+            "step": state.step,
+            "epoch": progress,
+            "epochs": len(run.plan.epochs),
+            "image_size": epoch.image_size,
+            "global_batch_size": epoch.global_batch_size,
+            "lr": lr,
+            "efficiency": speed.add(values),
+            **values,
+        },
+    )
+
+
+def report_evaluation(run: Run, epoch: Epoch) -> dict[str, float]:
+    """Evaluate on all ranks and report; empty without a validation set."""
+    if not run.loaders.num_val:
+        return {}
+    result = evaluate(run.state, run.loaders.val(epoch), run.loaders.num_val)
+    place = {"epoch": float(epoch.index + 1), "step": run.state.step, "images": run.loaders.num_val}
+    run.sinks.write("eval", {**place, **result})
+    return result
+
+
+def save(run: Run) -> None:
+    """A checkpoint of the state as it is now, written by rank 0."""
+    average_buffers(run.state)
+    if run.comm.rank == 0:
+        began = time.perf_counter()
+        path = save_checkpoint(
+            run.state, run.paths.checkpoints, run.cfg.checkpoint.keep, checkpoint_labels(run.cfg, run.loaders)
+        )
+        seconds = time.perf_counter() - began
+        run.sinks.write("checkpoint", {"path": str(path), "seconds": seconds, "step": run.state.step})
+
+
+def _preempted(run: Run) -> Preempted:
+    at = run.state.position
+    return Preempted(
+        f"stopped by a signal at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
+        f"{run.paths.checkpoints}; go on with --resume {run.paths.root}"
+    )
