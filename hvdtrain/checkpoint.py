@@ -62,7 +62,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
         _sync_directory(part)
         if final.exists():
             shutil.rmtree(final)
-        os.rename(part, final)
+        part.rename(final)
         _sync_directory(directory)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -88,8 +88,7 @@ def verify(path: Path) -> dict[str, Any]:
     meta = _read_meta(path)
     for name in FILES:
         try:
-            with open(path / name, "rb") as file:
-                found = hashlib.sha256(file.read()).hexdigest()
+            found = hashlib.sha256((path / name).read_bytes()).hexdigest()
         except OSError as error:
             raise CheckpointError(f"{path / name}: cannot be read: {error.strerror}") from None
         if found != meta["sha256"][name]:
@@ -100,9 +99,7 @@ def verify(path: Path) -> dict[str, Any]:
     return meta
 
 
-def load_checkpoint(
-    state: State, path: Path, meta: dict[str, Any], labels: dict[str, Any]
-) -> None:
+def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict[str, Any]) -> None:
     """Put a checkpoint, whose `meta` came from `verify`, into `state`.
 
     Raises CheckpointError if it was made by another run or model; `state` is then untouched.
@@ -174,7 +171,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

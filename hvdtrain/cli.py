@@ -180,12 +180,13 @@ def _job() -> Iterator[Comm]:
     try:
         yield comm
     except BaseException as error:
-        everywhere = isinstance(error, HvdtrainError) and error.everywhere
-        if comm.size > 1 and not everywhere:
-            _die(error, comm)
+        if not isinstance(error, HvdtrainError) or not error.everywhere:
+            if comm.size > 1:
+                _die(error, comm)
+            raise
         comm.shutdown()
-        if everywhere and comm.rank > 0:
-            raise typer.Exit(error.exit_code) from None  # type: ignore[union-attr]
+        if comm.rank > 0:
+            raise typer.Exit(error.exit_code) from None
         raise
     comm.shutdown()
 

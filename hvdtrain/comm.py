@@ -239,9 +239,7 @@ def together(comm: Comm) -> Iterator[None]:
     kind, _, message = next(iter(faults.values())).partition("\n")
     if len(faults) < comm.size or len(set(faults.values())) > 1:
         message = "\n".join(
-            f"rank {rank}: {line}"
-            for rank, text in faults.items()
-            for line in text.split("\n")[1:]
+            f"rank {rank}: {line}" for rank, text in faults.items() for line in text.split("\n")[1:]
         )
     shared: HvdtrainError = getattr(errors, kind)(message)
     shared.everywhere = True

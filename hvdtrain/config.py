@@ -105,7 +105,9 @@ class LearningRate(Section):
     @model_validator(mode="after")
     def _check(self) -> LearningRate:
         if self.schedule == "piecewise" and not self.points:
-            raise ValueError("schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]]")
+            raise ValueError(
+                "schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]]"
+            )
         epochs = [point[0] for point in self.points]
         if epochs != sorted(set(epochs)):
             raise ValueError("the epochs of points must rise")
@@ -125,7 +127,9 @@ class Phase(Section):
     """Images per rank in one forward pass; batch-norm statistics are taken over these."""
     min_crop_area: Ratio = 0.08
     """Smallest share of the image that a random resized crop keeps."""
-    lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
+    lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = (
+        None
+    )
     """Rate (or [from, to]) at `base_batch` in this phase, in place of `lr.schedule`; scaled alike."""
     val_image_size: Annotated[int, Field(ge=8)] | None = None
     """Side of the evaluation images. None: `image_size`."""
@@ -274,10 +278,7 @@ def _nearest(path: KeyPath) -> str:
     """The known key most like the last part of `path`, or all that are known there."""
     section: Any = Config
     for part in path[:-1]:
-        if isinstance(part, int):
-            section = Phase
-        else:
-            section = section.model_fields[part].annotation
+        section = Phase if isinstance(part, int) else section.model_fields[part].annotation
     known = list(section.model_fields)
     match = difflib.get_close_matches(str(path[-1]), known, n=1)
     return f"; did you mean {match[0]}?" if match else f"; known here: {', '.join(known)}"

@@ -58,11 +58,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `path` whole or not at all; raises ResourceError if the disk refuses."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as file:
+        with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None

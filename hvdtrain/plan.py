@@ -147,22 +147,20 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
     total = sum(phase.epochs for phase in cfg.phases)
     for phase_index, phase in enumerate(cfg.phases):
         first = len(epochs)
-        for index in range(first, first + phase.epochs):
-            epochs.append(
-                Epoch(
-                    index=index,
-                    phase_index=phase_index,
-                    first_of_phase=first,
-                    phase=phase,
-                    rates=cfg.lr,
-                    total_epochs=total,
-                    accumulate=cfg.train.accumulate,
-                    world_size=world_size,
-                    num_samples=samples,
-                    momentum_value=cfg.optimizer.momentum,
-                )
-            )
-        _check_batch(epochs[-1])
+        first_epoch = Epoch(
+            index=first,
+            phase_index=phase_index,
+            first_of_phase=first,
+            phase=phase,
+            rates=cfg.lr,
+            total_epochs=total,
+            accumulate=cfg.train.accumulate,
+            world_size=world_size,
+            num_samples=samples,
+            momentum_value=cfg.optimizer.momentum,
+        )
+        _check_batch(first_epoch)
+        epochs += [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
     return Plan(tuple(epochs), world_size, samples)
 
 
@@ -244,15 +242,14 @@ def warnings(cfg: Config, plan: Plan) -> list[str]:
             f"batch-norm batch changes between phases ({', '.join(map(str, batches))}): "
             "it is part of the loss being optimised (Goyal et al. 2017, 3.1)"
         )
+    scheduled = any(phase.lr is None for phase in cfg.phases)
     k = lr_scale(cfg.lr, plan.epochs[0].global_batch_size)
-    if k >= 4 and cfg.lr.warmup == "none" and cfg.lr.schedule != "piecewise":
-        if any(phase.lr is None for phase in cfg.phases):
-            found.append(
-                f"learning rate scaled ×{k:g} without warmup: at ×32 this cost 1.2 points of "
-                "top-1 (Goyal et al. 2017, table 1)"
-            )
-    if cfg.lr.schedule == "step" and cfg.lr.milestones:
-        late = [m for m in cfg.lr.milestones if m >= len(plan.epochs)]
-        if late and any(phase.lr is None for phase in cfg.phases):
-            found.append(f"milestones {late} lie beyond the last epoch, {len(plan.epochs)}")
+    if scheduled and k >= 4 and cfg.lr.warmup == "none" and cfg.lr.schedule != "piecewise":
+        found.append(
+            f"learning rate scaled ×{k:g} without warmup: at ×32 this cost 1.2 points of "
+            "top-1 (Goyal et al. 2017, table 1)"
+        )
+    late = [m for m in cfg.lr.milestones if m >= len(plan.epochs)]
+    if scheduled and late and cfg.lr.schedule == "step":
+        found.append(f"milestones {late} lie beyond the last epoch, {len(plan.epochs)}")
     return found

@@ -72,7 +72,16 @@ def plan_dict(cfg: Config, plan: Plan) -> dict[str, Any]:
 
 
 def _table(plan: Plan) -> str:
-    head = ("epochs", "image", "val", "batch/worker", "global batch", "steps/epoch", "crop area", "lr")
+    head = (
+        "epochs",
+        "image",
+        "val",
+        "batch/worker",
+        "global batch",
+        "steps/epoch",
+        "crop area",
+        "lr",
+    )
     rows = [head]
     for epochs in plan.phases:
         first, last = epochs[0], epochs[-1]

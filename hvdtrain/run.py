@@ -8,14 +8,12 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from hvdtrain import __version__
 from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
 from hvdtrain.config import Config, load_config
@@ -27,9 +25,8 @@ from hvdtrain.plan import Plan, Position, make_plan
 from hvdtrain.reducer import Reducer
 from hvdtrain.step import State, resolve_precision
 from hvdtrain.telemetry.sinks import Sinks
+from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
-
-PACKAGES = ("torch", "horovod", "nvidia-dali-cuda130", "mpi4py", "numpy", "safetensors")
 
 
 @dataclass
@@ -149,7 +146,9 @@ def restore(run: Run, *, must: bool) -> None:
         if comm.rank == 0:
             loaded = _load_newest(run)
             if must and not loaded:
-                raise CheckpointError(f"{run.paths.checkpoints}: no usable checkpoint to resume from")
+                raise CheckpointError(
+                    f"{run.paths.checkpoints}: no usable checkpoint to resume from"
+                )
     header = {
         "position": [state.position.epoch, state.position.sample],
         "step": state.step,
@@ -177,7 +176,9 @@ def _load_newest(run: Run) -> bool:
             continue
         load_checkpoint(run.state, path, meta, checkpoint_labels(run.cfg, run.loaders))
         at = run.state.position
-        run.sinks.write("note", {"text": f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"})
+        run.sinks.write(
+            "note", {"text": f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"}
+        )
         return True
     return False
 
@@ -219,9 +220,9 @@ def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> tuple[s
     if resume == "auto":
         for root in sorted(Path(cfg.output).glob(f"{cfg.name}-[0-9]*-[0-9]*/"), reverse=True):
             paths = RunPaths(root)
-            if not paths.summary.exists() and list_checkpoints(paths.checkpoints):
-                if _training_part(load_config(paths.config)) == _training_part(cfg):
-                    return str(root), True
+            unfinished = not paths.summary.exists() and list_checkpoints(paths.checkpoints)
+            if unfinished and _training_part(load_config(paths.config)) == _training_part(cfg):
+                return str(root), True
     stamp = time.strftime("%Y%m%d-%H%M%S")
     root = Path(cfg.output) / f"{cfg.name}-{stamp}"
     number = 1
@@ -233,7 +234,9 @@ def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> tuple[s
 
 def _training_part(cfg: Config) -> dict[str, Any]:
     """The config without what does not change the result."""
-    return cfg.model_dump(exclude={"output": True, "metrics": True, "checkpoint": True, "comm": True})
+    return cfg.model_dump(
+        exclude={"output": True, "metrics": True, "checkpoint": True, "comm": True}
+    )
 
 
 def _describe(run: Run) -> None:
@@ -241,14 +244,14 @@ def _describe(run: Run) -> None:
     config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
     write_atomically(run.paths.config, config.encode())
     environment = {
-        "hvdtrain": __version__,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "versions": installed_versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "device": str(run.state.device),
         "device_name": (
-            torch.cuda.get_device_name() if run.state.device.type == "cuda" else platform.processor()
+            torch.cuda.get_device_name()
+            if run.state.device.type == "cuda"
+            else platform.processor()
         ),
         "world_size": run.comm.size,
         "threads_per_rank": torch.get_num_threads(),
@@ -257,14 +260,9 @@ def _describe(run: Run) -> None:
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def write_summary(run: Run, result: dict[str, float], efficiency: float | None, wall_s: float) -> dict[str, Any]:
+def write_summary(
+    run: Run, result: dict[str, float], efficiency: float | None, wall_s: float
+) -> dict[str, Any]:
     """`summary.json` by rank 0; the same values on every rank."""
     state = run.state
     summary = {

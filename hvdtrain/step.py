@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -27,11 +27,11 @@ class Batch(Protocol):
     """Images [N,3,H,W] float32, labels [N] int64, weights [N] float32 (0 for padding)."""
 
     @property
-    def images(self) -> torch.Tensor: ...  # noqa: D102
+    def images(self) -> torch.Tensor: ...
     @property
-    def labels(self) -> torch.Tensor: ...  # noqa: D102
+    def labels(self) -> torch.Tensor: ...
     @property
-    def weights(self) -> torch.Tensor: ...  # noqa: D102
+    def weights(self) -> torch.Tensor: ...
 
 
 @dataclass
@@ -47,7 +47,7 @@ class State:
     autocast: torch.dtype | None
     label_smoothing: float
     clip_norm: float | None
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
     step: int = 0
     train_seconds: float = 0.0
     samples: int = 0
@@ -94,7 +94,10 @@ def _backward(state: State, batch: Batch) -> torch.Tensor:
     parts = state.reducer.accumulate
     sums = torch.zeros(len(SUMS), device=state.device)
     for images, labels, weights in zip(
-        batch.images.chunk(parts), batch.labels.chunk(parts), batch.weights.chunk(parts), strict=True
+        batch.images.chunk(parts),
+        batch.labels.chunk(parts),
+        batch.weights.chunk(parts),
+        strict=True,
     ):
         logits = state.forward(images)
         losses = functional.cross_entropy(

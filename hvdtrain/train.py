@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def train(
     with StopSignals() as stop, contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run:
         speed = Speed(comm)
         last = len(run.plan.epochs)
-        for epoch in run.plan.epochs_from(run.state.position):
-            stopping = train_epoch(run, epoch, speed, stop)
+        epochs = list(run.plan.epochs_from(run.state.position))
+        for epoch, following in zip_longest(epochs, epochs[1:]):
+            stopping = train_epoch(run, epoch, following, speed, stop)
             done = epoch.index + 1
             if done % cfg.train.evaluate_every == 0 and done < last:
                 result = report_evaluation(run, epoch)
@@ -46,13 +48,18 @@ def train(
         return write_summary(run, result, speed.efficiency, time.perf_counter() - began)
 
 
-def train_epoch(run: Run, epoch: Epoch, speed: Speed, stop: StopSignals) -> bool:
-    """What is left of one epoch; True if a stop was asked for at its very end."""
+def train_epoch(
+    run: Run, epoch: Epoch, following: Epoch | None, speed: Speed, stop: StopSignals
+) -> bool:
+    """What is left of one epoch; True if a stop was asked for at its very end.
+
+    The first batches of the `following` epoch are decoded while the last of this one are used.
+    """
     state, loaders, sinks = run.state, run.loaders, run.sinks
     meter = Meter(state.device)
     stopping = False
     before = time.perf_counter()
-    for i, batch in loaders.train(epoch):
+    for i, batch in loaders.train(epoch, following):
         if i == 0:
             speed.enter(run, epoch, batch)
             meter.start(loaders.data_wait_s, state.reducer.wait_s)
@@ -62,7 +69,10 @@ def train_epoch(run: Run, epoch: Epoch, speed: Speed, stop: StopSignals) -> bool
         state.position = epoch.position_after(i)
         now = time.perf_counter()
         sinks.observe_step(
-            now - before, len(batch.labels), loaders.data_wait_s, state.reducer.wait_s,
+            now - before,
+            len(batch.labels),
+            loaders.data_wait_s,
+            state.reducer.wait_s,
             state.reducer.bytes_sent,
         )
         before = now
@@ -153,10 +163,15 @@ def save(run: Run) -> None:
     if run.comm.rank == 0:
         began = time.perf_counter()
         path = save_checkpoint(
-            run.state, run.paths.checkpoints, run.cfg.checkpoint.keep, checkpoint_labels(run.cfg, run.loaders)
+            run.state,
+            run.paths.checkpoints,
+            run.cfg.checkpoint.keep,
+            checkpoint_labels(run.cfg, run.loaders),
         )
         seconds = time.perf_counter() - began
-        run.sinks.write("checkpoint", {"path": str(path), "seconds": seconds, "step": run.state.step})
+        run.sinks.write(
+            "checkpoint", {"path": str(path), "seconds": seconds, "step": run.state.step}
+        )
 
 
 def _preempted(run: Run) -> Preempted:

@@ -27,7 +27,7 @@ _SPECIAL_FLOAT = re.compile(r"^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
 class _PlainLoader(yaml.SafeLoader):
     """SafeLoader that resolves no plain word by itself: `_scalar` does."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 @dataclass

@@ -25,7 +25,6 @@ class BasicBlock(nn.Module):
         self.norm1 = norm(width)
         self.conv2 = conv(width, width, 3)
         self.norm2 = norm(width)
-        self.relu = nn.ReLU(inplace=True)
         self.shortcut = shortcut(inputs, width, stride, norm)
 
     @property
@@ -34,9 +33,9 @@ class BasicBlock(nn.Module):
         return self.norm2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
+        y: Tensor = self.norm1(self.conv1(x)).relu_()
         y = self.norm2(self.conv2(y))
-        return self.relu(y.add_(self.shortcut(x)))
+        return y.add_(self.shortcut(x)).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -53,7 +52,6 @@ class Bottleneck(nn.Module):
         self.norm2 = norm(width)
         self.conv3 = conv(width, outputs, 1)
         self.norm3 = norm(outputs)
-        self.relu = nn.ReLU(inplace=True)
         self.shortcut = shortcut(inputs, outputs, stride, norm)
 
     @property
@@ -62,10 +60,10 @@ class Bottleneck(nn.Module):
         return self.norm3
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
-        y = self.relu(self.norm2(self.conv2(y)))
+        y: Tensor = self.norm1(self.conv1(x)).relu_()
+        y = self.norm2(self.conv2(y)).relu_()
         y = self.norm3(self.conv3(y))
-        return self.relu(y.add_(self.shortcut(x)))
+        return y.add_(self.shortcut(x)).relu_()
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -100,7 +98,9 @@ def zero_last_gammas(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, (BasicBlock, Bottleneck)):
-            nn.init.zeros_(module.last_norm.weight)
+            scale = module.last_norm.weight
+            assert isinstance(scale, Tensor)
+            nn.init.zeros_(scale)
 
 
 class ResNet(nn.Module):
@@ -124,7 +124,9 @@ class ResNet(nn.Module):
             zero_last_gammas(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.pool(self.stages(self.stem(images))).flatten(1))
+        features = self.pool(self.stages(self.stem(images))).flatten(1)
+        logits: Tensor = self.classifier(features)
+        return logits
 
 
 def resnet18(num_classes: int = 1000, zero_gamma: bool = True) -> ResNet:

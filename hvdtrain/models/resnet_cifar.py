@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from hvdtrain.models.layers import Norm, batch_norm, conv, group_norm, init_weights
@@ -31,7 +30,9 @@ class CifarResNet(nn.Module):
             zero_last_gammas(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.pool(self.stages(self.stem(images))).flatten(1))
+        features = self.pool(self.stages(self.stem(images))).flatten(1)
+        logits: Tensor = self.classifier(features)
+        return logits
 
 
 def resnet8_cifar(num_classes: int = 10, zero_gamma: bool = True) -> CifarResNet:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from hvdtrain.comm import launched_size
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hvdtrain.comm import launched_size
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two plain progress lines."""
@@ -25,7 +27,7 @@ def _watched() -> bool:
     if not sys.stdout.isatty() or launched_size(os.environ) == 1:
         return sys.stdout.isatty()
     try:
-        return os.readlink(f"/proc/{os.getppid()}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
+        return str(Path(f"/proc/{os.getppid()}/fd/1").readlink()).startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
         return False
 
@@ -50,7 +52,9 @@ def train_text(values: dict[str, Any]) -> str:
 def eval_text(values: dict[str, Any]) -> str:
     """One line for an evaluation."""
     text = f"epoch {values['epoch']:6.2f}  evaluated {values['images']:,} images"
-    return f"{text}: top-1 {values['top1']:.4f}  top-5 {values['top5']:.4f}  loss {values['loss']:.4f}"
+    return (
+        f"{text}: top-1 {values['top1']:.4f}  top-5 {values['top5']:.4f}  loss {values['loss']:.4f}"
+    )
 
 
 class Plain:

@@ -17,7 +17,9 @@ class Meter:
     Nothing here waits for the device before `drain`.
     """
 
-    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._clock = clock
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self._began = clock()

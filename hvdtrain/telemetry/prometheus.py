@@ -80,7 +80,9 @@ class Exporter:
             return start_http_server(port, cfg.bind, self.registry)
         except OSError as error:
             busy = error.errno == errno.EADDRINUSE
-            reason = "is in use by another program" if busy else f"cannot be opened ({error.strerror})"
+            reason = (
+                "is in use by another program" if busy else f"cannot be opened ({error.strerror})"
+            )
             raise ResourceError(
                 f"metrics.port: {cfg.bind}:{port} {reason}: choose another base with "
                 "metrics.port=PORT, or metrics.enabled=false"

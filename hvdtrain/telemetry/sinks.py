@@ -30,7 +30,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = open(path, "a", encoding="utf-8", buffering=1)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -58,7 +58,9 @@ class Sinks:
         for sink in self._sinks:
             sink.write(kind, values)
 
-    def observe_step(self, seconds: float, samples: int, data: float, comm: float, sent: int) -> None:
+    def observe_step(
+        self, seconds: float, samples: int, data: float, comm: float, sent: int
+    ) -> None:
         """One update, for the metrics endpoint alone."""
         if self.exporter:
             self.exporter.observe_step(seconds, samples, data, comm, sent)

@@ -1,0 +1,48 @@
+"""Start real ranks for a test, and collect what they print."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a user who activated the virtual environment."""
+    env = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONUNBUFFERED="1")
+    env["PYTHONPATH"] = str(REPOSITORY)
+    if os.geteuid() == 0:
+        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return env | dict(extra or {})
+
+
+def mpirun(ranks: int, *command: object) -> list[str]:
+    """The command line that starts `ranks` ranks here, more than there are cores if need be."""
+    return ["mpirun", "--oversubscribe", "-np", str(ranks), *map(str, command)]
+
+
+def horovodrun(ranks: int, *command: object, controller: str = "--mpi") -> list[str]:
+    """The same by Horovod's own launcher."""
+    return ["horovodrun", controller, "-np", str(ranks), *map(str, command)]
+
+
+def run(
+    command: Sequence[str], *, cwd: Path, timeout_s: float = 240, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; never raises for a bad exit code."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(extra),
+        timeout=timeout_s,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+    )

@@ -1,0 +1,56 @@
+"""Trains a few small variants in one job; rank 0 writes losses and final weights of each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import safetensors.torch
+
+from hvdtrain.checkpoint import list_checkpoints
+from hvdtrain.comm import init_comm
+from hvdtrain.config import parse_config
+from hvdtrain.train import train
+
+CONFIG = """
+data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
+model: {{name: resnet8_gn}}
+optimizer: {{clip_norm: {clip}}}
+lr: {{base: 0.4, warmup_epochs: 1, schedule: cosine}}
+phases:
+  - {{epochs: 1, image_size: 16, batch_per_worker: {batch}}}
+  - {{epochs: 2, image_size: 24, batch_per_worker: {batch}}}
+train: {{precision: fp32, accumulate: {accumulate}, channels_last: {channels_last}, log_every: 1}}
+comm: {{group_mb: 0.02, compression: none}}
+metrics: {{enabled: false}}
+"""
+GLOBAL_BATCH = 16
+VARIANTS = {
+    "plain": {"accumulate": 1, "channels_last": "false", "clip": "null"},
+    "channels_last": {"accumulate": 1, "channels_last": "true", "clip": "null"},
+    "accumulate": {"accumulate": 2, "channels_last": "true", "clip": "null"},
+    "clip": {"accumulate": 2, "channels_last": "true", "clip": "0.5"},
+}
+
+
+def main(root: str, out: Path) -> None:
+    comm = init_comm()
+    for name, variant in VARIANTS.items():
+        batch = GLOBAL_BATCH // comm.size // int(variant["accumulate"])
+        cfg = parse_config(CONFIG.format(root=root, batch=batch, **variant))
+        run_dir = out / f"{name}-{comm.size}"
+        summary = train(cfg, comm, run_dir=run_dir)
+        if comm.rank == 0:
+            events = [json.loads(line) for line in (run_dir / "events.jsonl").open()]
+            losses = [event["loss"] for event in events if event["kind"] == "train"]
+            checkpoint = list_checkpoints(run_dir / "checkpoints")[0]
+            weights = safetensors.torch.load_file(checkpoint / "model.safetensors")
+            safetensors.torch.save_file(weights, out / f"{name}-{comm.size}.safetensors")
+            result = {"losses": losses, "top1": summary["top1"], "val_loss": summary["loss"]}
+            (out / f"{name}-{comm.size}.json").write_text(json.dumps(result))
+    comm.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

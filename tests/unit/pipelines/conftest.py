@@ -1,0 +1,50 @@
+"""A small image folder on disk, and loaders over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hvdtrain.config import Data
+from pipelines.loader import Loaders
+from tests.unit.pipelines.samples import CLASSES, PER_CLASS, photograph
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`CLASSES` with `PER_CLASS` JPEG files each, every one of another size."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir()
+        for k in range(PER_CLASS):
+            height, width = rng.integers(40, 120, 2).tolist()
+            picture = photograph(100 * label + k, height, width)
+            picture.save(root / name / f"{k}.JPEG", quality=95)
+    return root
+
+
+MakeLoaders = Callable[..., Loaders]
+
+
+@pytest.fixture
+def make_loaders() -> Iterator[MakeLoaders]:
+    """Loaders of one rank on the CPU, closed at the end of the test."""
+    made: list[Loaders] = []
+
+    def make(
+        train: Path | None, val: Path | None = None, *, rank: int = 0, size: int = 1, **data: object
+    ) -> Loaders:
+        paths = {"train": train and str(train), "val": val and str(val)}
+        config = Data.model_validate({**paths, "decode_threads": 1, **data})
+        device = torch.device("cpu")
+        made.append(Loaders(config, seed=5, rank=rank, world_size=size, device=device))
+        return made[-1]
+
+    yield make
+    for loaders in made:
+        loaders.close()

@@ -1,0 +1,89 @@
+"""Every sample once an epoch, on any number of ranks, through any stop and resume."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import order
+
+sizes = st.integers(1, 300)
+ranks = st.integers(1, 9)
+batches = st.integers(1, 40)
+
+
+def walk(ids: np.ndarray, start: int, batch: int, world_size: int) -> list[list[order.Share]]:
+    """Shares by step, then by rank, from `start` to the end of the epoch."""
+    steps = order.steps_left(len(ids), start=start, global_batch=batch * world_size)
+    return [
+        [
+            order.share(
+                ids, start + i * batch * world_size, batch=batch, rank=r, world_size=world_size
+            )
+            for r in range(world_size)
+        ]
+        for i in range(steps)
+    ]
+
+
+def counted(steps: list[list[order.Share]]) -> list[int]:
+    """Ids of samples with weight, in the order of the permutation."""
+    return [
+        int(i)
+        for shares in steps
+        for ids, weights in zip(
+            np.stack([s.indices for s in shares]).T,
+            np.stack([s.weights for s in shares]).T,
+            strict=True,
+        )
+        for i in ids[weights == 1]
+    ]
+
+
+@given(sizes, st.integers(0, 2**32 - 1), st.integers(0, 1000), batches, ranks)
+def test_each_sample_counts_once_and_batches_are_full(n, seed, epoch, batch, world_size):
+    ids = order.permutation(n, seed=seed, epoch=epoch)
+    steps = walk(ids, 0, batch, world_size)
+    assert counted(steps) == ids.tolist()
+    assert sorted(ids.tolist()) == list(range(n))
+    for share in (share for shares in steps for share in shares):
+        assert share.indices.shape == share.weights.shape == (batch,)
+        assert set(share.weights.tolist()) <= {0.0, 1.0}
+
+
+@given(sizes, batches, ranks)
+def test_a_short_last_step_is_spread_evenly(n, batch, world_size):
+    last = walk(order.permutation(n, seed=0, epoch=0), 0, batch, world_size)[-1]
+    counts = [int(share.weights.sum()) for share in last]
+    assert max(counts) - min(counts) <= 1
+
+
+@given(sizes, batches, ranks, batches, ranks, st.data())
+def test_resuming_with_other_ranks_and_batch_continues_exactly(n, b1, k1, b2, k2, data):
+    ids = order.permutation(n, seed=1, epoch=2)
+    steps = walk(ids, 0, b1, k1)
+    stop = data.draw(st.integers(0, len(steps)))
+    done = counted(steps[:stop])
+    rest = counted(walk(ids, min(n, stop * b1 * k1), b2, k2))
+    assert done + rest == ids.tolist()
+
+
+def test_the_order_never_changes_between_versions():
+    assert order.permutation(10, seed=1, epoch=0).tolist() == [8, 9, 6, 5, 3, 4, 7, 0, 1, 2]
+
+
+def test_epochs_and_seeds_give_unrelated_orders():
+    orders = [order.permutation(1000, seed=s, epoch=e) for s in range(3) for e in range(3)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).sum() < 12  # about 1 is expected of random orders
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.15
+
+
+def test_places_are_uniform():
+    """A chi-square test: over many epochs a sample is anywhere in the order."""
+    places = np.stack([np.argsort(order.permutation(16, seed=3, epoch=e)) for e in range(2000)])
+    counts = np.stack([np.bincount(column, minlength=16) for column in places.T])
+    chi2 = ((counts - 125) ** 2 / 125).sum(axis=1)
+    assert chi2.max() < 45  # 15 degrees of freedom: p = 8e-5 for each of 16

@@ -1,0 +1,120 @@
+"""Listing an image folder: complete, in order, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvdtrain.errors import DataError
+from pipelines.sources import ImageFolder, check_same_classes, open_source
+
+
+def tree(root: Path, *files: str) -> Path:
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.encode())
+    return root
+
+
+def test_samples_are_sorted_labelled_and_readable(tmp_path):
+    root = tree(tmp_path, "b/2.png", "b/10.JPG", "a/x.jpeg", "a/deep/y.WebP", "a/ünicode é.jpg")
+    source = open_source(str(root), "data.train")
+    names = [os.path.relpath(source.name(i), root) for i in range(len(source))]
+    assert names == ["a/deep/y.WebP", "a/x.jpeg", "a/ünicode é.jpg", "b/10.JPG", "b/2.png"]
+    assert source.classes == ["a", "b"]
+    assert source.labels.tolist() == [0, 0, 0, 1, 1]
+    assert [source.read(i).tobytes().decode() for i in range(5)] == names
+
+
+def test_other_and_hidden_files_are_passed_over(tmp_path):
+    root = tree(
+        tmp_path, "a/1.jpg", "a/notes.txt", "a/.2.jpg", ".cache/3.jpg", "loose.jpg", "a/jpg"
+    )
+    assert len(ImageFolder(str(root), "data.train")) == 1
+
+
+def test_the_fingerprint_tells_listings_apart(tmp_path):
+    one = ImageFolder(str(tree(tmp_path / "1", "a/1.jpg", "b/2.jpg")), "data.train")
+    same = ImageFolder(str(tree(tmp_path / "2", "a/1.jpg", "b/2.jpg")), "data.train")
+    others = [("a/1.jpg", "b/3.jpg"), ("a/1.jpg", "c/2.jpg"), ("a/1.jpg", "a/2.jpg", "b/2.jpg")]
+    assert one.fingerprint == same.fingerprint
+    for k, files in enumerate(others):
+        other = ImageFolder(str(tree(tmp_path / f"other{k}", *files)), "data.train")
+        assert other.fingerprint != one.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "message"),
+    [
+        ([], "none", "{}: no such folder; expected one sub-folder of images per class"),
+        (["f"], "f", "{}: a file, not a folder; expected one sub-folder of images per class"),
+        (
+            ["d/1.jpg"],
+            "d",
+            "{}: no class folders in it; expected one sub-folder of images per class",
+        ),
+        (["d/a/1.jpg", "d/b/2.txt"], "d", "{}/b: a class folder without images"),
+    ],
+)
+def test_what_is_no_dataset_is_refused_in_one_line(tmp_path, files, path, message):
+    tree(tmp_path, *files)
+    with pytest.raises(DataError) as error:
+        open_source(str(tmp_path / path), "data.train")
+    assert str(error.value) == "data.train: " + message.format(tmp_path / path)
+
+
+@pytest.mark.parametrize("locked", ["d", "d/a"])
+def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch, locked):
+    root = tree(tmp_path, "d/a/1.jpg") / "d"
+    allowed = os.scandir
+
+    def scandir(path: bytes):
+        if path == os.fsencode(tmp_path / locked):
+            raise PermissionError(13, "Permission denied", path)
+        return allowed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError) as error:
+        open_source(str(root), "data.val")
+    assert str(error.value) == (
+        f"data.val: {tmp_path / locked}: cannot list the folder: Permission denied"
+    )
+
+
+def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
+    root = tree(tmp_path, "a/1.jpg")
+    (root / "a" / "again").symlink_to(root / "a")
+    with pytest.raises(DataError, match="cannot list the folder: Too many levels of symbolic"):
+        open_source(str(root), "data.train")
+
+
+def test_a_file_that_went_away_is_named(tmp_path):
+    source = ImageFolder(str(tree(tmp_path, "a/1.jpg")), "data.train")
+    (tmp_path / "a/1.jpg").unlink()
+    with pytest.raises(DataError) as error:
+        source.read(0)
+    assert str(error.value) == f"{tmp_path}/a/1.jpg: cannot read: No such file or directory"
+
+
+def test_differing_classes_are_named(tmp_path):
+    train = ImageFolder(str(tree(tmp_path / "t", *(f"{c}/1.jpg" for c in "abcdef"))), "data.train")
+    val = ImageFolder(str(tree(tmp_path / "v", "a/1.jpg", "x/1.jpg")), "data.val")
+    with pytest.raises(DataError) as error:
+        check_same_classes(train, val, "v")
+    assert str(error.value) == (
+        "data.val: v: classes differ from data.train: missing b, c, d, … (5 in all); extra x"
+    )
+    check_same_classes(train, train, "t")
+
+
+def test_a_large_listing_is_compact(tmp_path):
+    root = tree(tmp_path, *(f"a/n0123456_{i}.jpg" for i in range(2000)))
+    source = ImageFolder(str(root), "data.train")
+    held = source._ends.nbytes + source.labels.nbytes + len(source._names)
+    assert held < 40 * len(source)
+    assert isinstance(source.labels, np.ndarray)
+    assert source.labels.dtype == np.int32
