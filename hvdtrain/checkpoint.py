@@ -60,8 +60,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
         }
         _write(part / "meta.json", _sealed(meta))
         _sync_directory(part)
-        if final.exists():
-            shutil.rmtree(final)
+        _remove(final)
         part.rename(final)
         _sync_directory(directory)
     except OSError as error:
@@ -71,7 +70,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
             "the older checkpoints are untouched"
         ) from None
     for old in list_checkpoints(directory)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return final
 
 
@@ -175,6 +174,15 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; killed on the way, it leaves nothing that looks like one."""
+    if path.exists():
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,0 +1,168 @@
+"""Checkpoints: whole or absent, every flipped bit seen, nothing loaded that does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify
+from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.optim import optimizer_tensors
+from hvdtrain.plan import Position
+from hvdtrain.step import State, train_step
+from tests.unit.test_step import images, network, state_of
+
+LABELS = {"model": "tiny", "classes": 7}
+
+
+def trained(steps: int = 3) -> State:
+    state = state_of(network(norm=True).to(memory_format=torch.channels_last))
+    for step in range(steps):
+        train_step(state, images(6, step), 0.1, 0.9)
+    state.position = Position(2, 60)
+    state.samples, state.train_seconds = 180, 1.25
+    return state
+
+
+def tensors_of(state: State) -> dict[str, torch.Tensor]:
+    return {**state.model.state_dict(), **optimizer_tensors(state.model, state.optimizer)}
+
+
+def test_round_trip_goes_on_identically(tmp_path: Path) -> None:
+    state = trained()
+    path = save_checkpoint(state, tmp_path, 2, LABELS)
+    assert path.name == "e0002-s0000000060"
+    other = trained(0)
+    load_checkpoint(other, path, verify(path), LABELS)
+    assert (other.position, other.step) == (Position(2, 60), 3)
+    assert (other.samples, other.train_seconds) == (180, 1.25)
+    for both in (state, other):
+        train_step(both, images(6, 9), 0.1, 0.9)
+    expected = tensors_of(state)
+    for name, tensor in tensors_of(other).items():
+        assert torch.equal(tensor, expected[name]), name
+        assert tensor.stride() == expected[name].stride(), name
+
+
+def test_every_single_flipped_bit_is_seen(tmp_path: Path) -> None:
+    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
+    generator = torch.Generator().manual_seed(0)
+    for file in sorted(path.iterdir()):
+        original = file.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(original)
+            bit = int(torch.randint(0, len(original) * 8, (1,), generator=generator))
+            damaged[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=str(file)):
+                verify(path)
+        for cut in (0, 1, len(original) // 2, len(original) - 1):
+            file.write_bytes(original[:cut])
+            with pytest.raises(CheckpointError, match="damaged"):
+                verify(path)
+        file.write_bytes(original)
+    verify(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: No such file"):
+        verify(path)
+
+
+def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
+    for other, message in [
+        (state_of(network(norm=False)), "made by another model"),
+        (state_of(torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3))), "made by another model"),
+    ]:
+        before = {name: tensor.clone() for name, tensor in tensors_of(other).items()}
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(other, path, verify(path), LABELS)
+        assert all(torch.equal(before[n], t) for n, t in tensors_of(other).items())
+        assert other.position == Position()
+    wider = state_of(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, 6, 3, padding=1),
+            torch.nn.BatchNorm2d(6),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(6 * 64, 9),
+        )
+    )
+    with pytest.raises(CheckpointError, match=r"4\.weight is \[7, 384\], this model's is \[9, 384\]"):
+        load_checkpoint(wider, path, verify(path), LABELS)
+    with pytest.raises(CheckpointError, match="its classes is 7, this run's is 9"):
+        load_checkpoint(trained(), path, verify(path), {**LABELS, "classes": 9})
+
+
+def test_only_the_newest_are_kept_and_order_is_by_position(tmp_path: Path) -> None:
+    state = trained()
+    for epoch, sample in [(0, 500), (1, 0), (9, 999), (10, 0), (10, 20)]:
+        state.position = Position(epoch, sample)
+        save_checkpoint(state, tmp_path, 3, LABELS)
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["e0010-s0000000020", "e0010-s0000000000", "e0009-s0000000999"]
+
+
+def test_a_full_disk_is_named_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = trained()
+    kept = save_checkpoint(state, tmp_path, 2, LABELS)
+    state.position = Position(3, 0)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="checkpoint not written: No space left on device"):
+        save_checkpoint(state, tmp_path, 2, LABELS)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    verify(kept)
+
+
+def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """A process that saves without end is killed; what is there must verify."""
+    code = (
+        "import sys, pathlib\n"
+        "from tests.unit.test_checkpoint import *\n"
+        "state, folder = trained(), pathlib.Path(sys.argv[1])\n"
+        "for epoch in range(10**6):\n"
+        "    state.position = Position(epoch, 0)\n"
+        "    save_checkpoint(state, folder, 2, LABELS)\n"
+        "    if epoch == 3: print('ready', flush=True)\n"
+    )
+    root = Path(__file__).parents[2]
+    for delay in (0.0, 0.011, 0.023):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(delay)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        found = list_checkpoints(tmp_path)
+        assert found
+        for path in found:
+            verify(path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    from hvdtrain import checkpoint
+
+    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
+    meta = json.loads((path / "meta.json").read_bytes())["meta"]
+    (path / "meta.json").write_bytes(checkpoint._sealed({**meta, "format": 99}))
+    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+        verify(path)

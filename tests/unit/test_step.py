@@ -1,0 +1,206 @@
+"""Reducer, update and evaluation on one rank, against plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hvdtrain.comm import Solo
+from hvdtrain.config import Config, Optimizer
+from hvdtrain.errors import DataError
+from hvdtrain.optim import build_optimizer, optimizer_tensors, set_rates
+from hvdtrain.reducer import Reducer
+from hvdtrain.step import State, calibrate, evaluate, resolve_precision, train_step
+
+
+@dataclass
+class Images:
+    """A batch made by hand."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+
+def images(count: int, seed: int = 0, classes: int = 7) -> Images:
+    generator = torch.Generator().manual_seed(seed)
+    return Images(
+        torch.randn(count, 3, 8, 8, generator=generator),
+        torch.randint(0, classes, (count,), generator=generator),
+        torch.ones(count),
+    )
+
+
+def network(norm: bool = False) -> nn.Module:
+    torch.manual_seed(3)
+    middle = [nn.BatchNorm2d(6)] if norm else []
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 7)
+    )
+
+
+def state_of(model: nn.Module, **options: Any) -> State:
+    accumulate = options.pop("accumulate", 1)
+    cfg = Optimizer.model_validate(options)
+    return State(
+        model=model,
+        optimizer=build_optimizer(model, cfg),
+        reducer=Reducer(model.parameters(), Solo(), accumulate=accumulate, group_bytes=3000),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        comm=Solo(),
+        device=torch.device("cpu"),
+        autocast=None,
+        label_smoothing=0.0,
+        clip_norm=cfg.clip_norm,
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_twenty_updates_equal_plain_torch(accumulate: int, clip: float | None) -> None:
+    ours = state_of(network(), accumulate=accumulate, clip_norm=clip, weight_decay=0.01)
+    model = network()
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
+    )
+    for step in range(20):
+        batch = images(12, step)
+        lr = 0.1 / (1 + step)
+        train_step(ours, batch, lr, 0.9)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        functional.cross_entropy(model(batch.images), batch.labels).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    for mine, theirs in zip(ours.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6, rtol=0)
+
+
+def test_momentum_needs_no_correction_when_the_rate_changes() -> None:
+    """Goyal et al. 2017, remark 2: with v = m·v + g, w -= lr·v the rate is outside the buffer."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = build_optimizer(model, Optimizer(weight_decay=0.0, nesterov=False))
+    w = v = 0.0
+    for lr, gradient in [(0.1, 1.0), (0.1, 2.0), (1.0, -1.0), (1.0, 0.5)]:
+        set_rates(optimizer, lr, 0.9)
+        model.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        v = 0.9 * v + gradient
+        w -= lr * v
+    assert model.weight.item() == pytest.approx(w)
+
+
+def test_padding_has_no_gradient_and_is_not_counted() -> None:
+    batch = images(8)
+    padded = Images(
+        torch.cat([batch.images, torch.full((4, 3, 8, 8), 9.0)]),
+        torch.cat([batch.labels, torch.zeros(4, dtype=torch.int64)]),
+        torch.cat([batch.weights, torch.zeros(4)]),
+    )
+    short, whole = state_of(network()), state_of(network())
+    sums = train_step(short, padded, 0.12, 0.9)
+    expected = train_step(whole, batch, 0.08, 0.9)
+    # A short batch of 8 of 12 keeps the weight of each image: rate × 8/12, as linear scaling has it.
+    assert sums.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    for mine, theirs in zip(short.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_sums_against_counting() -> None:
+    state = state_of(network())
+    batch = images(50)
+    with torch.no_grad():
+        logits = state.model(batch.images)
+    ranks = logits.argsort(dim=1, descending=True)
+    top1 = sum(int(row[0] == label) for row, label in zip(ranks, batch.labels, strict=True))
+    top5 = sum(int(label in row[:5]) for row, label in zip(ranks, batch.labels, strict=True))
+    loss = functional.cross_entropy(logits, batch.labels, reduction="sum").item()
+    assert train_step(state, batch, 0.0, 0.9).tolist() == pytest.approx([loss, top1, top5, 50])
+
+
+def test_only_kernels_and_matrices_are_decayed() -> None:
+    model = network(norm=True)
+    optimizer = build_optimizer(model, Optimizer(weight_decay=0.5))
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    for name, p in model.named_parameters():
+        assert decay[id(p)] == (0.5 if name in ("0.weight", "4.weight") else 0.0)
+
+
+def test_an_unused_parameter_gets_zeros() -> None:
+    model = network()
+    spare = nn.Parameter(torch.ones(5))
+    reducer = Reducer([*model.parameters(), spare], Solo())
+    for _ in range(2):
+        reducer.start_step()
+        reducer.start_backward()
+        model(images(2).images).sum().backward()
+        reducer.finish()
+    assert spare.grad is not None
+    assert spare.grad.tolist() == [0.0] * 5
+    assert float(next(model.parameters()).grad.abs().sum()) > 0  # type: ignore[union-attr]
+
+
+def test_channels_last_gradients_keep_their_strides() -> None:
+    plain, last = network(), network().to(memory_format=torch.channels_last)
+    for model in (plain, last):
+        reducer = Reducer(model.parameters(), Solo())
+        reducer.start_step()
+        reducer.start_backward()
+        model(images(4).images).square().sum().backward()
+    kernel = last[0].weight
+    assert kernel.grad.stride() == kernel.stride() != plain[0].weight.stride()
+    assert torch.allclose(kernel.grad, plain[0].weight.grad, rtol=1e-4)
+
+
+def test_evaluation_counts_every_image_once_or_says_so() -> None:
+    state = state_of(network())
+    batches = [images(6, 1), images(6, 2)]
+    batches[1].weights[4:] = 0
+    result = evaluate(state, batches, 10)
+    logits = torch.cat([state.model(batch.images) for batch in batches])[:10]
+    labels = torch.cat([batch.labels for batch in batches])[:10]
+    assert result["loss"] == pytest.approx(functional.cross_entropy(logits, labels).item())
+    assert result["top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    with pytest.raises(DataError, match="counted 10 images, expected exactly 11"):
+        evaluate(state, batches, 11)
+
+
+def test_calibration_leaves_no_trace() -> None:
+    state = state_of(network(norm=True), accumulate=2)
+    train_step(state, images(8), 0.1, 0.9)
+
+    def everything() -> list[torch.Tensor]:
+        tensors = [*state.model.state_dict().values()]
+        tensors += optimizer_tensors(state.model, state.optimizer).values()
+        return [t.clone() for t in tensors] + [torch.get_rng_state()]
+
+    before = everything()
+    assert calibrate(state, images(8)) > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
+    assert state.step == 1
+
+
+def test_precision_on_a_cpu() -> None:
+    def resolved(name: str) -> torch.dtype | None:
+        cfg = Config.model_validate({"phases": [{"epochs": 1}], "train": {"precision": name}})
+        return resolve_precision(cfg, torch.device("cpu"))
+
+    assert resolved("auto") is None
+    assert resolved("fp32") is None
+    assert resolved("bf16") is torch.bfloat16
+    assert resolved("fp16") is torch.float16
