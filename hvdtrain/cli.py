@@ -136,6 +136,14 @@ def config_schema() -> None:
     typer.echo(json.dumps(Config.model_json_schema(), indent=1))
 
 
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every field with its values and meaning, as Markdown."""
+    from hvdtrain.config_reference import reference
+
+    typer.echo(reference().rstrip())
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"hvdtrain {__version__}")

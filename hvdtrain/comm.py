@@ -164,11 +164,10 @@ class Horovod:
         try:
             yield
         except (self._internal_error, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split()).split(". ")[0]
             raise CommError(
-                f"rank {getattr(self, 'rank', '?')} on {socket.gethostname()}: {what}: another rank "
-                f"is gone or unreachable ({reason}); look above for the first rank that failed, "
-                "then go on with --resume auto"
+                f"{what} on {socket.gethostname()}: another rank is gone or unreachable ({reason}); "
+                "the launcher names the first that failed; go on with --resume auto"
             ) from None
 
 
@@ -179,6 +178,11 @@ class _HorovodHandle:
     def wait(self) -> None:
         with self._comm._named(self._name):
             self._comm._hvd.synchronize(self._handle)
+
+
+def launched(env: Mapping[str, str]) -> bool:
+    """True if a launcher started this process, be it the only one."""
+    return any(name in env for name in SIZE_VARIABLES)
 
 
 def launched_size(env: Mapping[str, str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hvdtrain.comm import launched_size
+from hvdtrain.comm import launched
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two plain progress lines."""
@@ -23,11 +23,18 @@ def open_console() -> Bar | Plain:
 
 
 def _watched() -> bool:
-    """mpirun gives ranks a terminal of its own, so ask what its own output is, too."""
-    if not sys.stdout.isatty() or launched_size(os.environ) == 1:
+    """mpirun gives ranks a terminal of its own, so ask what its own output is, too.
+
+    TTY_COMPATIBLE=1 or 0 (a convention that rich follows, too) settles it.
+    """
+    if os.environ.get("TTY_COMPATIBLE") in ("0", "1"):
+        return os.environ["TTY_COMPATIBLE"] == "1"
+    if not sys.stdout.isatty() or not launched(os.environ):
         return sys.stdout.isatty()
     try:
-        return str(Path(f"/proc/{os.getppid()}/fd/1").readlink()).startswith(("/dev/pts/", "/dev/tty"))
+        return str(Path(f"/proc/{os.getppid()}/fd/1").readlink()).startswith(
+            ("/dev/pts/", "/dev/tty")
+        )
     except OSError:
         return False
 
@@ -101,9 +108,11 @@ class Bar:
             done = values["epoch"] / values["epochs"]
             self._progress.update(self._task, completed=done, description=train_text(values))
         elif kind == "eval":
-            self._progress.console.print(eval_text(values), highlight=False)
+            self._progress.console.print(eval_text(values), highlight=False, soft_wrap=True)
         elif kind == "note":
-            self._progress.console.print(values["text"], highlight=False, markup=False)
+            self._progress.console.print(
+                values["text"], highlight=False, markup=False, soft_wrap=True
+            )
 
     def close(self) -> None:
         """Take the bar away."""

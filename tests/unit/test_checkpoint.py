@@ -97,7 +97,9 @@ def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
             torch.nn.Linear(6 * 64, 9),
         )
     )
-    with pytest.raises(CheckpointError, match=r"4\.weight is \[7, 384\], this model's is \[9, 384\]"):
+    with pytest.raises(
+        CheckpointError, match=r"4\.weight is \[7, 384\], this model's is \[9, 384\]"
+    ):
         load_checkpoint(wider, path, verify(path), LABELS)
     with pytest.raises(CheckpointError, match="its classes is 7, this run's is 9"):
         load_checkpoint(trained(), path, verify(path), {**LABELS, "classes": 9})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.config import Config, load_config, parse_config
+from hvdtrain.config_reference import reference
 from hvdtrain.errors import ConfigError
 from hvdtrain.yaml_source import parse_yaml
 
@@ -209,3 +210,8 @@ def test_shipped_configs_are_valid() -> None:
     assert configs
     for path in configs:
         load_config(path)
+
+
+def test_the_reference_in_docs_is_the_schemas() -> None:
+    written = (Path(__file__).parents[2] / "docs/config.md").read_text()
+    assert written == reference().rstrip() + "\n", "run: hvdtrain config reference > docs/config.md"

@@ -120,7 +120,10 @@ def test_json_lines(tmp_path: Path) -> None:
         sink.write("note", {"text": text})
         sink.close()
     events = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(event["kind"], event["text"]) for event in events] == [("note", "one"), ("note", "two")]
+    assert [(event["kind"], event["text"]) for event in events] == [
+        ("note", "one"),
+        ("note", "two"),
+    ]
     with pytest.raises(ResourceError, match="cannot be written: Is a directory"):
         JsonLines(tmp_path)
 

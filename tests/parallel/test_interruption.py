@@ -1,0 +1,199 @@
+"""A killed rank ends the job and names itself; a stopped run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors.torch
+
+from tests.launch import environment, horovodrun, mpirun, run
+from tests.parallel.test_faults import free_port
+
+HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+END_S = 30
+CONFIG = """
+name: long
+data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
+model: {{name: resnet8_gn}}
+lr: {{base: 0.1, warmup_epochs: 1, schedule: cosine}}
+phases:
+  - {{epochs: 1, image_size: 16, batch_per_worker: 8}}
+  - {{epochs: {epochs}, image_size: 24, batch_per_worker: 8}}
+train: {{log_every: 1}}
+checkpoint: {{keep: 1000}}
+metrics: {{port: {port}}}
+"""
+
+
+@pytest.fixture
+def config(digits_root: Path, tmp_path: Path) -> Path:
+    """Epochs of 90 steps on two ranks, far more of them than a test waits for."""
+    path = tmp_path / "long.yaml"
+    path.write_text(CONFIG.format(root=digits_root, port=free_port(), epochs=500))
+    return path
+
+
+def steps_done(run_dir: Path) -> int:
+    events = run_dir / "events.jsonl"
+    return events.read_text().count('"kind": "train"') if events.exists() else 0
+
+
+def wait_for_steps(job: subprocess.Popen[str], run_dir: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while steps_done(run_dir) < count:
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ranks_of(job: subprocess.Popen[str], config: Path) -> list[psutil.Process]:
+    """The Python processes of the ranks, below the launcher."""
+    return [
+        child
+        for child in psutil.Process(job.pid).children(recursive=True)
+        if str(config) in child.cmdline()
+        and "hvdtrain.cli" in child.cmdline()
+        and "train" in child.cmdline()
+        and Path(child.exe()).name.startswith("python")
+    ]
+
+
+@pytest.fixture
+def started(config: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Jobs started by a test; whatever is left of them is killed after it."""
+    jobs: list[subprocess.Popen[str]] = []
+    yield jobs
+    for job in jobs:
+        if job.poll() is None:
+            for child in psutil.Process(job.pid).children(recursive=True):
+                child.kill()
+            job.kill()
+        job.communicate()
+
+
+def start(
+    command: list[str], config: Path, jobs: list[subprocess.Popen[str]]
+) -> subprocess.Popen[str]:
+    job = subprocess.Popen(
+        command,
+        cwd=config.parent,
+        env=environment(),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    jobs.append(job)
+    return job
+
+
+LAUNCHERS = {
+    "mpirun": mpirun,
+    "horovodrun-mpi": horovodrun,
+    "horovodrun-gloo": lambda ranks, *command: horovodrun(ranks, *command, controller="--gloo"),
+}
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_killed_rank_ends_the_job_and_is_named(
+    launcher: str, config: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    run_dir = config.parent / "run"
+    command = LAUNCHERS[launcher](2, *HVDTRAIN, "train", config, "--run-dir", run_dir)
+    job = start(command, config, started)
+    wait_for_steps(job, run_dir, 100)
+    ranks = ranks_of(job, config)
+    assert len(ranks) == 2
+    victim = next(
+        child
+        for child in ranks
+        if "1" in (child.environ().get("OMPI_COMM_WORLD_RANK"), child.environ().get("HOROVOD_RANK"))
+    )
+    everyone = psutil.Process(job.pid).children(recursive=True)
+    victim.kill()
+    out, _ = job.communicate(timeout=END_S)
+    assert job.returncode != 0
+    if launcher == "horovodrun-gloo":  # Horovod's launcher says process and adds a traceback
+        assert "Process 1 exit with status code 137" in out, out
+    else:
+        assert "process rank 1" in out, out
+        assert "Traceback" not in out
+    gone, alive = psutil.wait_procs(everyone, timeout=10)
+    assert alive == []
+    # --resume auto goes on from the newest checkpoint, to the end of a shorter run.
+    done = run(
+        mpirun(2, *HVDTRAIN, "train", config, "--resume", str(run_dir), "phases.1.epochs=1"),
+        cwd=config.parent,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed from" in done.stdout
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("new_ranks", [1, 2])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    digits_root: Path, tmp_path: Path, started: list[subprocess.Popen[str]], new_ranks: int
+) -> None:
+    """SIGTERM in mid-epoch, then `--resume auto`, on as many ranks or another number of them."""
+    config = tmp_path / "three.yaml"
+    config.write_text(CONFIG.format(root=digits_root, port=free_port(), epochs=2))
+    options = ["lr.scaling=none", "phases.0.batch_per_worker=16", "phases.1.batch_per_worker=16"]
+    whole = run(mpirun(2, *HVDTRAIN, "train", config, *options, "--run-dir", "whole"), cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    job = start(mpirun(2, *HVDTRAIN, "train", config, *options), config, started)
+    while not (found := list(tmp_path.glob("runs/long-*"))):
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.1)
+    [run_dir] = found
+    wait_for_steps(job, run_dir, 60)  # 45 steps an epoch: the second phase has begun
+    for child in ranks_of(job, config)[:1]:
+        os.kill(child.pid, signal.SIGTERM)
+    out, _ = job.communicate(timeout=END_S)
+    assert job.returncode == 75, out
+    assert "stopped by a signal at epoch 1, image " in out
+    assert "go on with --resume" in out
+    accumulate = 2 // new_ranks  # the same global batch
+    resumed = run(
+        mpirun(
+            new_ranks,
+            *HVDTRAIN,
+            "train",
+            config,
+            *options,
+            f"train.accumulate={accumulate}",
+            "--resume",
+            "auto" if new_ranks == 2 else str(run_dir),
+        ),
+        cwd=tmp_path,
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert (
+        f"resumed from {run_dir.relative_to(tmp_path) if new_ranks == 2 else run_dir}"
+        in resumed.stdout
+    )
+    expected, summary = (
+        json.loads((root / "summary.json").read_text()) for root in (tmp_path / "whole", run_dir)
+    )
+    assert summary["samples"] == expected["samples"]
+    assert summary["steps"] == expected["steps"]
+    assert summary["top1"] == pytest.approx(expected["top1"], abs=0.003)
+    [theirs, mine] = (
+        safetensors.torch.load_file(max((root / "checkpoints").iterdir()) / "model.safetensors")
+        for root in (tmp_path / "whole", run_dir)
+    )
+    for name, tensor in mine.items():
+        if new_ranks == 2:
+            assert bool((tensor == theirs[name]).all()), name
+        else:
+            assert float((tensor - theirs[name]).abs().max()) < 1e-3, name
