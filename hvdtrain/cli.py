@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hvdtrain import __version__
-from hvdtrain.config import Config, load_config
+from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError, HvdtrainError
+from hvdtrain.load_config import load_config
 
 if TYPE_CHECKING:
     from hvdtrain.comm import Comm

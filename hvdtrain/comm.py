@@ -19,7 +19,6 @@ from hvdtrain import errors
 from hvdtrain.errors import CommError, HvdtrainError
 
 SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 DEFAULTS = {
     # A stalled rank is named after one minute and the job ended after ten; Horovod's own
@@ -188,11 +187,6 @@ def launched(env: Mapping[str, str]) -> bool:
 def launched_size(env: Mapping[str, str]) -> int:
     """Ranks that the launcher says it started; 1 for a plain `python`."""
     return next((int(env[name]) for name in SIZE_VARIABLES if env.get(name, "").isdigit()), 1)
-
-
-def launched_rank(env: Mapping[str, str]) -> int:
-    """This process's rank by the launcher's word, known before Horovod starts."""
-    return next((int(env[name]) for name in RANK_VARIABLES if env.get(name, "").isdigit()), 0)
 
 
 def init_comm() -> Comm:

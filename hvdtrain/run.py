@@ -16,8 +16,9 @@ import yaml
 
 from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
-from hvdtrain.config import Config, load_config
+from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError, ConfigError, DataError
+from hvdtrain.load_config import load_config
 from hvdtrain.models import build_model
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.paths import RunPaths, write_atomically

@@ -156,12 +156,13 @@ def _construct(
         if not isinstance(key, str):
             problems.append(f"{_place(key_node, name)}: a key must be a word")
             continue
+        inner: KeyPath = (*path, key)
         if key in result:
-            first = marks[(*path, key)].rsplit(":", 2)[1]
+            first = marks[inner].rsplit(":", 2)[1]
             problems.append(f"{_place(key_node, name)}: {key}: repeated (first on line {first})")
             continue
-        marks[(*path, key)] = _place(key_node, name)
-        result[key] = _construct(value_node, (*path, key), name, marks, problems, parents)
+        marks[inner] = _place(key_node, name)
+        result[key] = _construct(value_node, inner, name, marks, problems, parents)
     return result
 
 

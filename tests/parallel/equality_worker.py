@@ -10,7 +10,7 @@ import safetensors.torch
 
 from hvdtrain.checkpoint import list_checkpoints
 from hvdtrain.comm import init_comm
-from hvdtrain.config import parse_config
+from hvdtrain.load_config import parse_config
 from hvdtrain.train import train
 
 CONFIG = """

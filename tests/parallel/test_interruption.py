@@ -129,7 +129,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     else:
         assert "process rank 1" in out, out
         assert "Traceback" not in out
-    gone, alive = psutil.wait_procs(everyone, timeout=10)
+    _, alive = psutil.wait_procs(everyone, timeout=10)
     assert alive == []
     # --resume auto goes on from the newest checkpoint, to the end of a shorter run.
     done = run(
@@ -187,7 +187,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     )
     assert summary["samples"] == expected["samples"]
     assert summary["steps"] == expected["steps"]
-    assert summary["top1"] == pytest.approx(expected["top1"], abs=0.003)
+    # Another number of ranks sums in another order: equal but for rounding.
+    assert summary["loss"] == pytest.approx(expected["loss"], abs=1e-3 if new_ranks == 1 else 0)
     [theirs, mine] = (
         safetensors.torch.load_file(max((root / "checkpoints").iterdir()) / "model.safetensors")
         for root in (tmp_path / "whole", run_dir)

@@ -9,11 +9,12 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
 import bootstrap
 import horovod_wheel
 import machine
 import progress
-import pytest
 
 pytestmark = pytest.mark.unit
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.config import Config, load_config, parse_config
+from hvdtrain.config import Config
 from hvdtrain.config_reference import reference
 from hvdtrain.errors import ConfigError
+from hvdtrain.load_config import load_config, parse_config
 from hvdtrain.yaml_source import parse_yaml
 
 MINIMAL = "phases: [{epochs: 1}]\n"

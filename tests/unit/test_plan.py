@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.config import Config, parse_config
+from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError
+from hvdtrain.load_config import parse_config
 from hvdtrain.plan import Plan, Position, make_plan, warnings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -92,7 +94,7 @@ def test_goyal_256_gpus() -> None:
     ramp = all_rates(plan)[: 5 * 157]
     per_epoch = [ramp[e * 157 + 1] - ramp[e * 157] for e in range(5)]
     assert per_epoch == pytest.approx([per_epoch[0]] * 5)
-    increments = [b - a for a, b in zip(ramp[:156], ramp[1:157], strict=True)]
+    increments = [b - a for a, b in pairwise(ramp[:157])]
     assert increments == pytest.approx([3.1 * 8192 / (5 * 1281167)] * 156)
 
 

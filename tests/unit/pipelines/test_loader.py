@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -257,6 +258,25 @@ def test_passes_abandoned_and_prepared_at_random_never_mix(make_loaders, folder,
                     break
     loaders.close()
     assert own_threads() == []
+
+
+def test_an_evaluation_does_not_wait_for_a_training_pass_that_stands_still(make_loaders, folder):
+    loaders = make_loaders(folder, folder, prefetch=1)
+    epoch = Epoch(batch_per_worker=1)
+    halted = loaders.train(epoch, then=replace(epoch, index=1))
+    next(halted)
+    assert len(pixels(loaders.val(epoch))) == COUNT
+
+
+def test_decoding_threads_end_with_the_loaders(make_loaders, folder):
+    process = psutil.Process()
+    list(make_loaders(folder, folder).train(Epoch()))  # loads what DALI loads once
+    before = process.num_threads()
+    for _ in range(3):
+        with make_loaders(folder, folder) as loaders:
+            list(loaders.train(Epoch()))
+            list(loaders.val(Epoch()))
+    assert process.num_threads() <= before
 
 
 def test_an_error_in_the_training_loop_does_not_hang(make_loaders, folder):

@@ -1,0 +1,93 @@
+"""The DALI graphs: encoded bytes in, normalised images [N, S, S, 3] float32 out.
+
+A graph is a plain function of named inputs, one per sample of the batch: the trainer's side
+computes them (`recipes.py`), so a graph holds no randomness and no state, and its image size
+may change with every batch. Copy one, edit it, and name it in `GRAPHS`. The same graph runs
+on the CPU and, where the process has a GPU, there (`decode="mixed"`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nvidia.dali import fn, types
+
+Node = Any
+
+
+def _vector(name: str) -> Node:
+    return fn.external_source(name=name, dtype=types.INT32, ndim=1)
+
+
+def _scalar(name: str) -> Node:
+    return fn.external_source(name=name, dtype=types.INT32, ndim=0)
+
+
+def _decode_window(decode: str) -> Node:
+    """Decode only rows and columns `anchor` to `anchor + extent` [2] of the upright image."""
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+    return fn.decoders.image_slice(
+        encoded,
+        device=decode,
+        start=_vector("anchor"),
+        shape=_vector("extent"),
+        axis_names="HW",
+        output_type=types.RGB,
+    )
+
+
+def _normalise(images: Node, mirror: Node, mean: list[float], std: list[float]) -> Node:
+    return fn.crop_mirror_normalize(
+        images,
+        mirror=mirror,
+        dtype=types.FLOAT,
+        output_layout="HWC",
+        mean=[255 * m for m in mean],
+        std=[255 * s for s in std],
+    )
+
+
+def window(decode: str, mean: list[float], std: list[float]) -> Node:
+    """A window of each image, resized to `size` [2] (height, width) and mirrored if `mirror`."""
+    images = fn.resize(_decode_window(decode), size=_float(_vector("size")))
+    return _normalise(images, _scalar("mirror"), mean, std)
+
+
+def padded_crop(decode: str, mean: list[float], std: list[float]) -> Node:
+    """A window resized to `size` [2], padded by reflection with `pad` [1] pixels on all sides,
+    then cropped back to `size` at `offset` [2] of the padded image, and mirrored if `mirror`."""
+    size, pad = _vector("size"), _vector("pad")
+    images = fn.resize(_decode_window(decode), size=_float(size))
+    for axis in (0, 1):
+        side = size[axis : axis + 1]
+        first = fn.slice(images, start=[1], shape=pad, axes=[axis])
+        last = fn.slice(images, start=side - pad - 1, shape=pad, axes=[axis])
+        first = fn.flip(first, horizontal=axis, vertical=1 - axis)
+        last = fn.flip(last, horizontal=axis, vertical=1 - axis)
+        images = fn.cat(first, images, last, axis=axis)
+    images = fn.slice(images, start=_vector("offset"), shape=size, axes=[0, 1])
+    return _normalise(images, _scalar("mirror"), mean, std)
+
+
+def region(decode: str, mean: list[float], std: list[float]) -> Node:
+    """The part `region_start` to `region_end` [2] float of a window, in its pixels, resized to
+    `size` [2]. Pixels of the window outside the region feed the interpolation filter only."""
+    images = fn.resize(
+        _decode_window(decode),
+        size=_float(_vector("size")),
+        roi_start=fn.external_source(name="region_start", dtype=types.FLOAT, ndim=1),
+        roi_end=fn.external_source(name="region_end", dtype=types.FLOAT, ndim=1),
+    )
+    return _normalise(images, 0, mean, std)
+
+
+def _float(node: Node) -> Node:
+    return fn.cast(node, dtype=types.FLOAT)
+
+
+GRAPHS: dict[str, Callable[[str, list[float], list[float]], Node]] = {
+    "window": window,
+    "padded_crop": padded_crop,
+    "region": region,
+}

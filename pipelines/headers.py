@@ -1,0 +1,104 @@
+"""Height and width of an encoded image from its first bytes, as DALI will decode it.
+
+The crop window is chosen before decoding, so the size has to be known. JPEG and PNG are read
+here in a few microseconds; other formats through PIL. An EXIF orientation that turns the
+image by a quarter swaps the two, because DALI's decoder applies it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_ALONE = frozenset([0x01, *range(0xD0, 0xD8)])
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def image_size(encoded: np.ndarray) -> tuple[int, int]:
+    """(height, width) in pixels of an encoded image, [bytes] uint8.
+
+    Raises ValueError, with the reason in a few words, when it is no image or has no pixels.
+    """
+    data = encoded.data
+    if bytes(data[:2]) == b"\xff\xd8":
+        height, width = _jpeg_size(data)
+    elif bytes(data[:16]) == _PNG and len(data) >= 24:
+        height, width = _png_size(data)
+    else:
+        height, width = _other_size(data)
+    if height < 1 or width < 1:
+        raise ValueError("an image without pixels")
+    return height, width
+
+
+def _jpeg_size(data: memoryview) -> tuple[int, int]:
+    """Walk the marker segments up to the frame header. Source: ITU-T T.81, annex B."""
+    place, end, turned = 2, len(data), False
+    while place + 9 < end:
+        if data[place] != 0xFF:
+            raise ValueError("damaged JPEG header")
+        marker = data[place + 1]
+        if marker == 0xFF or marker in _ALONE:
+            place += 1 if marker == 0xFF else 2
+            continue
+        if marker in _SOF:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return (width, height) if turned else (height, width)
+        if marker == 0xDA or marker == 0xD9:
+            raise ValueError("damaged JPEG: no frame header")
+        length = (data[place + 2] << 8) | data[place + 3]
+        if marker == 0xE1 and bytes(data[place + 4 : place + 10]) == b"Exif\0\0":
+            turned = _orientation(data[place + 10 : place + 2 + length]) in _QUARTER_TURNS
+        place += 2 + length
+    raise ValueError("truncated JPEG header")
+
+
+def _png_size(data: memoryview) -> tuple[int, int]:
+    """Walk the chunks for an orientation, which may come after the pixels.
+
+    Source: W3C PNG, third edition, sections 5 and 11.3.
+    """
+    width, height = struct.unpack_from(">II", data, 16)
+    place, end = 8, len(data)
+    while place + 8 <= end:
+        (length,) = struct.unpack_from(">I", data, place)
+        if bytes(data[place + 4 : place + 8]) == b"eXIf":
+            turned = _orientation(data[place + 8 : place + 8 + length]) in _QUARTER_TURNS
+            return (width, height) if turned else (height, width)
+        place += 12 + length
+    return height, width
+
+
+def _orientation(tiff: memoryview) -> int:
+    """The orientation (1 to 8) of an EXIF block; 1 where there is none or it is damaged."""
+    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+            tag, _kind, _count, value = struct.unpack_from(order + "HHIH", tiff, entry)
+            if tag == _ORIENTATION:
+                return int(value)
+    except struct.error:
+        pass
+    return 1
+
+
+def _other_size(data: memoryview) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size  # of a TIFF: as if turned already
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+    except UnidentifiedImageError:
+        raise ValueError("not an image" if len(data) else "an empty file") from None
+    except Exception as error:  # noqa: BLE001 - PIL raises many kinds on damaged data
+        raise ValueError(f"damaged image header ({error})") from None
+    return (width, height) if turned else (height, width)

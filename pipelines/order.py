@@ -1,0 +1,50 @@
+"""The order of samples: one permutation of the whole dataset per epoch, dealt to ranks.
+
+Everything here is a pure function of (seed, epoch, position), so a run stopped after any
+number of samples goes on with the very next one, at any world size and batch. Only integer
+arithmetic of fixed width and a stable sort are used: no library's random stream is involved,
+so the order never changes with a version.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.hashing import hash64
+
+_ORDER = 1  # keeps these draws apart from those of `augment`
+
+
+class Share(NamedTuple):
+    """What one rank does in one step."""
+
+    indices: np.ndarray
+    """[N] int64 sample ids."""
+    weights: np.ndarray
+    """[N] float32: 1, or 0 for a sample that only fills the batch."""
+
+
+def permutation(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
+    """All sample ids in the order of this epoch: [num_samples] int64, the same on every rank."""
+    ids = np.arange(num_samples, dtype=np.uint64)
+    return np.argsort(hash64(ids, _ORDER, seed, epoch), kind="stable")
+
+
+def steps_left(num_samples: int, *, start: int, global_batch: int) -> int:
+    """Steps from sample `start` to the end of the epoch: a last short one counts."""
+    return -(-(num_samples - start) // global_batch)
+
+
+def share(order: np.ndarray, first: int, *, batch: int, rank: int, world_size: int) -> Share:
+    """The samples of `rank` in the global step whose first sample is `order[first]`.
+
+    The step covers `batch * world_size` places of `order`; each rank takes every
+    `world_size`-th, so a short last step is spread evenly. Places beyond the end are filled
+    from the beginning of `order` with weight 0: batches are always full, and over an epoch
+    the weights of each sample sum to 1 over all ranks.
+    """
+    places = first + rank + world_size * np.arange(batch, dtype=np.int64)
+    weights = (places < len(order)).astype(np.float32)
+    return Share(order[places % len(order)], weights)

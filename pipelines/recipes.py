@@ -1,0 +1,64 @@
+"""What each way of preparing images feeds to its graph, from image sizes and sample ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvdtrain.config import Data
+from pipelines import augment
+
+Inputs = dict[str, np.ndarray]
+"""Graph inputs by name, all but the bytes: [N] or [N, k]."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A graph and the function that computes its inputs."""
+
+    graph: str
+    """Name in `graphs.GRAPHS`."""
+    inputs: Callable[[np.ndarray, np.ndarray], Inputs]
+    """(sample ids [N], heights and widths [N, 2]) -> inputs."""
+
+
+def training(data: Data, *, seed: int, epoch: int, image_size: int, min_area: float) -> Recipe:
+    """The recipe of `data.augment` for one epoch."""
+    aspect = (data.crop_aspect[0], data.crop_aspect[1])
+
+    def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
+        draws = augment.draw(ids, seed=seed, epoch=epoch)
+        if data.augment == "random_resized_crop":
+            windows = augment.random_resized_crop(sizes, draws, min_area=min_area, aspect=aspect)
+        else:
+            windows = augment.whole(sizes)
+        result = _windowed(windows, image_size)
+        result["mirror"] = ((draws.flip < 0.5) & data.flip).astype(np.int32)
+        if data.augment == "pad_crop":
+            pad, result["offset"] = augment.pad_offsets(draws, image_size)
+            result["pad"] = np.full((len(ids), 1), pad, dtype=np.int32)
+        return result
+
+    return Recipe("padded_crop" if data.augment == "pad_crop" else "window", inputs)
+
+
+def evaluation(data: Data, *, image_size: int) -> Recipe:
+    """Resize, then centre crop; nothing random."""
+
+    def inputs(_ids: np.ndarray, sizes: np.ndarray) -> Inputs:
+        windows, regions = augment.centre_crop(sizes, image_size, data.val_crop_ratio)
+        result = _windowed(windows, image_size)
+        result["region_start"], result["region_end"] = regions[:, :2], regions[:, 2:]
+        return result
+
+    return Recipe("region", inputs)
+
+
+def _windowed(windows: np.ndarray, image_size: int) -> Inputs:
+    return {
+        "anchor": windows[:, :2],
+        "extent": windows[:, 2:],
+        "size": np.full((len(windows), 2), image_size, dtype=np.int32),
+    }
