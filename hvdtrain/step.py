@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -154,22 +155,24 @@ def average_buffers(state: State) -> None:
             state.comm.sum_(buffer, f"buffer.{name}").div_(state.comm.size)
 
 
-def calibrate(state: State, batch: Batch, steps: int = 4) -> float:
+def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> float:
     """Images/s of one worker alone: the same update without communication, the batch at hand.
 
     All ranks calibrate at the same time, so what they share of a machine is in the figure.
-    Leaves no trace: every tensor and the loss scale are put back.
+    The median of at least `min_steps` updates that take at least `min_s` seconds in all; the
+    first, which allocates, does not count. Leaves no trace: every tensor and the loss scale are
+    put back.
     """
+    times: list[float] = []
     with _restored(state):
-        times = []
-        for _ in range(steps + 1):
+        while len(times) <= min_steps or sum(times) < min_s:
             began = time.perf_counter()
             state.reducer.start_step(communicate=False)
             _backward(state, batch)
             state.scaler.step(state.optimizer)
             _synchronize(state.device)
             times.append(time.perf_counter() - began)
-    return len(batch.labels) / sorted(times[1:])[(steps - 1) // 2]
+    return len(batch.labels) / statistics.median(times[1:])
 
 
 @contextlib.contextmanager

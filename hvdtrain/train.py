@@ -9,6 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hvdtrain.checkpoint import save_checkpoint
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
@@ -94,30 +96,30 @@ class Speed:
         self._comm = comm
         self._baselines: dict[tuple[int, int], float] = {}
         self._key = (0, 0)
-        self._actual_s = self._ideal_s = 0.0
+        self._actual_s: dict[tuple[int, int], float] = {}
+        self._ideal_s: dict[tuple[int, int], float] = {}
 
     def enter(self, run: Run, epoch: Epoch, batch: Any) -> None:
         """Measure one worker alone at each new image size and batch; every rank must call."""
         self._key = (epoch.image_size, epoch.batch_per_worker)
         if self._comm.size > 1 and self._key not in self._baselines:
-            import torch
-
             alone = torch.tensor([calibrate(run.state, batch)], dtype=torch.float64)
             self._baselines[self._key] = self._comm.sum_(alone, "calibrate").item()
 
     def add(self, values: dict[str, float]) -> float | None:
-        """Efficiency (0–1) of one interval; None for a single worker."""
-        ideal = self._baselines.get(self._key)
+        """Take in one interval; efficiency (0–1) at this image size so far, None if alone."""
+        key, ideal = self._key, self._baselines.get(self._key)
         if ideal is None:
             return None
-        self._actual_s += values["seconds"]
-        self._ideal_s += values["samples"] / ideal
-        return values["images_per_second"] / ideal
+        self._actual_s[key] = self._actual_s.get(key, 0.0) + values["seconds"]
+        self._ideal_s[key] = self._ideal_s.get(key, 0.0) + values["samples"] / ideal
+        return self._ideal_s[key] / self._actual_s[key]
 
     @property
     def efficiency(self) -> float | None:
         """Of all intervals so far: seconds that were needed over seconds that passed."""
-        return self._ideal_s / self._actual_s if self._actual_s else None
+        actual = sum(self._actual_s.values())
+        return sum(self._ideal_s.values()) / actual if actual else None
 
 
 def _report(

@@ -24,7 +24,7 @@ CONFIG = """
 name: long
 data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
 model: {{name: resnet8_gn}}
-lr: {{base: 0.1, warmup_epochs: 1, schedule: cosine}}
+lr: {{base: 0.02, warmup_epochs: 1, schedule: cosine}}
 phases:
   - {{epochs: 1, image_size: 16, batch_per_worker: 8}}
   - {{epochs: {epochs}, image_size: 24, batch_per_worker: 8}}

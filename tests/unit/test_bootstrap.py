@@ -1,7 +1,6 @@
 """`make setup`: its error lines, the wheel's key, and how it repairs what it finds."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -390,6 +389,20 @@ def test_a_set_up_that_was_killed_is_repaired(
     assert ran == redone
 
 
+def test_choices_are_remembered(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVDTRAIN_TORCH", "torch==2.11.0")
+    fake_setup(checkout, monkeypatch)[0].locked()
+    monkeypatch.delenv("HVDTRAIN_TORCH")
+    setup, ran = fake_setup(checkout, monkeypatch)
+    setup.locked()
+    assert ran == []
+    assert setup.env["HVDTRAIN_TORCH"] == "torch==2.11.0"
+    monkeypatch.setenv("HVDTRAIN_TORCH", "torch==2.13.0")
+    setup, ran = fake_setup(checkout, monkeypatch)
+    setup.locked()
+    assert ran == EVERY_STEP[2:]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"done": 1}', "null"])
 def test_damaged_stamps_count_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "setup-stamps.json").write_text(content)
@@ -417,11 +430,7 @@ def test_a_broken_or_copied_venv_is_noticed_and_made_anew(checkout: Path) -> Non
 
 
 def test_two_set_ups_at_once_take_turns(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup, _ = fake_setup(checkout, monkeypatch)
-    setup.locked()
-    (checkout / ".venv" / "setup-stamps.json").write_text(
-        json.dumps({"done": bootstrap.Stamps(setup.venv).done, "begun": None})
-    )
+    fake_setup(checkout, monkeypatch)[0].locked()
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(checkout / ".setup" / "lock")],

@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: ## make .venv: pinned packages, Horovod built for this machine and cached
+	@$(PYTHON) deploy/bootstrap.py
+
+demo: setup ## train on handwritten digits with two Horovod workers
+	@$(BIN)/python deploy/demo.py
+
+test: setup ## run all tests; PYTEST="-k plan" narrows them down
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+
+check: setup ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean: ## remove .venv and caches; runs/ and data/ stay
+	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup demo test check clean
