@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import typer
 
 from hvdtrain import __version__
 from hvdtrain.config import Config
+from hvdtrain.data_cli import data_app
 from hvdtrain.errors import ConfigError, HvdtrainError
 from hvdtrain.load_config import load_config
 
@@ -35,6 +37,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show a resolved config, or the schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 Overrides = Annotated[
@@ -98,8 +101,10 @@ def plan(
     from hvdtrain.plan_report import plan_dict, plan_text
 
     cfg = load_config(config, overrides)
-    made = make_plan(cfg, world_size, cfg.data.train_size or _count_images(cfg))
-    typer.echo(json.dumps(plan_dict(cfg, made)) if as_json else plan_text(cfg, made))
+    num_images, reads = _look_at_data(cfg)
+    made = make_plan(cfg, world_size, cfg.data.train_size or num_images)
+    text = json.dumps(plan_dict(cfg, made, reads)) if as_json else plan_text(cfg, made, reads)
+    typer.echo(text)
 
 
 @app.command()
@@ -160,12 +165,19 @@ def _root(
     pass
 
 
-def _count_images(cfg: Config) -> int | None:
-    if cfg.data.train is None:
-        return None
-    from pipelines.sources import ImageFolder
+def _look_at_data(cfg: Config) -> tuple[int | None, list[dict[str, Any]]]:
+    """Number of training images, if it is needed or quickly told, and what each phase reads."""
+    path = cfg.data.train
+    if path is None:
+        return None, []
+    from pipelines.copies import readings
+    from pipelines.sources import open_source
+    from pipelines.sources.packed import is_packed
 
-    return len(ImageFolder(cfg.data.train, key="data.train"))
+    if cfg.data.train_size is not None and not is_packed(path):
+        return None, []
+    source = open_source(path, "data.train")
+    return len(source), readings(source, cfg.data, cfg.phases)
 
 
 def _load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
@@ -173,7 +185,8 @@ def _load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config
 
     with together(comm):
         cfg = load_config(config, overrides)
-    require_equal(comm, "the config", cfg.model_dump_json(), ConfigError)
+    digest = hashlib.sha256(cfg.model_dump_json().encode()).hexdigest()[:12]
+    require_equal(comm, f"the config that {config} gives (its sha256)", digest, ConfigError)
     return cfg
 
 

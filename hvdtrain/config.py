@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -24,9 +25,10 @@ class Data(Section):
     """Where the images are and how they are turned into arrays."""
 
     train: str | None = None
-    """Folder of training images, one sub-folder per class."""
+    """Training images: a folder with one sub-folder per class, or any other kind of dataset that
+    docs/data.md lists (packed, tar shards, CSV of path,label, CIFAR-10)."""
     val: str | None = None
-    """Folder of validation images with the same classes. None: no evaluation."""
+    """Validation images with the same classes, of any kind. None: no evaluation."""
     train_size: Positive | None = None
     """Number of training images. Lets `plan` work without the dataset; checked against it."""
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
@@ -36,16 +38,34 @@ class Data(Section):
     """Smallest and largest width/height of a random resized crop."""
     flip: bool = True
     """Mirror half of the training images left to right."""
+    color_jitter: Annotated[list[Fraction], Field(min_length=4, max_length=4)] = [0.0] * 4
+    """Strengths of random brightness, contrast, saturation (factors in 1 ± strength) and hue
+    (± strength turns of the colour circle) of training images. 0: unchanged."""
     val_crop_ratio: Ratio = 0.875
     """Side of the centre crop over the resized short side in evaluation (224/256)."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.485, 0.456, 0.406]
     """Per-channel mean of RGB in 0–1, subtracted from every image."""
     std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
     """Per-channel standard deviation of RGB in 0–1, divides every image."""
+    on_bad: Literal["fail", "mask"] = "fail"
+    """A training image that cannot be read or decoded ends the run, or its place is held by a
+    grey image with weight 0 in loss and metrics. Evaluation always ends."""
+    max_bad_ratio: Fraction = 0.01
+    """Largest share of an epoch's images that `on_bad: mask` may leave out before the run ends."""
+    cache: Literal["none", "ram", "device"] = "none"
+    """Decode all images once, before the first step, and keep their pixels in memory that the
+    ranks of a node share (`ram`), or on each device. For images of one size that are not cut to
+    windows: `augment` pad_crop or none."""
     decode_threads: Positive | None = None
     """Decoding threads per rank. None: the cores of the node shared by its ranks."""
     prefetch: Annotated[int, Field(ge=1, le=16)] = 2
     """Batches decoded ahead of the training step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.cache != "none" and self.augment == "random_resized_crop":
+            raise ValueError("cache needs augment pad_crop or none, found random_resized_crop")
+        return self
 
 
 class Model(Section):
@@ -125,6 +145,9 @@ class Phase(Section):
     """Rate (or [from, to]) at `base_batch` in this phase, in place of `lr.schedule`; scaled alike."""
     val_image_size: Annotated[int, Field(ge=8)] | None = None
     """Side of the evaluation images. None: `image_size`."""
+    rect_val: bool = False
+    """Evaluate on rectangles: images of like shape together, cropped to the mean of their aspect
+    ratios with `val_image_size` as the short side, in place of a square."""
 
 
 class Train(Section):
@@ -137,6 +160,10 @@ class Train(Section):
     """Forward passes averaged into one update."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes."""
+    mixup: Fraction = 0.0
+    """Alpha of mixup: images and targets averaged in pairs by a Beta(alpha, alpha) share. 0: off."""
+    cutmix: Fraction = 0.0
+    """Alpha of CutMix: a box of each image from another one. 0: off. With `mixup`: half each."""
     channels_last: bool = True
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Positive = 1

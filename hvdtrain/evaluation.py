@@ -14,7 +14,7 @@ from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.load_config import load_config
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan import make_plan
-from hvdtrain.run import checkpoint_labels, choose_device, init_state, open_loaders
+from hvdtrain.run import checkpoint_labels, choose_device, init_state, open_loaders, share_data
 from hvdtrain.step import evaluate
 
 
@@ -32,6 +32,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
         meta = verify(checkpoint)
         loaders = open_loaders(cfg, comm, device, cores)
     with contextlib.closing(loaders):
+        share_data(comm, loaders)
         require_equal(comm, "the checkpoint", meta["sha256"]["model.safetensors"], CheckpointError)
         with together(comm):
             if not loaders.num_val:

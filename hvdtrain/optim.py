@@ -9,15 +9,18 @@ from hvdtrain.config import Optimizer as OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD on `model` with decay on matrices and kernels only, its momentum already allocated.
+    """SGD on `model`, whose gradients must be allocated already, with its momentum allocated.
 
-    One-dimensional parameters (batch-norm scale and shift, biases) are not decayed.
-    Source: Goyal et al. 2017, 5.1.
+    Decay is on matrices and kernels only: one-dimensional parameters (batch-norm scale and shift,
+    biases) are not decayed. Source: Goyal et al. 2017, 5.1.
+
+    The optimizer works on one-dimensional views of the memory of parameters and gradients: on a
+    CPU its fused kernel takes four times as long over channels_last parameters as over flat ones.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [_flat(p) for p in trained if p.ndim > 1], "weight_decay": cfg.weight_decay},
+        {"params": [_flat(p) for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.SGD(
         [group for group in groups if group["params"]],
@@ -27,22 +30,35 @@ def build_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optim
         fused=True,
     )
     if cfg.momentum > 0:
-        for p in trained:
-            # A zero buffer gives the same first update as none, and has a fixed place from the
-            # start, so that every rank can receive it.
-            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        for group in optimizer.param_groups:
+            for flat in group["params"]:
+                # A zero buffer gives the same first update as none, and has a fixed place from
+                # the start, so that every rank can receive it.
+                optimizer.state[flat]["momentum_buffer"] = torch.zeros_like(flat)
     return optimizer
+
+
+def _flat(p: nn.Parameter) -> torch.Tensor:
+    """The memory of `p`, which is dense, in one dimension; likewise its gradient."""
+    if p.grad is None:
+        raise ValueError("gradients must be allocated before the optimizer is built")
+    flat = p.detach().as_strided((p.numel(),), (1,), p.storage_offset())
+    flat.grad = p.grad.as_strided((p.numel(),), (1,), p.grad.storage_offset())
+    return flat
 
 
 def optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state by parameter name, `<parameter>/<entry>`; the tensors themselves."""
+    """The optimizer's state by parameter name, `<parameter>/<entry>`, in the parameter's shape.
+
+    The tensors are views of the state itself.
+    """
+    state = {flat.data_ptr(): entries for flat, entries in optimizer.state.items()}
     return {
-        f"{name}/{entry}": value
+        f"{name}/{entry}": value.as_strided(p.size(), p.stride(), value.storage_offset())
         for name, p in model.named_parameters()
-        for entry, value in sorted(optimizer.state.get(p, {}).items())
-        if isinstance(value, torch.Tensor)
+        for entry, value in sorted(state.get(p.data_ptr(), {}).items())
     }
 
 

@@ -36,6 +36,11 @@ class RunPaths:
         return self.root / "summary.json"
 
     @property
+    def bad_samples(self) -> Path:
+        """One JSON object per bad training image that was masked."""
+        return self.root / "bad_samples.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """One directory per checkpoint."""
         return self.root / "checkpoints"

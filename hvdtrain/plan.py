@@ -54,6 +54,11 @@ class Epoch:
         return self.phase.val_image_size or self.phase.image_size
 
     @property
+    def rect_val(self) -> bool:
+        """Whether evaluation images are rectangles of like shape, not squares."""
+        return self.phase.rect_val
+
+    @property
     def min_crop_area(self) -> float:
         """Smallest share of an image's area kept by a random crop."""
         return self.phase.min_crop_area

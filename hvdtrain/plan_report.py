@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from hvdtrain.config import Config
 from hvdtrain.plan import Plan, lr_scale, warnings
 
 
-def plan_text(cfg: Config, plan: Plan) -> str:
-    """A table of phases, the facts a large-batch run stands on, the rates at the turns, warnings."""
+def plan_text(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> str:
+    """A table of phases, the facts a large-batch run stands on, the rates at the turns, warnings.
+
+    `reads`: for each phase which copy of a packed dataset it reads, as `text`.
+    """
     first = plan.epochs[0]
     batches = sorted({epoch.batch_per_worker for epoch in plan.epochs})
     scale = lr_scale(cfg.lr, first.global_batch_size)
@@ -39,6 +44,10 @@ def plan_text(cfg: Config, plan: Plan) -> str:
             "not on batch-norm scales, shifts and biases",
         ),
     ]
+    facts += [
+        (f"epochs {epochs[0].index}-{epochs[-1].index + 1} read", read["text"])
+        for epochs, read in zip(plan.phases, reads, strict=False)
+    ]
     width = max(len(name) for name, _ in facts)
     lines = [_table(plan), ""]
     lines += [f"{name:<{width}}  {value}" for name, value in facts]
@@ -47,7 +56,7 @@ def plan_text(cfg: Config, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def plan_dict(cfg: Config, plan: Plan) -> dict[str, Any]:
+def plan_dict(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """The same for programs: one entry per phase, rates at each phase's first and last step."""
     return {
         "world_size": plan.world_size,
@@ -59,14 +68,16 @@ def plan_dict(cfg: Config, plan: Plan) -> dict[str, Any]:
                 "epochs": [epochs[0].index, epochs[-1].index + 1],
                 "image_size": epochs[0].image_size,
                 "val_image_size": epochs[0].val_image_size,
+                "rect_val": epochs[0].rect_val,
                 "batch_per_worker": epochs[0].batch_per_worker,
                 "global_batch_size": epochs[0].global_batch_size,
                 "min_crop_area": epochs[0].min_crop_area,
                 "steps_per_epoch": epochs[0].steps,
                 "lr_first": epochs[0].lr(0),
                 "lr_last": epochs[-1].lr(epochs[-1].steps - 1),
+                "reads": read,
             }
-            for epochs in plan.phases
+            for epochs, read in zip_longest(plan.phases, reads)
         ],
     }
 
@@ -89,7 +100,7 @@ def _table(plan: Plan) -> str:
             (
                 f"{first.index}-{last.index + 1}",
                 f"{first.image_size} px",
-                f"{first.val_image_size} px",
+                f"{first.val_image_size} px{' rect' if first.rect_val else ''}",
                 str(first.batch_per_worker),
                 str(first.global_batch_size),
                 str(first.steps),

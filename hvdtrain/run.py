@@ -19,12 +19,14 @@ from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
 from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError, ConfigError, DataError
 from hvdtrain.load_config import load_config
+from hvdtrain.mixing import Mixing
 from hvdtrain.models import build_model
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.paths import RunPaths, write_atomically
 from hvdtrain.plan import Plan, Position, make_plan
 from hvdtrain.reducer import Reducer
 from hvdtrain.step import State, resolve_precision
+from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
@@ -41,6 +43,7 @@ class Run:
     loaders: Loaders
     sinks: Sinks
     state: State
+    bad: BadSamples
 
     def close(self) -> None:
         """Stop loaders and sinks."""
@@ -59,6 +62,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     with together(comm):
         loaders = open_loaders(cfg, comm, device, cores)
     require_equal(comm, "data.train: the list of images", loaders.fingerprint, DataError)
+    share_data(comm, loaders)
     with together(comm):
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
@@ -68,7 +72,8 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
             paths.create()
     with together(comm):
         sinks = Sinks(cfg, comm, paths)
-    run = Run(cfg, comm, paths, plan, loaders, sinks, state)
+    bad = BadSamples(cfg.data, comm, paths.bad_samples)
+    run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad)
     restore(run, must=resumed)
     if comm.rank == 0:
         _describe(run)
@@ -100,6 +105,7 @@ def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> L
         local_rank=comm.local_rank,
         local_size=comm.local_size,
         device=device,
+        rect_val=any(phase.rect_val for phase in cfg.phases),
     )
     expected = {"data.train_size": (cfg.data.train_size, loaders.num_train)}
     expected["model.num_classes"] = (cfg.model.num_classes, len(loaders.classes))
@@ -110,6 +116,15 @@ def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> L
     return loaders
 
 
+def share_data(comm: Comm, loaders: Loaders) -> None:
+    """Let the loaders of all ranks exchange what they need of each other before the first pass."""
+    with together(comm):
+        offer = loaders.offer()
+    offers = comm.gather_text(offer)
+    with together(comm):
+        loaders.accept(offers)
+
+
 def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) -> State:
     """Model, optimizer and reducer as the seed makes them, equal on all ranks."""
     torch.manual_seed(cfg.seed)
@@ -117,22 +132,24 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     autocast = resolve_precision(cfg, device)
+    reducer = Reducer(
+        model.parameters(),
+        comm,
+        accumulate=cfg.train.accumulate,
+        compression=cfg.comm.compression,
+        group_bytes=cfg.comm.group_mb * 2**20,
+    )
     return State(
         model=model,
         optimizer=build_optimizer(model, cfg.optimizer),
-        reducer=Reducer(
-            model.parameters(),
-            comm,
-            accumulate=cfg.train.accumulate,
-            compression=cfg.comm.compression,
-            group_bytes=cfg.comm.group_mb * 2**20,
-        ),
+        reducer=reducer,
         scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
         comm=comm,
         device=device,
         autocast=autocast,
         label_smoothing=cfg.train.label_smoothing,
         clip_norm=cfg.optimizer.clip_norm,
+        mixing=Mixing(cfg.train.mixup, cfg.train.cutmix, cfg.seed),
     )
 
 
@@ -156,11 +173,13 @@ def restore(run: Run, *, must: bool) -> None:
         "samples": state.samples,
         "train_seconds": state.train_seconds,
         "scaler": state.scaler.state_dict(),
+        "bad": run.bad.read(),
     }
     header = json.loads(comm.gather_text(json.dumps(header))[0])
     state.position = Position(*header["position"])
     state.step, state.samples = header["step"], header["samples"]
     state.train_seconds = header["train_seconds"]
+    run.loaders.set_aside(run.bad.restore(header["bad"]))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}

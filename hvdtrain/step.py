@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,23 +16,13 @@ from torch.nn import functional
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import DataError
+from hvdtrain.mixing import Batch, Mixing
 from hvdtrain.optim import optimizer_tensors, set_rates
 from hvdtrain.plan import Position
 from hvdtrain.reducer import Reducer
 
 SUMS = ("loss", "top1", "top5", "count")
 """What the vectors of sums of `train_step` and `evaluate` hold, in order."""
-
-
-class Batch(Protocol):
-    """Images [N,3,H,W] float32, labels [N] int64, weights [N] float32 (0 for padding)."""
-
-    @property
-    def images(self) -> torch.Tensor: ...
-    @property
-    def labels(self) -> torch.Tensor: ...
-    @property
-    def weights(self) -> torch.Tensor: ...
 
 
 @dataclass
@@ -48,6 +38,7 @@ class State:
     autocast: torch.dtype | None
     label_smoothing: float
     clip_norm: float | None
+    mixing: Mixing = field(default_factory=Mixing)
     position: Position = field(default_factory=Position)
     step: int = 0
     train_seconds: float = 0.0
@@ -94,20 +85,12 @@ def _backward(state: State, batch: Batch) -> torch.Tensor:
     state.model.train()
     parts = state.reducer.accumulate
     sums = torch.zeros(len(SUMS), device=state.device)
-    for images, labels, weights in zip(
-        batch.images.chunk(parts),
-        batch.labels.chunk(parts),
-        batch.weights.chunk(parts),
-        strict=True,
-    ):
-        logits = state.forward(images)
-        losses = functional.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=state.label_smoothing
-        )
-        loss = torch.dot(losses, weights)
+    for part in state.mixing.parts(batch, parts, state.position.epoch):
+        logits = state.forward(part.images)
+        loss = torch.dot(part.losses(logits, state.label_smoothing), part.weights)
         state.reducer.start_backward()
-        state.scaler.scale(loss * (state.reducer.loss_scale / len(labels))).backward()
-        sums += _sums(logits.detach(), loss.detach(), labels, weights)
+        state.scaler.scale(loss * (state.reducer.loss_scale / len(part.labels))).backward()
+        sums += _sums(logits.detach(), loss.detach(), part.labels, part.weights)
     return sums
 
 
@@ -150,9 +133,14 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
 
 def average_buffers(state: State) -> None:
     """Make the batch-norm statistics, which each rank keeps for itself, the mean over ranks."""
-    for name, buffer in state.model.named_buffers():
-        if buffer.is_floating_point():
-            state.comm.sum_(buffer, f"buffer.{name}").div_(state.comm.size)
+    buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
+    if state.comm.size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    state.comm.sum_(flat, "buffers").div_(state.comm.size)
+    parts = flat.split([buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))
 
 
 def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> float:

@@ -59,6 +59,7 @@ def train_epoch(
     """
     state, loaders, sinks = run.state, run.loaders, run.sinks
     meter = Meter(state.device)
+    run.bad.start_epoch()
     stopping = False
     before = time.perf_counter()
     for i, batch in loaders.train(epoch, following):
@@ -68,6 +69,7 @@ def train_epoch(
             before = time.perf_counter()
         lr = epoch.lr(i)
         meter.add(train_step(state, batch, lr, epoch.momentum(i)))
+        run.bad.add(batch.bad, sinks)
         state.position = epoch.position_after(i)
         now = time.perf_counter()
         sinks.observe_step(
@@ -80,8 +82,14 @@ def train_epoch(
         before = now
         if epoch.should_log(i, run.cfg.train.log_every):
             values, stopping = meter.drain(
-                run.comm, loaders.data_wait_s, state.reducer.wait_s, stop.requested
+                run.comm,
+                loaders.data_wait_s,
+                state.reducer.wait_s,
+                stop.requested,
+                run.bad.counts(),
             )
+            masked, unlisted = round(values["bad_samples"]), round(values.pop("bad_unlisted"))
+            loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, values, speed)
             if stopping and state.position.epoch == epoch.index:
                 save(run)

@@ -89,23 +89,29 @@ def pad_offsets(draws: Draws, image_size: int) -> tuple[int, np.ndarray]:
 
 
 def centre_crop(
-    sizes: np.ndarray, image_size: int, crop_ratio: float
+    sizes: np.ndarray, target: np.ndarray, crop_ratio: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each source image that "resize, then centre crop" would keep.
 
-    Resizing brings the short side to `round(image_size / crop_ratio)`, and the crop has side
-    `image_size`. Returns the window to decode, [N, 4] int32, with a margin for the
+    `target` [N, 2] or [2] is the height and width of the crop. Resizing brings the short side of
+    the image to that of the crop over `crop_ratio`, rounded, or to more where the crop would not
+    fit otherwise. Returns the window to decode, [N, 4] int32, with a margin for the
     interpolation filter, and the exact region inside that window, [N, 4] float32 as top, left,
     bottom, right.
     Source: `Resize` and `CenterCrop` of torchvision 0.28.
     """
-    short = max(image_size, round(image_size / crop_ratio))
+    target = np.broadcast_to(target, sizes.shape)
+    side = target.min(axis=1, keepdims=True)
+    short = np.maximum(side, np.rint(side / crop_ratio))
     source = sizes.astype(np.float64)
     small = source.min(axis=1, keepdims=True)
     resized = np.where(source == small, short, np.floor(short * source / small))
-    begin = np.rint((resized - image_size) / 2)
+    enlarged = np.floor(source * (target / source).max(axis=1, keepdims=True))
+    fits = (resized >= target).all(axis=1, keepdims=True)
+    resized = np.where(fits, resized, np.maximum(enlarged, target))
+    begin = np.rint((resized - target) / 2)
     scale = source / resized
-    region = np.concatenate([begin * scale, (begin + image_size) * scale], axis=1)
+    region = np.concatenate([begin * scale, (begin + target) * scale], axis=1)
     margin = np.ceil(scale) + 1
     top_left = np.maximum(np.floor(region[:, :2] - margin), 0)
     bottom_right = np.minimum(np.ceil(region[:, 2:] + margin), source)

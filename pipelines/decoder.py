@@ -12,17 +12,26 @@ import torch
 from nvidia.dali import Pipeline
 from torch.utils.dlpack import from_dlpack
 
+from pipelines.bad import PIXEL, PIXEL_SIZE
 from pipelines.graphs import GRAPHS
 from pipelines.recipes import Inputs, Recipe
 
 DEPTH = 2
 """Batches DALI works on at once: its threads start on the next while one batch tails off."""
 
-_PIXEL = np.frombuffer(b"P5\n1 1\n255\n\x80", dtype=np.uint8)  # one grey pixel as PGM
-
 
 class DecodeError(Exception):
     """A batch could not be decoded; the message is DALI's reason in one line."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        text = str(error)
+        match = re.search(
+            r"encountered:\s*(.*?)\s*(?:C\+\+ context|Current pipeline|$)", text, re.DOTALL
+        )
+        super().__init__(" ".join((match.group(1) if match else text).split())[:300])
+        numbered = re.search(r"sample #(\d+)", text)
+        self.sample = int(numbered.group(1)) if numbered else None
+        """Place in its batch of the sample that DALI names, if it names one."""
 
 
 class Decoder:
@@ -64,19 +73,19 @@ class Decoder:
             self._pipeline.schedule_run()
         except RuntimeError as error:  # of this batch, or of one before it
             self.reset()
-            raise DecodeError(_reason(error)) from None
+            raise DecodeError(error) from None
 
     def result(self) -> torch.Tensor:
         """The images of the oldest batch submitted: [N, 3, S, S] float32 on the device, a view
         with channels_last memory that stays valid as long as it is referenced."""
         assert self._pipeline is not None
         try:
-            (images,) = self._pipeline.outputs()
+            outputs = self._pipeline.outputs()
         except RuntimeError as error:
             self.reset()
-            raise DecodeError(_reason(error)) from None
+            raise DecodeError(error) from None
         self._kept.popleft()
-        return from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        return self._images(outputs)
 
     def drain(self) -> None:
         """Let go of all batches that were submitted and not taken."""
@@ -104,17 +113,24 @@ class Decoder:
             prefetch_queue_depth=DEPTH,
         )
         with pipeline:
-            images = GRAPHS[self._recipe.graph]("mixed" if on_gpu else "cpu", self._mean, self._std)
-            pipeline.set_outputs(images)
+            pipeline.set_outputs(*self._outputs("mixed" if on_gpu else "cpu"))
         pipeline.build()
         self._prime(pipeline)
         self._pipeline, self._largest = pipeline, batch
 
+    def _outputs(self, decode: str) -> tuple[Any, ...]:
+        """The outputs of the graph."""
+        return (GRAPHS[self._recipe.graph](decode, self._mean, self._std),)
+
+    def _images(self, outputs: Any) -> torch.Tensor:
+        """The images of a batch from what the graph put out."""
+        return from_dlpack(outputs[0].as_tensor()).permute(0, 3, 1, 2)
+
     def _prime(self, pipeline: Pipeline) -> None:
         """DALI's first `schedule_run` starts DEPTH runs at once: spend it on single pixels."""
-        inputs = self._recipe.inputs(np.zeros(1, dtype=np.int64), np.ones((1, 2), dtype=np.int64))
+        inputs = self._recipe.inputs(np.zeros(1, dtype=np.int64), np.array([PIXEL_SIZE]))
         for _ in range(DEPTH):
-            _feed(pipeline, [_PIXEL], inputs)
+            _feed(pipeline, [PIXEL], inputs)
         pipeline.schedule_run()
         for _ in range(DEPTH):
             pipeline.outputs()
@@ -124,10 +140,3 @@ def _feed(pipeline: Pipeline, encoded: list[np.ndarray], inputs: Inputs) -> None
     pipeline.feed_input("encoded", encoded)
     for name, values in inputs.items():
         pipeline.feed_input(name, np.ascontiguousarray(values))
-
-
-def _reason(error: Any) -> str:
-    match = re.search(
-        r"encountered:\s*(.*?)\s*(?:C\+\+ context|Current pipeline|$)", str(error), re.DOTALL
-    )
-    return " ".join((match.group(1) if match else str(error)).split())[:300]

@@ -54,6 +54,11 @@ def window(decode: str, mean: list[float], std: list[float]) -> Node:
     return _normalise(images, _scalar("mirror"), mean, std)
 
 
+def decoded_window(decode: str) -> tuple[Node, Node, Node]:
+    """What `window` starts from: windows of any size, [H, W, 3] uint8, and its other inputs."""
+    return _decode_window(decode), _vector("size"), _scalar("mirror")
+
+
 def padded_crop(decode: str, mean: list[float], std: list[float]) -> Node:
     """A window resized to `size` [2], padded by reflection with `pad` [1] pixels on all sides,
     then cropped back to `size` at `offset` [2] of the padded image, and mirrored if `mirror`."""

@@ -1,8 +1,9 @@
-"""Height and width of an encoded image from its first bytes, as DALI will decode it.
+"""Height and width of an encoded image from its header, as DALI will decode it.
 
 The crop window is chosen before decoding, so the size has to be known. JPEG and PNG are read
 here in a few microseconds; other formats through PIL. An EXIF orientation that turns the
-image by a quarter swaps the two, because DALI's decoder applies it.
+image by a quarter swaps the two, because DALI's decoder applies it. What DALI would refuse, or
+decode into too many pixels, is refused here, where it costs nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +14,35 @@ import struct
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+MAX_PIXELS = 2**28 // 3
+"""Most pixels of an image that is decoded: 256 MiB of RGB, about 89 megapixels."""
+FORMATS = frozenset(["BMP", "JPEG2000", "PPM", "TIFF", "WEBP"])
+"""What DALI decodes beside JPEG and PNG, by PIL's names."""
+
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset([0x01, *range(0xD0, 0xD8)])
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_JPEG_END = b"\xff\xd9"
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
+
+
+class HeaderError(ValueError):
+    """The bytes cannot be decoded; `reason` is one of `bad.REASONS`."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 def image_size(encoded: np.ndarray) -> tuple[int, int]:
     """(height, width) in pixels of an encoded image, [bytes] uint8.
 
-    Raises ValueError, with the reason in a few words, when it is no image or has no pixels.
+    Raises HeaderError when it is no image of a known format, has no pixels or more than
+    `MAX_PIXELS`, or is a JPEG without its end.
     """
+    if not len(encoded):
+        raise HeaderError("empty", "an empty file")
     data = encoded.data
     if bytes(data[:2]) == b"\xff\xd8":
         height, width = _jpeg_size(data)
@@ -33,7 +51,10 @@ def image_size(encoded: np.ndarray) -> tuple[int, int]:
     else:
         height, width = _other_size(data)
     if height < 1 or width < 1:
-        raise ValueError("an image without pixels")
+        raise HeaderError("header", "an image without pixels")
+    if height * width > MAX_PIXELS:
+        limit = f"{MAX_PIXELS // 10**6} megapixels"
+        raise HeaderError("size", f"{width}x{height} pixels, more than the limit of {limit}")
     return height, width
 
 
@@ -42,21 +63,32 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
     place, end, turned = 2, len(data), False
     while place + 9 < end:
         if data[place] != 0xFF:
-            raise ValueError("damaged JPEG header")
+            raise HeaderError("header", "damaged JPEG header")
         marker = data[place + 1]
         if marker == 0xFF or marker in _ALONE:
             place += 1 if marker == 0xFF else 2
             continue
         if marker in _SOF:
             height, width = struct.unpack_from(">HH", data, place + 5)
+            _require_end(data, place)
             return (width, height) if turned else (height, width)
         if marker == 0xDA or marker == 0xD9:
-            raise ValueError("damaged JPEG: no frame header")
+            raise HeaderError("header", "damaged JPEG: no frame header")
         length = (data[place + 2] << 8) | data[place + 3]
         if marker == 0xE1 and bytes(data[place + 4 : place + 10]) == b"Exif\0\0":
             turned = _orientation(data[place + 10 : place + 2 + length]) in _QUARTER_TURNS
         place += 2 + length
-    raise ValueError("truncated JPEG header")
+    raise HeaderError("header", "truncated JPEG header")
+
+
+def _require_end(data: memoryview, frame: int) -> None:
+    """Refuse a JPEG that is cut short after its frame header.
+
+    A decoder sees the cut only where the window reaches down to it, and would use the rest.
+    Compressed data holds no end marker (T.81, B.1.1.5), so looking for one is safe.
+    """
+    if data[-2:] != _JPEG_END and bytes(data).rfind(_JPEG_END, frame) < 0:
+        raise HeaderError("truncated", "truncated JPEG: no end marker")
 
 
 def _png_size(data: memoryview) -> tuple[int, int]:
@@ -95,10 +127,14 @@ def _orientation(tiff: memoryview) -> int:
 def _other_size(data: memoryview) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size  # of a TIFF: as if turned already
-            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            kind, (width, height) = image.format, image.size  # of a TIFF: as if turned already
+            turned = kind != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
     except UnidentifiedImageError:
-        raise ValueError("not an image" if len(data) else "an empty file") from None
+        raise HeaderError("format", "not an image") from None
+    except Image.DecompressionBombError:
+        raise HeaderError("size", f"more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:  # noqa: BLE001 - PIL raises many kinds on damaged data
-        raise ValueError(f"damaged image header ({error})") from None
+        raise HeaderError("header", f"damaged image header ({error})") from None
+    if kind not in FORMATS:
+        raise HeaderError("format", f"a {kind} file, which is not decoded")
     return (width, height) if turned else (height, width)

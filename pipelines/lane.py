@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
-
-from pipelines import order
+from pipelines import copies
+from pipelines.dealing import Dealer, Pass
 from pipelines.decoder import Decoder
 from pipelines.recipes import Recipe
 from pipelines.sources import Source
 from pipelines.stream import Batch, Stream
-
-
-class Pass(NamedTuple):
-    """All that decides the batches of one pass; equal passes give equal batches."""
-
-    epoch: int
-    image_size: int
-    min_crop_area: float
-    batch: int
-    """Images per rank."""
-    start: int
-    """First place of the order."""
-
-
-@dataclass(frozen=True)
-class Dealer:
-    """How this rank gets from a pass to its samples and to their preparation."""
-
-    rank: int
-    world_size: int
-    order: Callable[[Pass], np.ndarray]
-    """All sample ids of a pass, in order: [len(source)] int64."""
-    recipe: Callable[[Pass], Recipe]
 
 
 class Lane:
@@ -107,17 +81,13 @@ class Lane:
         if self._decoder is None:
             self._decoder = self._make_decoder(recipe)
         return Stream(
-            self.source,
-            lambda: self._shares(spec),
+            copies.view(self.source, self._dealer.short_side(spec)),
+            lambda: self._dealer.shares(spec),
             recipe,
             self._decoder,
             self._readers,
             self._depth,
             after,
+            spec.epoch,
+            self._dealer.quarantine,
         )
-
-    def _shares(self, spec: Pass) -> Iterator[order.Share]:
-        ids = self._dealer.order(spec)
-        rank, world_size = self._dealer.rank, self._dealer.world_size
-        for first in range(spec.start, len(ids), spec.batch * world_size):
-            yield order.share(ids, first, batch=spec.batch, rank=rank, world_size=world_size)

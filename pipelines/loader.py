@@ -2,65 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from hvdtrain.config import Data
 from hvdtrain.errors import DataError
-from pipelines import order, recipes
+from pipelines import shapes
+from pipelines.bad import PIXEL_LEVEL, Bad, Quarantine
+from pipelines.cache import Cache
+from pipelines.cached_lane import CachedLane
+from pipelines.colour import ColourJitter
+from pipelines.dealing import Dealer, EpochSpec, EvaluationDealer, Pass, TrainingDealer
 from pipelines.decoder import Decoder
-from pipelines.lane import Dealer, Lane, Pass
+from pipelines.lane import Lane
 from pipelines.recipes import Recipe
+from pipelines.rectangular import Rectangles
 from pipelines.sources import Source, check_same_classes, open_source
 from pipelines.stream import READERS, Batch
+from pipelines.windows import WindowDecoder
 
 __all__ = ["Batch", "EpochSpec", "Loaders"]
 
 
-class EpochSpec(Protocol):
-    """What the loaders need to know of an epoch."""
+class Passes(Protocol):
+    """The passes over one dataset, see `Lane`; what `open` returns is its own affair."""
 
-    @property
-    def index(self) -> int:
-        """Number of the epoch in the run."""
+    source: Source
 
-    @property
-    def image_size(self) -> int:
-        """Side of the training images in pixels."""
-
-    @property
-    def val_image_size(self) -> int:
-        """Side of the evaluation images in pixels."""
-
-    @property
-    def min_crop_area(self) -> float:
-        """Smallest share of the image that a random resized crop keeps."""
-
-    @property
-    def batch_per_worker(self) -> int:
-        """Images per rank in one forward pass."""
-
-    @property
-    def accumulate(self) -> int:
-        """Forward passes per step."""
-
-    @property
-    def start(self) -> int:
-        """Samples of this epoch that all ranks together have consumed already."""
-
-    @property
-    def steps(self) -> int:
-        """Steps left in this epoch."""
+    def open(self, spec: Pass) -> Any: ...
+    def prepare(self, spec: Pass, after: Any) -> None: ...
+    def batches(self, stream: Any) -> Generator[Batch, None, None]: ...
+    def close(self) -> None: ...
 
 
 class Loaders:
@@ -95,12 +78,17 @@ class Loaders:
         local_rank: int = 0,
         local_size: int = 1,
         device: torch.device,
+        rect_val: bool = False,
     ) -> None:
-        """List the datasets; nothing is read yet. Raises DataError where there is none."""
+        """List the datasets; nothing is read yet. Raises DataError where there is none.
+
+        `rect_val`: some epoch evaluates on rectangles. With it or a cache, hand the `offer` of
+        every rank to `accept` before the first pass.
+        """
         if device == torch.device("cuda"):
             device = torch.device("cuda", local_rank)
         self._data, self._seed, self._device = data, seed, device
-        self._world_size = world_size
+        self._rank, self._world_size = rank, world_size
         cores = len(os.sched_getaffinity(0))
         self.decode_threads = data.decode_threads or max(1, cores // local_size)
         self.data_wait_s = 0.0
@@ -112,13 +100,24 @@ class Loaders:
         self.classes = next(iter(sources.values())).classes
         self.fingerprint = " ".join(source.fingerprint for source in sources.values())
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
-        dealers = {
-            "train": Dealer(rank, world_size, self._train_order, self._train_recipe),
-            "val": Dealer(rank, world_size, self._val_order, self._val_recipe),
+        self._quarantine = Quarantine() if data.on_bad == "mask" else None
+        self._evaluation = EvaluationDealer(data, self.num_val, rank=rank, world_size=world_size)
+        self._rect_val = rect_val and self.num_val > 0
+        self._dealers: dict[str, Dealer] = {
+            "train": TrainingDealer(
+                data,
+                self.num_train,
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+                quarantine=self._quarantine,
+            ),
+            "val": self._evaluation,
         }
-        self._lanes = {
-            kind: Lane(source, dealers[kind], self._decoder, self._readers, data.prefetch)
-            for kind, source in sources.items()
+        self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
+        self._local_rank, self._local_size = local_rank, local_size
+        self._lanes: dict[str, Passes] = {
+            kind: self._new_lane(kind, source) for kind, source in sources.items()
         }
 
     def __enter__(self) -> Loaders:
@@ -138,6 +137,46 @@ class Loaders:
             lane.close()
         self._readers.shutdown(cancel_futures=True)
 
+    def offer(self) -> str:
+        """What other ranks need of this one before the first pass, to be handed to `accept`.
+
+        Raises DataError where a cache cannot be made.
+        """
+        caches = {kind: lane.cache for kind, lane in self._cached().items()}
+        addresses = {}
+        if self._local_rank == 0:
+            addresses = {kind: cache.offer() for kind, cache in caches.items()}
+        sizes = []
+        if self._rect_val:
+            ids = shapes.share(self.num_val, self._rank, self._world_size)
+            sizes = shapes.read_sizes(self._lanes["val"].source, ids, self._readers).tolist()
+        about = {"host": socket.gethostname(), "local_rank": self._local_rank}
+        return json.dumps({**about, "caches": addresses, "sizes": sizes})
+
+    def accept(self, offers: list[str]) -> None:
+        """Take up the `offer` of every rank, in rank order, and decode this rank's share of what is cached.
+
+        No pass may begin before every rank of the node has done this. Raises DataError like
+        `train`.
+        """
+        told = [json.loads(offer) for offer in offers]
+        if self._rect_val:
+            sizes = shapes.joined(self.num_val, [about["sizes"] for about in told])
+            self._evaluation.rectangles = Rectangles(sizes)
+        first = {"host": socket.gethostname(), "local_rank": 0}
+        for kind, lane in self._cached().items():
+            address = next(a["caches"][kind] for a in told if first.items() <= a.items())
+            lane.cache.attach(address)
+            lane.cache.fill(
+                lambda recipe: WindowDecoder(
+                    recipe, [0.0] * 3, [1 / 255] * 3, self.decode_threads, torch.device("cpu")
+                ),
+                self._readers,
+                self._dealers[kind].quarantine,
+                self._local_rank,
+                self._local_size,
+            )
+
     def train(self, epoch: EpochSpec, then: EpochSpec | None = None) -> Iterator[tuple[int, Batch]]:
         """Yield (i, batch) for the `epoch.steps` steps left, i from 0.
 
@@ -147,21 +186,14 @@ class Loaders:
         Raises DataError where a file cannot be read or decoded, or the plan does not fit.
         """
         lane = self._lane("train")
-        spec = _train_pass(epoch)
-        left = order.steps_left(
-            self.num_train, start=spec.start, global_batch=spec.batch * self._world_size
-        )
-        if left != epoch.steps:
-            raise DataError(
-                f"data.train: {self.num_train} images make {left} steps in epoch {epoch.index},"
-                f" the plan has {epoch.steps}; is data.train_size right?"
-            )
-        stream = lane.open(spec)
+        training, evaluation = self._dealers["train"], self._dealers["val"]
+        stream = lane.open(training.spec(epoch))
         if then is not None:
             if self.num_val:
-                self._lanes["val"].prepare(self._val_pass(epoch), stream)
-            lane.prepare(_train_pass(then), stream)
-        return enumerate(self._deliver(lane.batches(stream)))
+                self._lanes["val"].prepare(evaluation.spec(epoch), stream)
+            lane.prepare(training.spec(then), stream)
+        batches = self._deliver(lane.batches(stream))
+        return enumerate(self._finished(batch, epoch.index) for batch in batches)
 
     def val(self, epoch: EpochSpec) -> Iterator[Batch]:
         """Yield the rank's share of all evaluation images at `epoch.val_image_size`.
@@ -170,43 +202,42 @@ class Loaders:
         batches of one size, at most `batch_per_worker`. Raises DataError like `train`.
         """
         lane = self._lane("val")
-        spec = self._val_pass(epoch)
-        return self._deliver(lane.batches(lane.open(spec)))
+        stream = lane.open(self._dealers["val"].spec(epoch))
+        return self._deliver(lane.batches(stream))
 
-    def _lane(self, kind: str) -> Lane:
+    def set_aside(self, found: Iterable[Bad]) -> None:
+        """Mask training samples that this or another rank, or an earlier part of the run, found
+        to be bad. Nothing with `data.on_bad: fail`."""
+        if self._quarantine is not None:
+            self._quarantine.add(found)
+
+    def _new_lane(self, kind: str, source: Source) -> Passes:
+        data, dealer = self._data, self._dealers[kind]
+        if data.cache == "none":
+            return Lane(source, dealer, self._decoder, self._readers, data.prefetch)
+        return CachedLane(
+            source,
+            dealer,
+            Cache(source, f"data.{kind}"),
+            mean=data.mean,
+            std=data.std,
+            device=self._device,
+            on_device=data.cache == "device",
+        )
+
+    def _cached(self) -> dict[str, CachedLane]:
+        return {k: lane for k, lane in self._lanes.items() if isinstance(lane, CachedLane)}
+
+    def _lane(self, kind: str) -> Passes:
         if kind not in self._lanes:
             raise DataError(f"data.{kind}: not set")
         return self._lanes[kind]
 
-    def _val_pass(self, epoch: EpochSpec) -> Pass:
-        """Equal batches, as few as `batch_per_worker` allows, with next to no padding."""
-        steps = order.steps_left(
-            self.num_val, start=0, global_batch=epoch.batch_per_worker * self._world_size
-        )
-        batch = -(-self.num_val // (steps * self._world_size))
-        return Pass(0, epoch.val_image_size, 1.0, batch, 0)
-
-    def _train_order(self, spec: Pass) -> np.ndarray:
-        return order.permutation(self.num_train, seed=self._seed, epoch=spec.epoch)
-
-    def _val_order(self, _spec: Pass) -> np.ndarray:
-        return np.arange(self.num_val)
-
-    def _train_recipe(self, spec: Pass) -> Recipe:
-        return recipes.training(
-            self._data,
-            seed=self._seed,
-            epoch=spec.epoch,
-            image_size=spec.image_size,
-            min_area=spec.min_crop_area,
-        )
-
-    def _val_recipe(self, spec: Pass) -> Recipe:
-        return recipes.evaluation(self._data, image_size=spec.image_size)
-
     def _decoder(self, recipe: Recipe) -> Decoder:
         data = self._data
-        return Decoder(recipe, data.mean, data.std, self.decode_threads, self._device)
+        on_cpu = self._device.type == "cpu" and recipe.graph == "window"
+        kind = WindowDecoder if on_cpu else Decoder
+        return kind(recipe, data.mean, data.std, self.decode_threads, self._device)
 
     def _deliver(self, batches: Generator[Batch, None, None]) -> Iterator[Batch]:
         """Hand batches to the consumer, and account for them."""
@@ -221,6 +252,19 @@ class Loaders:
                 yield self._on_device(batch)
                 self._release(batch)
 
+    def _finished(self, batch: Batch, epoch: int) -> Batch:
+        """The batch in its colours, with a grey image of weight 0 for every bad sample."""
+        batch = replace(batch, images=self._colours(batch.images, batch.indices, epoch))
+        found = self._quarantine.among(batch.indices, epoch) if self._quarantine else {}
+        if not found:
+            return batch
+        places = torch.tensor(list(found), device=batch.weights.device)
+        bad = tuple(found[k] for k in places[batch.weights[places] > 0].tolist())
+        grey = (PIXEL_LEVEL - torch.tensor(self._data.mean)) / torch.tensor(self._data.std)
+        batch.images[places] = grey.to(batch.images)[:, None, None]
+        weights = batch.weights.index_fill(0, places, 0)
+        return replace(batch, weights=weights, bad=bad)
+
     def _on_device(self, batch: Batch) -> Batch:
         """Labels and weights follow the images to the GPU."""
         if self._device.type == "cpu":
@@ -234,16 +278,11 @@ class Loaders:
         owns the memory, knows nothing of the consumer's stream."""
         if self._device.type == "cpu":
             return
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         self._in_use.append((event, batch))
-        while self._in_use and self._in_use[0][0].query():  # type: ignore[no-untyped-call]
+        while self._in_use and self._in_use[0][0].query():
             self._in_use.popleft()
-
-
-def _train_pass(epoch: EpochSpec) -> Pass:
-    batch = epoch.batch_per_worker * epoch.accumulate
-    return Pass(epoch.index, epoch.image_size, epoch.min_crop_area, batch, epoch.start)
 
 
 def _open(data: Data) -> dict[str, Source]:

@@ -8,6 +8,7 @@ so the order never changes with a version.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -48,3 +49,11 @@ def share(order: np.ndarray, first: int, *, batch: int, rank: int, world_size: i
     places = first + rank + world_size * np.arange(batch, dtype=np.int64)
     weights = (places < len(order)).astype(np.float32)
     return Share(order[places % len(order)], weights)
+
+
+def shares(
+    order: np.ndarray, start: int, batch: int, rank: int, world_size: int
+) -> Iterator[Share]:
+    """The share of `rank` in every global step from place `start` of `order` to its end."""
+    for first in range(start, len(order), batch * world_size):
+        yield share(order, first, batch=batch, rank=rank, world_size=world_size)

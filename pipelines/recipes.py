@@ -34,7 +34,7 @@ def training(data: Data, *, seed: int, epoch: int, image_size: int, min_area: fl
             windows = augment.random_resized_crop(sizes, draws, min_area=min_area, aspect=aspect)
         else:
             windows = augment.whole(sizes)
-        result = _windowed(windows, image_size)
+        result = windowed(windows, np.array([image_size, image_size]))
         result["mirror"] = ((draws.flip < 0.5) & data.flip).astype(np.int32)
         if data.augment == "pad_crop":
             pad, result["offset"] = augment.pad_offsets(draws, image_size)
@@ -44,21 +44,26 @@ def training(data: Data, *, seed: int, epoch: int, image_size: int, min_area: fl
     return Recipe("padded_crop" if data.augment == "pad_crop" else "window", inputs)
 
 
-def evaluation(data: Data, *, image_size: int) -> Recipe:
-    """Resize, then centre crop; nothing random."""
+def evaluation(data: Data, targets: Callable[[np.ndarray], np.ndarray]) -> Recipe:
+    """Resize, then centre crop; nothing random.
 
-    def inputs(_ids: np.ndarray, sizes: np.ndarray) -> Inputs:
-        windows, regions = augment.centre_crop(sizes, image_size, data.val_crop_ratio)
-        result = _windowed(windows, image_size)
+    `targets`: sample ids [N] -> heights and widths [N, 2] of their crops, all of a batch equal.
+    """
+
+    def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
+        target = targets(ids)
+        windows, regions = augment.centre_crop(sizes, target, data.val_crop_ratio)
+        result = windowed(windows, target)
         result["region_start"], result["region_end"] = regions[:, :2], regions[:, 2:]
         return result
 
     return Recipe("region", inputs)
 
 
-def _windowed(windows: np.ndarray, image_size: int) -> Inputs:
+def windowed(windows: np.ndarray, size: np.ndarray) -> Inputs:
+    """Inputs for `windows` [N, 4], resized to the height and width `size` [N, 2] or [2]."""
     return {
         "anchor": windows[:, :2],
         "extent": windows[:, 2:],
-        "size": np.full((len(windows), 2), image_size, dtype=np.int32),
+        "size": np.broadcast_to(size, (len(windows), 2)).astype(np.int32),
     }

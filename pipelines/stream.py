@@ -6,15 +6,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from hvdtrain.errors import DataError
+from pipelines.bad import PIXEL, PIXEL_SIZE, Bad, Quarantine
 from pipelines.channel import Channel
 from pipelines.decoder import DEPTH, DecodeError, Decoder
-from pipelines.headers import image_size
+from pipelines.headers import HeaderError, image_size
 from pipelines.order import Share
 from pipelines.recipes import Inputs, Recipe
 from pipelines.sources import Source
@@ -33,11 +34,17 @@ class Batch:
     labels: torch.Tensor
     """[N] int64."""
     weights: torch.Tensor
-    """[N] float32: 1, or 0 for a sample that only fills the batch."""
+    """[N] float32: 1, or 0 for a sample that is masked or only fills the batch."""
     indices: np.ndarray
     """[N] int64 sample ids."""
     size_bytes: int
     """Size of the encoded images that were read for it."""
+    bad: tuple[Bad, ...] = ()
+    """The samples whose place is held by a grey image of weight 0."""
+
+
+Encoded = tuple[np.ndarray, tuple[int, int]]
+"""The bytes of an image, and its height and width."""
 
 
 @dataclass
@@ -45,9 +52,13 @@ class _Work:
     """One batch on its way from the disk to the decoder."""
 
     share: Share
-    reads: list[Future[list[tuple[np.ndarray, tuple[int, int]]]]]
-    encoded: list[np.ndarray]
-    inputs: Inputs
+    reads: list[Future[list[Encoded]]]
+    encoded: list[np.ndarray] = field(default_factory=list)
+    inputs: Inputs = field(default_factory=dict)
+
+    def alone(self, k: int) -> tuple[list[np.ndarray], Inputs]:
+        """Sample `k` as a batch of its own."""
+        return [self.encoded[k]], {name: values[k : k + 1] for name, values in self.inputs.items()}
 
 
 class Stream:
@@ -55,6 +66,8 @@ class Stream:
 
     `depth` batches wait ready. A stream that is started early waits until `after` has decoded
     its last batch, or until `hurry`; so one pass follows another without a gap.
+    A sample that cannot be used goes to `quarantine` with its `epoch`, and a grey pixel takes its
+    place; without a quarantine it ends the stream.
     """
 
     def __init__(
@@ -66,12 +79,16 @@ class Stream:
         readers: ThreadPoolExecutor,
         depth: int,
         after: Stream | None,
+        epoch: int = 0,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self._source = source
         self._shares = shares
         self._recipe = recipe
         self._decoder = decoder
         self._readers = readers
+        self._epoch = epoch
+        self._quarantine = quarantine
         self._channel: Channel[Batch] = Channel(depth)
         self._hurried = False
         self._thread = threading.Thread(
@@ -111,14 +128,15 @@ class Stream:
             while not self._channel.closed:
                 while len(reading) < _READ_AHEAD and (share := next(shares, None)) is not None:
                     reading.append(self._begin_reading(share))
-                if reading and self._may_submit(decoding, reading[0]):
-                    self._submit(reading.popleft(), decoding)
-                elif decoding:
-                    self._channel.put(self._finish(decoding))
-                else:
-                    return
-        except DecodeError as error:
-            raise self._blame(decoding, error) from None
+                try:
+                    if reading and self._may_submit(decoding, reading[0]):
+                        self._submit(reading.popleft(), decoding)
+                    elif decoding:
+                        self._channel.put(self._finish(decoding))
+                    else:
+                        return
+                except DecodeError as error:
+                    self._recover(decoding, error)
         finally:
             for future in (future for work in reading for future in work.reads):
                 future.cancel()
@@ -130,20 +148,36 @@ class Stream:
 
     def _begin_reading(self, share: Share) -> _Work:
         parts = np.array_split(share.indices, min(READERS, len(share.indices)))
-        return _Work(share, [self._readers.submit(self._read, part) for part in parts], [], {})
+        return _Work(share, [self._readers.submit(self._read, part) for part in parts])
 
-    def _read(self, ids: np.ndarray) -> list[tuple[np.ndarray, tuple[int, int]]]:
-        """Bytes and (height, width) of samples `ids`; runs in a reader thread."""
+    def _read(self, ids: np.ndarray) -> list[Encoded]:
+        """Samples `ids`; runs in a reader thread."""
         result = []
         for i in ids.tolist():
             if self._channel.closed:
                 break
-            encoded = self._source.read(i)
-            try:
-                result.append((encoded, image_size(encoded)))
-            except ValueError as error:
-                raise DataError(f"{self._source.name(i)}: {error}") from None
+            result.append(self._read_one(i))
         return result
+
+    def _read_one(self, i: int) -> Encoded:
+        if self._quarantine is not None and self._quarantine.find(i, self._epoch):
+            return PIXEL, PIXEL_SIZE
+        try:
+            encoded = self._source.read(i)
+            return encoded, image_size(encoded)
+        except HeaderError as error:
+            return self._set_aside(i, error.reason, str(error))
+        except DataError as error:
+            return self._set_aside(i, "read", str(error))
+
+    def _set_aside(self, i: int, reason: str, detail: str) -> Encoded:
+        """Quarantine sample `i`, and return what takes its place."""
+        name = self._source.name(i)
+        detail = detail.removeprefix(f"{name}: ")
+        if self._quarantine is None:
+            raise DataError(f"{name}: {detail}")
+        self._quarantine.add([Bad(i, self._epoch, reason, name, detail)])
+        return PIXEL, PIXEL_SIZE
 
     def _submit(self, work: _Work, decoding: deque[_Work]) -> None:
         """Hand a batch to the decoder once it is read; not if the consumer has gone."""
@@ -164,14 +198,34 @@ class Stream:
         size_bytes = sum(map(len, work.encoded))
         return Batch(images, labels, torch.from_numpy(weights), indices, size_bytes)
 
-    def _blame(self, decoding: deque[_Work], error: DecodeError) -> DataError:
-        """Decode what was lost with the failure one by one, to name the sample at fault."""
-        for work in decoding:
-            for k, i in enumerate(work.share.indices.tolist()):
-                alone = {name: values[k : k + 1] for name, values in work.inputs.items()}
-                try:
-                    self._decoder.submit([work.encoded[k]], alone)
-                    self._decoder.result()
-                except DecodeError as reason:
-                    return DataError(f"{self._source.name(i)}: {reason}")
-        return DataError(f"a batch could not be decoded: {error}")
+    def _recover(self, decoding: deque[_Work], error: DecodeError) -> None:
+        """Set aside the samples at fault, and submit again all that was lost with them."""
+        while not self._channel.closed:
+            work, k, reason = self._culprit(decoding, error)
+            pixel, size = self._set_aside(int(work.share.indices[k]), "decode", str(reason))
+            work.encoded[k] = pixel
+            alone = self._recipe.inputs(work.share.indices[k : k + 1], np.array([size]))
+            for name, values in alone.items():
+                work.inputs[name] = np.array(work.inputs[name])  # may be a view
+                work.inputs[name][k] = values[0]
+            try:
+                for work in decoding:
+                    self._decoder.submit(work.encoded, work.inputs)
+            except DecodeError as another:
+                error = another
+            else:
+                return
+
+    def _culprit(
+        self, decoding: deque[_Work], error: DecodeError
+    ) -> tuple[_Work, int, DecodeError]:
+        """Decode what was lost with the failure one by one, the sample that DALI named first."""
+        places = [(work, k) for work in decoding for k in range(len(work.encoded))]
+        places.sort(key=lambda place: place[1] != error.sample)
+        for work, k in places:
+            try:
+                self._decoder.submit(*work.alone(k))
+                self._decoder.result()
+            except DecodeError as reason:
+                return work, k, reason
+        raise DataError(f"a batch could not be decoded: {error}")

@@ -17,6 +17,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet8_cifar": resnet_cifar.resnet8_cifar,
+    "resnet11_cifar": resnet_cifar.resnet11_cifar,
     "resnet20_cifar": resnet_cifar.resnet20_cifar,
     "resnet56_cifar": resnet_cifar.resnet56_cifar,
     "resnet8_gn": resnet_cifar.resnet8_gn,

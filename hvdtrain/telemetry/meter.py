@@ -39,20 +39,25 @@ class Meter:
         self._steps += 1
 
     def drain(
-        self, comm: Comm, data_wait_s: float, comm_wait_s: float, stop: bool
+        self,
+        comm: Comm,
+        data_wait_s: float,
+        comm_wait_s: float,
+        stop: bool,
+        bad: tuple[int, int] = (0, 0),
     ) -> tuple[dict[str, float], bool]:
         """Values over all ranks since `start`, and whether any rank wants to stop.
 
         loss (mean per image), top1 and top5 (0–1), images_per_second (all ranks), step_seconds
-        (mean), data_wait_ratio and comm_wait_ratio (share of the interval, mean over ranks).
+        (mean), data_wait_ratio and comm_wait_ratio (share of the interval, mean over ranks),
+        bad_samples and bad_unlisted (sums of `bad`, see `BadSamples.counts`).
         """
         local = self._sums.tolist()
         elapsed = self._clock() - self._began
         waits = [data_wait_s - self._waits[0], comm_wait_s - self._waits[1]]
-        vector = torch.tensor([*local, *waits, elapsed, float(stop)], dtype=torch.float64)
-        loss, top1, top5, count, data_wait, comm_wait, seconds, stops = comm.sum_(
-            vector, "meter"
-        ).tolist()
+        vector = torch.tensor([*local, *waits, elapsed, float(stop), *bad], dtype=torch.float64)
+        summed = comm.sum_(vector, "meter").tolist()
+        loss, top1, top5, count, data_wait, comm_wait, seconds, stops, masked, unlisted = summed
         steps = max(1, self._steps)
         self.start(data_wait_s, comm_wait_s)
         images = max(1.0, count)
@@ -66,5 +71,7 @@ class Meter:
             "step_seconds": seconds / comm.size / steps,
             "data_wait_ratio": data_wait / seconds,
             "comm_wait_ratio": comm_wait / seconds,
+            "bad_samples": masked,
+            "bad_unlisted": unlisted,
         }
         return values, stops > 0

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from hvdtrain.config import Metrics
 from hvdtrain.errors import ResourceError
+from pipelines.bad import REASONS
 
 STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -24,6 +25,13 @@ class Exporter:
         self.data_wait = counter("data_wait_seconds", "Time the step waited for images.")
         self.comm_wait = counter("allreduce_wait_seconds", "Time the step waited for gradients.")
         self.comm_bytes = counter("allreduce_bytes", "Gradient bytes handed to allreduce.")
+        bad = Counter(
+            "hvdtrain_bad_samples",
+            "Training images this rank has masked because they are bad.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.bad_samples = {reason: bad.labels(reason) for reason in REASONS}
         self.step_seconds = Histogram(
             "hvdtrain_step_seconds",
             "Time from one update to the next.",

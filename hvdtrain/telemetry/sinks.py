@@ -65,6 +65,11 @@ class Sinks:
         if self.exporter:
             self.exporter.observe_step(seconds, samples, data, comm, sent)
 
+    def observe_bad(self, reason: str) -> None:
+        """One training image masked on this rank, for the metrics endpoint alone."""
+        if self.exporter:
+            self.exporter.bad_samples[reason].inc()
+
     def close(self) -> None:
         """Close every sink."""
         for sink in self._sinks:

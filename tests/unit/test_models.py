@@ -9,7 +9,7 @@ from hvdtrain.errors import ConfigError
 from hvdtrain.models import MODELS, build_model
 from hvdtrain.models.resnet import BasicBlock, Bottleneck
 
-CIFAR = ["resnet8_cifar", "resnet20_cifar", "resnet56_cifar", "resnet8_gn"]
+CIFAR = ["resnet8_cifar", "resnet11_cifar", "resnet20_cifar", "resnet56_cifar", "resnet8_gn"]
 
 
 def parameters(model: nn.Module) -> int:

@@ -33,7 +33,7 @@ def test_meter_with_a_hand_wound_clock() -> None:
     for loss, top1, top5, count in [(8.0, 1, 3, 4), (6.0, 2, 4, 4)]:
         meter.add(torch.tensor([loss, top1, top5, count]))
     now[0] += 2.0
-    values, stop = meter.drain(Solo(), 5.5, 1.2, stop=False)
+    values, stop = meter.drain(Solo(), 5.5, 1.2, stop=False, bad=(3, 1))
     assert not stop
     assert values == pytest.approx(
         {
@@ -46,6 +46,8 @@ def test_meter_with_a_hand_wound_clock() -> None:
             "step_seconds": 1.0,
             "data_wait_ratio": 0.25,
             "comm_wait_ratio": 0.1,
+            "bad_samples": 3,
+            "bad_unlisted": 1,
         }
     )
     meter.add(torch.tensor([1.0, 0, 0, 2]))

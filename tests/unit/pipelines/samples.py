@@ -20,6 +20,7 @@ class Epoch:
     index: int = 0
     image_size: int = 24
     val_image_size: int = 24
+    rect_val: bool = False
     min_crop_area: float = 0.08
     batch_per_worker: int = 4
     accumulate: int = 1

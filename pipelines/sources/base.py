@@ -1,0 +1,108 @@
+"""What every source has, and what they are made of."""
+
+# File names are bytes here: half the memory of text, and any name a disk allows.
+# ruff: noqa: PTH123
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from hvdtrain.errors import DataError
+
+EXTENSIONS = frozenset(b".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .pgm .pbm .jp2".split())
+_SHOWN = 3  # names listed in a message before "..."
+
+
+class Source(Protocol):
+    """A dataset of encoded images, numbered from 0. Reading is safe from several threads."""
+
+    classes: list[str]
+    """Class names; a label is an index into them."""
+    labels: np.ndarray
+    """[len] int32, the class of every sample."""
+    fingerprint: str
+    """Hash of names, labels and their order: equal where two ranks see the same dataset."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> np.ndarray:
+        """The encoded bytes of sample `i`, [bytes] uint8. Raises DataError naming it."""
+        ...
+
+    def name(self, i: int) -> str:
+        """A name for sample `i` by which a person finds it."""
+        ...
+
+
+class Names:
+    """A list of names in one block of bytes: about 30 bytes an image."""
+
+    def __init__(self, block: bytes, ends: np.ndarray) -> None:
+        """`ends` [len] int64: where in `block` each name ends."""
+        self.block = block
+        self.ends = ends
+
+    @classmethod
+    def of(cls, names: Sequence[bytes]) -> Names:
+        """The same names, joined."""
+        lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
+        return cls(b"".join(names), np.cumsum(lengths))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> bytes:
+        begin = int(self.ends[i - 1]) if i else 0
+        return self.block[begin : int(self.ends[i])]
+
+
+def fingerprint(classes: list[str], labels: np.ndarray, names: Names, *more: np.ndarray) -> str:
+    """The hash of a dataset's listing, and of `more` that must be equal on all ranks."""
+    digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogateescape"))
+    for block in (
+        labels.tobytes(),
+        names.ends.tobytes(),
+        names.block,
+        *(m.tobytes() for m in more),
+    ):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_file(path: bytes) -> np.ndarray:
+    """All bytes of a file, [bytes] uint8. Raises DataError naming it."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
+            view, done = content.data, 0
+            while done < len(content):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise DataError(f"{os.fsdecode(path)}: cut short while it was read")
+                done += count
+    except OSError as error:
+        raise DataError(f"{os.fsdecode(path)}: cannot read: {error.strerror}") from None
+    return content
+
+
+def check_same_classes(train: Source, val: Source, path: str) -> None:
+    """Raise DataError, naming the differences, unless both have the same classes in one order."""
+    missing = sorted(set(train.classes) - set(val.classes))
+    extra = sorted(set(val.classes) - set(train.classes))
+    if missing or extra:
+        found = {"missing": missing, "extra": extra}
+        text = "; ".join(f"{word} {some(names)}" for word, names in found.items() if names)
+        raise DataError(f"data.val: {path}: classes differ from data.train: {text}")
+    if train.classes != val.classes:
+        raise DataError(f"data.val: {path}: the classes of data.train in another order")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are."""
+    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

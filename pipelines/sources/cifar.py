@@ -1,0 +1,148 @@
+"""CIFAR-10 as its authors publish it: the binary and the Python version, folder or archive."""
+
+from __future__ import annotations
+
+import os
+import pickletools
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hvdtrain.errors import DataError
+from pipelines.sources.base import Names, fingerprint
+
+_SIDE = 32
+_PIXELS = 3 * _SIDE * _SIDE
+_HEADER = np.frombuffer(b"P6\n32 32\n255\n", dtype=np.uint8)  # PPM: what a decoder reads
+_TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
+_TEST = ["test_batch"]
+_ARCHIVES = (".tar.gz", ".tgz")
+_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
+_INTEGERS = frozenset(["INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"])
+
+
+def is_cifar(path: str) -> bool:
+    """Whether `path` is an archive, or a folder with CIFAR-10's first batch."""
+    first = Path(_place(path)[0], _TRAIN[0])
+    return _place(path)[0].endswith(_ARCHIVES) or first.is_file() or Path(f"{first}.bin").is_file()
+
+
+class Cifar10:
+    """50,000 training or 10,000 test images of 32×32 pixels, read into memory: 154 or 31 MB.
+
+    Pixels are handed out as PPM files, which the pipelines decode like any other image. The
+    test batch is taken for the key `data.val` and for a path that ends in `:test`, the five
+    training batches otherwise. Nothing in a file is executed: of a Python batch, which is a
+    pickle, only the string of pixels and the list of labels are picked out.
+    Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009;
+    https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+
+    def __init__(self, path: str, key: str) -> None:
+        """Raises DataError where batches are missing or not of the published form."""
+        place, part = _place(path)
+        wanted = _TEST if part == "test" or (not part and key == "data.val") else _TRAIN
+        where = f"{key}: {place}"
+        found = {name: content for name, content in _files(place, where) if name in wanted}
+        if missing := [name for name in wanted if name not in found]:
+            raise DataError(f"{where}: not CIFAR-10: no {missing[0]} in it")
+        batches = [_parsed(found.pop(name), f"{where}: {name}") for name in wanted]
+        self.classes = list(_CLASSES)
+        self._pixels = [pixels for pixels, _labels in batches]
+        self.labels = np.concatenate([labels for _pixels, labels in batches]).astype(np.int32)
+        if self.labels.max() >= len(_CLASSES) or self.labels.min() < 0:
+            raise DataError(f"{where}: label {self.labels.max()}; expected 0 to 9")
+        self._starts = np.cumsum([0] + [len(pixels) for pixels in self._pixels])
+        self._wanted = wanted
+        self._path = place
+        self.fingerprint = fingerprint(self.classes, self.labels, Names.of([b"cifar"]))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """Batch and number in it of sample `i`."""
+        batch, row = self._row(i)
+        return f"{self._path}:{self._wanted[batch]}/{row:05d}"
+
+    def read(self, i: int) -> np.ndarray:
+        """Image `i` as a PPM file, [3085] uint8."""
+        batch, row = self._row(i)
+        planes = self._pixels[batch][row].reshape(3, -1)
+        return np.concatenate([_HEADER, planes.T.reshape(-1)])
+
+    def _row(self, i: int) -> tuple[int, int]:
+        batch = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return batch, i - int(self._starts[batch])
+
+
+def _place(path: str) -> tuple[str, str]:
+    """The path without its ending `:train` or `:test`, and that ending."""
+    for part in ("train", "test"):
+        if path.endswith(f":{part}"):
+            return path.removesuffix(f":{part}"), part
+    return path, ""
+
+
+def _files(place: str, where: str) -> Iterator[tuple[str, bytes]]:
+    """Batch names, without folder and `.bin`, and their contents."""
+    try:
+        if Path(place).is_dir():
+            for file in Path(place).iterdir():
+                if file.name.removesuffix(".bin") in (*_TRAIN, *_TEST):
+                    yield file.name.removesuffix(".bin"), file.read_bytes()
+            return
+        with tarfile.open(place) as archive:
+            for member in archive:
+                name = os.path.basename(member.name).removesuffix(".bin")  # noqa: PTH119
+                content = archive.extractfile(member) if name in (*_TRAIN, *_TEST) else None
+                if content is not None:
+                    yield name, content.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise DataError(f"{where}: cannot read: {error}") from None
+
+
+def _parsed(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [N, 3072] uint8 in planes, and labels [N], of a batch of either version."""
+    if content[:1] == b"\x80":
+        pixels, numbers = _from_pickle(content, where)
+    elif content and len(content) % (1 + _PIXELS) == 0:
+        rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + _PIXELS)
+        return rows[:, 1:], rows[:, 0]
+    else:
+        raise DataError(f"{where}: {len(content)} bytes are no whole number of CIFAR-10 images")
+    if not numbers or len(pixels) != len(numbers) * _PIXELS:
+        raise DataError(f"{where}: {len(pixels)} bytes of pixels for {len(numbers)} labels")
+    return np.frombuffer(pixels, dtype=np.uint8).reshape(-1, _PIXELS), np.array(numbers)
+
+
+def _from_pickle(content: bytes, where: str) -> tuple[bytes, list[int]]:
+    """The longest string, and the integers that follow the string "labels", of a pickle.
+
+    The opcodes are only looked at, never run.
+    """
+    pixels, labels, in_labels = b"", [], False
+    try:
+        for opcode, argument, _place in pickletools.genops(content):
+            if isinstance(argument, (str, bytes)) and opcode.name not in ("GLOBAL", "PUT"):
+                text = argument if isinstance(argument, bytes) else argument.encode("latin-1")
+                in_labels = text == b"labels"
+                pixels = max(pixels, text, key=len)
+            elif in_labels and opcode.name in _INTEGERS:
+                labels.append(int(argument))  # type: ignore[arg-type]
+    except ValueError as error:  # of the opcodes, or of text that is no string of bytes
+        raise DataError(f"{where}: damaged: {error}") from None
+    return pixels, labels

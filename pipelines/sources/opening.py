@@ -1,0 +1,51 @@
+"""Which source reads a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipelines.sources import cifar, listing, packed, scanned, tar
+from pipelines.sources.base import Source
+from pipelines.sources.folder import ImageFolder
+
+
+def open_source(path: str, key: str, *, check: bool = True) -> Source:
+    """The dataset at `path`; `key` is the configuration key named in errors.
+
+    Chosen by what is there: a packed dataset or one of its copies; tar shards (a folder of
+    them, one file, or a pattern like `train-{000..099}.tar`); CIFAR-10 (its folder or archive,
+    binary or python version); a list of files (.csv, .tsv, .txt); a flat folder with a label
+    file; else one sub-folder of images per class. Where `hvdtrain data scan` left its manifest,
+    every image is checked against it, unless `check` is False.
+    Raises DataError where there is no dataset to read.
+    """
+    source = _open(path, key)
+    if not check or isinstance(source, packed.Packed):  # which checks by itself
+        return source
+    return scanned.checked(source, path, key)
+
+
+def _open(path: str, key: str) -> Source:
+    if packed.is_packed(path):
+        return packed.Packed(path, key)
+    if cifar.is_cifar(path):
+        return cifar.Cifar10(path, key)
+    if tar.is_shards(path):
+        return tar.TarShards(path, key)
+    if listing.is_listing(path):
+        return listing.Listing(path, key)
+    if _is_flat(path) and (labels := listing.label_file(path)) is not None:
+        return listing.Listing(labels, key, Path(path))
+    return ImageFolder(path, key)
+
+
+def _is_flat(path: str) -> bool:
+    """Whether `path` is a folder without visible folders in it."""
+    if not Path(path).is_dir():
+        return False
+    try:
+        with os.scandir(path) as entries:
+            return not any(e.is_dir() and not e.name.startswith(".") for e in entries)
+    except OSError:
+        return False  # told by the source that tries to list it

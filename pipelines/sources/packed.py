@@ -1,0 +1,177 @@
+"""A dataset that `hvdtrain data pack` made: shards, and an index of every copy of every image.
+
+DST/dataset.json   classes, copies, settings, size and crc32 of every file; written last
+DST/index.npz      labels, names, heights, widths; offsets, sizes, crc32 of every copy
+DST/orig/00000.tar the images as they were (shards are WebDataset: NUMBER.jpg, NUMBER.cls)
+DST/160/00000.tar  the same images with a short side of 160 pixels
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.errors import DataError
+from pipelines.sources.base import Names
+from pipelines.sources.shards import Places, ShardReader
+
+DATASET = "dataset.json"
+INDEX = "index.npz"
+ORIGINAL = "orig"
+FORMAT = 1
+
+
+def is_packed(path: str) -> bool:
+    """Whether `path` is a packed dataset or one copy in it."""
+    return _root(path) is not None
+
+
+class Packed:
+    """All images of a packed dataset, read from one of its copies; `at` chooses another.
+
+    Labels, order and fingerprint are the same for every copy. Every image is checked against
+    the crc32 that was taken when it was packed.
+    """
+
+    def __init__(self, path: str, key: str) -> None:
+        """`path`: the dataset, or the folder of one copy, which is then the only one read.
+
+        Raises DataError where files are missing or not as they were packed.
+        """
+        root = _root(path)
+        assert root is not None
+        self.root = root
+        self.where = f"{key}: {path}"
+        self.about = _read_about(root, self.where)
+        if root != Path(path):
+            self.about["copies"] = {Path(path).name: self.about["copies"][Path(path).name]}
+        self.classes: list[str] = self.about["classes"]
+        self.fingerprint: str = self.about["fingerprint"]
+        self.labels = self.column("label")
+        self._names: Names | None = None
+        self._views = {name: Copy(self, name) for name in self.about["copies"]}
+        self._whole = self._views[copy_for(self.about["copies"], None)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """The name of sample `i` in the source that was packed, below the dataset's path."""
+        if self._names is None:
+            self._names = Names(self.column("names").tobytes(), self.column("name_ends"))
+        return f"{self.root}:{self._names[i].decode('utf-8', 'surrogateescape')}"
+
+    def read(self, i: int) -> np.ndarray:
+        """The bytes of image `i` in the largest copy. Raises DataError naming it."""
+        return self._whole.read(i)
+
+    def at(self, short_side: int | None) -> Copy:
+        """The smallest copy with at least this short side, in pixels; None: the largest."""
+        view = self._views[copy_for(self.about["copies"], short_side)]
+        view.load()
+        return view
+
+    def column(self, name: str) -> np.ndarray:
+        """One array of the index, [len] or flat. Raises DataError where it is damaged."""
+        try:
+            with np.load(self.root / INDEX) as arrays:
+                values: np.ndarray = arrays[name]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.where}: {INDEX}: damaged ({error}); pack it again") from None
+        return values
+
+
+class Copy:
+    """One copy of a packed dataset, as a source of its own."""
+
+    def __init__(self, packed: Packed, copy: str) -> None:
+        self.copy = copy
+        self.short_side: int | None = packed.about["copies"][copy]["short_side"]
+        """Of all images that are not smaller, in pixels; None: images as they were."""
+        self.classes, self.labels = packed.classes, packed.labels
+        self.fingerprint = packed.fingerprint
+        self._packed = packed
+        self._places: Places | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """The name of sample `i`, and which copy."""
+        return f"{self._packed.name(i)} (copy {self.copy})"
+
+    def read(self, i: int) -> np.ndarray:
+        """The bytes of image `i`, [bytes] uint8.
+
+        Raises DataError naming it where they cannot be read or are not those that were packed.
+        """
+        self.load()
+        assert self._places is not None
+        try:
+            encoded = self._reader.read(*self._places[i])
+        except DataError as error:
+            raise DataError(f"{self.name(i)}: {error}") from None
+        if zlib.crc32(encoded.data) != self._crc32[i]:
+            shard = self._reader.paths[self._places[i][0]]
+            raise DataError(f"{self.name(i)}: {shard}: damaged: its checksum is another")
+        return encoded
+
+    def load(self) -> None:
+        """Read the index of this copy, once. Raises DataError where a shard is not as packed."""
+        if self._places is not None:
+            return
+        packed = self._packed
+        shards = [name for name in packed.about["files"] if name.startswith(f"{self.copy}/")]
+        for name in shards:
+            _check_size(packed.root / name, packed.about["files"][name]["size"], packed.where)
+        self._reader = ShardReader([str(packed.root / name) for name in shards])
+        self._crc32 = packed.column(f"{self.copy}.crc32")
+        self._places = Places(
+            packed.column("shard_starts"),
+            packed.column(f"{self.copy}.offset"),
+            packed.column(f"{self.copy}.size"),
+        )
+
+
+def copy_for(copies: dict[str, Any], short_side: int | None) -> str:
+    """Name of the smallest of `copies` that has `short_side`; the largest where none has."""
+    sides = {name: about["short_side"] or np.inf for name, about in copies.items()}
+    ordered = sorted(sides, key=lambda name: sides[name])
+    enough = (name for name in ordered if short_side is not None and sides[name] >= short_side)
+    return next(enough, ordered[-1])
+
+
+def _root(path: str) -> Path | None:
+    place = Path(path)
+    if (place / DATASET).is_file():
+        return place
+    if (place.parent / DATASET).is_file() and place.is_dir():
+        about = _read_about(place.parent, path)
+        return place.parent if place.name in about["copies"] else None
+    return None
+
+
+def _read_about(root: Path, where: str) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((root / DATASET).read_bytes())
+        version = about["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
+    if version != FORMAT:
+        raise DataError(f"{where}: {DATASET}: format {version}; this version reads {FORMAT}")
+    _check_size(root / INDEX, about["files"][INDEX]["size"], where)
+    return about
+
+
+def _check_size(file: Path, size: int, where: str) -> None:
+    try:
+        found = file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{where}: {file}: {error.strerror}") from None
+    if found != size:
+        raise DataError(f"{where}: {file}: {found} bytes, {size} were packed: it is damaged")

@@ -1,0 +1,89 @@
+"""What `hvdtrain data scan` found out about a dataset, and checking images against it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from hvdtrain.errors import DataError
+from pipelines.sources.base import Source
+
+MANIFEST = ".hvdtrain-scan.npz"
+
+
+def manifest_path(path: str) -> Path:
+    """Where the manifest of the dataset at `path` is looked for: in a folder, beside a file."""
+    place = Path(path)
+    return place / MANIFEST if place.is_dir() else place.with_name(f".{place.name}{MANIFEST}")
+
+
+def checked(source: Source, path: str, key: str) -> Source:
+    """`source`, checked against its manifest if it has one.
+
+    Raises DataError where the manifest is of another list of images.
+    """
+    manifest = manifest_path(path)
+    if not manifest.is_file():
+        return source
+    try:
+        with np.load(manifest) as arrays:
+            fingerprint = str(arrays["fingerprint"])
+            crc32 = arrays["crc32"]
+            bad = dict(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{key}: {manifest}: damaged ({error}); scan again or delete it") from None
+    if fingerprint != source.fingerprint:
+        raise DataError(
+            f"{key}: {path}: other images than when it was scanned; scan again, or delete {manifest}"
+        )
+    return Checked(source, crc32, bad)
+
+
+class Checked:
+    """A source whose every image must be the one that was scanned, and good then."""
+
+    def __init__(self, source: Source, crc32: np.ndarray, bad: dict[int, str]) -> None:
+        """`crc32` [len] uint32; `bad`: why samples were found to be no usable images."""
+        self.classes, self.labels = source.classes, source.labels
+        self.fingerprint = source.fingerprint
+        self._source = source
+        self._crc32 = crc32
+        self._bad = bad
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """As the source calls it."""
+        return self._source.name(i)
+
+    def read(self, i: int) -> np.ndarray:
+        """The bytes of image `i`. Raises DataError naming it: bad, or changed since the scan."""
+        if i in self._bad:
+            raise DataError(f"{self.name(i)}: {self._bad[i]} (found by data scan)")
+        encoded = self._source.read(i)
+        if zlib.crc32(encoded.data) != self._crc32[i]:
+            raise DataError(f"{self.name(i)}: damaged or changed: its checksum is another")
+        return encoded
+
+
+def write_manifest(
+    manifest: Path, source: Source, columns: dict[str, np.ndarray], bad: dict[int, str]
+) -> None:
+    """Write the manifest of `source` whole or not at all; raises OSError."""
+    part = manifest.with_name(f"{manifest.name}.part")
+    with part.open("wb") as file:
+        np.savez(
+            file,
+            fingerprint=np.array(source.fingerprint),
+            bad=np.array(list(bad), dtype=np.int64),
+            reasons=np.array(list(bad.values()), dtype=np.str_),
+            **columns,  # type: ignore[arg-type]
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(manifest)

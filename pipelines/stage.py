@@ -1,0 +1,216 @@
+"""A dataset copied to a disk of this machine, every file checked."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.errors import ConfigError, DataError, ResourceError
+from pipelines.sources.packed import DATASET, INDEX
+
+_CHUNK = 4 * 2**20  # bytes read at once
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to stage."""
+
+    name: str
+    """Below the dataset's folder."""
+    size: int
+    crc32: int | None
+    """None: not known before it is read."""
+
+
+def stage(
+    src: str,
+    dst: str,
+    *,
+    copies: list[str] | None = None,
+    threads: int = 4,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> dict[str, Any]:
+    """Copy the packed dataset `src`, or any folder of files, to `dst`; returns a report.
+
+    Of a packed dataset only `copies` are taken (None: all), to those that are there already.
+    Files that are there with the right checksum are kept; each other one appears under its name
+    when it is complete. `dataset.json` comes last, so a dataset that opens is whole. To be
+    called by one process per node; another one on the node waits, then finds all of it there.
+    `progress(bytes done, all bytes)` is called from several threads.
+    Raises DataError where `src` is damaged or `dst` holds another dataset, ResourceError where
+    the disk of `dst` is too small or refuses, ConfigError where there is no such copy.
+    """
+    began = time.monotonic()
+    source, target = Path(src), Path(dst)
+    about = _about(source)
+    files = _list(source, target, about, copies)
+    try:
+        with _held(target), ThreadPoolExecutor(threads, "hvdtrain-stage") as pool:
+            total = sum(file.size for file in files)
+            count = _Count(progress, total)
+            right = list(pool.map(lambda file: _is_right(source, target, file), files))
+            kept = [file for file, there in zip(files, right, strict=True) if there]
+            missing = [file for file, there in zip(files, right, strict=True) if not there]
+            count.add(sum(file.size for file in kept))
+            _require_room(target, sum(file.size for file in missing))
+            futures = [pool.submit(_copy, source, target, file, count) for file in missing]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                count.stopped.set()
+                raise
+            if about is not None:
+                _write(target / DATASET, json.dumps(about, indent=1).encode())
+    except OSError as error:
+        raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
+    return {
+        "path": dst,
+        "copied": len(missing),
+        "copied_bytes": sum(file.size for file in missing),
+        "kept": len(kept),
+        "seconds": time.monotonic() - began,
+    }
+
+
+class _Count:
+    """Bytes done so far, over all threads."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._lock = threading.Lock()
+        self.stopped = threading.Event()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            self._progress(self._done, self._total)
+
+
+def _about(source: Path) -> dict[str, Any] | None:
+    """The description of a packed dataset; None: it is another folder."""
+    if not source.is_dir():
+        raise DataError(f"SRC: {source}: no such folder")
+    if not (source / DATASET).is_file():
+        return None
+    try:
+        about: dict[str, Any] = json.loads((source / DATASET).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"SRC: {source / DATASET}: cannot be read: {error}") from None
+    return about
+
+
+def _list(
+    source: Path, target: Path, about: dict[str, Any] | None, copies: list[str] | None
+) -> list[_File]:
+    """The files to stage; `about` is narrowed down to them."""
+    if about is None:
+        if copies is not None:
+            raise ConfigError(f"--copies: {source} is not a packed dataset")
+        found = sorted(path for path in source.rglob("*") if path.is_file())
+        return [_File(str(p.relative_to(source)), p.stat().st_size, None) for p in found]
+    wanted = set(copies if copies is not None else about["copies"])
+    if unknown := sorted(wanted - set(about["copies"])):
+        raise ConfigError(f"--copies: no copy {unknown[0]}; there are {', '.join(about['copies'])}")
+    if (target / DATASET).is_file():
+        there = json.loads((target / DATASET).read_bytes())
+        if there.get("fingerprint") != about["fingerprint"]:
+            raise DataError(f"DST: {target}: holds another dataset; name another folder")
+        wanted |= set(there["copies"])
+    about["copies"] = {name: copy for name, copy in about["copies"].items() if name in wanted}
+    about["files"] = {
+        name: file
+        for name, file in about["files"].items()
+        if name == INDEX or name.split("/")[0] in wanted
+    }
+    return [_File(name, file["size"], file["crc32"]) for name, file in about["files"].items()]
+
+
+@contextmanager
+def _held(target: Path) -> Iterator[None]:
+    """One process of the machine at a time."""
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / _LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_right(source: Path, target: Path, file: _File) -> bool:
+    """Whether the file is there, with the right contents."""
+    place = target / file.name
+    if not place.is_file() or place.stat().st_size != file.size:
+        return False
+    wanted = _crc32(source / file.name) if file.crc32 is None else file.crc32
+    return _crc32(place) == wanted
+
+
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            crc32 = zlib.crc32(chunk, crc32)
+    return crc32
+
+
+def _require_room(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise ResourceError(
+            f"DST: {target}: needs {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB "
+            "free: make room, stage fewer copies (--copies), or name another disk"
+        )
+
+
+def _copy(source: Path, target: Path, file: _File, count: _Count) -> None:
+    """Copy one file, and give it its name once its checksum is right and it is on the disk."""
+    place = target / file.name
+    part = place.with_name(f".{place.name}.part")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    size = crc32 = 0
+    try:
+        with _opened(source / file.name) as reader, part.open("wb", buffering=0) as writer:
+            while (chunk := reader.read(_CHUNK)) and not count.stopped.is_set():
+                view = memoryview(chunk)
+                while view:
+                    view = view[writer.write(view) :]
+                crc32 = zlib.crc32(chunk, crc32)
+                size += len(chunk)
+                count.add(len(chunk))
+            os.fsync(writer.fileno())
+        if count.stopped.is_set():
+            return
+        if size != file.size or file.crc32 not in (None, crc32):
+            raise DataError(f"SRC: {source / file.name}: damaged: size or checksum is another")
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise DataError(f"SRC: {path}: cannot read: {error.strerror}") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

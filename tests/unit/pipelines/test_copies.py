@@ -1,0 +1,53 @@
+"""Which copy is read, and how many crops it enlarges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hvdtrain.config import Data, Phase
+from pipelines.copies import enlarged_share, evaluation_side, readings, training_side
+from pipelines.pack import PackOptions, pack
+from pipelines.sources import open_source
+
+
+@pytest.mark.parametrize(
+    ("size", "area", "side"),
+    [(128, 0.08, 144), (224, 0.08, 252), (128, 0.25, 134), (224, 0.35, 225), (224, 1.0, 224)],
+)
+def test_training_side(size, area, side):
+    assert training_side(size, area, "random_resized_crop") == side
+    assert training_side(size, area, "none") == size
+
+
+def test_evaluation_side():
+    assert evaluation_side(224, 0.875) == 256
+    assert evaluation_side(128, 0.875) == 146
+    assert evaluation_side(128, 1.0) == 128
+
+
+def test_the_share_of_enlarged_crops():
+    photographs = np.full((4000, 2), (375, 500))
+    for min_area, low, high in ((0.08, 0.4, 0.6), (0.35, 0.2, 0.35), (0.5, 0.0, 0.01)):
+        share = enlarged_share(photographs, 160, 128, min_area, Data())
+        assert low <= share <= high  # of 160x213 pixels 48 % are needed
+        assert enlarged_share(photographs, None, 128, min_area, Data()) < 0.02
+    whole = Data(augment="none")
+    assert enlarged_share(photographs, 160, 180, 0.08, whole) == 0
+    assert enlarged_share(photographs, 160, 190, 0.08, whole) == 1
+    assert (
+        enlarged_share(np.full((9, 2), (100, 100)), 160, 128, 0.08, whole) == 1
+    )  # not made larger
+
+
+def test_the_plan_is_told_what_each_phase_reads(folder, tmp_path):
+    pack(str(folder), str(tmp_path / "p"), PackOptions((None, 32, 48)))
+    source = open_source(str(tmp_path / "p"), "data.train")
+    phases = [Phase(epochs=1, image_size=size) for size in (24, 40, 64)]
+    found = readings(source, Data(), phases)
+    assert [reading["copy"] for reading in found] == ["32", "48", "orig"]
+    assert found[0]["bytes_per_image"] < found[1]["bytes_per_image"]
+    assert found[0]["enlarged"] > found[0]["enlarged_from_original"]
+    assert found[2]["enlarged"] == found[2]["enlarged_from_original"]
+    assert found[0]["text"].startswith("copy 32 (")
+    assert readings(open_source(str(folder), "data.train"), Data(), phases) == []

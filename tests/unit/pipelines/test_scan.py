@@ -1,0 +1,106 @@
+"""Scanning: what is counted, what is found to be bad, and what training makes of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from hvdtrain.errors import DataError, ResourceError
+from pipelines.scan import scan
+from pipelines.sources import open_source
+from tests.unit.pipelines.samples import CLASSES, PER_CLASS, Epoch, photograph
+
+
+@pytest.fixture
+def spoilt(folder, tmp_path):
+    """A copy of `folder` with bad files, duplicates and other modes."""
+    root = shutil.copytree(folder, tmp_path / "images")
+    (root / "ant/empty.jpg").write_bytes(b"")
+    (root / "bee/text.jpg").write_text("no image")
+    content = (root / "bee/0.JPEG").read_bytes()
+    (root / "bee/cut.jpg").write_bytes(content[: len(content) // 2])
+    table = bytearray(content)
+    table[table.index(b"\xff\xc4") + 4] = 0xFF
+    (root / "cat/table.jpg").write_bytes(table)
+    shutil.copy(root / "ant/1.JPEG", root / "ant/again.jpg")
+    shutil.copy(root / "ant/2.JPEG", root / "cat/other.jpg")
+    photograph(0, 30, 900).convert("L").save(root / "cat/grey.png")
+    return root
+
+
+def test_the_report(spoilt):
+    seen: list[tuple[int, int]] = []
+    report = scan(str(spoilt), None, 2, lambda *counts: seen.append(counts))
+    count = len(CLASSES) * PER_CLASS + 7
+    assert report["images"] == count
+    assert seen[-1] == (count, count)
+    assert report["class_counts"] == {
+        "ant": PER_CLASS + 2,
+        "bee": PER_CLASS + 2,
+        "cat": PER_CLASS + 3,
+    }
+    assert report["modes"] == {"JPEG RGB": len(CLASSES) * PER_CLASS + 2, "PNG L": 1}
+    assert report["short_side"]["min"] == 30
+    reasons = {os.path.relpath(bad["name"], spoilt): bad["reason"] for bad in report["bad"]}
+    assert set(reasons) == {"ant/empty.jpg", "bee/text.jpg", "bee/cut.jpg", "cat/table.jpg"}
+    assert reasons["ant/empty.jpg"] == "an empty file"
+    assert reasons["bee/text.jpg"] == "not an image"
+    assert all(reasons.values())
+    groups = [[os.path.relpath(name, spoilt) for name in d["names"]] for d in report["duplicates"]]
+    assert groups == [["ant/1.JPEG", "ant/again.jpg"], ["ant/2.JPEG", "cat/other.jpg"]]
+    assert report["conflicts"] == 1
+    files = sum(f.stat().st_size for f in spoilt.rglob("*.*") if not f.name.startswith("."))
+    assert report["size_bytes"] == files
+
+
+def test_training_checks_every_image_against_the_manifest(folder, tmp_path, make_loaders):
+    root = shutil.copytree(folder, tmp_path / "images")
+    assert scan(str(root), None, 1)["bad"] == []
+    source = open_source(str(root), "data.train")
+    before = [source.read(i).tobytes() for i in range(len(source))]
+    content = bytearray(before[9])
+    content[-40] ^= 1  # decodes all the same
+    damaged = root / "bee/2.JPEG"
+    damaged.write_bytes(content)
+    for i in range(len(source)):
+        if i != 9:
+            assert source.read(i).tobytes() == before[i]
+    with pytest.raises(DataError, match=f"{damaged}: damaged or changed: its checksum is another"):
+        list(make_loaders(root).train(Epoch()))
+
+
+def test_samples_that_were_found_bad_stay_bad(spoilt):
+    bad = scan(str(spoilt), None, 1)["bad"]
+    source = open_source(str(spoilt), "data.train")
+    failed = []
+    for i in range(len(source)):
+        try:
+            source.read(i)
+        except DataError as error:
+            failed.append(str(error))
+    assert failed == [f"{b['name']}: {b['reason']} (found by data scan)" for b in bad]
+
+
+def test_a_manifest_of_other_images_is_refused(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "images")
+    scan(str(root), None, 1)
+    shutil.copy(root / "ant/0.JPEG", root / "ant/new.jpg")
+    with pytest.raises(DataError, match="other images than when it was scanned; scan again"):
+        open_source(str(root), "data.train")
+    scan(str(root), None, 1)
+    assert len(open_source(str(root), "data.train")) == len(CLASSES) * PER_CLASS + 1
+    (root / ".hvdtrain-scan.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"damaged .*; scan again or delete it"):
+        open_source(str(root), "data.train")
+
+
+def test_a_manifest_elsewhere_leaves_the_folder_alone(folder, tmp_path):
+    before = sorted(folder.rglob("*"))
+    report = scan(str(folder), tmp_path / "m.npz", 1)
+    assert report["manifest"] == str(tmp_path / "m.npz")
+    assert (tmp_path / "m.npz").is_file()
+    assert sorted(folder.rglob("*")) == before
+    with pytest.raises(ResourceError, match=r"--output: .*: cannot be written: No such file"):
+        scan(str(folder), tmp_path / "none/m.npz", 1)

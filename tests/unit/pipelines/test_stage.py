@@ -1,0 +1,115 @@
+"""Staging: a copy that is right, made once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.errors import ConfigError, DataError, ResourceError
+from pipelines.pack import PackOptions, pack
+from pipelines.sources import open_source
+from pipelines.stage import stage
+
+
+@pytest.fixture(scope="module")
+def packed(folder, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "data"
+    pack(str(folder), str(path), PackOptions((None, 32), shard_images=4))
+    return path
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    files = (file for file in root.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+
+def test_all_of_it_once(packed, tmp_path):
+    seen: list[tuple[int, int]] = []
+    report = stage(str(packed), str(tmp_path / "d"), progress=lambda *done: seen.append(done))
+    assert report["copied"] == 13  # two copies of six shards, and the index
+    assert seen[-1][0] == seen[-1][1] == report["copied_bytes"]
+    source, local = open_source(str(packed), "x"), open_source(str(tmp_path / "d"), "x")
+    assert local.fingerprint == source.fingerprint
+    for i in range(len(source)):
+        assert local.read(i).tobytes() == source.read(i).tobytes()
+        assert local.at(32).read(i).tobytes() == source.at(32).read(i).tobytes()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.tar")}
+    again = stage(str(packed), str(tmp_path / "d"))
+    assert (again["copied"], again["kept"]) == (0, 13)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.tar")} == before
+
+
+def test_one_copy_and_later_the_other(packed, tmp_path):
+    stage(str(packed), str(tmp_path / "d"), copies=["32"])
+    assert not (tmp_path / "d/orig").exists()
+    local = open_source(str(tmp_path / "d"), "x")
+    assert local.at(500).copy == "32"
+    assert local.fingerprint == open_source(str(packed), "x").fingerprint
+    report = stage(str(packed), str(tmp_path / "d"), copies=["orig"])
+    assert (report["copied"], report["kept"]) == (6, 7)
+    local = open_source(str(tmp_path / "d"), "x")
+    assert (local.at(500).copy, local.at(30).copy) == ("orig", "32")
+
+
+def test_what_is_there_and_wrong_is_copied_again(packed, tmp_path):
+    stage(str(packed), str(tmp_path / "d"))
+    shard = tmp_path / "d/orig/00001.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    (tmp_path / "d/32/00000.tar").write_bytes(b"short")
+    (tmp_path / "d/32/00002.tar").unlink()
+    (tmp_path / "d/32/.00003.tar.part").write_bytes(b"left by a kill")
+    assert stage(str(packed), str(tmp_path / "d"))["copied"] == 3
+    staged = contents(tmp_path / "d")
+    for name in ("orig/00001.tar", "32/00000.tar", "32/00002.tar"):
+        assert staged[name] == (packed / name).read_bytes()
+
+
+def test_a_damaged_source_is_found_out(packed, tmp_path):
+    root = shutil.copytree(packed, tmp_path / "p")
+    content = bytearray((root / "32/00001.tar").read_bytes())
+    content[600] ^= 1
+    (root / "32/00001.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"SRC: .*32/00001\.tar: damaged: size or checksum"):
+        stage(str(root), str(tmp_path / "d"))
+    assert not (tmp_path / "d/32/00001.tar").exists()
+    assert not (tmp_path / "d/dataset.json").exists()
+    (root / "32/00001.tar").unlink()
+    with pytest.raises(DataError, match=r"SRC: .*32/00001\.tar: cannot read: No such file"):
+        stage(str(root), str(tmp_path / "d"))
+
+
+def test_a_disk_that_is_too_small(packed, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(ResourceError, match=r"DST: .*: needs 0\.0 GB more, its disk has 0\.0 GB"):
+        stage(str(packed), str(tmp_path / "d"))
+    assert contents(tmp_path / "d") == {}
+
+
+def test_other_folders_are_copied_whole(folder, tmp_path):
+    report = stage(str(folder), str(tmp_path / "d"))
+    assert contents(tmp_path / "d") == contents(folder)
+    assert report["copied"] == len(contents(folder))
+    assert stage(str(folder), str(tmp_path / "d"))["copied"] == 0
+    (tmp_path / "d/ant/0.JPEG").write_bytes((folder / "ant/0.JPEG").read_bytes()[::-1])
+    assert stage(str(folder), str(tmp_path / "d"))["copied"] == 1
+    assert contents(tmp_path / "d") == contents(folder)
+
+
+def test_what_cannot_be_staged(packed, folder, tmp_path):
+    with pytest.raises(DataError, match=r"SRC: .*: no such folder"):
+        stage(str(tmp_path / "none"), str(tmp_path / "d"))
+    with pytest.raises(ConfigError, match="--copies: no copy 99; there are orig, 32"):
+        stage(str(packed), str(tmp_path / "d"), copies=["99"])
+    with pytest.raises(ConfigError, match=r"--copies: .* is not a packed dataset"):
+        stage(str(folder), str(tmp_path / "d"), copies=["32"])
+    other = tmp_path / "other"
+    shutil.copytree(folder / "ant", tmp_path / "images/ant")
+    pack(str(tmp_path / "images"), str(other), PackOptions())
+    stage(str(other), str(tmp_path / "d"))
+    with pytest.raises(DataError, match=r"DST: .*: holds another dataset"):
+        stage(str(packed), str(tmp_path / "d"))

@@ -1,0 +1,112 @@
+"""Bad images: each listed once, counted by reason, and too many of them end the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvdtrain.comm import Solo
+from hvdtrain.config import Data, Metrics
+from hvdtrain.errors import DataError
+from hvdtrain.telemetry.bad_samples import BadSamples
+from hvdtrain.telemetry.prometheus import Exporter
+from pipelines.bad import REASONS, Bad
+from tests.unit.test_telemetry import free_port
+
+
+class Notes:
+    """Sinks that remember."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.reasons: list[str] = []
+
+    def write(self, kind: str, values: dict[str, Any]) -> None:
+        assert kind == "note"
+        self.texts.append(values["text"])
+
+    def observe_bad(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def bad(index: int, reason: str = "decode") -> Bad:
+    return Bad(index, 0, reason, f"a/{index}.jpg", "damaged")
+
+
+def settle(samples: BadSamples, sinks: Any, num_samples: int = 100) -> list[Bad]:
+    return samples.settle(*samples.counts(), num_samples, sinks)
+
+
+def test_each_is_named_once_and_counted_every_time(tmp_path: Path) -> None:
+    sinks, path = Notes(), tmp_path / "bad.jsonl"
+    samples = BadSamples(Data(max_bad_ratio=0.1), Solo(), path)
+    for epoch in range(2):
+        samples.start_epoch()
+        samples.add([bad(4), bad(2, "empty")], sinks)  # type: ignore[arg-type]
+        assert samples.counts() == (2, 0 if epoch else 2)
+        assert settle(samples, sinks) == ([] if epoch else [bad(2, "empty"), bad(4)])
+        assert samples.counts() == (0, 0)
+    assert sinks.texts == [
+        f"warning: 2 bad images masked, listed in {path}: "
+        "a/2.jpg (empty: damaged), a/4.jpg (decode: damaged)"
+    ]
+    assert sinks.reasons == ["decode", "empty"] * 2
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [2, 4]
+
+
+def test_a_resumed_run_knows_the_list(tmp_path: Path) -> None:
+    sinks, path = Notes(), tmp_path / "bad.jsonl"
+    first = BadSamples(Data(), Solo(), path)
+    assert first.read() == []
+    first.add([bad(4)], sinks)  # type: ignore[arg-type]
+    settle(first, sinks)
+    again = BadSamples(Data(), Solo(), path)
+    assert again.restore(again.read()) == [bad(4)]
+    again.add([bad(4), bad(9)], sinks)  # type: ignore[arg-type]
+    assert again.counts() == (2, 1)
+    settle(again, sinks, 1000)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [4, 9]
+
+
+def test_a_long_list_is_cut_in_the_log_only(tmp_path: Path) -> None:
+    sinks, path = Notes(), tmp_path / "bad.jsonl"
+    samples = BadSamples(Data(), Solo(), path)
+    samples.add([bad(k) for k in range(9)], sinks)  # type: ignore[arg-type]
+    settle(samples, sinks, 10000)
+    assert sinks.texts[0].endswith(" and 4 more")
+    assert len(path.read_text().splitlines()) == 9
+
+
+def test_one_too_many_in_an_epoch_ends_the_run(tmp_path: Path) -> None:
+    sinks, path = Notes(), tmp_path / "bad.jsonl"
+    samples = BadSamples(Data(max_bad_ratio=0.02), Solo(), path)
+    for _epoch in range(2):
+        samples.start_epoch()
+        samples.add([bad(1)], sinks)  # type: ignore[arg-type]
+        settle(samples, sinks)
+        samples.add([bad(2)], sinks)  # type: ignore[arg-type]
+        settle(samples, sinks)
+    samples.add([bad(3)], sinks)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"data\.max_bad_ratio: 3 bad images so far") as error:
+        settle(samples, sinks)
+    assert error.value.everywhere
+    assert str(path) in str(error.value)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_the_metric_has_a_label_for_every_reason() -> None:
+    exporter = Exporter(Metrics(port=free_port()), local_rank=0)
+    try:
+        exporter.bad_samples["empty"].inc()
+        found = {
+            reason: exporter.registry.get_sample_value(
+                "hvdtrain_bad_samples_total", {"reason": reason}
+            )
+            for reason in REASONS
+        }
+    finally:
+        exporter.close()
+    assert found == {reason: float(reason == "empty") for reason in REASONS}

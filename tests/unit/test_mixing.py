@@ -1,0 +1,129 @@
+"""Mixup and CutMix against their definitions, and free of history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from hvdtrain.mixing import Mixing
+
+KINDS = {"mixup": {"mixup": 0.4}, "cutmix": {"cutmix": 1.0}, "both": {"mixup": 0.4, "cutmix": 1.0}}
+
+
+@dataclass
+class Images:
+    """A batch made by hand."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    indices: np.ndarray
+
+
+def batch(count: int = 16, side: int = 12) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, side, side, generator=generator)
+    return Images(
+        images.contiguous(memory_format=torch.channels_last),
+        torch.arange(count) % 5,
+        torch.ones(count),
+        np.arange(100, 100 + count),
+    )
+
+
+def test_off_leaves_everything_as_it_is() -> None:
+    given = batch()
+    first, second = Mixing().parts(given, 2, 0)
+    assert torch.equal(torch.cat([first.images, second.images]), given.images)
+    assert first.others is None
+    logits = torch.randn(8, 5)
+    expected = functional.cross_entropy(logits, first.labels, reduction="none", label_smoothing=0.1)
+    assert torch.equal(first.losses(logits, 0.1), expected)
+
+
+def test_mixup_averages_each_image_with_the_next() -> None:
+    given = batch()
+    (part,) = Mixing(mixup=0.4).parts(given, 1, 3)
+    share = part.shares[:, None, None, None]
+    expected = share * given.images + (1 - share) * given.images.roll(-1, 0)
+    assert torch.allclose(part.images, expected, atol=1e-6)
+    assert part.others.tolist() == given.labels.roll(-1).tolist()
+
+
+def test_cutmix_takes_a_box_of_the_next_and_its_area_as_the_share() -> None:
+    given = batch(200)
+    (part,) = Mixing(cutmix=1.0).parts(given, 1, 3)
+    other = given.images.roll(-1, 0)
+    taken = (part.images == other).all(1)
+    assert torch.equal(torch.where(taken[:, None], other, given.images), part.images)
+    assert torch.allclose(1 - taken.float().mean((1, 2)), part.shares)
+    for mask in taken:
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        if len(rows):
+            top, left = int(rows[0]), int(columns[0])
+            assert mask[top : top + len(rows), left : left + len(columns)].all()
+            assert int(mask.sum()) == len(rows) * len(columns)
+    assert 0.3 < float(part.shares.mean()) < 0.8
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.4, 1.0])
+def test_shares_are_beta_distributed(alpha: float) -> None:
+    """Kolmogorov-Smirnov against NumPy's: 1.95 / sqrt(n / 2) has p = 0.001."""
+    count = 4000
+    (part,) = Mixing(mixup=alpha).parts(batch(count, side=1), 1, 0)
+    ours = np.sort(part.shares.numpy())
+    theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, count))
+    values = np.union1d(ours, theirs)
+    gap = np.searchsorted(ours, values, "right") - np.searchsorted(theirs, values, "right")
+    assert np.abs(gap).max() / count < 1.95 * np.sqrt(2 / count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_mixed_depends_on_seed_epoch_and_sample_alone(kind: str) -> None:
+    mixing = Mixing(**KINDS[kind], seed=4)
+    (one,) = mixing.parts(batch(), 1, 2)
+    (again,) = mixing.parts(batch(), 1, 2)
+    assert torch.equal(one.images, again.images)
+    assert torch.equal(one.shares, again.shares)
+    for other in (Mixing(**KINDS[kind], seed=5).parts(batch(), 1, 2), mixing.parts(batch(), 1, 3)):
+        (part,) = other
+        assert not torch.equal(part.images, one.images)
+    halves = list(mixing.parts(batch(), 2, 2))
+    inner = [*range(7), *range(8, 15)]  # the last of a micro-batch has another partner
+    assert torch.equal(torch.cat([h.images for h in halves])[inner], one.images[inner])
+    assert one.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_without_weight_are_not_mixed(kind: str) -> None:
+    given = batch()
+    given.weights[[3, 9]] = 0
+    (part,) = Mixing(**KINDS[kind]).parts(given, 1, 0)
+    for alone in (2, 3, 8, 9):
+        assert torch.equal(part.images[alone], given.images[alone])
+        assert part.shares[alone] == 1
+    assert not torch.equal(part.images[0], given.images[0])
+
+
+def test_both_means_half_of_each() -> None:
+    given = batch(400, side=8)
+    (part,) = Mixing(mixup=1.0, cutmix=1.0).parts(given, 1, 0)
+    other = given.images.roll(-1, 0)
+    pure = (part.images == other).all(1) | (part.images == given.images).all(1)
+    assert 140 < int(pure.flatten(1).all(1).sum()) < 260
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_soft_targets(smoothing: float) -> None:
+    (part,) = Mixing(mixup=1.0).parts(batch(), 1, 0)
+    logits = torch.randn(16, 5, generator=torch.Generator().manual_seed(1))
+    own, other = (functional.one_hot(y, 5).float() for y in (part.labels, part.others))
+    targets = part.shares[:, None] * own + (1 - part.shares[:, None]) * other
+    expected = functional.cross_entropy(
+        logits, targets, reduction="none", label_smoothing=smoothing
+    )
+    assert torch.allclose(part.losses(logits, smoothing), expected, atol=1e-6)
