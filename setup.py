@@ -14,6 +14,7 @@ setup(
         "mpi4py>=4.0",
         "numpy>=2.2",
         "nvidia-dali-cuda130>=2.4",
+        "pillow>=11",
         "prometheus-client>=0.20",
         "psutil>=5.9",
         "pydantic>=2.10,<3",

@@ -60,6 +60,8 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     cores = cores_for_rank(comm)
     torch.set_num_threads(cores)
     with together(comm):
+        if cfg.data.train is None:
+            raise ConfigError("data.train: not set: name the training images with data.train=DIR")
         loaders = open_loaders(cfg, comm, device, cores)
     require_equal(comm, "data.train: the list of images", loaders.fingerprint, DataError)
     share_data(comm, loaders)

@@ -1,0 +1,88 @@
+"""Gradients of this job's ranks against those of one process with the whole batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hvdtrain.comm import Comm, any_rank, init_comm
+from hvdtrain.reducer import Reducer
+
+PER_RANK = 6
+
+
+class Net(nn.Module):
+    """One layer is used by rank 0 alone, one by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.linear = nn.Linear(8 * 36, 5)
+        self.sometimes = nn.Linear(5, 5)
+        self.never = nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor, *, extra: bool) -> torch.Tensor:
+        y = self.linear(self.conv(x).relu().flatten(1))
+        return y + self.sometimes(y) if extra else y
+
+
+def make_net(channels_last: bool) -> Net:
+    torch.manual_seed(1)
+    net = Net()
+    return net.to(memory_format=torch.channels_last) if channels_last else net
+
+
+def check(comm: Comm, *, accumulate: int, channels_last: bool, compression: str) -> None:
+    count = PER_RANK * comm.size
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(count, 3, 6, 6, generator=generator)
+    labels = torch.randint(0, 5, (count,), generator=generator)
+
+    alone = make_net(channels_last)
+    for rank in range(comm.size):
+        mine = slice(rank, None, comm.size)
+        logits = alone(images[mine], extra=rank == 0)
+        (functional.cross_entropy(logits, labels[mine], reduction="sum") / count).backward()
+
+    net = make_net(channels_last)
+    reducer = Reducer(
+        net.parameters(), comm, accumulate=accumulate, compression=compression, group_bytes=900
+    )
+    mine = slice(comm.rank, None, comm.size)
+    for _ in range(2):  # the second step must not see the first one's gradients
+        reducer.start_step()
+        parts = images[mine].chunk(accumulate), labels[mine].chunk(accumulate)
+        for x, y in zip(*parts, strict=True):
+            loss = functional.cross_entropy(net(x, extra=comm.rank == 0), y)
+            reducer.start_backward()
+            (loss * reducer.loss_scale).backward()
+        reducer.finish()
+    tolerance = 2e-3 if compression == "fp16" else 1e-6
+    for (name, expected), found in zip(alone.named_parameters(), net.parameters(), strict=True):
+        want = torch.zeros_like(expected) if expected.grad is None else expected.grad
+        worst = float((found.grad - want).abs().max())
+        assert worst <= tolerance, (name, worst)
+        assert found.grad.stride() == found.stride(), name
+    reducer.start_step(communicate=False)
+    reducer.start_backward()
+    net(images[mine], extra=False).sum().backward()
+    before = [flat.clone() for flat in reducer.flats()]
+    reducer.finish()
+    assert all(torch.equal(a, b) for a, b in zip(before, reducer.flats(), strict=True))
+
+
+if __name__ == "__main__":
+    job = init_comm()
+    for compression in ("none", "fp16"):
+        for accumulate in (1, 3):
+            for last in (False, True):
+                check(job, accumulate=accumulate, channels_last=last, compression=compression)
+    assert any_rank(job, job.rank == job.size - 1)
+    assert not any_rank(job, False)
+    assert job.gather_text("é" * job.rank) == ["é" * rank for rank in range(job.size)]
+    weights = {"a": torch.full((2, 3, 4, 4), float(job.rank)), "b": torch.tensor(job.rank)}
+    weights["a"] = weights["a"].to(memory_format=torch.channels_last)
+    job.broadcast_(weights)
+    assert float(weights["a"].abs().max()) == int(weights["b"]) == 0
+    job.shutdown()

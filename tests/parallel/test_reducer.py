@@ -1,0 +1,28 @@
+"""Reduced gradients and the other collectives, on real ranks of every launcher."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch import REPOSITORY, horovodrun, mpirun, run
+
+WORKER = REPOSITORY / "tests/parallel/reducer_worker.py"
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(
+    "command",
+    [
+        mpirun(1, sys.executable, WORKER),
+        mpirun(2, sys.executable, WORKER),
+        mpirun(3, sys.executable, WORKER),
+        horovodrun(2, sys.executable, WORKER, controller="--gloo"),
+    ],
+    ids=["mpirun-1", "mpirun-2", "mpirun-3", "gloo-2"],
+)
+def test_gradients_are_those_of_the_whole_batch(command: list[str], tmp_path: Path) -> None:
+    done = run(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
