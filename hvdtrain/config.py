@@ -38,6 +38,11 @@ class Data(Section):
     """Smallest and largest width/height of a random resized crop."""
     flip: bool = True
     """Mirror half of the training images left to right."""
+    shuffle: Literal["full", "shards"] = "full"
+    """Order of training images: any order of all, or shards in random order whose images are mixed
+    within `shuffle_window`, for network disks. docs/data-order.md compares them."""
+    shuffle_window: Positive = 16384
+    """Images within which `shuffle: shards` mixes."""
     color_jitter: Annotated[list[Fraction], Field(min_length=4, max_length=4)] = [0.0] * 4
     """Strengths of random brightness, contrast, saturation (factors in 1 ± strength) and hue
     (± strength turns of the colour circle) of training images. 0: unchanged."""

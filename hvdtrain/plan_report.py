@@ -20,7 +20,8 @@ def plan_text(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> 
     scale = lr_scale(cfg.lr, first.global_batch_size)
     facts = [
         ("model", cfg.model.name),
-        ("images", f"{plan.num_samples:,} an epoch, each once"),
+        ("images", f"{plan.num_samples:,} an epoch, each once{_reading(cfg)}"),
+        ("augmentation", _augmentation(cfg)),
         ("workers", f"{plan.world_size} × accumulate {first.accumulate}"),
         ("updates", f"{plan.total_steps:,} in {len(plan.epochs)} epochs"),
         (
@@ -136,6 +137,33 @@ def _turns(cfg: Config, plan: Plan) -> list[str]:
         *lines,
         f"  epoch {total:>6}  {last.lr(last.steps - 1):.5g} (last step)",
     ]
+
+
+def _reading(cfg: Config) -> str:
+    data = cfg.data
+    words = []
+    if data.shuffle == "shards":
+        words.append(f"shards in random order, mixed within {data.shuffle_window:,}")
+    if data.cache != "none":
+        words.append(f"decoded once, kept in {data.cache}")
+    if data.on_bad == "mask":
+        words.append(f"up to {data.max_bad_ratio:.2%} bad ones masked")
+    return "".join(f"; {word}" for word in words)
+
+
+def _augmentation(cfg: Config) -> str:
+    data, train = cfg.data, cfg.train
+    words: list[str] = [data.augment]
+    if data.flip:
+        words.append("flip")
+    if any(data.color_jitter):
+        words.append("colour jitter " + "/".join(f"{x:g}" for x in data.color_jitter))
+    words += [
+        f"{name} {alpha:g}"
+        for name, alpha in (("mixup", train.mixup), ("CutMix", train.cutmix))
+        if alpha
+    ]
+    return ", ".join(words)
 
 
 def _warmup(cfg: Config) -> str:

@@ -39,7 +39,7 @@ class CachedLane:
     ) -> None:
         self.source = source
         self.cache = cache
-        self._dealer = dealer
+        self.dealer = dealer
         self._device = device
         self._on_device = on_device
         self._pixels: torch.Tensor | None = None
@@ -50,8 +50,8 @@ class CachedLane:
         """The batches of `spec`."""
         if self._pixels is None:
             self._take_up()
-        recipe = self._dealer.recipe(spec)
-        return (self._batch(share, recipe) for share in self._dealer.shares(spec))
+        recipe = self.dealer.recipe(spec)
+        return (self._batch(share, recipe) for share in self.dealer.shares(spec))
 
     def prepare(self, spec: Pass, after: object) -> None:
         """Nothing to prepare."""
@@ -69,8 +69,8 @@ class CachedLane:
         """Begin to use the cache, which by now all ranks of the node have filled."""
         if not len(self.cache.pixels):
             raise RuntimeError("data.cache: Loaders.accept was not called")
-        if self._dealer.quarantine is not None:
-            self._dealer.quarantine.add(self.cache.faults())
+        if self.dealer.quarantine is not None:
+            self.dealer.quarantine.add(self.cache.faults())
         self._pixels = self.cache.pixels
         if self._on_device:
             self._pixels = self._pixels.to(self._device)

@@ -13,6 +13,10 @@ from pipelines import copies, order, recipes
 from pipelines.bad import Quarantine
 from pipelines.recipes import Recipe
 from pipelines.rectangular import Rectangles
+from pipelines.sources import Source
+
+FILES_PER_SHARD = 1024
+"""Single files in listing order that `data.shuffle: shards` takes for a shard."""
 
 
 class EpochSpec(Protocol):
@@ -96,6 +100,7 @@ class TrainingDealer:
         self,
         data: Data,
         num_samples: int,
+        shard_starts: np.ndarray,
         *,
         seed: int,
         rank: int,
@@ -105,6 +110,7 @@ class TrainingDealer:
         self.quarantine = quarantine
         self._data, self._seed, self._num_samples = data, seed, num_samples
         self._rank, self._world_size = rank, world_size
+        self._shard_starts = shard_starts
 
     def spec(self, epoch: EpochSpec) -> Pass:
         """What is left of `epoch`; raises DataError if the plan counts other steps."""
@@ -121,8 +127,20 @@ class TrainingDealer:
 
     def shares(self, spec: Pass) -> Iterator[order.Share]:
         """One share a step; the last is filled up with weight 0."""
-        ids = order.permutation(self._num_samples, seed=self._seed, epoch=spec.epoch)
-        return order.shares(ids, spec.start, spec.batch, self._rank, self._world_size)
+        return order.shares(
+            self._order(spec.epoch), spec.start, spec.batch, self._rank, self._world_size
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._data.shuffle == "full":
+            return order.permutation(self._num_samples, seed=self._seed, epoch=epoch)
+        return order.shard_permutation(
+            self._shard_starts,
+            self._num_samples,
+            window=self._data.shuffle_window,
+            seed=self._seed,
+            epoch=epoch,
+        )
 
     def recipe(self, spec: Pass) -> Recipe:
         """The recipe of `data.augment`."""
@@ -184,3 +202,9 @@ class EvaluationDealer:
         if self.rectangles is None:
             raise RuntimeError("phases.rect_val: Loaders.accept was not called")
         return self.rectangles
+
+
+def shard_starts(source: Source) -> np.ndarray:
+    """The first sample of each shard of `source`; of runs of files where it has no shards."""
+    starts: np.ndarray | None = getattr(source, "shard_starts", None)
+    return np.arange(0, len(source), FILES_PER_SHARD) if starts is None else starts

@@ -3,7 +3,8 @@
 A graph is a plain function of named inputs, one per sample of the batch: the trainer's side
 computes them (`recipes.py`), so a graph holds no randomness and no state, and its image size
 may change with every batch. Copy one, edit it, and name it in `GRAPHS`. The same graph runs
-on the CPU and, where the process has a GPU, there (`decode="mixed"`).
+on the CPU and, where the process has a GPU, there (`decode="mixed"`); only "window" has a faster
+twin on the CPU, in `windows.py`.
 """
 
 from __future__ import annotations

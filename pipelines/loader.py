@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -14,20 +12,28 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from hvdtrain.config import Data
 from hvdtrain.errors import DataError
-from pipelines import shapes
 from pipelines.bad import PIXEL_LEVEL, Bad, Quarantine
 from pipelines.cache import Cache
 from pipelines.cached_lane import CachedLane
 from pipelines.colour import ColourJitter
-from pipelines.dealing import Dealer, EpochSpec, EvaluationDealer, Pass, TrainingDealer
+from pipelines.dealing import (
+    Dealer,
+    EpochSpec,
+    EvaluationDealer,
+    Pass,
+    TrainingDealer,
+    shard_starts,
+)
 from pipelines.decoder import Decoder
+from pipelines.exchange import Exchange, Place
 from pipelines.lane import Lane
+from pipelines.memory import limit_arenas
 from pipelines.recipes import Recipe
-from pipelines.rectangular import Rectangles
 from pipelines.sources import Source, check_same_classes, open_source
 from pipelines.stream import READERS, Batch
 from pipelines.windows import WindowDecoder
@@ -85,10 +91,10 @@ class Loaders:
         `rect_val`: some epoch evaluates on rectangles. With it or a cache, hand the `offer` of
         every rank to `accept` before the first pass.
         """
+        limit_arenas()
         if device == torch.device("cuda"):
             device = torch.device("cuda", local_rank)
         self._data, self._seed, self._device = data, seed, device
-        self._rank, self._world_size = rank, world_size
         cores = len(os.sched_getaffinity(0))
         self.decode_threads = data.decode_threads or max(1, cores // local_size)
         self.data_wait_s = 0.0
@@ -101,24 +107,29 @@ class Loaders:
         self.fingerprint = " ".join(source.fingerprint for source in sources.values())
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
         self._quarantine = Quarantine() if data.on_bad == "mask" else None
-        self._evaluation = EvaluationDealer(data, self.num_val, rank=rank, world_size=world_size)
-        self._rect_val = rect_val and self.num_val > 0
+        evaluation = EvaluationDealer(data, self.num_val, rank=rank, world_size=world_size)
         self._dealers: dict[str, Dealer] = {
             "train": TrainingDealer(
                 data,
                 self.num_train,
+                shard_starts(sources["train"]) if "train" in sources else np.zeros(1, np.int64),
                 seed=seed,
                 rank=rank,
                 world_size=world_size,
                 quarantine=self._quarantine,
             ),
-            "val": self._evaluation,
+            "val": evaluation,
         }
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
-        self._local_rank, self._local_size = local_rank, local_size
         self._lanes: dict[str, Passes] = {
             kind: self._new_lane(kind, source) for kind, source in sources.items()
         }
+        self._exchange = Exchange(
+            Place(rank, world_size, local_rank, local_size),
+            [lane for lane in self._lanes.values() if isinstance(lane, CachedLane)],
+            (sources["val"], evaluation) if rect_val and self.num_val else None,
+            self._readers,
+        )
 
     def __enter__(self) -> Loaders:
         return self
@@ -142,40 +153,16 @@ class Loaders:
 
         Raises DataError where a cache cannot be made.
         """
-        caches = {kind: lane.cache for kind, lane in self._cached().items()}
-        addresses = {}
-        if self._local_rank == 0:
-            addresses = {kind: cache.offer() for kind, cache in caches.items()}
-        sizes = []
-        if self._rect_val:
-            ids = shapes.share(self.num_val, self._rank, self._world_size)
-            sizes = shapes.read_sizes(self._lanes["val"].source, ids, self._readers).tolist()
-        about = {"host": socket.gethostname(), "local_rank": self._local_rank}
-        return json.dumps({**about, "caches": addresses, "sizes": sizes})
+        return self._exchange.offer()
 
     def accept(self, offers: list[str]) -> None:
-        """Take up the `offer` of every rank, in rank order, and decode this rank's share of what is cached.
+        """Take up the `offer` of every rank, in rank order, and decode this rank's share of what
+        is cached.
 
         No pass may begin before every rank of the node has done this. Raises DataError like
         `train`.
         """
-        told = [json.loads(offer) for offer in offers]
-        if self._rect_val:
-            sizes = shapes.joined(self.num_val, [about["sizes"] for about in told])
-            self._evaluation.rectangles = Rectangles(sizes)
-        first = {"host": socket.gethostname(), "local_rank": 0}
-        for kind, lane in self._cached().items():
-            address = next(a["caches"][kind] for a in told if first.items() <= a.items())
-            lane.cache.attach(address)
-            lane.cache.fill(
-                lambda recipe: WindowDecoder(
-                    recipe, [0.0] * 3, [1 / 255] * 3, self.decode_threads, torch.device("cpu")
-                ),
-                self._readers,
-                self._dealers[kind].quarantine,
-                self._local_rank,
-                self._local_size,
-            )
+        self._exchange.accept(offers, self.decode_threads)
 
     def train(self, epoch: EpochSpec, then: EpochSpec | None = None) -> Iterator[tuple[int, Batch]]:
         """Yield (i, batch) for the `epoch.steps` steps left, i from 0.
@@ -224,9 +211,6 @@ class Loaders:
             device=self._device,
             on_device=data.cache == "device",
         )
-
-    def _cached(self) -> dict[str, CachedLane]:
-        return {k: lane for k, lane in self._lanes.items() if isinstance(lane, CachedLane)}
 
     def _lane(self, kind: str) -> Passes:
         if kind not in self._lanes:

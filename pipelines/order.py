@@ -1,5 +1,7 @@
 """The order of samples: one permutation of the whole dataset per epoch, dealt to ranks.
 
+The permutation is of all samples, or on two levels, for disks that like to be read in sequence.
+
 Everything here is a pure function of (seed, epoch, position), so a run stopped after any
 number of samples goes on with the very next one, at any world size and batch. Only integer
 arithmetic of fixed width and a stable sort are used: no library's random stream is involved,
@@ -16,6 +18,8 @@ import numpy as np
 from pipelines.hashing import hash64
 
 _ORDER = 1  # keeps these draws apart from those of `augment`
+_SHARDS = 5
+_FRACTION = 20  # bits of a random delay
 
 
 class Share(NamedTuple):
@@ -31,6 +35,28 @@ def permutation(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
     """All sample ids in the order of this epoch: [num_samples] int64, the same on every rank."""
     ids = np.arange(num_samples, dtype=np.uint64)
     return np.argsort(hash64(ids, _ORDER, seed, epoch), kind="stable")
+
+
+def shard_permutation(
+    starts: np.ndarray, num_samples: int, *, window: int, seed: int, epoch: int
+) -> np.ndarray:
+    """All sample ids, shard after shard in random order, mixed within a window: [num_samples].
+
+    `starts` [shards]: the first sample of each shard, rising from 0. Where shards are read one
+    after another, each sample is delayed by a random number of places below `window` (and the
+    places closed up), so at any time samples come from about `2 * window` neighbouring ones.
+    """
+    shards = np.argsort(
+        hash64(np.arange(len(starts), dtype=np.uint64), _SHARDS, seed, epoch), kind="stable"
+    )
+    lengths = np.diff(np.append(starts, num_samples))[shards]
+    begins = np.cumsum(lengths) - lengths  # of each shard in the sequence
+    sequence = np.arange(num_samples) + np.repeat(starts[shards] - begins, lengths)
+    random = hash64(sequence.astype(np.uint64), _ORDER, seed, epoch) >> np.uint64(64 - _FRACTION)
+    delayed = (
+        np.arange(num_samples, dtype=np.uint64) << np.uint64(_FRACTION)
+    ) + random * np.uint64(window)
+    return np.asarray(sequence[np.argsort(delayed, kind="stable")])
 
 
 def steps_left(num_samples: int, *, start: int, global_batch: int) -> int:

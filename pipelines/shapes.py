@@ -10,6 +10,7 @@ import numpy as np
 from hvdtrain.errors import DataError
 from pipelines.headers import HeaderError, image_size
 from pipelines.sources import Source
+from pipelines.sources.packed import Packed
 
 _AT_ONCE = 64  # images read by one task
 
@@ -17,8 +18,11 @@ _AT_ONCE = 64  # images read by one task
 def read_sizes(source: Source, ids: np.ndarray, readers: ThreadPoolExecutor) -> np.ndarray:
     """Height and width in pixels of samples `ids` [N], upright: [N, 2] int64.
 
-    Reads the images. Raises DataError naming one that is bad.
+    Reads the images, but for a packed dataset, whose index has them. Raises DataError naming one
+    that is bad.
     """
+    if isinstance(source, Packed):
+        return np.stack([source.column(side)[ids] for side in ("height", "width")], axis=1)
 
     def some(part: np.ndarray) -> list[tuple[int, int]]:
         found = []

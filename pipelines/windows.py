@@ -85,6 +85,7 @@ class Buffers:
     def take(self, shape: tuple[int, ...]) -> torch.Tensor:
         """A float32 tensor; its memory comes back when nobody holds it or a view of it."""
         if shape != self._shape:
+            self._free.clear()  # what is held comes back to this list, which nobody reads then
             self._shape, self._free = shape, []
         memory = self._free.pop() if self._free else np.empty(shape, dtype=np.float32)
         held = memory.view()  # what the tensor's storage keeps alive
@@ -98,7 +99,8 @@ def single_threaded_workers(count: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(count + 1)
 
     def start() -> None:
-        torch.set_num_threads(1)  # of this thread, and the default of threads to come
+        torch.get_num_threads()  # takes the default for this thread, which is done only once
+        torch.set_num_threads(1)  # for this thread, and as the default of threads to come
         ready.wait()
 
     pool = ThreadPoolExecutor(count, "hvdtrain-resize", initializer=start)

@@ -53,6 +53,7 @@ class Packed:
         self.classes: list[str] = self.about["classes"]
         self.fingerprint: str = self.about["fingerprint"]
         self.labels = self.column("label")
+        self.shard_starts = self.column("shard_starts")
         self._names: Names | None = None
         self._views = {name: Copy(self, name) for name in self.about["copies"]}
         self._whole = self._views[copy_for(self.about["copies"], None)]

@@ -50,6 +50,7 @@ class Checked:
         """`crc32` [len] uint32; `bad`: why samples were found to be no usable images."""
         self.classes, self.labels = source.classes, source.labels
         self.fingerprint = source.fingerprint
+        self.shard_starts: np.ndarray | None = getattr(source, "shard_starts", None)
         self._source = source
         self._crc32 = crc32
         self._bad = bad

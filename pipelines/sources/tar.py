@@ -47,6 +47,7 @@ class TarShards:
         offsets = np.concatenate([shard.offsets for shard in shards])
         sizes = np.concatenate([shard.sizes for shard in shards])
         self._places = Places(starts, offsets, sizes)
+        self.shard_starts = starts
         if not len(sizes):
             raise DataError(f"{key}: {path}: no images in the tar files")
         ends = np.cumsum(np.concatenate([np.diff(s.names.ends, prepend=0) for s in shards]))

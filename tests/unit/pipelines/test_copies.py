@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hvdtrain.config import Data, Phase
-from pipelines.copies import enlarged_share, evaluation_side, readings, training_side
+from pipelines.copies import enlargement, evaluation_side, readings, training_side
 from pipelines.pack import PackOptions, pack
 from pipelines.sources import open_source
 
@@ -26,18 +26,16 @@ def test_evaluation_side():
     assert evaluation_side(128, 1.0) == 128
 
 
-def test_the_share_of_enlarged_crops():
+def test_enlargement_of_the_crops_drawn():
     photographs = np.full((4000, 2), (375, 500))
-    for min_area, low, high in ((0.08, 0.4, 0.6), (0.35, 0.2, 0.35), (0.5, 0.0, 0.01)):
-        share = enlarged_share(photographs, 160, 128, min_area, Data())
-        assert low <= share <= high  # of 160x213 pixels 48 % are needed
-        assert enlarged_share(photographs, None, 128, min_area, Data()) < 0.02
+    for min_area, low, high in ((0.08, 0.5, 0.65), (0.35, 0.25, 0.35), (0.5, 0.0, 0.01)):
+        factors = enlargement(photographs, 160, 128, min_area, Data())
+        assert low <= (factors > 1).mean() <= high  # of 160x213 pixels 48 % are needed
+        originals = enlargement(photographs, None, 128, min_area, Data())
+        assert originals.mean() == pytest.approx(factors.mean() * 160 / 375, rel=0.01)
     whole = Data(augment="none")
-    assert enlarged_share(photographs, 160, 180, 0.08, whole) == 0
-    assert enlarged_share(photographs, 160, 190, 0.08, whole) == 1
-    assert (
-        enlarged_share(np.full((9, 2), (100, 100)), 160, 128, 0.08, whole) == 1
-    )  # not made larger
+    assert enlargement(photographs, 150, 180, 0.08, whole) == pytest.approx(180 / 30000**0.5)
+    assert enlargement(photographs[:, :1].repeat(2, 1), 400, 75, 0.08, whole) == pytest.approx(0.2)
 
 
 def test_the_plan_is_told_what_each_phase_reads(folder, tmp_path):

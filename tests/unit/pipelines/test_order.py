@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,52 @@ def test_each_sample_counts_once_and_batches_are_full(n, seed, epoch, batch, wor
     for share in (share for shares in steps for share in shares):
         assert share.indices.shape == share.weights.shape == (batch,)
         assert set(share.weights.tolist()) <= {0.0, 1.0}
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 100), st.data())
+def test_two_levels_hold_each_sample_once_and_continue_exactly(lengths, window, data):
+    n, starts = sum(lengths), np.cumsum([0, *lengths[:-1]])
+    seed, epoch = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(0, 1000))
+    ids = order.shard_permutation(starts, n, window=window, seed=seed, epoch=epoch)
+    assert sorted(ids.tolist()) == list(range(n))
+    (b1, b2), (k1, k2) = (data.draw(st.tuples(s, s)) for s in (batches, ranks))
+    steps = walk(ids, 0, b1, k1)
+    stop = data.draw(st.integers(0, len(steps)))
+    rest = counted(walk(ids, min(n, stop * b1 * k1), b2, k2))
+    assert counted(steps[:stop]) + rest == ids.tolist()
+
+
+@pytest.mark.parametrize("window", [1, 50, 400])
+def test_two_levels_read_shards_in_turn(window):
+    """Where shards follow each other, a sample moves by less than the window."""
+    starts = np.arange(0, 5000, 100)
+    ids = order.shard_permutation(starts, 5000, window=window, seed=0, epoch=0)
+    shard = ids // 100
+    turns = shard[np.sort(np.unique(shard, return_index=True)[1])]
+    rank = np.empty(50, dtype=np.int64)
+    rank[turns] = np.arange(50)
+    if window == 1:
+        assert ids.tolist() == [i for s in turns for i in range(100 * s, 100 * s + 100)]
+        place = rank[shard] * 100 + ids % 100
+        assert np.array_equal(place, np.arange(5000))
+    for first in range(0, 5000, 100):
+        near = np.unique(rank[shard[first : first + 100]])
+        assert near.max() - near.min() <= 2 + 2 * window / 100
+    assert not np.array_equal(turns, np.sort(turns))
+
+
+def test_two_levels_mix_as_far_as_the_window():
+    starts = np.arange(0, 20000, 10)
+    ids = order.shard_permutation(starts, 20000, window=5000, seed=0, epoch=0)
+    ordered = order.shard_permutation(starts, 20000, window=1, seed=0, epoch=0)
+    moved = np.argsort(ids) - np.argsort(ordered)
+    assert np.abs(moved).max() < 5000
+    assert np.abs(moved).mean() > 1100  # about a quarter of the window
+
+
+def test_the_order_on_two_levels_never_changes_between_versions():
+    ids = order.shard_permutation(np.array([0, 4, 7]), 10, window=5, seed=1, epoch=0)
+    assert ids.tolist() == [4, 5, 6, 0, 1, 3, 8, 2, 7, 9]
 
 
 @given(sizes, batches, ranks)

@@ -1,0 +1,81 @@
+"""What the loaders of all ranks tell each other before the first pass.
+
+Each rank makes a text by `offer`; the trainer hands the texts of all ranks to `accept`. Caches
+find their shared memory this way, and rectangular evaluation the shapes of all images.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+
+from pipelines import shapes
+from pipelines.cached_lane import CachedLane
+from pipelines.dealing import EvaluationDealer
+from pipelines.rectangular import Rectangles
+from pipelines.sources import Source
+from pipelines.windows import WindowDecoder
+
+
+class Place(NamedTuple):
+    """A rank's place among all of them, and among those of its node."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+
+
+class Exchange:
+    """One rank's side of it."""
+
+    def __init__(
+        self,
+        place: Place,
+        caches: list[CachedLane],
+        shaped: tuple[Source, EvaluationDealer] | None,
+        readers: ThreadPoolExecutor,
+    ) -> None:
+        """`shaped`: evaluation images whose shapes are wanted, and who wants them."""
+        self._place = place
+        self._caches = caches
+        self._shaped = shaped
+        self._readers = readers
+
+    def offer(self) -> str:
+        """What other ranks need of this one. Raises DataError where it cannot be had."""
+        place = self._place
+        addresses = [lane.cache.offer() for lane in self._caches] if not place.local_rank else []
+        sizes = []
+        if self._shaped is not None:
+            source, _dealer = self._shaped
+            ids = shapes.share(len(source), place.rank, place.world_size)
+            sizes = shapes.read_sizes(source, ids, self._readers).tolist()
+        return json.dumps({"host": socket.gethostname(), "caches": addresses, "sizes": sizes})
+
+    def accept(self, offers: list[str], decode_threads: int) -> None:
+        """Take up the offers of all ranks, in rank order, and decode a share of what is cached."""
+        told = [json.loads(offer) for offer in offers]
+        if self._shaped is not None:
+            source, dealer = self._shaped
+            parts = [about["sizes"] for about in told]
+            dealer.rectangles = Rectangles(shapes.joined(len(source), parts))
+        here = socket.gethostname()
+        addresses: list[str] = next(
+            (a["caches"] for a in told if a["host"] == here and a["caches"]), []
+        )
+        for lane, address in zip(self._caches, addresses, strict=True):
+            lane.cache.attach(address)
+            lane.cache.fill(
+                lambda recipe: WindowDecoder(
+                    recipe, [0.0] * 3, [1 / 255] * 3, decode_threads, torch.device("cpu")
+                ),
+                self._readers,
+                lane.dealer.quarantine,
+                self._place.local_rank,
+                self._place.local_size,
+            )
