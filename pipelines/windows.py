@@ -22,7 +22,7 @@ from pipelines.graphs import decoded_window
 
 class WindowDecoder(Decoder):
     """Does on the CPU what the graph "window" does: the same inputs, the same images to within
-    a level of 255."""
+    two levels of 255, but for the outermost pixels."""
 
     _pool: ThreadPoolExecutor | None = None
 
