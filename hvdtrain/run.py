@@ -6,7 +6,6 @@ import json
 import platform
 import socket
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
 from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError, ConfigError, DataError
-from hvdtrain.load_config import load_config
 from hvdtrain.mixing import Mixing
 from hvdtrain.models import build_model
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.paths import RunPaths, write_atomically
 from hvdtrain.plan import Plan, Position, make_plan
 from hvdtrain.reducer import Reducer
+from hvdtrain.run_directory import run_directory
 from hvdtrain.step import State, resolve_precision
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks
@@ -68,7 +67,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     with together(comm):
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
-    paths, resumed = _run_directory(cfg, comm, resume, run_dir)
+    paths, resumed = run_directory(cfg, comm, resume, run_dir)
     with together(comm):
         if comm.rank == 0:
             paths.create()
@@ -213,52 +212,6 @@ def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
         "train_images": loaders.num_train,
         "seed": cfg.seed,
     }
-
-
-def _run_directory(
-    cfg: Config, comm: Comm, resume: str, run_dir: Path | None
-) -> tuple[RunPaths, bool]:
-    """The run's directory, by rank 0's word, and whether it must hold a checkpoint."""
-    choice = ""
-    with together(comm):
-        if comm.rank == 0:
-            choice = json.dumps(_choose_directory(cfg, resume, run_dir))
-    root, must = json.loads(comm.gather_text(choice)[0])
-    return RunPaths(Path(root)), must
-
-
-def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> tuple[str, bool]:
-    if resume not in ("never", "auto"):
-        if not Path(resume).is_dir():
-            raise CheckpointError(f"--resume {resume}: no such run directory")
-        return resume, True
-    if run_dir is not None:
-        paths = RunPaths(run_dir)
-        if resume == "never" and list_checkpoints(paths.checkpoints):
-            raise CheckpointError(
-                f"--run-dir {run_dir}: holds a run already: add --resume auto to go on with it"
-            )
-        return str(run_dir), False
-    if resume == "auto":
-        for root in sorted(Path(cfg.output).glob(f"{cfg.name}-[0-9]*-[0-9]*/"), reverse=True):
-            paths = RunPaths(root)
-            unfinished = not paths.summary.exists() and list_checkpoints(paths.checkpoints)
-            if unfinished and _training_part(load_config(paths.config)) == _training_part(cfg):
-                return str(root), True
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    root = Path(cfg.output) / f"{cfg.name}-{stamp}"
-    number = 1
-    while root.exists():
-        number += 1
-        root = Path(cfg.output) / f"{cfg.name}-{stamp}-{number}"
-    return str(root), False
-
-
-def _training_part(cfg: Config) -> dict[str, Any]:
-    """The config without what does not change the result."""
-    return cfg.model_dump(
-        exclude={"output": True, "metrics": True, "checkpoint": True, "comm": True}
-    )
 
 
 def _describe(run: Run) -> None:
