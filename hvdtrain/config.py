@@ -144,6 +144,11 @@ class Phase(Section):
     """Images per rank in one forward pass; batch-norm statistics are taken over these."""
     min_crop_area: Ratio = 0.08
     """Smallest share of the image that a random resized crop keeps."""
+    crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
+    """Smallest and largest width/height of a random resized crop. None: `data.crop_aspect`."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of all resizing, widened where it reduces. Bicubic is sharper where small images are
+    enlarged, and costs about half more."""
     lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = (
         None
     )

@@ -64,6 +64,16 @@ class Epoch:
         return self.phase.min_crop_area
 
     @property
+    def crop_aspect(self) -> list[float] | None:
+        """Smallest and largest width/height of a random crop; None: those of the dataset."""
+        return self.phase.crop_aspect
+
+    @property
+    def interpolation(self) -> str:
+        """Filter of all resizing: bilinear or bicubic."""
+        return self.phase.interpolation
+
+    @property
     def batch_per_worker(self) -> int:
         """Images of one forward pass on one rank."""
         return self.phase.batch_per_worker

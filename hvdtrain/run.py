@@ -233,6 +233,8 @@ def _describe(run: Run) -> None:
         "command": sys.argv,
     }
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
+    if text := run.loaders.order_warning():
+        run.sinks.write("note", {"text": f"warning: {text}"})
 
 
 def write_summary(

@@ -15,7 +15,7 @@ from torch.nn import functional
 from pipelines.cache import Cache
 from pipelines.dealing import Dealer, Pass
 from pipelines.order import Share
-from pipelines.recipes import Inputs, Recipe
+from pipelines.recipes import FILTERS, Inputs, Recipe
 from pipelines.sources import Source
 from pipelines.stream import Batch
 
@@ -114,7 +114,7 @@ def cropped(pixels: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     if "pad" in inputs:
         pad, offset = int(inputs["pad"][0, 0]), inputs["offset"]
     if resized != (source_height, source_width):
-        pixels = _resized(pixels, *resized)
+        pixels = _resized(pixels, *resized, FILTERS[inputs["filter"][0]])
     places = torch.from_numpy(offset - pad).to(pixels.device)
     rows = _reflected(places[:, :1] + _upto(height, pixels), resized[0])
     columns = _reflected(places[:, 1:] + _upto(width, pixels), resized[1])
@@ -137,14 +137,14 @@ def _reflected(places: torch.Tensor, length: int) -> torch.Tensor:
     return torch.where(places >= length, 2 * length - 2 - places, places)
 
 
-def _resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[N, H, W, 3] to [N, height, width, 3], uint8: bilinear, widened by the reduction."""
+def _resized(pixels: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """[N, H, W, 3] to [N, height, width, 3], uint8: `mode` of FILTERS, widened by the reduction."""
     planes = pixels.permute(0, 3, 1, 2)
     on_cpu = pixels.device.type == "cpu"  # where torch has it for 8 bits
     planes = functional.interpolate(
         planes if on_cpu else planes.float(),
         size=(height, width),
-        mode="bilinear",
+        mode=mode,
         antialias=True,
         align_corners=False,
     )

@@ -54,9 +54,7 @@ def view(source: Source, short_side: int | None) -> Source:
     return source.at(short_side) if isinstance(source, Packed) else source
 
 
-def enlargement(
-    sizes: np.ndarray, short_side: int | None, image_size: int, min_area: float, data: Data
-) -> np.ndarray:
+def enlargement(sizes: np.ndarray, short_side: int | None, phase: Phase, data: Data) -> np.ndarray:
     """How many times longer the side of each crop becomes, [N] float64; below 1 it shrinks.
 
     `sizes` [N, 2]: heights and widths of the original images; `short_side` of the copy, None:
@@ -68,10 +66,12 @@ def enlargement(
     windows = augment.whole(sizes)
     if data.augment == "random_resized_crop":
         draws = augment.draw(np.arange(len(sizes)), seed=0, epoch=0)
-        aspect = (data.crop_aspect[0], data.crop_aspect[1])
-        windows = augment.random_resized_crop(sizes, draws, min_area=min_area, aspect=aspect)
+        low, high = phase.crop_aspect or data.crop_aspect
+        windows = augment.random_resized_crop(
+            sizes, draws, min_area=phase.min_crop_area, aspect=(low, high)
+        )
     pixels = windows[:, 2:].prod(axis=1, dtype=np.int64)
-    factors: np.ndarray = image_size / np.sqrt(pixels)
+    factors: np.ndarray = phase.image_size / np.sqrt(pixels)
     return factors
 
 
@@ -116,9 +116,9 @@ def readings(source: Source, data: Data, phases: list[Phase]) -> list[dict[str, 
     means = {name: float(source.column(f"{name}.size").mean()) for name in source.about["copies"]}
     result = []
     for phase in phases:
-        size, area = phase.image_size, phase.min_crop_area
-        copy: Copy = source.at(training_side(size, area, data.augment))
-        factors = [enlargement(sizes, side, size, area, data) for side in (copy.short_side, None)]
+        side = training_side(phase.image_size, phase.min_crop_area, data.augment)
+        copy: Copy = source.at(side)
+        factors = [enlargement(sizes, side, phase, data) for side in (copy.short_side, None)]
         reading = Reading(
             copy.copy,
             means[copy.copy],

@@ -19,6 +19,10 @@ FILES_PER_SHARD = 1024
 """Single files in listing order that `data.shuffle: shards` takes for a shard."""
 
 
+GOOD_MIX = 0.9
+"""Share of a full shuffle's classes per batch below which a run warns."""
+
+
 class EpochSpec(Protocol):
     """What the loaders need to know of an epoch."""
 
@@ -41,6 +45,14 @@ class EpochSpec(Protocol):
     @property
     def min_crop_area(self) -> float:
         """Smallest share of the image that a random resized crop keeps."""
+
+    @property
+    def crop_aspect(self) -> list[float] | None:
+        """Smallest and largest width/height of a random resized crop; None: `data.crop_aspect`."""
+
+    @property
+    def interpolation(self) -> str:
+        """Filter of all resizing: bilinear or bicubic."""
 
     @property
     def batch_per_worker(self) -> int:
@@ -69,6 +81,10 @@ class Pass(NamedTuple):
     """Images per rank."""
     start: int
     """First place of the order."""
+    interpolation: str
+    """Filter of all resizing: bilinear or bicubic."""
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest width/height of a random resized crop."""
     rectangular: bool = False
     """Not squares: groups of images of like shape."""
 
@@ -123,12 +139,39 @@ class TrainingDealer:
                 f"data.train: {self._num_samples} images make {left} steps in epoch "
                 f"{epoch.index}, the plan has {epoch.steps}; is data.train_size right?"
             )
-        return Pass(epoch.index, epoch.image_size, epoch.min_crop_area, batch, epoch.start)
+        low, high = epoch.crop_aspect or self._data.crop_aspect
+        return Pass(
+            epoch.index,
+            epoch.image_size,
+            epoch.min_crop_area,
+            batch,
+            epoch.start,
+            epoch.interpolation,
+            (low, high),
+        )
 
     def shares(self, spec: Pass) -> Iterator[order.Share]:
         """One share a step; the last is filled up with weight 0."""
         return order.shares(
             self._order(spec.epoch), spec.start, spec.batch, self._rank, self._world_size
+        )
+
+    def order_warning(self, labels: np.ndarray) -> str | None:
+        """One line if batches of `data.shuffle: shards` hold too few classes, else None.
+
+        `labels` [num_samples]: class of each sample. Judged on the first epoch.
+        """
+        if self._data.shuffle == "full":
+            return None
+        full = order.permutation(self._num_samples, seed=self._seed, epoch=0)
+        best = order.classes_per_batch(labels, full)
+        found = order.classes_per_batch(labels, self._order(0))
+        if found >= GOOD_MIX * best:
+            return None
+        return (
+            f"data.shuffle: shards: 256 images in a row have {found:.0f} classes on average, "
+            f"{best:.0f} with shuffle full: accuracy may suffer; raise data.shuffle_window "
+            f"({self._data.shuffle_window}), or shuffle the images before packing"
         )
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -150,6 +193,8 @@ class TrainingDealer:
             epoch=spec.epoch,
             image_size=spec.image_size,
             min_area=spec.min_crop_area,
+            aspect=spec.crop_aspect,
+            interpolation=spec.interpolation,
         )
 
     def short_side(self, spec: Pass) -> int | None:
@@ -171,12 +216,14 @@ class EvaluationDealer:
         """Equal batches, as few as `batch_per_worker` allows, with next to no padding."""
         if epoch.rect_val:
             batch = self._groups().batch(epoch.batch_per_worker)
-            return Pass(0, epoch.val_image_size, 1.0, batch, 0, rectangular=True)
+            return Pass(
+                0, epoch.val_image_size, 1.0, batch, 0, epoch.interpolation, rectangular=True
+            )
         steps = order.steps_left(
             self._num_samples, start=0, global_batch=epoch.batch_per_worker * self._world_size
         )
         batch = -(-self._num_samples // (steps * self._world_size))
-        return Pass(0, epoch.val_image_size, 1.0, batch, 0)
+        return Pass(0, epoch.val_image_size, 1.0, batch, 0, epoch.interpolation)
 
     def shares(self, spec: Pass) -> Iterator[order.Share]:
         """One share a step; the last is filled up with weight 0."""
@@ -189,10 +236,12 @@ class EvaluationDealer:
         """Resize, then centre crop."""
         if spec.rectangular:
             return recipes.evaluation(
-                self._data, self._groups().targets(spec.image_size).__getitem__
+                self._data,
+                self._groups().targets(spec.image_size).__getitem__,
+                spec.interpolation,
             )
         square = np.array([spec.image_size, spec.image_size])
-        return recipes.evaluation(self._data, lambda _ids: square)
+        return recipes.evaluation(self._data, lambda _ids: square, spec.interpolation)
 
     def short_side(self, spec: Pass) -> int | None:
         """Enough for what is resized before the crop."""

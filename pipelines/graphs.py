@@ -38,6 +38,13 @@ def _decode_window(decode: str) -> Node:
     )
 
 
+def _filter() -> Node:
+    """How to resize: `filter` of `recipes.FILTERS` as DALI's own constant."""
+    cubic = int(types.INTERP_CUBIC) - int(types.INTERP_LINEAR)
+    number = int(types.INTERP_LINEAR) + cubic * _scalar("filter")
+    return fn.cast(number, dtype=types.INTERP_TYPE)
+
+
 def _normalise(images: Node, mirror: Node, mean: list[float], std: list[float]) -> Node:
     return fn.crop_mirror_normalize(
         images,
@@ -51,20 +58,20 @@ def _normalise(images: Node, mirror: Node, mean: list[float], std: list[float]) 
 
 def window(decode: str, mean: list[float], std: list[float]) -> Node:
     """A window of each image, resized to `size` [2] (height, width) and mirrored if `mirror`."""
-    images = fn.resize(_decode_window(decode), size=_float(_vector("size")))
+    images = fn.resize(_decode_window(decode), size=_float(_vector("size")), interp_type=_filter())
     return _normalise(images, _scalar("mirror"), mean, std)
 
 
-def decoded_window(decode: str) -> tuple[Node, Node, Node]:
+def decoded_window(decode: str) -> tuple[Node, Node, Node, Node]:
     """What `window` starts from: windows of any size, [H, W, 3] uint8, and its other inputs."""
-    return _decode_window(decode), _vector("size"), _scalar("mirror")
+    return _decode_window(decode), _vector("size"), _scalar("mirror"), _scalar("filter")
 
 
 def padded_crop(decode: str, mean: list[float], std: list[float]) -> Node:
     """A window resized to `size` [2], padded by reflection with `pad` [1] pixels on all sides,
     then cropped back to `size` at `offset` [2] of the padded image, and mirrored if `mirror`."""
     size, pad = _vector("size"), _vector("pad")
-    images = fn.resize(_decode_window(decode), size=_float(size))
+    images = fn.resize(_decode_window(decode), size=_float(size), interp_type=_filter())
     for axis in (0, 1):
         side = size[axis : axis + 1]
         first = fn.slice(images, start=[1], shape=pad, axes=[axis])
@@ -82,6 +89,7 @@ def region(decode: str, mean: list[float], std: list[float]) -> Node:
     images = fn.resize(
         _decode_window(decode),
         size=_float(_vector("size")),
+        interp_type=_filter(),
         roi_start=fn.external_source(name="region_start", dtype=types.FLOAT, ndim=1),
         roi_end=fn.external_source(name="region_end", dtype=types.FLOAT, ndim=1),
     )

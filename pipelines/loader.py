@@ -108,18 +108,17 @@ class Loaders:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
         self._quarantine = Quarantine() if data.on_bad == "mask" else None
         evaluation = EvaluationDealer(data, self.num_val, rank=rank, world_size=world_size)
-        self._dealers: dict[str, Dealer] = {
-            "train": TrainingDealer(
-                data,
-                self.num_train,
-                shard_starts(sources["train"]) if "train" in sources else np.zeros(1, np.int64),
-                seed=seed,
-                rank=rank,
-                world_size=world_size,
-                quarantine=self._quarantine,
-            ),
-            "val": evaluation,
-        }
+        training = TrainingDealer(
+            data,
+            self.num_train,
+            shard_starts(sources["train"]) if "train" in sources else np.zeros(1, np.int64),
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            quarantine=self._quarantine,
+        )
+        self._dealers: dict[str, Dealer] = {"train": training, "val": evaluation}
+        self._training, self._sources = training, sources
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
         self._lanes: dict[str, Passes] = {
             kind: self._new_lane(kind, source) for kind, source in sources.items()
@@ -191,6 +190,12 @@ class Loaders:
         lane = self._lane("val")
         stream = lane.open(self._dealers["val"].spec(epoch))
         return self._deliver(lane.batches(stream))
+
+    def order_warning(self) -> str | None:
+        """One line if the order of training images mixes classes badly, else None."""
+        if "train" not in self._sources:
+            return None
+        return self._training.order_warning(self._sources["train"].labels)
 
     def set_aside(self, found: Iterable[Bad]) -> None:
         """Mask training samples that this or another rank, or an earlier part of the run, found

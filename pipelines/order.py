@@ -59,6 +59,18 @@ def shard_permutation(
     return np.asarray(sequence[np.argsort(delayed, kind="stable")])
 
 
+def classes_per_batch(labels: np.ndarray, order: np.ndarray, batch: int = 256) -> float:
+    """Mean number of different classes among `batch` consecutive samples of `order`.
+
+    `labels` [num_samples]: class of each sample. A tail shorter than `batch` is left out.
+    """
+    rows = labels[order[: len(order) // batch * batch]].reshape(-1, batch)
+    if not len(rows):
+        return float(len(np.unique(labels)))
+    rows = np.sort(rows, axis=1)
+    return float(np.mean(1 + (np.diff(rows, axis=1) != 0).sum(axis=1)))
+
+
 def steps_left(num_samples: int, *, start: int, global_batch: int) -> int:
     """Steps from sample `start` to the end of the epoch: a last short one counts."""
     return -(-(num_samples - start) // global_batch)

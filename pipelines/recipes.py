@@ -24,9 +24,21 @@ class Recipe:
     """(sample ids [N], heights and widths [N, 2]) -> inputs."""
 
 
-def training(data: Data, *, seed: int, epoch: int, image_size: int, min_area: float) -> Recipe:
+FILTERS = ("bilinear", "bicubic")
+"""What the graph input "filter" numbers."""
+
+
+def training(
+    data: Data,
+    *,
+    seed: int,
+    epoch: int,
+    image_size: int,
+    min_area: float,
+    aspect: tuple[float, float],
+    interpolation: str,
+) -> Recipe:
     """The recipe of `data.augment` for one epoch."""
-    aspect = (data.crop_aspect[0], data.crop_aspect[1])
 
     def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
         draws = augment.draw(ids, seed=seed, epoch=epoch)
@@ -34,7 +46,7 @@ def training(data: Data, *, seed: int, epoch: int, image_size: int, min_area: fl
             windows = augment.random_resized_crop(sizes, draws, min_area=min_area, aspect=aspect)
         else:
             windows = augment.whole(sizes)
-        result = windowed(windows, np.array([image_size, image_size]))
+        result = windowed(windows, np.array([image_size, image_size]), interpolation)
         result["mirror"] = ((draws.flip < 0.5) & data.flip).astype(np.int32)
         if data.augment == "pad_crop":
             pad, result["offset"] = augment.pad_offsets(draws, image_size)
@@ -44,7 +56,9 @@ def training(data: Data, *, seed: int, epoch: int, image_size: int, min_area: fl
     return Recipe("padded_crop" if data.augment == "pad_crop" else "window", inputs)
 
 
-def evaluation(data: Data, targets: Callable[[np.ndarray], np.ndarray]) -> Recipe:
+def evaluation(
+    data: Data, targets: Callable[[np.ndarray], np.ndarray], interpolation: str
+) -> Recipe:
     """Resize, then centre crop; nothing random.
 
     `targets`: sample ids [N] -> heights and widths [N, 2] of their crops, all of a batch equal.
@@ -53,16 +67,17 @@ def evaluation(data: Data, targets: Callable[[np.ndarray], np.ndarray]) -> Recip
     def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
         target = targets(ids)
         windows, regions = augment.centre_crop(sizes, target, data.val_crop_ratio)
-        result = windowed(windows, target)
+        result = windowed(windows, target, interpolation)
         result["region_start"], result["region_end"] = regions[:, :2], regions[:, 2:]
         return result
 
     return Recipe("region", inputs)
 
 
-def windowed(windows: np.ndarray, size: np.ndarray) -> Inputs:
+def windowed(windows: np.ndarray, size: np.ndarray, interpolation: str = FILTERS[0]) -> Inputs:
     """Inputs for `windows` [N, 4], resized to the height and width `size` [N, 2] or [2]."""
     return {
+        "filter": np.full(len(windows), FILTERS.index(interpolation), dtype=np.int32),
         "anchor": windows[:, :2],
         "extent": windows[:, 2:],
         "size": np.broadcast_to(size, (len(windows), 2)).astype(np.int32),

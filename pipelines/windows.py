@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pipelines.decoder import Decoder
 from pipelines.graphs import decoded_window
+from pipelines.recipes import FILTERS
 
 
 class WindowDecoder(Decoder):
@@ -41,11 +42,12 @@ class WindowDecoder(Decoder):
         return decoded_window(decode)
 
     def _images(self, outputs: Any) -> torch.Tensor:
-        windows, size, mirror = outputs
+        windows, size, mirror, filters = outputs
         count = len(windows)
         height, width = np.asarray(size[0]).tolist()
         images = self._buffers.take((count, height, width, 3))
         mirrored = mirror.as_array()
+        mode = FILTERS[int(np.asarray(filters[0]))]
         shift = torch.from_numpy(np.tile(self._shift, width))
         scale = torch.from_numpy(np.tile(self._scale, width))
 
@@ -53,7 +55,7 @@ class WindowDecoder(Decoder):
             for k in some:
                 pixels = torch.from_numpy(np.asarray(windows[k]))
                 if pixels.shape != (height, width, 3):
-                    pixels = resize(pixels, height, width)
+                    pixels = resize(pixels, height, width, mode)
                 if mirrored[k]:
                     pixels = pixels.flip(1)
                 rows = images[k].view(height, width * 3)
@@ -66,17 +68,17 @@ class WindowDecoder(Decoder):
         return images.permute(0, 3, 1, 2)
 
 
-def resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[H, W, 3] uint8 to [height, width, 3] uint8, bilinear, widened by the reduction."""
+def resize(pixels: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """[H, W, 3] uint8 to [height, width, 3] uint8, `mode` of FILTERS widened by the reduction."""
     planes = pixels[None].permute(0, 3, 1, 2)
     resized = functional.interpolate(
-        planes, size=(height, width), mode="bilinear", antialias=True, align_corners=False
+        planes, size=(height, width), mode=mode, antialias=True, align_corners=False
     )
     return resized.permute(0, 2, 3, 1)[0].contiguous()
 
 
 class Buffers:
-    """Memory for images that is used again: fresh memory costs more than filling it."""
+    """Memory for images that is used again: large fresh blocks cost page faults every time."""
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] = ()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,23 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     if os.geteuid() == 0:
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return env | dict(extra or {})
+
+
+def free_port() -> int:
+    """A port on which two local ranks can listen, port and port + 1.
+
+    Below the range from which the kernel gives ports to anyone who asks for any, as launchers do
+    after this has looked.
+    """
+    for port in random.SystemRandom().sample(range(20000, 30000), 100):
+        with socket.socket() as one, socket.socket() as two:
+            try:
+                one.bind(("127.0.0.1", port))
+                two.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+        return port
+    raise RuntimeError("no two free ports in a row from 20000 to 30000")
 
 
 def mpirun(ranks: int, *command: object) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import BIN, mpirun, run
+from tests.launch import BIN, free_port, mpirun, run
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
 CONFIG = """
@@ -22,12 +22,6 @@ phases: [{{epochs: 2, image_size: 16, batch_per_worker: 4}}]
 train: {{log_every: 1}}
 metrics: {{port: {port}}}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -113,9 +107,9 @@ def test_more_ranks_than_images(config: Path, small_root: Path) -> None:
 @pytest.mark.parallel
 def test_busy_port_on_one_rank(config: Path) -> None:
     with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
+        port = free_port() + 1
+        busy.bind(("127.0.0.1", port))
         busy.listen()
-        port = busy.getsockname()[1]
         code, line = fails(config, f"metrics.port={port}")
         assert code == 6
         assert f"metrics.port: 127.0.0.1:{port} is in use" in line

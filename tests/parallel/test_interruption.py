@@ -15,8 +15,7 @@ import psutil
 import pytest
 import safetensors.torch
 
-from tests.launch import environment, horovodrun, mpirun, run
-from tests.parallel.test_faults import free_port
+from tests.launch import environment, free_port, horovodrun, mpirun, run
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
 END_S = 30
@@ -77,7 +76,8 @@ def started(config: Path) -> Iterator[list[subprocess.Popen[str]]]:
             for child in psutil.Process(job.pid).children(recursive=True):
                 child.kill()
             job.kill()
-        job.communicate()
+        if job.stdout is not None and not job.stdout.closed:
+            job.communicate()
 
 
 def start(

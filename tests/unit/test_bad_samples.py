@@ -14,7 +14,7 @@ from hvdtrain.errors import DataError
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.prometheus import Exporter
 from pipelines.bad import REASONS, Bad
-from tests.unit.test_telemetry import free_port
+from tests.launch import free_port
 
 
 class Notes:

@@ -18,12 +18,7 @@ from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.meter import Meter
 from hvdtrain.telemetry.prometheus import Exporter
 from hvdtrain.telemetry.sinks import JsonLines
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.launch import free_port
 
 
 def test_meter_with_a_hand_wound_clock() -> None:

@@ -22,6 +22,8 @@ class Epoch:
     val_image_size: int = 24
     rect_val: bool = False
     min_crop_area: float = 0.08
+    crop_aspect: list[float] | None = None
+    interpolation: str = "bilinear"
     batch_per_worker: int = 4
     accumulate: int = 1
     start: int = 0

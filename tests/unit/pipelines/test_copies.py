@@ -29,13 +29,16 @@ def test_evaluation_side():
 def test_enlargement_of_the_crops_drawn():
     photographs = np.full((4000, 2), (375, 500))
     for min_area, low, high in ((0.08, 0.5, 0.65), (0.35, 0.25, 0.35), (0.5, 0.0, 0.01)):
-        factors = enlargement(photographs, 160, 128, min_area, Data())
+        phase = Phase(epochs=1, image_size=128, min_crop_area=min_area)
+        factors = enlargement(photographs, 160, phase, Data())
         assert low <= (factors > 1).mean() <= high  # of 160x213 pixels 48 % are needed
-        originals = enlargement(photographs, None, 128, min_area, Data())
+        originals = enlargement(photographs, None, phase, Data())
         assert originals.mean() == pytest.approx(factors.mean() * 160 / 375, rel=0.01)
     whole = Data(augment="none")
-    assert enlargement(photographs, 150, 180, 0.08, whole) == pytest.approx(180 / 30000**0.5)
-    assert enlargement(photographs[:, :1].repeat(2, 1), 400, 75, 0.08, whole) == pytest.approx(0.2)
+    large, small = (Phase(epochs=1, image_size=size) for size in (180, 75))
+    assert enlargement(photographs, 150, large, whole) == pytest.approx(180 / 30000**0.5)
+    squares = photographs[:, :1].repeat(2, 1)
+    assert enlargement(squares, 400, small, whole) == pytest.approx(0.2)
 
 
 def test_the_plan_is_told_what_each_phase_reads(folder, tmp_path):

@@ -130,16 +130,23 @@ def test_images_stay_as_they_are_while_later_batches_are_made(make_loaders, fold
     assert all(torch.equal(image, copy) for image, copy in held)
 
 
-def reference_crop(picture: Image.Image, kind: str, i: int, size: int) -> np.ndarray:
+def reference_crop(
+    picture: Image.Image,
+    kind: str,
+    i: int,
+    size: int,
+    filter_: Image.Resampling,
+    aspect: tuple[float, float],
+) -> np.ndarray:
     """The training image of sample `i` made with PIL and NumPy alone."""
     draws = augment.draw(np.array([i]), seed=5, epoch=0)
     dims = np.array([[picture.height, picture.width]])
     top, left, height, width = augment.whole(dims)[0].tolist()
     if kind == "random_resized_crop":
-        crops = augment.random_resized_crop(dims, draws, min_area=0.08, aspect=(0.75, 4 / 3))
+        crops = augment.random_resized_crop(dims, draws, min_area=0.08, aspect=aspect)
         top, left, height, width = crops[0].tolist()
     window = picture.crop((left, top, left + width, top + height))
-    image = np.asarray(window.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32)
+    image = np.asarray(window.resize((size, size), filter_), dtype=np.float32)
     if kind == "pad_crop":
         pad, ((y, x),) = augment.pad_offsets(draws, size)
         image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
@@ -147,33 +154,39 @@ def reference_crop(picture: Image.Image, kind: str, i: int, size: int) -> np.nda
     return image[:, ::-1] if draws.flip[0] < 0.5 else image
 
 
+@pytest.mark.parametrize("filter_", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("aspect", [(0.75, 4 / 3), (1.5, 1.5)])
 @pytest.mark.parametrize("kind", ["random_resized_crop", "pad_crop", "none"])
-def test_training_images_equal_pils(make_loaders, folder, kind):
+def test_training_images_equal_pils(make_loaders, folder, kind, aspect, filter_):
     """Within 1.5 levels of 255 on average and 4 at most inside; DALI repeats the outermost
     pixels where PIL's filter leaves them out, so the border may differ more."""
     source = ImageFolder(str(folder), "data.train")
     loaders = make_loaders(folder, augment=kind, **LEVELS)
-    for i, image in pixels(b for _i, b in loaders.train(Epoch(image_size=32))).items():
+    own = None if aspect[0] < 1 else list(aspect)  # None: that of the dataset
+    epoch = Epoch(image_size=32, crop_aspect=own, interpolation=filter_.name.lower())
+    for i, image in pixels(b for _i, b in loaders.train(epoch)).items():
         picture = Image.open(source.name(i))
-        reference = reference_crop(picture, kind, i, 32)
+        reference = reference_crop(picture, kind, i, 32, filter_, aspect)
         error = np.abs(image.permute(1, 2, 0).numpy() - reference)
         assert error.mean() < 1.5
         if kind != "pad_crop":  # padding copies the border inside
             assert error[1:-1, 1:-1].max() <= 4
 
 
+@pytest.mark.parametrize("filter_", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 @pytest.mark.parametrize("ratio", [0.875, 1.0])
-def test_evaluation_images_equal_pils(make_loaders, folder, ratio):
+def test_evaluation_images_equal_pils(make_loaders, folder, ratio, filter_):
     """Within 1.01 levels of 255, borders included where the filter finds pixels to read."""
     source = ImageFolder(str(folder), "data.val")
     loaders = make_loaders(None, folder, val_crop_ratio=ratio, **LEVELS)
-    for i, image in pixels(loaders.val(Epoch(val_image_size=32))).items():
+    epoch = Epoch(val_image_size=32, interpolation=filter_.name.lower())
+    for i, image in pixels(loaders.val(epoch)).items():
         picture = Image.open(source.name(i))
         short = round(32 / ratio)
         scale = min(picture.size)
         width, height = (int(short * side / scale) for side in picture.size)
         left, top = round((width - 32) / 2), round((height - 32) / 2)
-        resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+        resized = picture.resize((width, height), filter_)
         reference = np.asarray(resized.crop((left, top, left + 32, top + 32)), dtype=np.float32)
         error = np.abs(image.permute(1, 2, 0).numpy() - reference)
         assert error[1:-1, 1:-1].max() <= 1.01
@@ -351,3 +364,16 @@ def test_ranks_that_list_other_files_have_another_fingerprint(make_loaders, fold
     assert make_loaders(folder).fingerprint == make_loaders(tmp_path / "images").fingerprint
     (tmp_path / "images" / "ant" / "2.JPEG").unlink()
     assert make_loaders(folder).fingerprint != make_loaders(tmp_path / "images").fingerprint
+
+
+def test_an_order_that_keeps_classes_together_is_warned_of(make_loaders, tmp_path):
+    for label in range(8):
+        folder = tmp_path / f"c{label}"
+        folder.mkdir()
+        for k in range(128):  # never decoded
+            (folder / f"{k}.jpg").write_bytes(b"")
+    assert make_loaders(tmp_path).order_warning() is None
+    wide = make_loaders(tmp_path, shuffle="shards", shuffle_window=100_000)
+    assert wide.order_warning() is None
+    text = make_loaders(tmp_path, shuffle="shards", shuffle_window=1).order_warning()
+    assert "256 images in a row have 2 classes on average, 8 with shuffle full" in text

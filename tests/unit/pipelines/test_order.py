@@ -99,6 +99,14 @@ def test_the_order_on_two_levels_never_changes_between_versions():
     assert ids.tolist() == [4, 5, 6, 0, 1, 3, 8, 2, 7, 9]
 
 
+def test_classes_in_a_batch():
+    labels = np.repeat(np.arange(4), 8)
+    assert order.classes_per_batch(labels, np.arange(32), batch=8) == 1
+    assert order.classes_per_batch(labels, np.arange(32).reshape(4, 8).T.ravel(), batch=8) == 4
+    assert order.classes_per_batch(labels, np.arange(32), batch=12) == 2  # the last 8 left out
+    assert order.classes_per_batch(labels, np.arange(32), batch=64) == 4
+
+
 @given(sizes, batches, ranks)
 def test_a_short_last_step_is_spread_evenly(n, batch, world_size):
     last = walk(order.permutation(n, seed=0, epoch=0), 0, batch, world_size)[-1]

@@ -25,10 +25,20 @@ def encode(picture: Image.Image) -> np.ndarray:
     return np.frombuffer(stream.getvalue(), dtype=np.uint8)
 
 
-def decode(kind: type[Decoder], size: int, threads: int = 2) -> torch.Tensor:
+def decode(
+    kind: type[Decoder], size: int, threads: int = 2, interpolation: str = "bilinear"
+) -> torch.Tensor:
     """Eight crops by one kind of decoder, normalised."""
     encoded = [encode(photograph(k, 40 + 9 * k, 100 - 7 * k)) for k in range(8)]
-    recipe = recipes.training(Data(), seed=1, epoch=2, image_size=size, min_area=0.2)
+    recipe = recipes.training(
+        Data(),
+        seed=1,
+        epoch=2,
+        image_size=size,
+        min_area=0.2,
+        aspect=(0.75, 4 / 3),
+        interpolation=interpolation,
+    )
     sizes = np.array([image_size(one) for one in encoded])
     decoder = kind(recipe, MEAN, STD, threads, torch.device("cpu"))
     decoder.submit(encoded, recipe.inputs(np.arange(8), sizes))
@@ -37,9 +47,10 @@ def decode(kind: type[Decoder], size: int, threads: int = 2) -> torch.Tensor:
     return images
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [16, 33, 64, 120])
-def test_images_equal_those_of_the_graph(size):
-    ours, graph = decode(windows.WindowDecoder, size), decode(Decoder, size)
+def test_images_equal_those_of_the_graph(size, interpolation):
+    ours, graph = (decode(k, size, 2, interpolation) for k in (windows.WindowDecoder, Decoder))
     assert ours.shape == graph.shape == (8, 3, size, size)
     assert ours.stride() == graph.stride()
     levels = (ours - graph).abs() * 255 * torch.tensor(STD).view(3, 1, 1)
@@ -51,11 +62,14 @@ def test_images_do_not_depend_on_the_number_of_threads():
     assert torch.equal(decode(windows.WindowDecoder, 48, 1), decode(windows.WindowDecoder, 48, 5))
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [20, 50, 130])
-def test_resizing_equals_pils_to_one_level(size):
+def test_resizing_equals_pils_to_one_level(size, interpolation):
     picture = photograph(3, 97, 64)
-    reference = np.asarray(picture.resize((size, 40), Image.Resampling.BILINEAR), dtype=np.int16)
-    resized = windows.resize(torch.from_numpy(np.array(picture)), 40, size).numpy()
+    theirs = Image.Resampling[interpolation.upper()]
+    reference = np.asarray(picture.resize((size, 40), theirs), dtype=np.int16)
+    pixels = torch.from_numpy(np.array(picture))
+    resized = windows.resize(pixels, 40, size, interpolation).numpy()
     assert np.abs(resized - reference).max() <= 1
 
 
