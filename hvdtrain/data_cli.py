@@ -43,6 +43,12 @@ def pack(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
     ] = False,
+    shuffle: Annotated[
+        bool,
+        typer.Option(
+            "--shuffle", help="Mix the classes in the shards, for training with shuffle: shards."
+        ),
+    ] = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +64,7 @@ def pack(
         sides = parse_short_sides(short_side)
     except ValueError as error:
         raise ConfigError(f"--short-side {short_side}: {error}") from None
-    options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad)
+    options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
     with _bar("packing", "images") as progress:
         about = run_packing(src, dst, options, progress)
     typer.echo(json.dumps(_pack_summary(dst, about)) if as_json else _pack_text(dst, about))
