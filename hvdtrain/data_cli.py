@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hvdtrain.cli_job import AsJson
 from hvdtrain.errors import ConfigError
 
 data_app = typer.Typer(
@@ -20,7 +21,7 @@ data_app = typer.Typer(
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads. Default: the cores this process may use.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
 _DATASET = "A dataset of any kind that data.train takes."
 
 
