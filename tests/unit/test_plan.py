@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.load_config import parse_config
-from hvdtrain.plan import Plan, Position, make_plan, warnings
+from hvdtrain.plan import Plan, Position, make_plan
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -194,20 +194,6 @@ def test_refused_plans() -> None:
         plan_of(text, 20, 10)
     with pytest.raises(ConfigError, match=r"data\.train_size: unknown"):
         make_plan(parse_config(text), 1)
-
-
-def test_warnings() -> None:
-    def told(text: str, ranks: int) -> list[str]:
-        cfg = parse_config(text)
-        return warnings(cfg, make_plan(cfg, ranks, 10**6))
-
-    fine = "phases: [{epochs: 90, batch_per_worker: 32}]\n"
-    assert told(fine, 256) == []
-    assert "global batch 16384" in told(fine, 512)[0]
-    assert "without warmup" in told(fine + "lr: {warmup: none}", 256)[0]
-    changed = "phases: [{epochs: 45, batch_per_worker: 32}, {epochs: 45, batch_per_worker: 8}]"
-    assert "batch-norm batch changes" in told(changed, 8)[0]
-    assert "beyond the last epoch" in told("phases: [{epochs: 50}]", 8)[0]
 
 
 def test_plan_and_help_import_neither_torch_nor_horovod_nor_dali() -> None:
