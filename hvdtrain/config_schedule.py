@@ -136,7 +136,7 @@ class Phase(Section):
     momentum: Momentum | Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None = None
     """Momentum (or [from, to]) in this phase. None: `lr.cycle_momentum` or `optimizer.momentum`."""
     val_image_size: ImageSide | None = None
-    """Side of the evaluation images. None: `image_size`, the larger one of a ramp."""
+    """Side of the evaluation images. None: `image_size`, the largest one of a ramp."""
     rect_val: bool = False
     """Evaluate on rectangles: images of like shape together, cropped to the mean of their aspect
     ratios with `val_image_size` as the short side, in place of a square."""

@@ -55,12 +55,14 @@ def decay_on_norms(cfg: Config, _: Plan) -> str | None:
 
 
 def last_gamma_not_zero(cfg: Config, plan: Plan) -> str | None:
-    """Residual blocks that do not start as the identity, at a large rate."""
-    if cfg.model.zero_gamma or is_normalizer_free(cfg) or _k(cfg, plan) < 8:
+    """Residual blocks that do not start as the identity, at a large batch."""
+    if cfg.model.zero_gamma or is_normalizer_free(cfg):
+        return None
+    if _largest_batch(plan) < PLAIN_SGD_BATCH_LIMIT:
         return None
     return (
-        "the last batch-norm scale of residual blocks starts at 1: starting at 0 helps most where "
-        "batch and rate are large (Goyal et al. 2017, 5.1): set model.zero_gamma=true"
+        "the last batch-norm scale of residual blocks starts at 1: starting at 0 helps, most of all "
+        "at large batches (Goyal et al. 2017, 5.1): set model.zero_gamma=true"
     )
 
 

@@ -178,6 +178,27 @@ def test_rate_follows_the_batch_of_the_phase() -> None:
     assert plan.epochs[4].lr(0) == pytest.approx(0.0125)
 
 
+def test_images_grow_within_a_phase() -> None:
+    plan = plan_of(
+        "phases:\n"
+        "  - {epochs: 2, image_size: 96, batch_per_worker: 10}\n"
+        "  - {epochs: 8, image_size: [96, 224], batch_per_worker: 10}\n"
+        "  - {epochs: 4, image_size: [17, 33], size_multiple: 4, batch_per_worker: 10}\n"
+        "  - {epochs: 3, image_size: [64, 32], size_multiple: 8, batch_per_worker: 10}\n"
+    )
+    sizes = [epoch.image_size for epoch in plan.epochs]
+    assert sizes[:2] == [96, 96]
+    # 96 + 16·e to the nearest multiple of 32, halves to the even one
+    assert sizes[2:10] == [96, 128, 128, 128, 160, 192, 192, 192]
+    assert sizes[10:14] == [17, 20, 24, 28]
+    assert sizes[14:] == [64, 56, 40]
+    assert [epoch.val_image_size for epoch in plan.epochs][1:] == [96] + [192] * 8 + [28] * 4 + [
+        64
+    ] * 3
+    resumed = next(plan.epochs_from(Position(5, 300)))
+    assert resumed.image_size == sizes[5]
+
+
 def test_rates_do_not_depend_on_how_often_the_run_was_resumed() -> None:
     text = "lr: {schedule: cosine}\nphases: [{epochs: 10, batch_per_worker: 30}]"
     whole = plan_of(text, 2)
