@@ -236,8 +236,8 @@ def _describe(run: Run) -> None:
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
     for text in recipe_warnings(run.cfg, run.plan):
         run.sinks.write("note", {"text": f"warning: {text}"})
-    if text := run.loaders.order_warning():
-        run.sinks.write("note", {"text": f"warning: {text}"})
+    if order := run.loaders.order_warning():
+        run.sinks.write("note", {"text": f"warning: {order}"})
 
 
 def write_summary(

@@ -17,6 +17,7 @@ from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.load_config import parse_config
 from hvdtrain.plan import Plan, Position, make_plan
+from hvdtrain.plan_report import plan_dict, plan_text
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -215,6 +216,37 @@ def test_refused_plans() -> None:
         plan_of(text, 20, 10)
     with pytest.raises(ConfigError, match=r"data\.train_size: unknown"):
         make_plan(parse_config(text), 1)
+
+
+def test_the_text_tells_what_the_phases_change() -> None:
+    cfg = parse_config(
+        "model: {name: wrn22, width: 6, pool: concat, blurpool: true, dropout: 0.1}\n"
+        "optimizer: {name: lars, agc: 0.02, clip_norm: 5, decay_norms_and_biases: true}\n"
+        "train: {ema_decay: 0.999}\n"
+        "lr: {warmup: none, schedule: polynomial}\n"
+        "phases:\n"
+        "  - {epochs: 4, image_size: [32, 96], batch_per_worker: 32, momentum: [0.8, 0.9]}\n"
+        "  - {epochs: 2, image_size: 96, batch_per_worker: 32}\n"
+    )
+    plan = make_plan(cfg, 2, 640)
+    text = plan_text(cfg, plan)
+    for fact in (
+        "32-64 px",  # 32, then 48, 64 and 80, halves to the even multiple of 32
+        "wrn22, width 6, concat pooling, blurpool, dropout 0.1",
+        "LARS",
+        "AGC 0.02, classifier excluded; global norm 5",
+        "0.0001 on all parameters",
+        "moving average of the weights, decay 0.999",
+        "polynomial: (1 - share done)^2",
+        "0.8-0.9 by phase",
+        "epoch      0  0.025, momentum 0.8",
+        "epoch      4  0.0027778 → 0.0027778, momentum 0.9",
+    ):
+        assert fact in text
+    phases = plan_dict(cfg, plan)["phases"]
+    assert [phase["image_size_last"] for phase in phases] == [64, 96]
+    assert phases[0]["momentum_first"] == 0.8
+    assert phases[0]["momentum_last"] == pytest.approx(0.8 + 0.1 * 39 / 40)
 
 
 def test_plan_and_help_import_neither_torch_nor_horovod_nor_dali() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,3 +122,22 @@ def test_piecewise_points_and_broken_cycles() -> None:
     assert late == ["points [12.0] lie beyond the last epoch, 10"]
     assert of("{warmup: none, schedule: cyclical, cycle_epochs: 5}") == []
     assert "after 2.5 cycles" in of("{warmup: none, schedule: cyclical, cycle_epochs: 4}")[0]
+
+
+def test_a_run_tells_its_warnings_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hvdtrain import run
+
+    cfg = load_config(CONFIGS / f"{GOYAL}.yaml", ["lr.warmup=none"])
+    notes: list[dict[str, str]] = []
+    started = SimpleNamespace(
+        cfg=cfg,
+        plan=make_plan(cfg, 256),
+        paths=SimpleNamespace(config=None, environment=None),
+        state=SimpleNamespace(device=SimpleNamespace(type="cpu")),
+        comm=SimpleNamespace(size=256),
+        loaders=SimpleNamespace(order_warning=lambda: None),
+        sinks=SimpleNamespace(write=lambda kind, values: notes.append({kind: values["text"]})),
+    )
+    monkeypatch.setattr(run, "write_atomically", lambda path, content: None)
+    run._describe(started)
+    assert notes == [{"note": f"warning: {told(GOYAL, 256, ['lr.warmup=none'])[0]}"}]
