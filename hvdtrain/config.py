@@ -93,15 +93,17 @@ class Model(Section):
     zero_gamma: bool = True
     """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017)."""
     width: Positive | None = None
-    """..."""
-    pool: Literal["avg", "concat"] = "avg"
-    """..."""
+    """Width factor of the wide ResNets. None: the network's own."""
+    pool: Literal["avg", "concat"] | None = None
+    """Before the classifier: the mean of every channel, or its maximum and its mean. None: the
+    network's own."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the pooled features zeroed in training. None: the network's own, 0 but for NFNets."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Residual branches are dropped per image, at this rate × i / L for block i of L. None: the
+    network's own, 0 but for NFNets."""
     blurpool: bool = False
-    """..."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """..."""
-    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """..."""
+    """Blur the input of strided convolutions."""
 
 
 class Optimizer(Section):

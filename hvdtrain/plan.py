@@ -169,7 +169,6 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
         raise ConfigError(
             "data.train_size: unknown number of training images: set it, or point data.train to them"
         )
-    _check_momentum(cfg)
     epochs: list[Epoch] = []
     total = sum(phase.epochs for phase in cfg.phases)
     for phase_index, phase in enumerate(cfg.phases):
@@ -188,14 +187,15 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
         )
         _check_batch(first_epoch)
         epochs += [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
+    _check_momentum(cfg, epochs[0].momentum_value)
     return Plan(tuple(epochs), world_size, samples)
 
 
-def _check_momentum(cfg: Config) -> None:
+def _check_momentum(cfg: Config, constant: float) -> None:
     """Momentum that changes needs a momentum buffer, which the optimizer has only above 0."""
     changing = [(f"phases.{i}.momentum", phase.momentum) for i, phase in enumerate(cfg.phases)]
     for key, value in [("lr.cycle_momentum", cfg.lr.cycle_momentum), *changing]:
-        if value is not None and cfg.optimizer.momentum == 0:
+        if value is not None and constant == 0:
             raise ConfigError(f"{key}: {value} needs optimizer.momentum above 0, found 0")
 
 

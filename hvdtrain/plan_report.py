@@ -75,7 +75,7 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("batch-norm batch", "no batch norm" if is_normalizer_free(cfg) else statistics),
         ("averaged over", "all images of the global batch, micro-batches included"),
         ("optimizer", _optimizer(cfg)),
-        ("momentum", _momentum(cfg)),
+        ("momentum", _momentum(cfg, plan)),
         ("clipping", _clipping(cfg)),
         ("decayed", _decay(cfg)),
         ("evaluated", _evaluated(cfg)),
@@ -122,7 +122,7 @@ def _side(first: int, last: int) -> str:
 def _turns(cfg: Config, plan: Plan) -> list[str]:
     """The rate before and at every epoch where its formula changes, and momentum if it changes."""
     total = len(plan.epochs)
-    low, high = _momentum_range(cfg)
+    low, high = _momentum_range(cfg, plan)
     places = {float(epochs[0].index) for epochs in plan.phases}
     if any(phase.lr is None for phase in cfg.phases):
         places.update(turns(cfg.lr, total))
@@ -159,13 +159,13 @@ def _model(cfg: Config) -> str:
     words = [model.name]
     if model.width is not None:
         words.append(f"width {model.width}")
-    if model.pool != "avg":
+    if model.pool is not None:
         words.append(f"{model.pool} pooling")
     if model.blurpool:
         words.append("blurpool")
-    if model.dropout:
+    if model.dropout is not None:
         words.append(f"dropout {model.dropout:g}")
-    if model.stochastic_depth:
+    if model.stochastic_depth is not None:
         words.append(f"stochastic depth {model.stochastic_depth:g}")
     return ", ".join(words)
 
@@ -180,7 +180,7 @@ def _optimizer(cfg: Config) -> str:
     return {"lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}[name]
 
 
-def _momentum_range(cfg: Config) -> tuple[float, float]:
+def _momentum_range(cfg: Config, plan: Plan) -> tuple[float, float]:
     """Lowest and highest momentum of the run."""
     found: list[float] = []
     for phase in cfg.phases:
@@ -189,12 +189,12 @@ def _momentum_range(cfg: Config) -> tuple[float, float]:
         elif phase.momentum is not None:
             found.append(phase.momentum)
         else:
-            found += cfg.lr.cycle_momentum or [cfg.optimizer.momentum]
+            found += cfg.lr.cycle_momentum or [plan.epochs[0].momentum_value]
     return min(found), max(found)
 
 
-def _momentum(cfg: Config) -> str:
-    low, high = _momentum_range(cfg)
+def _momentum(cfg: Config, plan: Plan) -> str:
+    low, high = _momentum_range(cfg, plan)
     if low == high:
         return f"{low:g}"
     if cfg.lr.cycle_momentum:

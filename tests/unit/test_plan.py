@@ -221,7 +221,7 @@ def test_refused_plans() -> None:
 def test_the_text_tells_what_the_phases_change() -> None:
     cfg = parse_config(
         "model: {name: wrn22, width: 6, pool: concat, blurpool: true, dropout: 0.1}\n"
-        "optimizer: {name: lars, agc: 0.02, clip_norm: 5, decay_norms_and_biases: true}\n"
+        "optimizer: {name: lars, agc: 0.02, decay_norms_and_biases: true}\n"
         "train: {ema_decay: 0.999}\n"
         "lr: {warmup: none, schedule: polynomial}\n"
         "phases:\n"
@@ -234,7 +234,7 @@ def test_the_text_tells_what_the_phases_change() -> None:
         "32-64 px",  # 32, then 48, 64 and 80, halves to the even multiple of 32
         "wrn22, width 6, concat pooling, blurpool, dropout 0.1",
         "LARS",
-        "AGC 0.02, classifier excluded; global norm 5",
+        "AGC 0.02, classifier excluded",
         "0.0001 on all parameters",
         "moving average of the weights, decay 0.999",
         "polynomial: (1 - share done)^2",
