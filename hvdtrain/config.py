@@ -110,7 +110,8 @@ class Optimizer(Section):
     """How gradients become updates."""
 
     name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
-    """..."""
+    """The update rule: SGD up to batches of about 8192; LARS (with `momentum`) or LAMB beyond, which
+    give every layer a rate of its own; AdamW."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD."""
     nesterov: bool = True
@@ -120,9 +121,10 @@ class Optimizer(Section):
     clip_norm: PositiveFloat | None = None
     """Largest global L2 norm of the averaged gradient. None: no clipping."""
     agc: PositiveFloat | None = None
-    """..."""
+    """Adaptive gradient clipping: largest norm of a unit's gradient over that of its weights, the
+    classifier left out. The larger the batch the smaller: 0.01 at 4096. None: no clipping."""
     decay_norms_and_biases: bool = False
-    """..."""
+    """Decay norms, biases and gains as well, for comparison."""
 
 
 class Train(Section):
@@ -133,14 +135,15 @@ class Train(Section):
     fp32 without a GPU."""
     accumulate: Positive = 1
     """Forward passes averaged into one update."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an average of weights and batch-norm statistics, this much of it old at every update,
+    and evaluate that one. None: none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes."""
     mixup: Fraction = 0.0
     """Alpha of mixup: images and targets averaged in pairs by a Beta(alpha, alpha) share. 0: off."""
     cutmix: Fraction = 0.0
     """Alpha of CutMix: a box of each image from another one. 0: off. With `mixup`: half each."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """..."""
     channels_last: bool = True
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Positive = 1
