@@ -152,24 +152,28 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
     put back.
     """
     times: list[float] = []
-    with _restored(state):
+    with restored(state):
         while len(times) <= min_steps or sum(times) < min_s:
             began = time.perf_counter()
             state.reducer.start_step(communicate=False)
             _backward(state, batch)
             state.scaler.step(state.optimizer)
+            state.scaler.update()
             _synchronize(state.device)
             times.append(time.perf_counter() - began)
     return len(batch.labels) / statistics.median(times[1:])
 
 
 @contextlib.contextmanager
-def _restored(state: State) -> Iterator[None]:
+def restored(state: State) -> Iterator[None]:
+    """Put back all that training changes when the context ends: weights, buffers, optimizer, loss
+    scale, random numbers, position and counts."""
     tensors = [*state.model.state_dict().values()]
     tensors += optimizer_tensors(state.model, state.optimizer).values()
     saved = [tensor.clone() for tensor in tensors]
     scaler: dict[str, Any] = state.scaler.state_dict()
     rng = torch.get_rng_state()
+    place = (state.position, state.step, state.samples, state.train_seconds)
     try:
         yield
     finally:
@@ -178,6 +182,7 @@ def _restored(state: State) -> Iterator[None]:
                 tensor.copy_(value)
         state.scaler.load_state_dict(scaler)
         torch.set_rng_state(rng)
+        state.position, state.step, state.samples, state.train_seconds = place
 
 
 def _synchronize(device: torch.device) -> None:
