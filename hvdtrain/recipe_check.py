@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hvdtrain.config import Config
+from hvdtrain.config import Config, LearningRate
 from hvdtrain.plan import Plan
 from hvdtrain.schedules import lr_scale
 
@@ -169,7 +169,7 @@ def turns_beyond_end(cfg: Config, plan: Plan) -> str | None:
 
 def schedule_unused(cfg: Config, _: Plan) -> str | None:
     """A schedule that no phase follows."""
-    if _scheduled(cfg) or "schedule" not in cfg.lr.model_fields_set:
+    if _scheduled(cfg) or cfg.lr.schedule == LearningRate().schedule:
         return None
     return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has a rate of its own"
 

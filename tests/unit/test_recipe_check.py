@@ -46,8 +46,8 @@ BENT = [
         "schedule_unused",
         GOYAL,
         8,
-        ["phases.0.lr=0.1"],
-        "lr.schedule step has no effect",
+        ["phases.0.lr=0.1", "lr.schedule=cosine"],
+        "lr.schedule cosine has no effect",
     ),
 ]
 
@@ -104,6 +104,7 @@ def test_nothing_is_told_of_other_published_recipes(name: str, ranks: int) -> No
         (GOYAL, 8, ["lr.warmup=none"]),
         (GOYAL, 64, ["lr.base=1.6", "lr.base_batch=2048"]),
         (NFNET, 8, ["optimizer.agc=null"]),
+        (GOYAL, 8, ["phases.0.lr=0.1"]),
     ],
 )
 def test_nothing_is_told_where_the_rule_does_not_apply(
