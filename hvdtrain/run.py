@@ -22,6 +22,7 @@ from hvdtrain.models import build_model
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.paths import RunPaths, write_atomically
 from hvdtrain.plan import Plan, Position, make_plan
+from hvdtrain.recipe_check import recipe_warnings
 from hvdtrain.reducer import Reducer
 from hvdtrain.run_directory import run_directory
 from hvdtrain.step import State, resolve_precision
@@ -257,8 +258,10 @@ def _describe(run: Run) -> None:
         "command": sys.argv,
     }
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
-    if text := run.loaders.order_warning():
+    for text in recipe_warnings(run.cfg, run.plan):
         run.sinks.write("note", {"text": f"warning: {text}"})
+    if order := run.loaders.order_warning():
+        run.sinks.write("note", {"text": f"warning: {order}"})
 
 
 def write_summary(
