@@ -112,7 +112,7 @@ class Epoch:
         return _warmed(self.rates, target, t)
 
     def momentum(self, i: int) -> float:
-        """SGD momentum of step `i`."""
+        """Momentum (β1 of LAMB and AdamW) of step `i`."""
         return self.momentum_value
 
     def should_log(self, i: int, every: int) -> bool:
@@ -172,7 +172,7 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
             accumulate=cfg.train.accumulate,
             world_size=world_size,
             num_samples=samples,
-            momentum_value=cfg.optimizer.momentum,
+            momentum_value=cfg.optimizer.first_momentum,
         )
         _check_batch(first_epoch)
         epochs += [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
