@@ -33,10 +33,9 @@ class AdaptiveClipping:
         norms = torch.cat([_unit_norms(grad) for grad in grads])
         limits = self.clipping * weights.clamp(min=FLOOR)
         factors = torch.where(norms > limits, limits / norms.clamp(min=1e-6), 1.0)
-        counts = [_units(grad) for grad in grads]
         parts = [
-            part.view(-1, *[1] * (grad.ndim - 1)) if grad.ndim > 1 else part
-            for part, grad in zip(factors.split(counts), grads, strict=True)
+            part.view(_units(grad), *[1] * (grad.ndim - 1)) if grad.ndim else part.view(())
+            for part, grad in zip(factors.split([*map(_units, grads)]), grads, strict=True)
         ]
         torch._foreach_mul_(grads, parts)
 
