@@ -273,7 +273,7 @@ def write_summary(
         **result,
         "images_per_second": state.samples / max(state.train_seconds, 1e-9),
         "scaling_efficiency": efficiency,
-        "gradient_noise_scale": advice(noise, batch) if noise is not None else None,
+        "noise_scale": advice(noise, batch) if noise is not None else None,
         "train_seconds": state.train_seconds,
         "wall_seconds": wall_s,
     }
