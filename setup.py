@@ -11,6 +11,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "horovod>=0.28.1",
+        "matplotlib>=3.9",
         "mpi4py>=4.0",
         "numpy>=2.2",
         "nvidia-dali-cuda130>=2.4",

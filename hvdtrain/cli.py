@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from hvdtrain import __version__
+from hvdtrain.cli_job import AsJson, ConfigFile, Overrides, job, load_on_all, tell
 from hvdtrain.config import Config
 from hvdtrain.data_cli import data_app
-from hvdtrain.errors import ConfigError, HvdtrainError
+from hvdtrain.errors import HvdtrainError
 from hvdtrain.load_config import load_config
-
-if TYPE_CHECKING:
-    from hvdtrain.comm import Comm
+from hvdtrain.tune_cli import tune_app
 
 EXIT_CODES = """
 Exit codes: 0 done; 2 config or command line; 3 data; 4 checkpoint; 5 communication;
@@ -38,13 +33,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show a resolved config, or the schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
-
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+app.add_typer(tune_app, name="tune")
 
 
 @app.command()
@@ -64,8 +53,8 @@ def train(
     ] = None,
 ) -> None:
     """Train; start it alone, or under horovodrun, mpirun: one process per rank."""
-    with _job() as comm:
-        cfg = _load_on_all(comm, config, overrides)
+    with job() as comm:
+        cfg = load_on_all(comm, config, overrides)
         from hvdtrain.train import train as run_training
 
         summary = run_training(cfg, comm, resume=resume, run_dir=run_dir)
@@ -80,7 +69,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the newest checkpoint of a run, exactly, on any number of ranks."""
-    with _job() as comm:
+    with job() as comm:
         from hvdtrain.evaluation import evaluate_run
 
         result = evaluate_run(run, overrides or [], comm)
@@ -180,56 +169,6 @@ def _look_at_data(cfg: Config) -> tuple[int | None, list[dict[str, Any]]]:
     return len(source), readings(source, cfg.data, cfg.phases)
 
 
-def _load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
-    from hvdtrain.comm import require_equal, together
-
-    with together(comm):
-        cfg = load_config(config, overrides)
-    digest = hashlib.sha256(cfg.model_dump_json().encode()).hexdigest()[:12]
-    require_equal(comm, f"the config that {config} gives (its sha256)", digest, ConfigError)
-    return cfg
-
-
-@contextlib.contextmanager
-def _job() -> Iterator[Comm]:
-    """Join the launcher's ranks; on a fault that only this rank has, leave at once.
-
-    Waiting for the others would wait for ever: the launcher ends them when this one ends.
-    """
-    from hvdtrain.comm import init_comm
-
-    comm = init_comm()
-    try:
-        yield comm
-    except BaseException as error:
-        if not isinstance(error, HvdtrainError) or not error.everywhere:
-            if comm.size > 1:
-                _die(error, comm)
-            raise
-        comm.shutdown()
-        if comm.rank > 0:
-            raise typer.Exit(error.exit_code) from None
-        raise
-    comm.shutdown()
-
-
-def _die(error: BaseException, comm: Comm) -> NoReturn:
-    if isinstance(error, HvdtrainError):
-        _tell(f"rank {comm.rank}: {error}")
-        code = error.exit_code
-    else:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 130 if isinstance(error, KeyboardInterrupt) else 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _tell(text: str) -> None:
-    for line in text.split("\n"):
-        print(f"hvdtrain: error: {line}", file=sys.stderr, flush=True)
-
-
 def _eval_text(result: dict[str, Any]) -> str:
     return (
         f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  loss {result['loss']:.4f}  "
@@ -264,7 +203,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except HvdtrainError as error:
-        _tell(str(error))
+        tell(str(error))
         sys.exit(error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -275,7 +214,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        _tell(f"{error.format_message()}; see hvdtrain --help")
+        tell(f"{error.format_message()}; see hvdtrain --help")
         sys.exit(2)
     sys.exit(code or 0)
 

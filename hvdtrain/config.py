@@ -47,6 +47,9 @@ class Data(Section):
     color_jitter: Annotated[list[Fraction], Field(min_length=4, max_length=4)] = [0.0] * 4
     """Strengths of random brightness, contrast, saturation (factors in 1 ± strength) and hue
     (± strength turns of the colour circle) of training images. 0: unchanged."""
+    rand_augment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """[operations, magnitude] of RandAugment on training images: so many random operations on each
+    image, of a strength from 0 to 30; [2, 9] is usual. None: off."""
     val_crop_ratio: Ratio = 0.875
     """Side of the centre crop over the resized short side in evaluation (224/256)."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.485, 0.456, 0.406]
@@ -69,6 +72,11 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Data:
+        operations, magnitude = self.rand_augment or (1, 0)
+        if operations < 1 or not 0 <= magnitude <= 30:
+            raise ValueError(
+                f"rand_augment needs [operations ≥ 1, magnitude 0-30], found {self.rand_augment}"
+            )
         if self.cache != "none" and self.augment == "random_resized_crop":
             raise ValueError("cache needs augment pad_crop or none, found random_resized_crop")
         return self

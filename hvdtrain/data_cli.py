@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hvdtrain.cli_job import AsJson
 from hvdtrain.errors import ConfigError
 
 data_app = typer.Typer(
@@ -20,7 +21,7 @@ data_app = typer.Typer(
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads. Default: the cores this process may use.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
 _DATASET = "A dataset of any kind that data.train takes."
 
 
@@ -43,6 +44,12 @@ def pack(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
     ] = False,
+    shuffle: Annotated[
+        bool,
+        typer.Option(
+            "--shuffle", help="Mix the classes in the shards, for training with shuffle: shards."
+        ),
+    ] = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +65,7 @@ def pack(
         sides = parse_short_sides(short_side)
     except ValueError as error:
         raise ConfigError(f"--short-side {short_side}: {error}") from None
-    options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad)
+    options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
     with _bar("packing", "images") as progress:
         about = run_packing(src, dst, options, progress)
     typer.echo(json.dumps(_pack_summary(dst, about)) if as_json else _pack_text(dst, about))

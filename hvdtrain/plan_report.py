@@ -156,6 +156,8 @@ def _augmentation(cfg: Config) -> str:
     words: list[str] = [data.augment]
     if data.flip:
         words.append("flip")
+    if data.rand_augment:
+        words.append("RandAugment {} × {}".format(*data.rand_augment))
     if any(data.color_jitter):
         words.append("colour jitter " + "/".join(f"{x:g}" for x in data.color_jitter))
     words += [

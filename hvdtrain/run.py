@@ -54,8 +54,23 @@ class Run:
         self.sinks.close()
 
 
-def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
-    """Open the data, the run directory and the endpoints, and build or restore the state.
+@dataclass
+class Parts:
+    """What trains, before it belongs to a run: made by `set_up`, to be used as a context."""
+
+    plan: Plan
+    loaders: Loaders
+    state: State
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loaders.close()
+
+
+def set_up(cfg: Config, comm: Comm) -> Parts:
+    """Open the training data and build the state as the seed makes it.
 
     A fault on any rank is raised on all of them.
     """
@@ -71,6 +86,15 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     with together(comm):
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
+    return Parts(plan, loaders, state)
+
+
+def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
+    """`set_up`, the run directory and the endpoints, and the state of a run that goes on.
+
+    A fault on any rank is raised on all of them.
+    """
+    parts = set_up(cfg, comm)
     paths, resumed = run_directory(cfg, comm, resume, run_dir)
     with together(comm):
         if comm.rank == 0:
@@ -78,7 +102,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     with together(comm):
         sinks = Sinks(cfg, comm, paths)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
-    run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad)
+    run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad)
     restore(run, must=resumed)
     if comm.rank == 0:
         _describe(run)

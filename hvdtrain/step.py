@@ -90,11 +90,7 @@ def train_step(state: State, batch: Batch, lr: float, momentum: float) -> torch.
     if measured:
         _measure_noise(state, sums[:, -1], len(batch.labels) * state.comm.size)
     set_rates(state.optimizer, lr, momentum)
-    _clip(state)
-    state.scaler.step(state.optimizer)
-    state.scaler.update(state.static_loss_scale)
-    if state.ema is not None:
-        state.ema.update(state.step)
+    _update(state)
     state.step += 1
     return sums.sum(dim=0)
 
@@ -133,14 +129,18 @@ def _measure_noise(state: State, counts: torch.Tensor, planned: int) -> None:
     state.noise.add(squares, counts, big_square, loss_scale, planned)
 
 
-def _clip(state: State) -> None:
-    if state.clip_norm is None and state.agc is None:
-        return
-    state.scaler.unscale_(state.optimizer)
+def _update(state: State) -> None:
+    """Weights, loss scale and averages from the gradients as they are."""
+    if state.clip_norm is not None or state.agc is not None:
+        state.scaler.unscale_(state.optimizer)
     if state.clip_norm is not None:
         clip_(state.reducer.flats(), state.clip_norm)
     if state.agc is not None:
         state.agc()
+    state.scaler.step(state.optimizer)
+    state.scaler.update(state.static_loss_scale)
+    if state.ema is not None:
+        state.ema.update(state.step)
 
 
 def clip_(flats: list[torch.Tensor], max_norm: float) -> torch.Tensor:
@@ -206,25 +206,29 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
     put back.
     """
     times: list[float] = []
-    with _restored(state):
+    with restored(state):
         while len(times) <= min_steps or sum(times) < min_s:
             began = time.perf_counter()
             state.reducer.start_step(communicate=False)
             _backward(state, batch)
-            state.scaler.step(state.optimizer)
-            state.scaler.update(state.static_loss_scale)
+            _update(state)
             _synchronize(state.device)
             times.append(time.perf_counter() - began)
     return len(batch.labels) / statistics.median(times[1:])
 
 
 @contextlib.contextmanager
-def _restored(state: State) -> Iterator[None]:
+def restored(state: State) -> Iterator[None]:
+    """Put back all that training changes when the context ends: weights, buffers, optimizer, loss
+    scale, averages, random numbers, position and counts. Meanwhile no noise scale is measured."""
     tensors = [*state.model.state_dict().values()]
     tensors += optimizer_tensors(state.model, state.optimizer).values()
+    tensors += state.ema.tensors.values() if state.ema is not None else ()
     saved = [tensor.clone() for tensor in tensors]
     scaler: dict[str, Any] = state.scaler.state_dict()
     rng = torch.get_rng_state()
+    noise, state.noise = state.noise, NoiseMeter(every=0, parts=1)
+    place = (state.position, state.step, state.samples, state.train_seconds)
     try:
         yield
     finally:
@@ -233,6 +237,8 @@ def _restored(state: State) -> Iterator[None]:
                 tensor.copy_(value)
         state.scaler.load_state_dict(scaler)
         torch.set_rng_state(rng)
+        state.noise = noise
+        state.position, state.step, state.samples, state.train_seconds = place
 
 
 def _synchronize(device: torch.device) -> None:

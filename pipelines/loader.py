@@ -33,6 +33,7 @@ from pipelines.decoder import Decoder
 from pipelines.exchange import Exchange, Place
 from pipelines.lane import Lane
 from pipelines.memory import limit_arenas
+from pipelines.rand_augment import RandAugment
 from pipelines.recipes import Recipe
 from pipelines.sources import Source, check_same_classes, open_source
 from pipelines.stream import READERS, Batch
@@ -119,6 +120,7 @@ class Loaders:
         )
         self._dealers: dict[str, Dealer] = {"train": training, "val": evaluation}
         self._training, self._sources = training, sources
+        self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
         self._lanes: dict[str, Passes] = {
             kind: self._new_lane(kind, source) for kind, source in sources.items()
@@ -243,7 +245,8 @@ class Loaders:
 
     def _finished(self, batch: Batch, epoch: int) -> Batch:
         """The batch in its colours, with a grey image of weight 0 for every bad sample."""
-        batch = replace(batch, images=self._colours(batch.images, batch.indices, epoch))
+        images = self._rand_augment(batch.images, batch.indices, epoch)
+        batch = replace(batch, images=self._colours(images, batch.indices, epoch))
         found = self._quarantine.among(batch.indices, epoch) if self._quarantine else {}
         if not found:
             return batch

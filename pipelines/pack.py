@@ -20,6 +20,7 @@ from pipelines.packing import Bad, PackingFolder
 from pipelines.resizer import BATCH, Resizer, Size
 from pipelines.shard_writer import ShardWriter
 from pipelines.sources import Source, open_source
+from pipelines.sources.shuffled import Shuffled
 
 QUALITY = 92
 """JPEG quality of the copies. At 128 px from 160 px copies, against the same crops of originals:
@@ -43,6 +44,8 @@ class PackOptions:
     """Shards that are made at the same time."""
     skip_bad: bool = False
     """Finish without the images that cannot be decoded."""
+    shuffle: bool = False
+    """Put the images into the shards in random order, not in that of the source."""
 
 
 def parse_short_sides(text: str) -> tuple[int | None, ...]:
@@ -67,7 +70,9 @@ def pack(
     where `dst` is in `src` or holds something else, and, once all shards are made, where images
     were bad and `skip_bad` is not set; ResourceError where `dst` cannot be written.
     """
-    source = open_source(src, "SRC")
+    source: Source = open_source(src, "SRC")
+    if options.shuffle:
+        source = Shuffled(source)
     try:
         with PackingFolder(src, dst, source, options) as folder:
             if not folder.finished:

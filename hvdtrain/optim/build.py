@@ -132,19 +132,19 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
             group["momentum"] = momentum
 
 
-def set_trained(model: nn.Module, optimizer: torch.optim.Optimizer, names: Collection[str]) -> None:
-    """Train the parameters `names` of `model` from the next update on, and no others.
+def set_trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer follow `requires_grad` from the next update on.
 
-    A frozen parameter gets no gradient, update, decay or momentum; its optimizer state stays as it
-    is. Call it on every rank alike, any number of times, between two updates. Every parameter that
-    is ever to be trained must have required gradients when reducer and optimizer were built.
-    Raises ConfigError for names that no such parameter has.
+    A parameter that requires no gradient is frozen: it gets no update, decay or momentum, and its
+    optimizer state stays as it is. Call it on every rank alike, between two updates, when
+    parameters were frozen or freed; all that is ever to be trained must require gradients when
+    reducer and optimizer are built. Raises ConfigError where one did not.
     """
     flats = {flat.data_ptr(): flat for group in optimizer.param_groups for flat in group["params"]}
-    known = {name: p for name, p in model.named_parameters() if p.data_ptr() in flats}
-    if unknown := sorted(set(names) - known.keys()):
-        raise ConfigError(f"{unknown[0]}: not a parameter that this run can train")
-    for name, p in known.items():
-        p.requires_grad_(name in names)
-        # Optimizers and loss scalers pass over a parameter without a gradient.
-        flats[p.data_ptr()].grad = _flat_gradient(p) if name in names else None
+    for name, p in model.named_parameters():
+        flat = flats.get(p.data_ptr())
+        if flat is not None:
+            # Optimizers and loss scalers pass over a parameter without a gradient.
+            flat.grad = _flat_gradient(p) if p.requires_grad else None
+        elif p.requires_grad:
+            raise ConfigError(f"{name}: cannot be trained: it was frozen when the run was set up")

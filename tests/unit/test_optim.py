@@ -267,31 +267,47 @@ def test_agc_and_clip_norm_exclude_each_other() -> None:
         parse_config("phases: [{epochs: 1}]\noptimizer: {agc: 0.01, clip_norm: 1.0}")
 
 
+def train_only(model: nn.Module, names: set[str]) -> None:
+    for key, p in model.named_parameters():
+        p.requires_grad_(key in names)
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_frozen_parameters_stay_and_then_start_afresh(name: str) -> None:
     state = state_of(network(norm=True), name=name, weight_decay=0.1)
     model, optimizer = state.model, state.optimizer
     head = {"4.weight", "4.bias"}
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
-    set_trained(model, optimizer, head)
+    train_only(model, head)
+    set_trained(model, optimizer)
     for step in range(3):
         train_step(state, images(6, step), 0.1, 0.9)
     for key, p in model.named_parameters():
         assert torch.equal(p, before[key]) == (key not in head), key
     for key, tensor in optimizer_tensors(model, optimizer).items():
         assert bool(tensor.any()) == (key.partition("/")[0] in head), key
-    set_trained(model, optimizer, before.keys())
+    train_only(model, {*before})
+    set_trained(model, optimizer)
     train_step(state, images(6, 3), 0.1, 0.9)
     assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
-    with pytest.raises(ConfigError, match="nose: not a parameter"):
-        set_trained(model, optimizer, ["nose"])
+
+
+def test_a_parameter_frozen_at_the_start_cannot_be_freed() -> None:
+    model = network()
+    train_only(model, {"3.weight"})
+    state = state_of(model)
+    set_trained(model, state.optimizer)
+    train_only(model, {"3.weight", "0.bias"})
+    with pytest.raises(ConfigError, match=r"0\.bias: cannot be trained: it was frozen"):
+        set_trained(model, state.optimizer)
 
 
 def test_a_frozen_parameter_does_not_delay_the_others() -> None:
     """Its group is sent by the last gradient that does come, not at the end."""
     state = state_of(network())
     reducer = state.reducer
-    set_trained(state.model, state.optimizer, ["0.weight", "3.weight"])
+    train_only(state.model, {"0.weight", "3.weight"})
+    set_trained(state.model, state.optimizer)
     reducer.start_step()
     reducer.start_backward()
     state.model(images(4).images).square().sum().backward()

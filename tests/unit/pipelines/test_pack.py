@@ -322,3 +322,18 @@ def test_sizes_that_are_none(text):
 
 def test_sizes():
     assert parse_short_sides("160, 256,orig") == (160, 256, None)
+
+
+def test_shuffled_shards_hold_the_same_images_in_one_random_order(folder, tmp_path):
+    source = ImageFolder(str(folder), "data.train")
+    made = []
+    for name in ("one", "two"):
+        pack(str(folder), str(tmp_path / name), PackOptions(shard_images=4, shuffle=True))
+        made.append(open_source(str(tmp_path / name), "data.train"))
+    one, two = made
+    assert one.fingerprint == two.fingerprint
+    content = {source.read(i).tobytes(): int(source.labels[i]) for i in range(COUNT)}
+    assert {one.read(i).tobytes(): int(one.labels[i]) for i in range(COUNT)} == content
+    assert sorted(one.labels) != list(one.labels)
+    with pytest.raises(DataError, match=r"other settings|another"):
+        pack(str(folder), str(tmp_path / "one"), PackOptions(shard_images=4))

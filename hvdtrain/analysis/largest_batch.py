@@ -1,0 +1,145 @@
+"""The largest batch per worker that memory holds, for each image size of a plan."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from hvdtrain.comm import any_rank
+from hvdtrain.step import State, calibrate
+from pipelines.loader import Batch
+
+HEADROOM = 0.1
+"""Share of the memory left to what a trial does not see: batches decoded ahead, evaluation,
+fragments."""
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One batch size that was tried."""
+
+    batch_per_worker: int
+    images_per_s: float | None
+    """Of the slowest rank alone, without communication; None: it does not fit on every rank."""
+
+
+def largest_batch(
+    state: State, memory: Memory, image_size: int, num_classes: int, *, most: int
+) -> list[Trial]:
+    """Try batches of noise of `image_size` on every rank: doubled from 8 up to `most` images until
+    one rank has no memory for them, then by halves of what is between, in multiples of 8.
+
+    All ranks try the same batches, and the state is put back after each. A GPU runs out of
+    memory; a CPU must not, so what a batch takes is measured there, and one that would take too
+    much by the measure of the two before is not tried. Returns all trials in order.
+    """
+    memory.forget()
+    trials: list[Trial] = []
+
+    def fits(batch: int) -> bool:
+        trials.append(_try(state, memory, batch, image_size, num_classes))
+        return trials[-1].images_per_s is not None
+
+    good, bad, batch = 0, 0, min(_MULTIPLE, most)
+    while not bad and good < most:
+        if fits(batch):
+            good, batch = batch, min(2 * batch, most)
+        else:
+            bad = batch
+    while bad - good > max(_MULTIPLE, good // 8):
+        batch = -(-(good + bad) // 2 // _MULTIPLE) * _MULTIPLE
+        if fits(batch):
+            good = batch
+        else:
+            bad = batch
+    return trials
+
+
+def best(trials: list[Trial]) -> int:
+    """The largest batch that fitted; 0 if none did."""
+    return max((t.batch_per_worker for t in trials if t.images_per_s is not None), default=0)
+
+
+def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int) -> Trial:
+    speed = 0.0
+    if memory.may_hold(batch):
+        try:
+            with memory.watched(batch):
+                images = _noise(state, batch * state.reducer.accumulate, image_size, classes)
+                speed = calibrate(state, images, min_steps=2, min_s=0.2)
+                del images
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            speed, error.__traceback__ = 0.0, None  # whose frames hold what was allocated
+    gc.collect()
+    if state.device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # or it counts as taken by the next trial
+    if any_rank(state.comm, speed == 0.0):
+        return Trial(batch, None)
+    return Trial(batch, min(map(float, state.comm.gather_text(str(speed)))))
+
+
+class Memory:
+    """What this rank may use: on a GPU all but the headroom, on a CPU by measurement.
+
+    `memory_bytes`: on a CPU, None: what is free, shared by the ranks of the node.
+    """
+
+    def __init__(self, state: State, memory_bytes: float | None) -> None:
+        self._cuda = state.device if state.device.type == "cuda" else None
+        if memory_bytes is None:
+            memory_bytes = psutil.virtual_memory().available / state.comm.local_size
+        self._limit = memory_bytes * (1 - HEADROOM)
+        self._before = psutil.Process().memory_info().rss
+        self._taken: dict[int, int] = {}  # bytes, by batch
+
+    def forget(self) -> None:
+        """Other images follow."""
+        self._taken = {}
+
+    def may_hold(self, batch: int) -> bool:
+        """False if smaller batches have shown that this one takes too much."""
+        smaller = sorted(taken for taken in self._taken if taken < batch)[-2:]
+        if self._cuda is not None or len(smaller) < 2:
+            return True
+        first, last = smaller
+        per_image = max(0, self._taken[last] - self._taken[first]) / (last - first)
+        return self._taken[last] + (batch - last) * per_image <= self._limit
+
+    @contextlib.contextmanager
+    def watched(self, batch: int) -> Iterator[None]:
+        """A trial of `batch`. Raises MemoryError, or lets torch raise, where it took too much."""
+        if self._cuda is not None:
+            torch.cuda.set_per_process_memory_fraction(1 - HEADROOM, self._cuda)
+            try:
+                yield
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0, self._cuda)
+            return
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        yield
+        status = Path("/proc/self/status").read_text().split()
+        taken = int(status[status.index("VmHWM:") + 1]) * 1024 - self._before
+        self._taken[batch] = taken
+        if taken > self._limit:
+            raise MemoryError
+
+
+def _noise(state: State, count: int, image_size: int, classes: int) -> Batch:
+    """[count, 3, S, S] in the place of images, on the state's device."""
+    random = torch.Generator(state.device).manual_seed(0)
+    images = torch.randn(count, 3, image_size, image_size, generator=random, device=state.device)
+    labels = torch.arange(count, device=state.device) % classes
+    weights = torch.ones(count, device=state.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return Batch(images, labels, weights, np.arange(count), size_bytes=0)

@@ -1,0 +1,132 @@
+"""LR range test: a short run over which the learning rate rises exponentially."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hvdtrain.errors import TrainingError
+from hvdtrain.mixing import Batch
+from hvdtrain.plan import Epoch, lr_scale
+from hvdtrain.step import State, restored, train_step
+from pipelines.loader import Loaders
+
+SMOOTHING = 0.98
+"""Decay of the moving average of the loss."""
+DIVERGED = 4.0
+"""The test ends where the smoothed loss is this many times its least value."""
+_SETTLED = 10  # steps before the smoothed loss is judged
+
+
+@dataclass(frozen=True)
+class LRRange:
+    """One test: per step the rate, the loss of the global batch and its moving average."""
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    global_batch_size: int
+    scale: float
+    """Rate at this global batch over `lr.base`."""
+
+    @property
+    def steepest(self) -> float:
+        """Rate at which the smoothed loss falls fastest per factor of the rate."""
+        least = max(_SETTLED + 2, int(np.argmin(self.smoothed)) + 1)
+        slope = np.gradient(np.array(self.smoothed[:least]), np.log(self.rates[:least]))
+        return self.rates[_SETTLED + int(np.argmin(slope[_SETTLED:]))]
+
+    @property
+    def tenth_of_minimum(self) -> float:
+        """A tenth of the rate at which the smoothed loss is least."""
+        return self.rates[int(np.argmin(self.smoothed))] / 10
+
+
+def lr_range_test(
+    state: State,
+    loaders: Loaders,
+    epoch: Epoch,
+    *,
+    lowest: float = 1e-4,
+    highest: float = 10.0,
+    steps: int = 200,
+) -> LRRange:
+    """Train from `state` with rates from `lowest` to `highest`, then put everything back.
+
+    Every rank must call it; the losses are those of the global batch, one small sum a step.
+    `epoch` gives image size, batch and momentum; where it is shorter than `steps` the next orders
+    of the data follow. Raises TrainingError if the loss is not finite from the start.
+    Source: Smith 2015, arXiv 1506.01186; smoothing and end as in fastai.
+    """
+    rates: list[float] = []
+    losses: list[float] = []
+    smoothed: list[float] = []
+    average = 0.0
+    with restored(state):
+        for i, batch in zip(range(steps), _batches(loaders, epoch), strict=False):
+            lr = lowest * (highest / lowest) ** (i / (steps - 1))
+            sums = train_step(state, batch, lr, epoch.momentum(0)).double()
+            loss_sum, _top1, _top5, count = state.comm.sum_(sums, "lr_range").tolist()
+            loss = loss_sum / count
+            if not math.isfinite(loss):
+                break
+            average = SMOOTHING * average + (1 - SMOOTHING) * loss
+            rates.append(lr)
+            losses.append(loss)
+            smoothed.append(average / (1 - SMOOTHING ** (i + 1)))
+            if i >= _SETTLED and smoothed[-1] > DIVERGED * min(smoothed[_SETTLED - 1 :]):
+                break
+    if len(rates) < _SETTLED + 2:
+        fault = TrainingError(
+            f"the loss is not finite after {len(rates)} steps from rate {lowest:g} up: "
+            "lower --from, or see whether the images are right"
+        )
+        fault.everywhere = True
+        raise fault
+    scale = lr_scale(epoch.rates, epoch.global_batch_size)
+    return LRRange(rates, losses, smoothed, epoch.global_batch_size, scale)
+
+
+def _batches(loaders: Loaders, epoch: Epoch) -> Iterator[Batch]:
+    while True:
+        for _i, batch in loaders.train(epoch):
+            yield batch
+        epoch = replace(epoch, index=epoch.index + 1)
+
+
+def plot(result: LRRange, path: Path) -> None:
+    """The losses over the rate, as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(result.rates, result.losses, color="0.75", linewidth=1, label="loss of each step")
+    axes.plot(result.rates, result.smoothed, label="moving average")
+    for name, rate in (("steepest", result.steepest), ("minimum / 10", result.tenth_of_minimum)):
+        axes.axvline(rate, linestyle="--", linewidth=1, color="C1" if "st" in name else "C2")
+        axes.annotate(f" {name} {rate:.3g}", (rate, max(result.smoothed)), rotation=90, va="top")
+    axes.set_xscale("log")
+    top = max(result.smoothed[: int(np.argmin(result.smoothed)) + 1])
+    axes.set_ylim(min(result.smoothed) * 0.9, top * 1.3)
+    axes.set_xlabel(f"learning rate at global batch {result.global_batch_size}")
+    axes.set_ylabel("training loss")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def as_dict(result: LRRange) -> dict[str, object]:
+    """For `lr_range.json`."""
+    return {
+        "rates": result.rates,
+        "losses": result.losses,
+        "smoothed": result.smoothed,
+        "global_batch_size": result.global_batch_size,
+        "steepest": result.steepest,
+        "tenth_of_minimum": result.tenth_of_minimum,
+        "lr_base_steepest": result.steepest / result.scale,
+        "lr_base_tenth_of_minimum": result.tenth_of_minimum / result.scale,
+    }

@@ -1,0 +1,106 @@
+"""`hvdtrain tune`: the learning rate and the batch that suit this model, data and hardware."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hvdtrain.analysis.largest_batch import Memory, Trial, best, largest_batch
+from hvdtrain.analysis.lr_range import LRRange, as_dict, lr_range_test, plot
+from hvdtrain.comm import Comm, together
+from hvdtrain.config import Config
+from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.load_config import parse_config
+from hvdtrain.paths import write_atomically
+from hvdtrain.plan import make_plan
+from hvdtrain.run import set_up
+
+
+def tune_lr(
+    cfg: Config, comm: Comm, *, lowest: float, highest: float, steps: int, output: Path
+) -> LRRange:
+    """An LR range test at the batch and image size of the first phase.
+
+    Rank 0 writes `lr_range.json` and `lr_range.png` to `output`. Raises ConfigError for an empty
+    range.
+    """
+    with together(comm):
+        if not 0 < lowest < highest or steps < 20:
+            raise ConfigError(
+                f"--from {lowest:g} --to {highest:g} --steps {steps}: expected 0 < from < to and "
+                "at least 20 steps"
+            )
+    with set_up(cfg, comm) as parts:
+        result = lr_range_test(
+            parts.state,
+            parts.loaders,
+            parts.plan.epochs[0],
+            lowest=lowest,
+            highest=highest,
+            steps=steps,
+        )
+    with together(comm):
+        if comm.rank == 0:
+            _make(output)
+            write_atomically(output / "lr_range.json", json.dumps(as_dict(result)).encode())
+            plot(result, output / "lr_range.png")
+    return result
+
+
+def tune_batch(
+    cfg: Config, comm: Comm, *, most: int, memory_bytes: float | None
+) -> tuple[dict[int, list[Trial]], int]:
+    """Trials of batches for each image size of the plan, by image size; and the number of
+    training images.
+
+    Raises ConfigError where not even 8 images fit.
+    """
+    with set_up(cfg, comm) as parts:
+        classes = len(parts.loaders.classes)
+        num_samples = parts.plan.num_samples
+        sizes = sorted({epoch.image_size for epoch in parts.plan.epochs})
+        memory = Memory(parts.state, memory_bytes)
+        trials = {
+            size: largest_batch(parts.state, memory, size, classes, most=most) for size in sizes
+        }
+    for size, tried in trials.items():
+        if not best(tried):
+            fault = ConfigError(
+                f"model.name: {cfg.model.name}: not even {tried[0].batch_per_worker} images of "
+                f"{size} px fit in memory on every rank: use a smaller model or image size"
+            )
+            fault.everywhere = True
+            raise fault
+    return trials, num_samples
+
+
+def tuned_config(cfg: Config, trials: dict[int, list[Trial]], num_samples: int, ranks: int) -> str:
+    """The whole config as YAML, with the largest batch that fits in every phase.
+
+    The learning rate follows by `lr.scaling` when it is planned. No batch exceeds what an epoch
+    gives each rank.
+    """
+    most = num_samples // (ranks * cfg.train.accumulate)
+    tuned: dict[str, Any] = cfg.model_dump()
+    for phase in tuned["phases"]:
+        phase["batch_per_worker"] = min(best(trials[phase["image_size"]]), most)
+    text = yaml.safe_dump(tuned, sort_keys=False, allow_unicode=True)
+    make_plan(parse_config(text), ranks, num_samples)  # it is a config, and its plan stands
+    return text
+
+
+def write_tuned(text: str, path: Path) -> None:
+    """Write the config; raises ResourceError where that cannot be, or the file is there."""
+    if path.exists():
+        raise ResourceError(f"--write {path}: exists; name another file")
+    write_atomically(path, text.encode())
+
+
+def _make(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"--output {output}: cannot be written: {error.strerror}") from None
