@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from hvdtrain.config_fields import (
     Fraction,
+    Momentum,
     NotNegative,
     Positive,
     PositiveFloat,
@@ -119,20 +120,38 @@ class Optimizer(Section):
 
     name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
     """The update rule: SGD up to batches of about 8192; LARS (with `momentum`) or LAMB beyond, which
-    give every layer a rate of its own; AdamW."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD."""
+    give every layer a rate of its own; AdamW. docs/optimizers.md has the formulas."""
+    momentum: Momentum = 0.9
+    """Momentum of SGD and LARS."""
     nesterov: bool = True
-    """Use Nesterov's form of momentum."""
+    """Use Nesterov's form of momentum in SGD."""
+    betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decay of the mean and of the mean square of the gradient in LAMB and AdamW."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the mean square in LAMB and AdamW; LAMB's paper has 1e-6."""
+    trust_coefficient: PositiveFloat = 0.001
+    """LARS: a layer's step at rate 1 over the norm of its weights."""
     weight_decay: NotNegative = 1e-4
-    """L2 decay on weights; batch norm and biases are not decayed."""
+    """Decay of weights, not of norms, biases and gains: in SGD and LARS an L2 term of the gradient,
+    in LAMB and AdamW apart from it; a step takes off rate × decay × weight."""
+    decay_norms_and_biases: bool = False
+    """Decay norms, biases and gains as well, for comparison."""
     clip_norm: PositiveFloat | None = None
     """Largest global L2 norm of the averaged gradient. None: no clipping."""
     agc: PositiveFloat | None = None
     """Adaptive gradient clipping: largest norm of a unit's gradient over that of its weights, the
     classifier left out. The larger the batch the smaller: 0.01 at 4096. None: no clipping."""
-    decay_norms_and_biases: bool = False
-    """Decay norms, biases and gains as well, for comparison."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Optimizer:
+        if self.clip_norm is not None and self.agc is not None:
+            raise ValueError("clip_norm and agc both bound the gradient: set one of them to null")
+        return self
+
+    @property
+    def first_momentum(self) -> float:
+        """Decay of the mean of gradients: momentum, or β1."""
+        return self.betas[0] if self.name in ("lamb", "adamw") else self.momentum
 
 
 class Train(Section):
@@ -141,11 +160,17 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type. auto: bf16 where the GPU has it, fp16 with a loss scale on older GPUs,
     fp32 without a GPU."""
+    loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
+    """Factor that keeps fp16 gradients from vanishing: halved when one overflows and doubled every
+    2000 updates, or a fixed number. An update that overflowed is skipped on all ranks."""
     accumulate: Positive = 1
     """Forward passes averaged into one update."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep an average of weights and batch-norm statistics, this much of it old at every update,
     and evaluate that one. None: none."""
+    noise_scale_every: Annotated[int, Field(ge=0)] = 10
+    """Updates between two measurements of the gradient noise scale, which tells how large a batch
+    is useful. Needs two ranks, or `accumulate` of 2. 0: never."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes."""
     mixup: Fraction = 0.0

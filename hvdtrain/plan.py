@@ -107,7 +107,7 @@ class Epoch:
         return scheduled_lr(self.rates, t, self.total_epochs, batch)
 
     def momentum(self, i: int) -> float:
-        """Momentum of step `i` of those left in this epoch."""
+        """Momentum (β1 of LAMB and AdamW) of step `i` of those left in this epoch."""
         return self.momentum_at(self._time(i))
 
     def momentum_at(self, t: float) -> float:
@@ -183,7 +183,7 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
             accumulate=cfg.train.accumulate,
             world_size=world_size,
             num_samples=samples,
-            momentum_value=cfg.optimizer.momentum,
+            momentum_value=cfg.optimizer.first_momentum,
         )
         _check_batch(first_epoch)
         epochs += [replace(first_epoch, index=first + i) for i in range(phase.epochs)]

@@ -62,6 +62,9 @@ class Reducer:
         self.bytes_sent = 0
         """Bytes of gradients handed to allreduce, since the start of the run."""
         self._enabled = True
+        self._measuring = False
+        self._squares: list[list[torch.Tensor]] = []
+        self._before: list[torch.Tensor] = []
         self._backward_left = accumulate
         wire = torch.float16 if compression == "fp16" and comm.size > 1 else None
         # Gradients arrive in about the reverse order of the parameters.
@@ -74,9 +77,14 @@ class Reducer:
             for p in group.params:
                 p.register_post_accumulate_grad_hook(self._hook(group))
 
-    def start_step(self, *, communicate: bool = True) -> None:
-        """Zero all gradients; with `communicate=False` this step's stay this rank's own."""
+    def start_step(self, *, communicate: bool = True, measure: bool = False) -> None:
+        """Zero all gradients; with `communicate=False` this step's stay this rank's own.
+
+        `measure`: find what `part_squares` returns. Changes no gradient.
+        """
         self._enabled = communicate and self.comm.size > 1
+        self._measuring = measure
+        self._squares = [[]] if self._enabled else []
         self._backward_left = self.accumulate
         for group in self.groups:
             group.flat.zero_()
@@ -85,7 +93,16 @@ class Reducer:
         """Announce one micro-batch's backward pass; the last one sends."""
         self._backward_left -= 1
         for group in self.groups:
-            group.waiting_for = len(group.params)
+            group.waiting_for = sum(p.requires_grad for p in group.params)
+        if self._measuring and not self._enabled:
+            self._before = [flat.clone() for flat in self.flats()]
+
+    def end_backward(self) -> None:
+        """Announce the end of one micro-batch's backward pass; needed in a measured step alone."""
+        if self._measuring and not self._enabled:
+            pairs = zip(self.flats(), self._before, strict=True)
+            self._squares.append([square(after - before) for after, before in pairs])
+            self._before = []
 
     def finish(self) -> None:
         """Send what is left and wait for all; raises CommError where a peer is gone."""
@@ -107,6 +124,14 @@ class Reducer:
         """The flat gradient buffers, for norms and checks over all gradients at once."""
         return [group.flat for group in self.groups]
 
+    def part_squares(self) -> torch.Tensor:
+        """‖·‖² of the gradient's parts in a measured step that is finished, [parts] float64.
+
+        One part, this rank's share of the global gradient; on a single rank those of the
+        micro-batches.
+        """
+        return torch.stack([torch.stack(squares).sum() for squares in self._squares])
+
     def _hook(self, group: _Group):  # type: ignore[no-untyped-def]
         def ready(_: torch.Tensor) -> None:
             group.waiting_for -= 1
@@ -116,10 +141,18 @@ class Reducer:
         return ready
 
     def _send(self, group: _Group) -> None:
+        if self._measuring:
+            self._squares[0].append(square(group.flat))
         if group.wire is not group.flat:
             group.wire.copy_(group.flat)
         self.bytes_sent += group.wire.numel() * group.wire.element_size()
         group.handle = self.comm.sum_async_(group.wire, group.name)
+
+
+def square(flat: torch.Tensor) -> torch.Tensor:
+    """‖flat‖², a float64 scalar on the device."""
+    norm: torch.Tensor = torch.linalg.vector_norm(flat, dtype=torch.float64)
+    return norm.square()
 
 
 def _split(params: list[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:

@@ -19,7 +19,11 @@ from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError, ConfigError, DataError
 from hvdtrain.mixing import Mixing
 from hvdtrain.models import build_model
+from hvdtrain.noise_meter import NoiseMeter
+from hvdtrain.noise_scale import NoiseScale, advice
 from hvdtrain.optim import build_optimizer, optimizer_tensors
+from hvdtrain.optim.agc import AdaptiveClipping
+from hvdtrain.optim.ema import Ema
 from hvdtrain.paths import RunPaths, write_atomically
 from hvdtrain.plan import Plan, Position, make_plan
 from hvdtrain.recipe_check import recipe_warnings
@@ -165,17 +169,28 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         compression=cfg.comm.compression,
         group_bytes=cfg.comm.group_mb * 2**20,
     )
+    train, agc = cfg.train, cfg.optimizer.agc
+    static = None if train.loss_scale == "dynamic" else float(train.loss_scale)
     return State(
         model=model,
         optimizer=build_optimizer(model, cfg.optimizer),
         reducer=reducer,
-        scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
+        scaler=torch.amp.GradScaler(
+            device.type, init_scale=static or 2.0**16, enabled=autocast == torch.float16
+        ),
         comm=comm,
         device=device,
         autocast=autocast,
-        label_smoothing=cfg.train.label_smoothing,
+        label_smoothing=train.label_smoothing,
         clip_norm=cfg.optimizer.clip_norm,
-        mixing=Mixing(cfg.train.mixup, cfg.train.cutmix, cfg.seed),
+        agc=AdaptiveClipping(model, agc) if agc is not None else None,
+        static_loss_scale=static,
+        ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
+        noise=NoiseMeter(
+            train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
+        ),
+        mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
+        seed=cfg.seed,
     )
 
 
@@ -199,18 +214,23 @@ def restore(run: Run, *, must: bool) -> None:
         "samples": state.samples,
         "train_seconds": state.train_seconds,
         "scaler": state.scaler.state_dict(),
+        "noise_scale": state.noise.scale.state(),
         "bad": run.bad.read(),
     }
     header = json.loads(comm.gather_text(json.dumps(header))[0])
     state.position = Position(*header["position"])
     state.step, state.samples = header["step"], header["samples"]
     state.train_seconds = header["train_seconds"]
+    state.noise.scale = NoiseScale(**header["noise_scale"])
     run.loaders.set_aside(run.bad.restore(header["bad"]))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     optimizer = optimizer_tensors(state.model, state.optimizer)
-    comm.broadcast_({**tensors, **{f"optimizer.{k}": v for k, v in optimizer.items()}})
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
+    comm.broadcast_(tensors)
 
 
 def _load_newest(run: Run) -> bool:
@@ -269,6 +289,7 @@ def write_summary(
 ) -> dict[str, Any]:
     """`summary.json` by rank 0; the same values on every rank."""
     state = run.state
+    noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
     summary = {
         "name": run.cfg.name,
         "run_dir": str(run.paths.root),
@@ -279,6 +300,7 @@ def write_summary(
         **result,
         "images_per_second": state.samples / max(state.train_seconds, 1e-9),
         "scaling_efficiency": efficiency,
+        "noise_scale": advice(noise, batch) if noise is not None else None,
         "train_seconds": state.train_seconds,
         "wall_seconds": wall_s,
     }

@@ -89,6 +89,7 @@ def train_epoch(
                 run.bad.counts(),
             )
             masked, unlisted = round(values["bad_samples"]), round(values.pop("bad_unlisted"))
+            values["gradient_noise_scale"] = state.noise.drain(run.comm)
             loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, values, speed)
             if stopping and state.position.epoch == epoch.index:
@@ -131,7 +132,7 @@ class Speed:
 
 
 def _report(
-    run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, float], speed: Speed
+    run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any], speed: Speed
 ) -> None:
     state = run.state
     state.samples += round(values["samples"])
