@@ -96,15 +96,17 @@ class Reducer:
         self._backward_left -= 1
         for group in self.groups:
             group.waiting_for = sum(p.requires_grad for p in group.params)
-        if self._measuring and not self._enabled:
+        if self._measuring and not self._enabled and self._squares:
             self._before = [flat.clone() for flat in self.flats()]
 
     def end_backward(self) -> None:
         """Announce the end of one micro-batch's backward pass; needed in a measured step alone."""
         if self._measuring and not self._enabled:
-            pairs = zip(self.flats(), self._before, strict=True)
-            self._squares.append([square(after - before) for after, before in pairs])
-            self._before = []
+            parts = self.flats()
+            if self._squares:  # before the first micro-batch all gradients are zero
+                torch._foreach_sub_(self._before, parts)
+                parts, self._before = self._before, []
+            self._squares.append([square(part) for part in parts])
 
     def finish(self) -> None:
         """Send what is left and wait for all; raises CommError where a peer is gone."""
