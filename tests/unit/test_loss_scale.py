@@ -13,6 +13,7 @@ from hvdtrain.checkpoint import load_checkpoint, save_checkpoint, verify
 from hvdtrain.comm import Solo
 from hvdtrain.load_config import parse_config
 from hvdtrain.optim import optimizer_tensors
+from hvdtrain.optim.lars import Lars
 from hvdtrain.run import init_state
 from hvdtrain.step import State, calibrate, train_step
 from tests.unit.test_step import images, network, state_of
@@ -69,6 +70,21 @@ def test_the_configs_loss_scale(text: str, scale: float) -> None:
     assert state.scaler.is_enabled()
     assert state.scaler.get_scale() == scale
     assert state.static_loss_scale == (None if text == "dynamic" else scale)
+
+
+def test_what_a_config_turns_on() -> None:
+    text = "phases: [{epochs: 1}]\nmodel: {name: resnet8_gn}\n"
+    plain = init_state(parse_config(text), Solo(), torch.device("cpu"), num_classes=7)
+    assert (plain.agc, plain.ema, plain.clip_norm) == (None, None, None)
+    assert not plain.noise.due(0), "one rank, one micro-batch: nothing to compare"
+    text += "seed: 5\noptimizer: {name: lars, agc: 0.02}\n"
+    text += "train: {accumulate: 2, ema_decay: 0.99, noise_scale_every: 4}"
+    state = init_state(parse_config(text), Solo(), torch.device("cpu"), num_classes=7)
+    assert isinstance(state.optimizer, Lars)
+    assert state.agc is not None
+    assert state.ema is not None
+    assert (state.agc.clipping, state.ema.decay, state.seed) == (0.02, 0.99, 5)
+    assert [step for step in range(9) if state.noise.due(step)] == [0, 4, 8]
 
 
 def test_calibration_with_a_loss_scale_leaves_no_trace() -> None:

@@ -11,6 +11,7 @@ import torch
 from hvdtrain.comm import Solo
 from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.noise_scale import DECAY, NoiseScale, advice
+from hvdtrain.reducer import square
 from hvdtrain.step import State, train_step
 from tests.noise_problem import BATCH, EXACT, batches, measured, state_on
 from tests.unit.test_step import images, network, state_of
@@ -29,6 +30,12 @@ def test_estimates_against_float64_gradients() -> None:
         square = DECAY * square + (1 - DECAY) * (k * b * S - b * s) / (k * b - b)
     assert scale.images == pytest.approx(trace / square, rel=1e-12)
     assert scale.measured == 30
+
+
+def test_a_long_gradients_square_is_exact() -> None:
+    """Plain fp32 summing is wrong by some 2e-4 here."""
+    flat = 1e-6 * torch.randn(5 * 10**6, generator=torch.Generator().manual_seed(0))
+    assert float(square(flat)) == pytest.approx(float(flat.double().square().sum()), rel=2e-6)
 
 
 def test_what_says_nothing_is_not_added() -> None:
