@@ -1,20 +1,27 @@
 """Starting from the weights of a file: names, heads, mismatches, and a ResNet as an NF-ResNet."""
 
+import json
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
+from hvdtrain import config
+from hvdtrain.comm import Solo
 from hvdtrain.errors import CheckpointError
+from hvdtrain.load_config import parse_config
 from hvdtrain.models import MODELS
 from hvdtrain.models.convert import Moments, resnet_to_nf
 from hvdtrain.models.nfnet import nf_resnet
 from hvdtrain.models.resnet import Bottleneck, ResNet
 from hvdtrain.models.weights import load_weights, read_tensors
+from hvdtrain.run import whiten
+from hvdtrain.train import train
 
 
 def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
@@ -199,3 +206,39 @@ def test_conversion_wants_the_same_depths(tmp_path: Path) -> None:
             CheckpointError, match="a ResNet that is not of this NF-ResNet's depths"
         ):
             load_weights(MODELS[target](num_classes=10), file)
+
+
+def test_a_run_starts_from_a_file_and_keeps_what_is_frozen(
+    small_root: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    source = MODELS["resnet8_cifar"](num_classes=1000)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    cfg = parse_config(
+        f"model: {{name: resnet8_cifar, weights: {tmp_path / 'w.pt'}, freeze: [stem, stages.1]}}\n"
+        f"data: {{train: {small_root / 'train'}, val: {small_root / 'val'}}}\n"
+        "phases: [{epochs: 1, image_size: 16, batch_per_worker: 8}]\nmetrics: {enabled: false}\n"
+    )
+    train(cfg, Solo(), run_dir=tmp_path / "run")
+    notes = [json.loads(line).get("text", "") for line in (tmp_path / "run/events.jsonl").open()]
+    assert any(note.endswith("the file has 64 → 1000, this model 64 → 2") for note in notes)
+    (newest,) = (tmp_path / "run/checkpoints").glob("e*")
+    trained = read_tensors(newest / "model.safetensors")
+    for name, tensor in source.state_dict().items():
+        if name.startswith(("stem", "stages.1.")):
+            assert torch.equal(trained[name], tensor)
+    assert not torch.equal(trained["stages.2.0.conv1.weight"], source.stages[2][0].conv1.weight)
+
+
+def test_a_run_whitens_by_its_first_batch_and_only_then() -> None:
+    images = torch.randn(9, 3, 8, 8)
+    expected = MODELS["airbench94"]()
+    expected.whiten(images)
+    for step, weights, whitened in ((0, None, True), (1, None, False), (0, "w.pt", False)):
+        model = MODELS["airbench94"]()
+        before = model.whitening.weight.clone()
+        cfg = SimpleNamespace(model=config.Model(name="airbench94", weights=weights))
+        run = SimpleNamespace(state=SimpleNamespace(model=model, step=step), comm=Solo(), cfg=cfg)
+        whiten(run, images)
+        wanted = expected.whitening.weight if whitened else before
+        assert torch.equal(model.whitening.weight, wanted)
