@@ -29,6 +29,18 @@ RENAMED = (
 )
 """The names of torchvision's and timm's ResNets → ours; `layer1` … `layer4` are counted from 0."""
 
+_FAULTS = (
+    safetensors.SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+"""What the readers raise over a file that is none of theirs."""
+
 
 def load_weights(model: nn.Module, path: str | Path) -> list[str]:
     """Copy the weights in `path` into `model`; returns what there is to tell about it, in lines.
@@ -69,7 +81,7 @@ def read_tensors(path: Path) -> Tensors:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"model.weights: {path}: {error.strerror or error}") from None
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _FAULTS as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"model.weights: {path}: not a safetensors file or torch file of tensors alone: {reason}"

@@ -191,7 +191,8 @@ def test_a_resnet50_file_starts_an_nf_resnet50(tmp_path: Path) -> None:
     notes = load_weights(model, file)
     assert "fine-tune it" in notes[1]
     assert "classifier starts anew" in notes[2]
-    assert all(gain == pytest.approx(5.0) for n, gain in model.named_parameters() if "skip_g" in n)
+    gains = [p.item() for n, p in model.named_parameters() if n.endswith("skip_gain")]
+    assert gains == pytest.approx([5.0] * 16)
     kernel = source.stages[2][1].conv2.weight[7].detach().double()
     kernel = (kernel - kernel.mean()) / kernel.std(correction=0) / kernel.numel() ** 0.5
     found = model.stages[2][1].conv2.weight[7].detach().double()
@@ -220,7 +221,10 @@ def test_a_run_starts_from_a_file_and_keeps_what_is_frozen(
         "phases: [{epochs: 1, image_size: 16, batch_per_worker: 8}]\nmetrics: {enabled: false}\n"
     )
     train(cfg, Solo(), run_dir=tmp_path / "run")
-    notes = [json.loads(line).get("text", "") for line in (tmp_path / "run/events.jsonl").open()]
+    notes = [
+        json.loads(line).get("text", "")
+        for line in (tmp_path / "run/events.jsonl").read_text().splitlines()
+    ]
     assert any(note.endswith("the file has 64 → 1000, this model 64 → 2") for note in notes)
     (newest,) = (tmp_path / "run/checkpoints").glob("e*")
     trained = read_tensors(newest / "model.safetensors")
