@@ -12,6 +12,7 @@ from hvdtrain.models import MODELS, build_model
 from hvdtrain.models.resnet import BasicBlock, Bottleneck
 
 CIFAR = ["resnet8_cifar", "resnet11_cifar", "resnet20_cifar", "resnet56_cifar", "resnet8_gn"]
+LARGE = [f"nfnet_f{i}" for i in range(1, 7)]  # nfnet_f0 with more of the same blocks
 SMALL = ["resnet9", "airbench94", "vgg_small", "preact_resnet18", "wrn22"]
 
 
@@ -77,7 +78,7 @@ def test_resnet50_costs_the_published_multiplications() -> None:
     assert total == 4_089_184_256
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in LARGE])
 def test_any_image_size_and_class_count(name: str) -> None:
     with torch.device("meta"):
         model = build_model(config.Model(name=name), num_classes=7).eval()
