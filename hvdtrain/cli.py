@@ -110,10 +110,9 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def models() -> None:
     """List the models that `model.name` takes."""
-    from hvdtrain.models import MODELS
+    from hvdtrain.models import describe_models
 
-    for name in MODELS:
-        typer.echo(name)
+    typer.echo("\n".join(describe_models()))
 
 
 @config_app.command("show")

@@ -96,11 +96,12 @@ class Model(Section):
     """The network."""
 
     name: str = "resnet50"
-    """A name that `hvdtrain models` lists."""
+    """A name that `hvdtrain models` lists, or `timm:NAME`, `torchvision:NAME` where installed."""
     num_classes: Positive | None = None
     """Outputs of the classifier. None: the number of class folders."""
     zero_gamma: bool = True
-    """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017)."""
+    """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017); of
+    normalizer-free networks the skip gains. No effect on networks without such blocks."""
     width: Positive | None = None
     """Width factor of the wide ResNets. None: the network's own."""
     pool: Literal["avg", "concat"] | None = None
@@ -113,6 +114,12 @@ class Model(Section):
     network's own, 0 but for NFNets."""
     blurpool: bool = False
     """Blur the input of strided convolutions."""
+    weights: str | None = None
+    """Start from the weights in this file (safetensors or torch), also with other classes, and
+    also a ResNet's in an NF-ResNet. docs/models.md tells what fits."""
+    freeze: list[str] = []
+    """Parts that are not trained, for example [stem, stages.0]; their batch norms keep their
+    statistics."""
 
 
 class Optimizer(Section):

@@ -19,6 +19,8 @@ from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError, ConfigError, DataError
 from hvdtrain.mixing import Mixing
 from hvdtrain.models import build_model
+from hvdtrain.models.small import Airbench
+from hvdtrain.models.weights import load_weights
 from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.noise_scale import NoiseScale, advice
 from hvdtrain.optim import build_optimizer, optimizer_tensors
@@ -197,8 +199,8 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
 def restore(run: Run, *, must: bool) -> None:
     """Newest intact checkpoint of the run, if there is one; then every rank gets rank 0's state.
 
-    Only rank 0 needs to see the files. Raises CheckpointError if `must` and none is usable, or if
-    one was made by another model.
+    A run that starts anew begins with `model.weights`, if given. Only rank 0 needs to see the
+    files. Raises CheckpointError if `must` and none is usable, or if one was made by another model.
     """
     state, comm = run.state, run.comm
     with together(comm):
@@ -208,6 +210,9 @@ def restore(run: Run, *, must: bool) -> None:
                 raise CheckpointError(
                     f"{run.paths.checkpoints}: no usable checkpoint to resume from"
                 )
+            if not loaded and run.cfg.model.weights is not None:
+                for text in load_weights(state.model, run.cfg.model.weights):
+                    run.sinks.write("note", {"text": text})
     header = {
         "position": [state.position.epoch, state.position.sample],
         "step": state.step,
@@ -231,6 +236,18 @@ def restore(run: Run, *, must: bool) -> None:
     if state.ema is not None:
         tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
     comm.broadcast_(tensors)
+
+
+def whiten(run: Run, images: torch.Tensor) -> None:
+    """Before the first step: set a whitening layer, if the model has one, from the first batch.
+
+    `images` [N,3,H,W] are this rank's; the layer is made from all ranks', and equal on all. Does
+    nothing in a run that goes on, or starts from `model.weights`. Every rank must call.
+    """
+    model, comm = run.state.model, run.comm
+    if isinstance(model, Airbench) and run.state.step == 0 and run.cfg.model.weights is None:
+        model.whiten(images, lambda sums: comm.sum_(sums, "whitening"))
+        comm.broadcast_({"whitening": model.whitening.weight.data})
 
 
 def _load_newest(run: Run) -> bool:

@@ -16,7 +16,7 @@ from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan import Epoch
-from hvdtrain.run import Run, checkpoint_labels, prepare, write_summary
+from hvdtrain.run import Run, checkpoint_labels, prepare, whiten, write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
 from hvdtrain.telemetry.meter import Meter
@@ -64,6 +64,7 @@ def train_epoch(
     before = time.perf_counter()
     for i, batch in loaders.train(epoch, following):
         if i == 0:
+            whiten(run, batch.images)
             speed.enter(run, epoch, batch)
             meter.start(loaders.data_wait_s, state.reducer.wait_s)
             before = time.perf_counter()
