@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Ratio = Annotated[float, Field(gt=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
+from hvdtrain.config_fields import (
+    Fraction,
+    Momentum,
+    NotNegative,
+    Positive,
+    PositiveFloat,
+    Ratio,
+    Section,
+)
+from hvdtrain.config_schedule import LearningRate, Phase
 
-
-class Section(BaseModel):
-    """One mapping of the file. Frozen, strict, and no key is accepted that it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
+__all__ = [
+    "Checkpoint",
+    "Comm",
+    "Config",
+    "Data",
+    "LearningRate",
+    "Metrics",
+    "Model",
+    "Optimizer",
+    "Phase",
+    "Section",
+    "Train",
+]
 
 
 class Data(Section):
@@ -91,6 +101,18 @@ class Model(Section):
     """Outputs of the classifier. None: the number of class folders."""
     zero_gamma: bool = True
     """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017)."""
+    width: Positive | None = None
+    """Width factor of the wide ResNets. None: the network's own."""
+    pool: Literal["avg", "concat"] | None = None
+    """Before the classifier: the mean of every channel, or its maximum and its mean. None: the
+    network's own."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the pooled features zeroed in training. None: the network's own, 0 but for NFNets."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Residual branches are dropped per image, at this rate × i / L for block i of L. None: the
+    network's own, 0 but for NFNets."""
+    blurpool: bool = False
+    """Blur the input of strided convolutions."""
 
 
 class Optimizer(Section):
@@ -130,69 +152,6 @@ class Optimizer(Section):
     def first_momentum(self) -> float:
         """Decay of the mean of gradients: momentum, or β1."""
         return self.betas[0] if self.name in ("lamb", "adamw") else self.momentum
-
-
-class LearningRate(Section):
-    """The learning rate as a function of samples seen."""
-
-    base: PositiveFloat = 0.1
-    """Learning rate at `base_batch` images per step."""
-    base_batch: Positive = 256
-    """Global batch that `base` was chosen for."""
-    scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """How the rate follows the global batch: ×k, ×√k or not at all, k = batch / base_batch."""
-    warmup: Literal["gradual", "constant", "none"] = "gradual"
-    """Rise from `base` by a constant step per iteration, hold `base`, or start at full rate."""
-    warmup_epochs: NotNegative = 5.0
-    """Length of the warmup in epochs."""
-    schedule: Literal["constant", "step", "cosine", "piecewise"] = "step"
-    """Shape over the run: × `gamma` at `milestones`, half a cosine to 0, or `points`."""
-    milestones: list[NotNegative] = [30.0, 60.0, 80.0]
-    """Epochs at which `step` multiplies the rate."""
-    gamma: Ratio = 0.1
-    """Factor of every milestone."""
-    points: list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]] = []
-    """[epoch, factor] pairs for `piecewise`, joined by straight lines."""
-
-    @model_validator(mode="after")
-    def _check(self) -> LearningRate:
-        if self.schedule == "piecewise" and not self.points:
-            raise ValueError(
-                "schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]]"
-            )
-        epochs = [point[0] for point in self.points]
-        if epochs != sorted(set(epochs)):
-            raise ValueError("the epochs of points must rise")
-        if self.milestones != sorted(set(self.milestones)):
-            raise ValueError("milestones must rise")
-        return self
-
-
-class Phase(Section):
-    """A stretch of epochs at one image size, batch and crop."""
-
-    epochs: Positive
-    """Number of epochs."""
-    image_size: Annotated[int, Field(ge=8)] = 224
-    """Side of the training images in pixels."""
-    batch_per_worker: Positive = 32
-    """Images per rank in one forward pass; batch-norm statistics are taken over these."""
-    min_crop_area: Ratio = 0.08
-    """Smallest share of the image that a random resized crop keeps."""
-    crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
-    """Smallest and largest width/height of a random resized crop. None: `data.crop_aspect`."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of all resizing, widened where it reduces. Bicubic is sharper where small images are
-    enlarged, and costs about half more."""
-    lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = (
-        None
-    )
-    """Rate (or [from, to]) at `base_batch` in this phase, in place of `lr.schedule`; scaled alike."""
-    val_image_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the evaluation images. None: `image_size`."""
-    rect_val: bool = False
-    """Evaluate on rectangles: images of like shape together, cropped to the mean of their aspect
-    ratios with `val_image_size` as the short side, in place of a square."""
 
 
 class Train(Section):

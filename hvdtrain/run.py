@@ -1,4 +1,4 @@
-"""What a run needs before its first step and writes after its last: devices, directory, state."""
+"""What a run needs before its first step: devices, directory, state."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from hvdtrain.errors import CheckpointError, ConfigError, DataError
 from hvdtrain.mixing import Mixing
 from hvdtrain.models import build_model
 from hvdtrain.noise_meter import NoiseMeter
-from hvdtrain.noise_scale import NoiseScale, advice
+from hvdtrain.noise_scale import NoiseScale
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.ema import Ema
 from hvdtrain.paths import RunPaths, write_atomically
 from hvdtrain.plan import Plan, Position, make_plan
+from hvdtrain.recipe_check import recipe_warnings
 from hvdtrain.reducer import Reducer
 from hvdtrain.run_directory import run_directory
 from hvdtrain.step import State, resolve_precision
@@ -277,31 +278,7 @@ def _describe(run: Run) -> None:
         "command": sys.argv,
     }
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
-    if text := run.loaders.order_warning():
+    for text in recipe_warnings(run.cfg, run.plan):
         run.sinks.write("note", {"text": f"warning: {text}"})
-
-
-def write_summary(
-    run: Run, result: dict[str, float], efficiency: float | None, wall_s: float
-) -> dict[str, Any]:
-    """`summary.json` by rank 0; the same values on every rank."""
-    state = run.state
-    noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
-    summary = {
-        "name": run.cfg.name,
-        "run_dir": str(run.paths.root),
-        "world_size": run.comm.size,
-        "epochs": len(run.plan.epochs),
-        "steps": state.step,
-        "samples": state.samples,
-        **result,
-        "images_per_second": state.samples / max(state.train_seconds, 1e-9),
-        "scaling_efficiency": efficiency,
-        "noise_scale": advice(noise, batch) if noise is not None else None,
-        "train_seconds": state.train_seconds,
-        "wall_seconds": wall_s,
-    }
-    if run.comm.rank == 0:
-        write_atomically(run.paths.summary, json.dumps(summary, indent=1).encode())
-    run.sinks.write("end", summary)
-    return summary
+    if order := run.loaders.order_warning():
+        run.sinks.write("note", {"text": f"warning: {order}"})
