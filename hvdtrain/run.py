@@ -1,4 +1,4 @@
-"""What a run needs before its first step and writes after its last: devices, directory, state."""
+"""What a run needs before its first step: devices, directory, state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hvdtrain.models import build_model
 from hvdtrain.models.small import Airbench
 from hvdtrain.models.weights import load_weights
 from hvdtrain.noise_meter import NoiseMeter
-from hvdtrain.noise_scale import NoiseScale, advice
+from hvdtrain.noise_scale import NoiseScale
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.ema import Ema
@@ -299,29 +299,3 @@ def _describe(run: Run) -> None:
         run.sinks.write("note", {"text": f"warning: {text}"})
     if order := run.loaders.order_warning():
         run.sinks.write("note", {"text": f"warning: {order}"})
-
-
-def write_summary(
-    run: Run, result: dict[str, float], efficiency: float | None, wall_s: float
-) -> dict[str, Any]:
-    """`summary.json` by rank 0; the same values on every rank."""
-    state = run.state
-    noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
-    summary = {
-        "name": run.cfg.name,
-        "run_dir": str(run.paths.root),
-        "world_size": run.comm.size,
-        "epochs": len(run.plan.epochs),
-        "steps": state.step,
-        "samples": state.samples,
-        **result,
-        "images_per_second": state.samples / max(state.train_seconds, 1e-9),
-        "scaling_efficiency": efficiency,
-        "noise_scale": advice(noise, batch) if noise is not None else None,
-        "train_seconds": state.train_seconds,
-        "wall_seconds": wall_s,
-    }
-    if run.comm.rank == 0:
-        write_atomically(run.paths.summary, json.dumps(summary, indent=1).encode())
-    run.sinks.write("end", summary)
-    return summary

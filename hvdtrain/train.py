@@ -16,9 +16,10 @@ from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan import Epoch
-from hvdtrain.run import Run, checkpoint_labels, prepare, whiten, write_summary
+from hvdtrain.run import Run, checkpoint_labels, prepare, whiten
 from hvdtrain.signals import StopSignals
 from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
+from hvdtrain.summary import write_summary
 from hvdtrain.telemetry.meter import Meter
 
 
