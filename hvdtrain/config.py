@@ -240,3 +240,14 @@ class Config(Section):
     comm: Comm = Comm()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for number, phase in enumerate(self.phases):
+            for part in phase.unfreeze:
+                frozen = self.model.freeze
+                if not any(f"{part}.".startswith(f"{name}.") for name in frozen):
+                    raise ValueError(
+                        f"phases.{number}.unfreeze: {part} is in no part of model.freeze: {frozen}"
+                    )
+        return self

@@ -135,6 +135,8 @@ class Phase(Section):
     """Rate (or [from, to]) at `base_batch` in this phase, in place of `lr.schedule`; scaled alike."""
     momentum: Momentum | Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None = None
     """Momentum (or [from, to]) in this phase. None: `lr.cycle_momentum` or `optimizer.momentum`."""
+    unfreeze: list[str] = []
+    """Parts of those in `model.freeze` that are trained from this phase on."""
     val_image_size: ImageSide | None = None
     """Side of the evaluation images. None: `image_size`, the largest one of a ramp."""
     rect_val: bool = False

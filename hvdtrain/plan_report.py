@@ -77,6 +77,7 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("optimizer", _optimizer(cfg)),
         ("momentum", _momentum(cfg, plan)),
         ("clipping", _clipping(cfg)),
+        *_frozen(cfg, plan),
         ("decayed", _decay(cfg)),
         ("evaluated", _evaluated(cfg)),
     ]
@@ -279,3 +280,14 @@ def _schedule(cfg: Config) -> str:
         "cyclical": f"cyclical: {lr.cycle_mode} from 1/{lr.div_factor:g}, "
         f"{lr.cycle_epochs or 0:g} epochs a cycle",
     }[lr.schedule]
+
+
+def _frozen(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
+    if not cfg.model.freeze:
+        return []
+    freed = [
+        f"{', '.join(epochs[0].phase.unfreeze)} trained from epoch {epochs[0].index}"
+        for epochs in plan.phases
+        if epochs[0].phase.unfreeze
+    ]
+    return [("frozen", "; ".join([", ".join(cfg.model.freeze), *freed]))]

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: devices, directory, state."""
+"""A run on one rank: its directory, its endpoints, and the state it starts or goes on from."""
 
 from __future__ import annotations
 
@@ -8,30 +8,24 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
 from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
-from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
+from hvdtrain.comm import Comm, together
 from hvdtrain.config import Config
-from hvdtrain.errors import CheckpointError, ConfigError, DataError
-from hvdtrain.mixing import Mixing
-from hvdtrain.models import build_model
+from hvdtrain.errors import CheckpointError
 from hvdtrain.models.small import Airbench
 from hvdtrain.models.weights import load_weights
-from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.noise_scale import NoiseScale
-from hvdtrain.optim import build_optimizer, optimizer_tensors
-from hvdtrain.optim.agc import AdaptiveClipping
-from hvdtrain.optim.ema import Ema
+from hvdtrain.optim import optimizer_tensors
+from hvdtrain.parts import checkpoint_labels, set_up
 from hvdtrain.paths import RunPaths, write_atomically
-from hvdtrain.plan import Plan, Position, make_plan
+from hvdtrain.plan import Plan, Position
 from hvdtrain.recipe_check import recipe_warnings
-from hvdtrain.reducer import Reducer
 from hvdtrain.run_directory import run_directory
-from hvdtrain.step import State, resolve_precision
+from hvdtrain.step import State
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
@@ -57,41 +51,6 @@ class Run:
         self.sinks.close()
 
 
-@dataclass
-class Parts:
-    """What trains, before it belongs to a run: made by `set_up`, to be used as a context."""
-
-    plan: Plan
-    loaders: Loaders
-    state: State
-
-    def __enter__(self) -> Parts:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.loaders.close()
-
-
-def set_up(cfg: Config, comm: Comm) -> Parts:
-    """Open the training data and build the state as the seed makes it.
-
-    A fault on any rank is raised on all of them.
-    """
-    device = choose_device(comm)
-    cores = cores_for_rank(comm)
-    torch.set_num_threads(cores)
-    with together(comm):
-        if cfg.data.train is None:
-            raise ConfigError("data.train: not set: name the training images with data.train=DIR")
-        loaders = open_loaders(cfg, comm, device, cores)
-    require_equal(comm, "data.train: the list of images", loaders.fingerprint, DataError)
-    share_data(comm, loaders)
-    with together(comm):
-        plan = make_plan(cfg, comm.size, loaders.num_train)
-        state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
-    return Parts(plan, loaders, state)
-
-
 def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     """`set_up`, the run directory and the endpoints, and the state of a run that goes on.
 
@@ -112,88 +71,29 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     return run
 
 
-def choose_device(comm: Comm) -> torch.device:
-    """One GPU per local rank where there are any, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if comm.local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"{comm.local_size} ranks on {socket.gethostname()}, which has "
-            f"{torch.cuda.device_count()} GPUs: start one rank per GPU"
-        )
-    torch.cuda.set_device(comm.local_rank)
-    torch.backends.cudnn.benchmark = True
-    return torch.device("cuda", comm.local_rank)
-
-
-def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> Loaders:
-    """The data of this rank; raises DataError if it is not as the config says."""
-    threads = cfg.data.decode_threads or cores
-    loaders = Loaders(
-        cfg.data.model_copy(update={"decode_threads": threads}),
-        seed=cfg.seed,
-        rank=comm.rank,
-        world_size=comm.size,
-        local_rank=comm.local_rank,
-        local_size=comm.local_size,
-        device=device,
-        rect_val=any(phase.rect_val for phase in cfg.phases),
-    )
-    expected = {"data.train_size": (cfg.data.train_size, loaders.num_train)}
-    expected["model.num_classes"] = (cfg.model.num_classes, len(loaders.classes))
-    for key, (wanted, found) in expected.items():
-        if wanted is not None and wanted != found:
-            loaders.close()
-            raise DataError(f"{key}: the config says {wanted}, {cfg.data.train} has {found}")
-    return loaders
-
-
-def share_data(comm: Comm, loaders: Loaders) -> None:
-    """Let the loaders of all ranks exchange what they need of each other before the first pass."""
-    with together(comm):
-        offer = loaders.offer()
-    offers = comm.gather_text(offer)
-    with together(comm):
-        loaders.accept(offers)
-
-
-def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) -> State:
-    """Model, optimizer and reducer as the seed makes them, equal on all ranks."""
-    torch.manual_seed(cfg.seed)
-    model = build_model(cfg.model, num_classes).to(device)
-    if cfg.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    autocast = resolve_precision(cfg, device)
-    reducer = Reducer(
-        model.parameters(),
-        comm,
-        accumulate=cfg.train.accumulate,
-        compression=cfg.comm.compression,
-        group_bytes=cfg.comm.group_mb * 2**20,
-    )
-    train, agc = cfg.train, cfg.optimizer.agc
-    static = None if train.loss_scale == "dynamic" else float(train.loss_scale)
-    return State(
-        model=model,
-        optimizer=build_optimizer(model, cfg.optimizer),
-        reducer=reducer,
-        scaler=torch.amp.GradScaler(
-            device.type, init_scale=static or 2.0**16, enabled=autocast == torch.float16
+def _describe(run: Run) -> None:
+    """Write the resolved config and the environment beside the results."""
+    config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
+    write_atomically(run.paths.config, config.encode())
+    environment = {
+        "versions": installed_versions(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": str(run.state.device),
+        "device_name": (
+            torch.cuda.get_device_name()
+            if run.state.device.type == "cuda"
+            else platform.processor()
         ),
-        comm=comm,
-        device=device,
-        autocast=autocast,
-        label_smoothing=train.label_smoothing,
-        clip_norm=cfg.optimizer.clip_norm,
-        agc=AdaptiveClipping(model, agc) if agc is not None else None,
-        static_loss_scale=static,
-        ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
-        noise=NoiseMeter(
-            train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
-        ),
-        mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
-        seed=cfg.seed,
-    )
+        "world_size": run.comm.size,
+        "threads_per_rank": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+    write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
+    for text in recipe_warnings(run.cfg, run.plan):
+        run.sinks.write("note", {"text": f"warning: {text}"})
+    if order := run.loaders.order_warning():
+        run.sinks.write("note", {"text": f"warning: {order}"})
 
 
 def restore(run: Run, *, must: bool) -> None:
@@ -264,38 +164,3 @@ def _load_newest(run: Run) -> bool:
         )
         return True
     return False
-
-
-def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
-    """What a checkpoint must have in common with a run that loads it."""
-    return {
-        "model": cfg.model.name,
-        "classes": len(loaders.classes),
-        "train_images": loaders.num_train,
-        "seed": cfg.seed,
-    }
-
-
-def _describe(run: Run) -> None:
-    """Write the resolved config and the environment beside the results."""
-    config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
-    write_atomically(run.paths.config, config.encode())
-    environment = {
-        "versions": installed_versions(),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "device": str(run.state.device),
-        "device_name": (
-            torch.cuda.get_device_name()
-            if run.state.device.type == "cuda"
-            else platform.processor()
-        ),
-        "world_size": run.comm.size,
-        "threads_per_rank": torch.get_num_threads(),
-        "command": sys.argv,
-    }
-    write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
-    for text in recipe_warnings(run.cfg, run.plan):
-        run.sinks.write("note", {"text": f"warning: {text}"})
-    if order := run.loaders.order_warning():
-        run.sinks.write("note", {"text": f"warning: {order}"})

@@ -15,8 +15,9 @@ from hvdtrain.checkpoint import save_checkpoint
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import Preempted, TrainingError
+from hvdtrain.parts import checkpoint_labels, free_parts
 from hvdtrain.plan import Epoch
-from hvdtrain.run import Run, checkpoint_labels, prepare, whiten
+from hvdtrain.run import Run, prepare, whiten
 from hvdtrain.signals import StopSignals
 from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
 from hvdtrain.summary import write_summary
@@ -61,6 +62,7 @@ def train_epoch(
     state, loaders, sinks = run.state, run.loaders, run.sinks
     meter = Meter(state.device)
     run.bad.start_epoch()
+    free_parts(state, run.cfg, epoch)
     stopping = False
     before = time.perf_counter()
     for i, batch in loaders.train(epoch, following):
@@ -105,14 +107,16 @@ class Speed:
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
-        self._baselines: dict[tuple[int, int], float] = {}
-        self._key = (0, 0)
-        self._actual_s: dict[tuple[int, int], float] = {}
-        self._ideal_s: dict[tuple[int, int], float] = {}
+        self._baselines: dict[tuple[int, ...], float] = {}
+        self._key: tuple[int, ...] = ()
+        self._actual_s: dict[tuple[int, ...], float] = {}
+        self._ideal_s: dict[tuple[int, ...], float] = {}
 
     def enter(self, run: Run, epoch: Epoch, batch: Any) -> None:
-        """Measure one worker alone at each new image size and batch; every rank must call."""
-        self._key = (epoch.image_size, epoch.batch_per_worker)
+        """Measure one worker alone at each new image size, batch and set of trained parts; every
+        rank must call."""
+        trained = epoch.phase_index if any(p.unfreeze for p in run.cfg.phases) else 0
+        self._key = (epoch.image_size, epoch.batch_per_worker, trained)
         if self._comm.size > 1 and self._key not in self._baselines:
             alone = torch.tensor([calibrate(run.state, batch)], dtype=torch.float64)
             self._baselines[self._key] = self._comm.sum_(alone, "calibrate").item()

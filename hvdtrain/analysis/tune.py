@@ -14,9 +14,9 @@ from hvdtrain.comm import Comm, together
 from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.load_config import parse_config
+from hvdtrain.parts import set_up
 from hvdtrain.paths import write_atomically
 from hvdtrain.plan import make_plan
-from hvdtrain.run import set_up
 
 
 def tune_lr(

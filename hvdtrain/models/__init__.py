@@ -26,6 +26,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "nf_resnet26": nfnet.nf_resnet26,
     "nf_resnet50": nfnet.nf_resnet50,
     "nf_resnet101": nfnet.nf_resnet101,
+    "nf_resnet11_cifar": nfnet.nf_resnet11_cifar,
     "nfnet_f0": nfnet.nfnet_f0,
     "nfnet_f1": nfnet.nfnet_f1,
     "nfnet_f2": nfnet.nfnet_f2,

@@ -13,7 +13,7 @@ from hvdtrain.models.resnet import BasicBlock, Bottleneck
 
 CIFAR = ["resnet8_cifar", "resnet11_cifar", "resnet20_cifar", "resnet56_cifar", "resnet8_gn"]
 LARGE = [f"nfnet_f{i}" for i in range(1, 7)]  # nfnet_f0 with more of the same blocks
-SMALL = ["resnet9", "airbench94", "vgg_small", "preact_resnet18", "wrn22"]
+SMALL = ["resnet9", "airbench94", "vgg_small", "preact_resnet18", "wrn22", "nf_resnet11_cifar"]
 
 
 def parameters(model: nn.Module) -> int:

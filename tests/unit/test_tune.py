@@ -19,8 +19,8 @@ from hvdtrain.config import Config, Phase
 from hvdtrain.errors import ConfigError, ResourceError, TrainingError
 from hvdtrain.load_config import parse_config
 from hvdtrain.optim import optimizer_tensors
+from hvdtrain.parts import Parts, set_up
 from hvdtrain.plan import make_plan
-from hvdtrain.run import Parts, set_up
 from hvdtrain.step import train_step
 
 CONFIG = """
