@@ -37,8 +37,8 @@ data:
 model: {name: resnet8_cifar}
 optimizer: {weight_decay: 5e-4}
 lr: {base: 0.1, base_batch: 128, warmup: none, schedule: cosine}
-phases: [{epochs: 15, image_size: 24, batch_per_worker: 64, val_image_size: 32}]
-train: {precision: PRECISION, evaluate_every: 1, log_every: 40, noise_scale_every: 0}
+phases: [{epochs: 30, image_size: 16, batch_per_worker: 64, val_image_size: 24}]
+train: {precision: PRECISION, evaluate_every: 3, log_every: 40, noise_scale_every: 0}
 metrics: {enabled: false}
 checkpoint: {every_epochs: 1000}
 """
