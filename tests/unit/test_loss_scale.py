@@ -14,7 +14,7 @@ from hvdtrain.comm import Solo
 from hvdtrain.load_config import parse_config
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.optim.lars import Lars
-from hvdtrain.run import init_state
+from hvdtrain.parts import init_state
 from hvdtrain.step import State, calibrate, train_step
 from tests.unit.test_step import images, network, state_of
 
