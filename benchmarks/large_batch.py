@@ -44,7 +44,7 @@ checkpoint: {every_epochs: 1000}
 """
 LARGE = ["train.accumulate=8"]
 WARMUP = ["lr.warmup=gradual", "lr.warmup_epochs=3"]
-NF = ["model.name=nf_resnet11_cifar", "optimizer.weight_decay=2e-5", "phases.0.epochs=8"]
+NF = ["model.name=nf_resnet11_cifar", "optimizer.weight_decay=2e-5", "phases.0.epochs=3"]
 NF += [*LARGE, "lr.warmup=gradual", "lr.warmup_epochs=1"]
 QUICK = ["model.name=resnet11_cifar", "lr.base=0.15", "lr.schedule=piecewise"]
 SHAPE = "lr.points=[[0, 0], [2.5, 1], [10, 0]]"
