@@ -48,7 +48,7 @@ NF = ["model.name=nf_resnet11_cifar", "optimizer.weight_decay=2e-5", "phases.0.e
 NF += [*LARGE, "lr.warmup=gradual", "lr.warmup_epochs=1"]
 QUICK = ["model.name=resnet11_cifar", "lr.base=0.15", "lr.schedule=piecewise"]
 SHAPE = "lr.points=[[0, 0], [2.5, 1], [10, 0]]"
-FIXED = ["phases.0.epochs=10", "phases.0.image_size=32", SHAPE]
+FIXED = ["phases.0.epochs=10", "phases.0.image_size=32", "phases.0.val_image_size=32", SHAPE]
 GROWING = [
     "phases=["
     "{epochs: 3, image_size: 16, batch_per_worker: 64, val_image_size: 24},"

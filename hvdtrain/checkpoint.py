@@ -115,7 +115,7 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
     Raises CheckpointError if it was made by another run or model; `state` is then untouched.
     """
     for key, expected in labels.items():
-        found = meta["labels"].get(key)
+        found = meta["labels"].get(key, expected)  # older checkpoints lack newer labels
         if found != expected:
             raise CheckpointError(
                 f"{path}: made by another run: its {key} is {found}, this run's is {expected}"

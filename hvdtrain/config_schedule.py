@@ -85,7 +85,13 @@ class LearningRate(Section):
     def _check(self) -> LearningRate:
         if self.schedule == "piecewise" and not self.points:
             raise ValueError(
-                "schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]]"
+                "schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]], and with "
+                "points that rise warmup: none"
+            )
+        if self.schedule == "piecewise" and self.points[0][1] < 1 and self.warmup != "none":
+            raise ValueError(
+                f"points that start at {self.points[0][1]:g} rise by themselves: set warmup: none, "
+                f"found {self.warmup}"
             )
         epochs = [point[0] for point in self.points]
         if epochs != sorted(set(epochs)):

@@ -14,6 +14,7 @@ from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.mixing import Mixing
 from hvdtrain.models import build_model
 from hvdtrain.models.freezing import freeze, unfreeze
+from hvdtrain.models.small import Airbench
 from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.optim import build_optimizer, set_trained
 from hvdtrain.optim.agc import AdaptiveClipping
@@ -158,11 +159,27 @@ def free_parts(state: State, cfg: Config, epoch: Epoch) -> None:
     set_trained(state.model, state.optimizer)
 
 
+def whiten(state: State, cfg: Config, images: torch.Tensor) -> None:
+    """Before the first step: set a whitening layer, if the model has one, from the first batch.
+
+    `images` [N,3,H,W] are this rank's; the layer is made from all ranks', and equal on all. Does
+    nothing in a run that goes on, or starts from `model.weights`. Every rank must call.
+    """
+    model, comm = state.model, state.comm
+    if isinstance(model, Airbench) and state.step == 0 and cfg.model.weights is None:
+        model.whiten(images, lambda sums: comm.sum_(sums, "whitening"))
+        comm.broadcast_({"whitening": model.whitening.weight.data})
+
+
 def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
     """What a checkpoint must have in common with a run that loads it."""
+    data = cfg.data
+    order = data.shuffle if data.shuffle == "full" else f"shards, {data.shuffle_window}"
     return {
         "model": cfg.model.name,
         "classes": len(loaders.classes),
         "train_images": loaders.num_train,
         "seed": cfg.seed,
+        "optimizer": cfg.optimizer.name,
+        "order": order,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from hvdtrain.config import Config
 from hvdtrain.plan import Plan
-from hvdtrain.recipe_check import is_normalizer_free, recipe_warnings
+from hvdtrain.recipe_check import has_batch_norm, recipe_warnings
 from hvdtrain.schedules import FASTAI_FINAL_DIV, lr_scale, turns
 
 
@@ -23,7 +23,7 @@ def plan_text(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> 
         for epochs, read in zip(plan.phases, reads, strict=False)
     ]
     width = max(len(name) for name, _ in facts)
-    lines = [_table(plan), ""]
+    lines = [_table(plan, cropped=cfg.data.augment == "random_resized_crop"), ""]
     lines += [f"{name:<{width}}  {value}" for name, value in facts]
     lines += ["", "learning rate at the turns", *_turns(cfg, plan)]
     lines += [f"warning: {text}" for text in recipe_warnings(cfg, plan)]
@@ -72,7 +72,7 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("learning rate", _rate(cfg, plan)),
         ("warmup", _warmup(cfg)),
         ("schedule", _schedule(cfg)),
-        ("batch-norm batch", "no batch norm" if is_normalizer_free(cfg) else statistics),
+        ("batch-norm batch", statistics if has_batch_norm(cfg) else "no batch norm"),
         ("averaged over", "all images of the global batch, micro-batches included"),
         ("optimizer", _optimizer(cfg)),
         ("momentum", _momentum(cfg, plan)),
@@ -83,7 +83,7 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _table(plan: Plan) -> str:
+def _table(plan: Plan, *, cropped: bool) -> str:
     head = (
         "epochs",
         "image",
@@ -105,7 +105,7 @@ def _table(plan: Plan) -> str:
                 str(first.batch_per_worker),
                 str(first.global_batch_size),
                 str(first.steps),
-                f"{first.min_crop_area:g}-1",
+                f"{first.min_crop_area:g}-1" if cropped else "-",
                 f"{first.lr(0):.4g} → {last.lr(last.steps - 1):.4g}",
             )
         )

@@ -13,6 +13,9 @@ PLAIN_SGD_BATCH_LIMIT = 8192
 AGC_BATCH = 1024
 """Batch from which on a missing AGC is told. Source: Brock et al. 2021, 4.1: nets without batch
 norm train well unclipped at small batches and become unstable at 2048 to 4096."""
+LARGE_BATCH = 1024
+"""Batch from which on a rate without warmup is told."""
+WITHOUT_BATCH_NORM = ("resnet8_gn", "vgg_small")
 GOYAL_WARMUP_EPOCHS = 5.0
 """Source: Goyal et al. 2017, 2.2."""
 
@@ -36,7 +39,7 @@ def sgd_beyond_limit(cfg: Config, plan: Plan) -> str | None:
 def batch_norm_batch_changes(cfg: Config, plan: Plan) -> str | None:
     """The images over which batch norm takes its statistics are part of the loss."""
     batches = sorted({epoch.batch_per_worker for epoch in plan.epochs})
-    if len(batches) == 1 or is_normalizer_free(cfg):
+    if len(batches) == 1 or not has_batch_norm(cfg):
         return None
     return (
         f"batch-norm batch changes between phases ({', '.join(map(str, batches))}): "
@@ -56,7 +59,7 @@ def decay_on_norms(cfg: Config, _: Plan) -> str | None:
 
 def last_gamma_not_zero(cfg: Config, plan: Plan) -> str | None:
     """Residual blocks that do not start as the identity, at a large batch."""
-    if cfg.model.zero_gamma or is_normalizer_free(cfg):
+    if cfg.model.zero_gamma or not has_batch_norm(cfg):
         return None
     if _largest_batch(plan) < PLAIN_SGD_BATCH_LIMIT:
         return None
@@ -86,7 +89,7 @@ def rate_scaled_twice(cfg: Config, plan: Plan) -> str | None:
     return (
         f"learning rate {cfg.lr.base:g} at batch {cfg.lr.base_batch} is scaled ×{k:g} to "
         f"{cfg.lr.base * k:g}: if it was chosen for the whole batch, set lr.base_batch to that "
-        "batch (Goyal et al. 2017, 2.1: 0.1 at 256)"
+        "batch, and lr.warmup_start to where it is to rise from (Goyal et al. 2017, 2.1: 0.1 at 256)"
     )
 
 
@@ -139,6 +142,32 @@ def short_warmup(cfg: Config, plan: Plan) -> str | None:
     )
 
 
+def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
+    """A warmup from the full rate, at a batch that needs one."""
+    batch = plan.epochs[0].global_batch_size
+    if not _scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_start is not None:
+        return None
+    if _k(cfg, plan) > 1 or batch < LARGE_BATCH:
+        return None
+    return (
+        f"the warmup has no effect: it rises from lr.base, {cfg.lr.base:g}, which is the rate at "
+        f"batch {batch} already: set lr.warmup_start, for example 0"
+    )
+
+
+def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
+    """A rate that jumps while the buffer holds it."""
+    jumps = [phase.lr is not None for phase in cfg.phases[1:]]
+    stepped = _scheduled(cfg) and cfg.lr.schedule == "step" and cfg.lr.milestones
+    if cfg.optimizer.name != "lars" or not (stepped or any(jumps)):
+        return None
+    return (
+        "the rate jumps, and LARS keeps it inside its momentum buffer: the old rate fades over "
+        f"{1 / (1 - cfg.optimizer.momentum):.0f} updates (Goyal et al. 2017, remark 2): set "
+        "lr.schedule to polynomial or cosine, as LARS is used"
+    )
+
+
 def warmup_longer_than_run(cfg: Config, plan: Plan) -> str | None:
     """A warmup that never ends."""
     total = len(plan.epochs)
@@ -169,7 +198,7 @@ def turns_beyond_end(cfg: Config, plan: Plan) -> str | None:
 
 def schedule_unused(cfg: Config, _: Plan) -> str | None:
     """A schedule that no phase follows."""
-    if _scheduled(cfg) or cfg.lr.schedule == LearningRate().schedule:
+    if _scheduled(cfg) or cfg.lr.schedule == LearningRate().schedule or cfg.lr.cycle_momentum:
         return None
     return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has a rate of its own"
 
@@ -185,12 +214,14 @@ RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
     no_warmup,
     constant_warmup,
     short_warmup,
+    warmup_without_effect,
+    momentum_not_corrected,
     warmup_longer_than_run,
     turns_beyond_end,
     schedule_unused,
 )
-"""All rules, in the order they are told. Two more cannot be broken here, so the plan states them:
-gradients are averaged over micro-batches too, and momentum needs no correction."""
+"""All rules, in the order they are told. One more cannot be broken here, so the plan states it:
+gradients are averaged over micro-batches too."""
 
 
 def _scheduled(cfg: Config) -> bool:
@@ -208,5 +239,11 @@ def _largest_batch(plan: Plan) -> int:
 
 
 def is_normalizer_free(cfg: Config) -> bool:
-    """Whether the model is a net without batch norm (NF-ResNet, NFNet)."""
-    return cfg.model.name.startswith("nf")
+    """Whether the model is an NF-ResNet or NFNet, also one of timm's."""
+    name = cfg.model.name.rpartition(":")[2]
+    return any(part in name for part in ("nfnet", "nf_resnet", "nf_regnet", "nf_ecaresnet"))
+
+
+def has_batch_norm(cfg: Config) -> bool:
+    """Whether the model takes statistics over its batch, as far as its name tells."""
+    return not is_normalizer_free(cfg) and cfg.model.name not in WITHOUT_BATCH_NORM

@@ -16,7 +16,6 @@ from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.comm import Comm, together
 from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError
-from hvdtrain.models.small import Airbench
 from hvdtrain.models.weights import load_weights
 from hvdtrain.noise_scale import NoiseScale
 from hvdtrain.optim import optimizer_tensors
@@ -136,18 +135,6 @@ def restore(run: Run, *, must: bool) -> None:
     if state.ema is not None:
         tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
     comm.broadcast_(tensors)
-
-
-def whiten(run: Run, images: torch.Tensor) -> None:
-    """Before the first step: set a whitening layer, if the model has one, from the first batch.
-
-    `images` [N,3,H,W] are this rank's; the layer is made from all ranks', and equal on all. Does
-    nothing in a run that goes on, or starts from `model.weights`. Every rank must call.
-    """
-    model, comm = run.state.model, run.comm
-    if isinstance(model, Airbench) and run.state.step == 0 and run.cfg.model.weights is None:
-        model.whiten(images, lambda sums: comm.sum_(sums, "whitening"))
-        comm.broadcast_({"whitening": model.whitening.weight.data})
 
 
 def _load_newest(run: Run) -> bool:

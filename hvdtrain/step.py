@@ -227,6 +227,7 @@ def restored(state: State) -> Iterator[None]:
     saved = [tensor.clone() for tensor in tensors]
     scaler: dict[str, Any] = state.scaler.state_dict()
     rng = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(state.device) if state.device.type == "cuda" else None
     noise, state.noise = state.noise, NoiseMeter(every=0, parts=1)
     place = (state.position, state.step, state.samples, state.train_seconds)
     try:
@@ -237,6 +238,8 @@ def restored(state: State) -> Iterator[None]:
                 tensor.copy_(value)
         state.scaler.load_state_dict(scaler)
         torch.set_rng_state(rng)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, state.device)
         state.noise = noise
         state.position, state.step, state.samples, state.train_seconds = place
 

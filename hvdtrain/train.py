@@ -15,9 +15,9 @@ from hvdtrain.checkpoint import save_checkpoint
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import Preempted, TrainingError
-from hvdtrain.parts import checkpoint_labels, free_parts
+from hvdtrain.parts import checkpoint_labels, free_parts, whiten
 from hvdtrain.plan import Epoch
-from hvdtrain.run import Run, prepare, whiten
+from hvdtrain.run import Run, prepare
 from hvdtrain.signals import StopSignals
 from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
 from hvdtrain.summary import write_summary
@@ -67,7 +67,7 @@ def train_epoch(
     before = time.perf_counter()
     for i, batch in loaders.train(epoch, following):
         if i == 0:
-            whiten(run, batch.images)
+            whiten(state, run.cfg, batch.images)
             speed.enter(run, epoch, batch)
             meter.start(loaders.data_wait_s, state.reducer.wait_s)
             before = time.perf_counter()
@@ -147,7 +147,7 @@ def _report(
     if not math.isfinite(values["loss"]):
         raise TrainingError(
             f"the loss is {values['loss']} at epoch {progress:.2f}, step {state.step}, learning rate "
-            f"{lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm"
+            f"{lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm or agc"
         )
     run.sinks.write(
         "train",

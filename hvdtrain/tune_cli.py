@@ -66,13 +66,17 @@ def tune_batch(
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.analysis import tune
         from hvdtrain.comm import together
+        from hvdtrain.paths import write_atomically
 
+        with together(comm):
+            if write is not None and comm.rank == 0:
+                tune.require_new(write)
         memory = None if memory_gb is None else memory_gb * 1e9
         trials, num_samples = tune.tune_batch(cfg, comm, most=most, memory_bytes=memory)
         with together(comm):
             text = tune.tuned_config(cfg, trials, num_samples, comm.size)
             if write is not None and comm.rank == 0:
-                tune.write_tuned(text, write)
+                write_atomically(write, text.encode())
         if comm.rank == 0:
             found = {str(size): [asdict(t) for t in tried] for size, tried in trials.items()}
             typer.echo(json.dumps(found) if as_json else _batch_text(found))

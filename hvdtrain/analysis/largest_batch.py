@@ -77,7 +77,9 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
                 images = _noise(state, batch * state.reducer.accumulate, image_size, classes)
                 speed = calibrate(state, images, min_steps=2, min_s=0.2)
                 del images
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
             speed, error.__traceback__ = 0.0, None  # whose frames hold what was allocated
     gc.collect()
     if state.device.type == "cuda":
@@ -89,6 +91,33 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
     return Trial(batch, min(map(float, state.comm.gather_text(str(speed)))))
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch tells a CPU's and some libraries' want of memory by a plain RuntimeError."""
+    words = ("can't allocate memory", "ALLOC_FAILED", "not enough memory")
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(word in str(error) for word in words)
+
+
+def free_memory() -> int:
+    """Bytes that this process and those beside it may still take: of the machine, or of the
+    control group it is in, which a Slurm job or a container is."""
+    free = psutil.virtual_memory().available
+    for folder in ("/sys/fs/cgroup", f"/sys/fs/cgroup{_group()}"):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            most = int(Path(folder, "memory.max").read_text())
+            free = min(free, most - int(Path(folder, "memory.current").read_text()))
+    return free
+
+
+def _group() -> str:
+    """This process's control group (version 2), as a path; empty if it cannot be told."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return line[3:]
+    return ""
+
+
 class Memory:
     """What this rank may use: on a GPU all but the headroom, on a CPU by measurement.
 
@@ -98,7 +127,7 @@ class Memory:
     def __init__(self, state: State, memory_bytes: float | None) -> None:
         self._cuda = state.device if state.device.type == "cuda" else None
         if memory_bytes is None:
-            memory_bytes = psutil.virtual_memory().available / state.comm.local_size
+            memory_bytes = free_memory() / state.comm.local_size
         self._limit = memory_bytes * (1 - HEADROOM)
         self._before = psutil.Process().memory_info().rss
         self._taken: dict[int, int] = {}  # bytes, by batch
@@ -126,7 +155,8 @@ class Memory:
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0, self._cuda)
             return
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        with contextlib.suppress(OSError):  # then the highest of all trials counts
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         yield
         status = Path("/proc/self/status").read_text().split()
         taken = int(status[status.index("VmHWM:") + 1]) * 1024 - self._before

@@ -14,7 +14,8 @@ from hvdtrain.comm import Comm, together
 from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.load_config import parse_config
-from hvdtrain.parts import set_up
+from hvdtrain.models.weights import load_weights
+from hvdtrain.parts import Parts, free_parts, set_up, whiten
 from hvdtrain.paths import write_atomically
 from hvdtrain.plan import make_plan
 
@@ -34,6 +35,7 @@ def tune_lr(
                 "at least 20 steps"
             )
     with set_up(cfg, comm) as parts:
+        _start(parts, cfg, comm)
         result = lr_range_test(
             parts.state,
             parts.loaders,
@@ -48,6 +50,18 @@ def tune_lr(
             write_atomically(output / "lr_range.json", json.dumps(as_dict(result)).encode())
             plot(result, output / "lr_range.png")
     return result
+
+
+def _start(parts: Parts, cfg: Config, comm: Comm) -> None:
+    """What a run does before its first step: weights from a file, frozen parts, whitening."""
+    state, epoch = parts.state, parts.plan.epochs[0]
+    with together(comm):
+        if comm.rank == 0 and cfg.model.weights is not None:
+            load_weights(state.model, cfg.model.weights)
+    comm.broadcast_(dict(state.model.state_dict()))
+    free_parts(state, cfg, epoch)
+    _i, batch = next(iter(parts.loaders.train(epoch)))
+    whiten(state, cfg, batch.images)
 
 
 def tune_batch(
@@ -92,11 +106,10 @@ def tuned_config(cfg: Config, trials: dict[int, list[Trial]], num_samples: int, 
     return text
 
 
-def write_tuned(text: str, path: Path) -> None:
-    """Write the config; raises ResourceError where that cannot be, or the file is there."""
+def require_new(path: Path) -> None:
+    """Raises ResourceError if the file is there already."""
     if path.exists():
         raise ResourceError(f"--write {path}: exists; name another file")
-    write_atomically(path, text.encode())
 
 
 def _make(output: Path) -> None:

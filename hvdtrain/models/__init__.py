@@ -60,7 +60,7 @@ def build_model(model: config.Model, num_classes: int) -> nn.Module:
     Raises ConfigError for an unknown name, or an option that the network does not have.
     """
     if model.name.startswith(external.PREFIXES):
-        network = external.build(model.name, num_classes)
+        network = external.build(model.name, num_classes, model.zero_gamma)
     else:
         network = _build_own(model, num_classes)
     options.apply_options(network, model)

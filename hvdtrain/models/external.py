@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 from torch import nn
@@ -14,13 +16,14 @@ from hvdtrain.errors import ConfigError
 PREFIXES = ("timm:", "torchvision:")
 
 
-def build(name: str, num_classes: int) -> nn.Module:
-    """`timm:NAME` or `torchvision:NAME` with starting weights of that library's own making.
+def build(name: str, num_classes: int, zero_gamma: bool) -> nn.Module:
+    """`timm:NAME` or `torchvision:NAME` with starting weights of that library's own making, and
+    the last scale of residual blocks as `zero_gamma` says where the network has that option.
 
     Nothing is downloaded. Raises ConfigError if the library is not installed or does not know NAME.
     """
     library, _, known_as = name.partition(":")
-    return (_timm if library == "timm" else _torchvision)(name, known_as, num_classes)
+    return (_timm if library == "timm" else _torchvision)(name, known_as, num_classes, zero_gamma)
 
 
 def describe() -> list[str]:
@@ -33,21 +36,35 @@ def describe() -> list[str]:
     return lines
 
 
-def _timm(name: str, known_as: str, num_classes: int) -> nn.Module:
+def _timm(name: str, known_as: str, num_classes: int, zero_gamma: bool) -> nn.Module:
     timm = _import("timm", name)
     # Only names of the registry: create_model would also follow hub and directory addresses.
     _require_known(name, known_as, timm.list_models())
-    model: nn.Module = timm.create_model(known_as, pretrained=False, num_classes=num_classes)
-    return model
+    return _with_option(
+        partial(timm.create_model, known_as, pretrained=False, num_classes=num_classes),
+        zero_init_last=zero_gamma,
+    )
 
 
-def _torchvision(name: str, known_as: str, num_classes: int) -> nn.Module:
+def _torchvision(name: str, known_as: str, num_classes: int, zero_gamma: bool) -> nn.Module:
     models = _import("torchvision.models", name)
     # The others give more than one output in training.
     known = [m for m in models.list_models(module=models) if m not in ("googlenet", "inception_v3")]
     _require_known(name, known_as, known)
-    model: nn.Module = models.get_model(known_as, weights=None, num_classes=num_classes)
-    return model
+    return _with_option(
+        partial(models.get_model, known_as, weights=None, num_classes=num_classes),
+        zero_init_residual=zero_gamma,
+    )
+
+
+def _with_option(make: Callable[..., nn.Module], **option: bool) -> nn.Module:
+    """`make` with an option that only some networks take."""
+    try:
+        return make(**option)
+    except TypeError as error:
+        if next(iter(option)) not in str(error):
+            raise
+        return make()
 
 
 def _import(module: str, name: str) -> ModuleType:

@@ -135,7 +135,7 @@ def _without_other_head(model: nn.Module, tensors: Tensors, target: Tensors) -> 
     for key in ("weight", "bias"):
         tensors.pop(f"{name}.{key}", None)
         target.pop(f"{name}.{key}", None)
-    was = "none" if found is None else f"{found.shape[1]} → {found.shape[0]}"
+    was = "none" if found is None else " → ".join(map(str, reversed(found.shape)))
     return (
         f"{name} starts anew: the file has {was}, this model "
         f"{head.in_features} → {head.out_features}"

@@ -103,6 +103,7 @@ def test_required_and_unlike_anything() -> None:
     "lr",
     [
         "{schedule: piecewise}",
+        "{schedule: piecewise, points: [[0, 0], [2, 1], [9, 0]], warmup: gradual}",
         "{schedule: piecewise, points: [[0, 1], [0, 2]]}",
         "{schedule: piecewise, points: [[2, 1], [1, 2]]}",
         "{schedule: piecewise, points: [[1, 2, 3]]}",

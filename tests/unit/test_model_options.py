@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -248,15 +249,29 @@ class _Other(nn.Module):
         return self.fc(self.down(self.conv(x)).mean((2, 3)))
 
 
+def _made_by(option: str) -> Callable[..., nn.Module]:
+    """Makes a network that takes this option, unless it has 3 classes."""
+
+    def make(name: str, num_classes: int, **options: object) -> nn.Module:
+        given = options.pop(option, None)
+        if num_classes == 3 and given is not None:
+            raise TypeError(f"__init__() got an unexpected keyword argument '{option}'")
+        model = _Other(num_classes)
+        model.zero_gamma = given
+        return model
+
+    return make
+
+
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A timm and a torchvision that know one model each."""
     timm = ModuleType("timm")
     timm.list_models = lambda: ["other"]
-    timm.create_model = lambda name, pretrained, num_classes: _Other(num_classes)
+    timm.create_model = _made_by("zero_init_last")
     models = ModuleType("torchvision.models")
     models.list_models = lambda module: ["other", "googlenet"] if module is models else ["fcn"]
-    models.get_model = lambda name, weights, num_classes: _Other(num_classes)
+    models.get_model = _made_by("zero_init_residual")
     monkeypatch.setitem(sys.modules, "timm", timm)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
@@ -269,6 +284,9 @@ def test_models_of_other_libraries(library: str, libraries: None) -> None:
     assert isinstance(model.down, BlurConv2d)
     assert not model.conv.weight.requires_grad
     assert classifier_of(model) is model.fc
+    assert model.zero_gamma is True
+    assert build(f"{library}:other", 7, zero_gamma=False).zero_gamma is False
+    assert build(f"{library}:other", 3).zero_gamma is None
     for name in ("othr", "hf-hub:someone/other", "local-dir:/tmp", "googlenet", "os.system"):
         with pytest.raises(ConfigError, match=rf"^model\.name: {library}:{name}: not among the 1 "):
             build(f"{library}:{name}")

@@ -20,7 +20,7 @@ from hvdtrain.models.convert import Moments, resnet_to_nf
 from hvdtrain.models.nfnet import nf_resnet
 from hvdtrain.models.resnet import Bottleneck, ResNet
 from hvdtrain.models.weights import load_weights, read_tensors
-from hvdtrain.run import whiten
+from hvdtrain.parts import whiten
 from hvdtrain.train import train
 
 
@@ -242,7 +242,6 @@ def test_a_run_whitens_by_its_first_batch_and_only_then() -> None:
         model = MODELS["airbench94"]()
         before = model.whitening.weight.clone()
         cfg = SimpleNamespace(model=config.Model(name="airbench94", weights=weights))
-        run = SimpleNamespace(state=SimpleNamespace(model=model, step=step), comm=Solo(), cfg=cfg)
-        whiten(run, images)
+        whiten(SimpleNamespace(model=model, step=step, comm=Solo()), cfg, images)
         wanted = expected.whitening.weight if whitened else before
         assert torch.equal(model.whitening.weight, wanted)

@@ -40,6 +40,20 @@ BENT = [
     ("no_warmup", GOYAL, 256, ["lr.warmup=none"], "scaled ×32 without warmup"),
     ("constant_warmup", GOYAL, 256, ["lr.warmup=constant"], "jumps to a rate ×32"),
     ("short_warmup", GOYAL, 256, ["lr.warmup_epochs=1"], "warmup of 1 epochs to a rate ×32"),
+    (
+        "warmup_without_effect",
+        GOYAL,
+        64,
+        ["lr.base=0.8", "lr.base_batch=2048"],
+        r"rises from lr\.base, 0\.8, which is the rate at batch 2048 already",
+    ),
+    (
+        "momentum_not_corrected",
+        GOYAL,
+        8,
+        ["optimizer.name=lars"],
+        "the old rate fades over 10 updates",
+    ),
     ("warmup_longer_than_run", GOYAL, 8, ["phases.0.epochs=5", "lr.milestones=[3]"], "whole run"),
     ("turns_beyond_end", GOYAL, 8, ["phases.0.epochs=70"], r"milestones \[80"),
     (
@@ -97,12 +111,13 @@ def test_nothing_is_told_of_other_published_recipes(name: str, ranks: int) -> No
 @pytest.mark.parametrize(
     ("name", "ranks", "overrides"),
     [
-        (GOYAL, 512, ["optimizer.name=lars"]),
+        (GOYAL, 512, ["optimizer.name=lars", "lr.schedule=cosine"]),
+        (GOYAL, 8, ["model.name=vgg_small", "model.zero_gamma=false", "lr.scaling=none"]),
         (GOYAL, 256, ["optimizer.name=adamw", "lr.base=1e-3", "lr.scaling=sqrt"]),
         (GOYAL, 8, ["optimizer.decay_norms_and_biases=true", "optimizer.weight_decay=0"]),
         (GOYAL, 8, ["model.zero_gamma=false"]),
         (GOYAL, 8, ["lr.warmup=none"]),
-        (GOYAL, 64, ["lr.base=1.6", "lr.base_batch=2048"]),
+        (GOYAL, 64, ["lr.base=1.6", "lr.base_batch=2048", "lr.warmup_start=0"]),
         (NFNET, 8, ["optimizer.agc=null"]),
         (GOYAL, 8, ["phases.0.lr=0.1"]),
     ],

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
 from hvdtrain.analysis import largest_batch, lr_range, tune
 from hvdtrain.analysis.largest_batch import Memory, Trial, best
 from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Phase
+from hvdtrain.config import Config, Model, Phase
 from hvdtrain.errors import ConfigError, ResourceError, TrainingError
 from hvdtrain.load_config import parse_config
+from hvdtrain.models import build_model
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.parts import Parts, set_up
 from hvdtrain.plan import make_plan
@@ -67,6 +69,45 @@ def test_no_trace_is_left(digits_root: Path, precision: str) -> None:
         for _i, batch in parts.loaders.train(epoch):
             train_step(parts.state, batch, 0.1, 0.9)
         assert digest(parts) != before
+
+
+def test_the_range_test_trains_what_the_run_would(digits_root: Path, tmp_path: Path) -> None:
+    """Weights from a file, only the parts that the first phase trains, a whitened first layer."""
+    weights = tmp_path / "w.safetensors"
+    torch.manual_seed(9)
+    source = build_model(config(digits_root).model, 10)
+    safetensors.torch.save_file(source.state_dict(), weights)
+    text = CONFIG.format(root=digits_root, precision="fp32")
+    text = text.replace("resnet8_cifar", f"resnet8_cifar, weights: {weights}, freeze: [stem]")
+    cfg = parse_config(text.replace("image_size: 24,", "image_size: 24, unfreeze: [stem],"))
+    with set_up(cfg, Solo()) as parts:
+        tune._start(parts, cfg, Solo())
+        before = {k: v.clone() for k, v in parts.state.model.state_dict().items()}
+        assert all(torch.equal(before[k], v) for k, v in source.state_dict().items())
+        for _i, batch in itertools.islice(parts.loaders.train(parts.plan.epochs[0]), 2):
+            train_step(parts.state, batch, 0.1, 0.9)
+        after = parts.state.model.state_dict()
+        moved = {k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])}
+        assert moved == {"stages", "classifier"}
+    quick = cfg.model_copy(update={"model": Model(name="airbench94")})
+    with set_up(quick.model_copy(update={"phases": quick.phases[:1]}), Solo()) as parts:
+        kernels = parts.state.model.whitening.weight.clone()  # type: ignore[union-attr, operator]
+        tune._start(parts, quick, Solo())
+        found = parts.state.model.whitening.weight  # type: ignore[union-attr]
+        assert not torch.equal(found, kernels)  # type: ignore[arg-type]
+
+
+def test_memory_of_a_control_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"memory.max": "5000000", "memory.current": "2000000"}
+    read = Path.read_text
+
+    def fake(path: Path) -> str:
+        return limits[path.name] if path.name in limits else read(path)
+
+    monkeypatch.setattr(Path, "read_text", fake)
+    assert largest_batch.free_memory() == 3_000_000
+    limits["memory.max"] = "max"
+    assert largest_batch.free_memory() > 100e6
 
 
 class Curve:
@@ -215,5 +256,5 @@ def test_the_tuned_config_is_a_config_whose_rate_follows(digits_root: Path) -> N
 def test_a_file_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("mine")
     with pytest.raises(ResourceError, match="exists; name another file"):
-        tune.write_tuned("theirs", tmp_path / "c.yaml")
-    assert (tmp_path / "c.yaml").read_text() == "mine"
+        tune.require_new(tmp_path / "c.yaml")
+    tune.require_new(tmp_path / "d.yaml")

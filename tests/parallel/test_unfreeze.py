@@ -1,0 +1,46 @@
+"""Parts that are trained from a phase on, on real ranks: equal to one process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.launch import mpirun, run
+
+HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+CONFIG = """
+data: {{train: {root}/train, augment: pad_crop, decode_threads: 1}}
+model: {{name: resnet8_gn, freeze: [stem, stages.0, stages.1]}}
+optimizer: {{weight_decay: 0.01}}
+lr: {{base: 0.05, scaling: none, warmup: none, schedule: constant}}
+phases:
+  - {{epochs: 1, image_size: 16, batch_per_worker: 2}}
+  - {{epochs: 1, image_size: 16, batch_per_worker: 2, unfreeze: [stages.1]}}
+comm: {{group_mb: 0.01}}
+metrics: {{enabled: false}}
+"""
+
+
+@pytest.mark.parallel
+def test_two_ranks_train_what_one_trains(small_root: Path, tmp_path: Path) -> None:
+    """With groups of gradients so small that some hold frozen parameters alone."""
+    (tmp_path / "c.yaml").write_text(CONFIG.format(root=small_root))
+    found = []
+    for ranks in (1, 2):
+        command = [*HVDTRAIN, "train", "c.yaml", "--run-dir", f"r{ranks}"]
+        command += [f"train.accumulate={2 // ranks}", "checkpoint.keep=9"]
+        done = run(mpirun(ranks, *command), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        checkpoints = sorted((tmp_path / f"r{ranks}/checkpoints").iterdir())
+        found.append([safetensors.torch.load_file(c / "model.safetensors") for c in checkpoints])
+    (one_first, one), (two_first, two) = found
+    for name, tensor in one.items():
+        assert torch.allclose(two[name], tensor, atol=1e-5), name
+    freed = [name for name in one if name.startswith("stages.1.")]
+    assert all(torch.equal(two[n], two_first[n]) for n in one if n.startswith(("stem", "stages.0")))
+    assert any(not torch.equal(two[name], two_first[name]) for name in freed)
+    assert all(torch.equal(one_first[name], two_first[name]) for name in freed)
