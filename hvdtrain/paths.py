@@ -41,6 +41,11 @@ class RunPaths:
         return self.root / "bad_samples.jsonl"
 
     @property
+    def report(self) -> Path:
+        """One page about the run, for a browser."""
+        return self.root / "report.html"
+
+    @property
     def checkpoints(self) -> Path:
         """One directory per checkpoint."""
         return self.root / "checkpoints"
