@@ -27,8 +27,10 @@ def write_report(
     A directory named twice is shown once. Raises ResourceError where one is no run directory, has
     no event, or where `output` or `png` cannot be written.
     """
-    distinct = {path.resolve(): path for path in reversed(run_dirs)}
-    runs = [read_run(path) for path in reversed(distinct.values())]
+    distinct: dict[Path, Path] = {}
+    for path in run_dirs:
+        distinct.setdefault(path.resolve(), path)
+    runs = [read_run(path) for path in distinct.values()]
     told_apart(runs)
     figures = [run_dict(run, list(targets), prices) for run in runs]
     text = report_page.render(runs, figures, list(targets), prices)

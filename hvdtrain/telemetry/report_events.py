@@ -71,19 +71,19 @@ def split(events: list[Event]) -> list[list[Event]]:
     for event in events:
         kind = event["kind"]
         resumed = kind == "note" and str(event.get("text")).startswith("resumed from ")
-        now = number(event, "step") or 0.0 if kind in ("train", "eval") else None
+        steps = kind in ("train", "eval")
         begins = (
             ("end" in seen and kind != "note")
             or (kind == "start" and ("start" in seen or "train" in seen or "eval" in seen))
             or (resumed and ("resumed" in seen or "train" in seen or "eval" in seen))
-            or (now is not None and now < step)
+            or (steps and _step_before(event) < step)
         )
         if begins and groups[-1]:
             groups.append([])
             seen, step = set(), 0.0
         groups[-1].append(event)
         seen.add("resumed" if resumed else kind)
-        step = step if now is None else now
+        step = (number(event, "step") or 0.0) if steps else step
     return groups
 
 

@@ -113,13 +113,14 @@ def read_run(root: Path) -> RunRecord:
             "name one that hvdtrain train has made"
         )
     events, damaged = read_lines(paths.events)
-    events = [event for event in events if number(event, "time") is not None]
-    if not events:
+    timed = [event for event in events if number(event, "time") is not None]
+    damaged += len(events) - len(timed)
+    if not timed:
         why = f"all {damaged} lines of it are damaged" if damaged else "it is empty"
         raise ResourceError(f"{paths.events}: no event to report: {why}")
     has_bad = paths.bad_samples.is_file()
     bad_samples, bad_damaged = read_lines(paths.bad_samples) if has_bad else ([], 0)
-    groups = split(events)
+    groups = split(timed)
     sittings = [_sitting(group) for group in groups]
     kept, redone_s = surviving(groups)
     train, evals = _points(kept, sittings)
