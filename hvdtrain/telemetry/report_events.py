@@ -73,8 +73,7 @@ def split(events: list[Event]) -> list[list[Event]]:
         resumed = kind == "note" and str(event.get("text")).startswith("resumed from ")
         steps = kind in ("train", "eval")
         begins = (
-            ("end" in seen and kind != "note")
-            or (kind == "start" and ("start" in seen or "train" in seen or "eval" in seen))
+            (kind == "start" and ("start" in seen or "train" in seen or "eval" in seen))
             or (resumed and ("resumed" in seen or "train" in seen or "eval" in seen))
             or (steps and _step_before(event) < step)
         )

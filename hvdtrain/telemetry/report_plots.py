@@ -181,24 +181,21 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def svg(plot: Plot) -> str:
-    """An `<svg>` element for a page: colours are variables of the page, no id, no address."""
+    """An `<svg>` element for a page: colours are variables of the page, no address outside it."""
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9.5}):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")
         FigureCanvasSVG(figure)
         _draw(figure.add_subplot(), plot)
         buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(buffer, format="svg", transparent=True)
     return _for_page(buffer.getvalue(), plot.stem)
 
 
 def _for_page(text: str, stem: str) -> str:
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text[text.index("<svg") :])
-    used = set(re.findall(r"#([A-Za-z][\w-]*)", text)) & set(re.findall(r'id="([^"]*)"', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{stem}-{m[1]}"' if m[1] in used else "", text)
-    for name in used:
-        text = re.sub(rf"#{re.escape(name)}\b", f"#{stem}-{name}", text)
+    text = text.replace(' id="', f' id="{stem}-')
+    text = re.sub(r'(url\(|href=")#', rf"\1#{stem}-", text)
     names = {INK: "--ink-2", GRID: "--grid", MARK: "--ink"}
     names |= {color: f"--run-{index}" for index, color in enumerate(COLORS)}
     for color, name in names.items():

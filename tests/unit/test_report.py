@@ -23,7 +23,7 @@ from hvdtrain.train import train
 from tests.report_runs import Log, restarted
 
 VOID = {"meta", "link", "br", "img"}
-MALICIOUS = "<script>alert('x')</script> $\\frac{ & \"quoted\" _"
+MALICIOUS = "<script>alert('x')</script> $\\frac{$ & \"quoted\" _"
 
 
 class Page(HTMLParser):
