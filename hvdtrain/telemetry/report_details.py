@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import zip_longest
 
 from hvdtrain.telemetry.report_events import number
 from hvdtrain.telemetry.report_html import Html, details, run_label, section, table, tag
@@ -46,15 +47,15 @@ def _sittings(run: RunRecord) -> Html:
             _span(sitting.first_epoch, sitting.last_epoch),
             count(sitting.world_size),
             count(sitting.nodes),
-            "run finished" if sitting.finished else "stopped or still running",
+            "run finished" if sitting.finished else "stopped" if following else "not told",
         ]
-        for sitting in run.sittings
+        for sitting, following in zip_longest(run.sittings, run.sittings[1:])
     ]
     return table(["start", "wall time", "epochs", "ranks", "nodes", "end"], rows)
 
 
 def _span(first: float | None, last: float | None) -> str:
-    return MISSING if first is None or last is None else f"{first:.4g}–{last:.4g}"
+    return MISSING if first is None or last is None else f"{first:.2f}–{last:.2f}"
 
 
 def _bad_samples(run: RunRecord) -> Html:

@@ -61,7 +61,8 @@ details{margin:.6rem 0}
 summary{cursor:pointer}
 @media print{:root{color-scheme:light}body{font-size:11px;max-width:none;padding:0}
 h2,h3,summary{break-after:avoid}tr,.tile,pre{break-inside:avoid}.key{position:static}
-.scroll,pre{overflow:visible}pre{white-space:pre-wrap}
+.scroll,pre{overflow:visible}table{font-size:9px}th,td{padding-right:.5rem}
+thead th,td.n{white-space:normal}pre{white-space:pre-wrap}
 .plots{grid-template-columns:repeat(2,1fr)}
 details::details-content{content-visibility:visible;display:block}}
 """

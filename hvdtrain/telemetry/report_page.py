@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from hvdtrain import __version__
@@ -109,13 +108,13 @@ def _best(run: dict[str, Any]) -> str:
     return f"{ratio(run['best_top1'])} (epoch {run['best_top1_epoch']:.4g})"
 
 
-def _by_run(
-    figures: list[dict[str, Any]], head: list[str], rows: list[list[str]], numbers: Sequence[int]
-) -> Html:
-    """A table whose first column names the run, left out where there is only one."""
-    if len(figures) > 1:
-        return table(head, rows, numbers)
-    return table(head[1:], [row[1:] for row in rows], [column - 1 for column in numbers])
+def _by_run(figures: list[dict[str, Any]], head: list[str], rows: list[list[str]]) -> Html:
+    """A table whose first column names the run if there are several; without empty columns."""
+    first = 0 if len(figures) > 1 else 1
+    shown = [i for i in range(first, len(head)) if any(row[i] != MISSING for row in rows)]
+    texts = [head[i] for i in shown]
+    numbers = [place for place, i in enumerate(shown) if i > 0 and head[i] != "target"]
+    return table(texts, [[row[i] for i in shown] for row in rows], numbers)
 
 
 def _time_to_accuracy(figures: list[dict[str, Any]]) -> list[Html]:
@@ -128,15 +127,12 @@ def _time_to_accuracy(figures: list[dict[str, Any]]) -> list[Html]:
             cells = _target_cells(target)
             rows.append([run_label(index, run["run"]), name, *cells])
     head = ["run", "target", "result", "epoch", "images", "training", "wall", "on demand", "spot"]
-    numbers = range(2, 9)
-    if not any(run["cost"] is not None or run["spot_cost"] is not None for run in figures):
-        head, rows, numbers = head[:7], [row[:7] for row in rows], range(2, 7)
     text = (
         "At the first evaluation that reaches the target. Training time is that of the training "
         "steps that led there. Wall time runs from the run's first start and has everything in it: "
-        "set-up, evaluation, checkpoints, restarts and the pauses before them. Cost: as below."
+        "set-up, evaluation, checkpoints, restarts and the pauses before them."
     )
-    return [_by_run(figures, head, rows, numbers), tag("p", text, "quiet")]
+    return [_by_run(figures, head, rows), tag("p", text, "quiet")]
 
 
 def _target_cells(target: dict[str, Any]) -> list[str]:
@@ -182,7 +178,7 @@ def _cost(figures: list[dict[str, Any]], prices: Prices) -> list[Html]:
     if any(run["nodes_assumed"] for run in figures):
         text += " Where the number of nodes is assumed, --nodes sets it."
     head = ["run", "nodes", "billed", "node-hours", "on demand", "spot"]
-    return [_by_run(figures, head, rows, range(1, 6)), tag("p", text, "quiet")]
+    return [_by_run(figures, head, rows), tag("p", text, "quiet")]
 
 
 def _plots(
@@ -215,4 +211,4 @@ def _phases(figures: list[dict[str, Any]]) -> Html:
         ]
         for index, run, phase in phases
     ]
-    return _by_run(figures, head, rows, range(1, len(head)))
+    return _by_run(figures, head, rows)

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from hvdtrain.telemetry.report_events import number
 from hvdtrain.telemetry.report_figures import Target, ratio_names
@@ -24,7 +24,7 @@ from hvdtrain.telemetry.report_run import Point, RunRecord
 COLORS = ("#0068b5", "#d55e00", "#00876c", "#b0468e", "#8f6b00", "#2f9bd8", "#6a51b8", "#6b7280")
 """One for each run, in turn; the page has lighter ones for a dark background."""
 INK, GRID, MARK = "#454545", "#dcdcdc", "#010203"
-POINTS = 500
+POINTS = 200
 """Points of a curve; more are averaged in groups."""
 GRADIENT = {
     "gradient_norm": "gradient norm",
@@ -59,6 +59,7 @@ class Plot:
     marks: tuple[float, ...] = ()
     """Heights of horizontal lines: the targets."""
     percent: bool = False
+    from_zero: bool = False
     log: bool = False
 
 
@@ -152,7 +153,15 @@ def _of_train(
         key in GRADIENT and bool(heights) and min(heights) > 0 and max(heights) > 50 * min(heights)
     )
     stem = key.removesuffix("_ratio").replace("_", "-")
-    return Plot(re.sub(r"[^\w-]", "", stem), title, "epochs", series, percent=percent, log=log)
+    return Plot(
+        stem=re.sub(r"[^\w-]", "", stem),
+        title=title,
+        xlabel="epochs",
+        series=series,
+        percent=percent,
+        from_zero=key.endswith("_ratio"),
+        log=log,
+    )
 
 
 def _series(index: int, points: Iterable[Point], x: Axis, key: str, style: str) -> list[Series]:
@@ -238,8 +247,13 @@ def _draw(axes: Axes, plot: Plot) -> None:
         else:
             dot = "." if one.style == "marked" or len(one.xs) == 1 else ""
             axes.plot(one.xs, one.ys, marker=dot, color=color, linewidth=1.6)
+    if plot.from_zero:
+        axes.set_ylim(bottom=0)
     if plot.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    elif max(y for one in plot.series for y in one.ys) >= 1000:
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     if plot.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 4, 5, 10]))

@@ -193,9 +193,9 @@ def test_a_long_curve_is_thinned_by_means(tmp_path: Path) -> None:
         log.train(1000 + step, 10 * step, loss=float(step % 2), lr=1.0)
     plots = report_plots.sections([read_run(tmp_path)], [])
     (curve,) = next(p for _t, found in plots for p in found if p.stem == "loss").series
-    assert len(curve.xs) == -(-2401 // 5)
-    assert curve.ys[:2] == pytest.approx([3 / 5, 2 / 5])
-    assert curve.xs[0] == pytest.approx(3 * 0.5)
+    assert len(curve.xs) == -(-2401 // 13)
+    assert curve.ys[:2] == pytest.approx([7 / 13, 6 / 13])
+    assert curve.xs[0] == pytest.approx(7 * 0.5)
 
 
 def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
