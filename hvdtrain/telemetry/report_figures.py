@@ -29,11 +29,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Prices:
-    """Dollars per node-hour; `nodes` replaces what the run tells of itself."""
+    """Dollars per node-hour, finite; `nodes` replaces what the run tells of itself."""
 
     on_demand: float | None = None
     spot: float | None = None
     nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        for price in (self.on_demand, self.spot):
+            if price is not None and not (0 <= price < math.inf):
+                raise ConfigError(f"price per node-hour: expected dollars, found {price}")
 
 
 @dataclass(frozen=True)
