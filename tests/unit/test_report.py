@@ -300,7 +300,7 @@ def test_the_command_for_programs(
         (["run", "--target", "93"], 2, "--target 93: expected METRIC=VALUE"),
         (["run", "--target", "top9=0.9"], 2, "unknown metric 'top9'"),
         (["run", "--spot-price", "cheap"], 2, "--spot-price"),
-        (["run", "--spot-price", "nan"], 2, "expected dollars, found nan"),
+        (["run", "--spot-price", "inf"], 2, "expected dollars, found inf"),
         (["run", "--nodes", "0"], 2, "--nodes"),
         (["nowhere"], 6, "nowhere: not a run directory"),
         (["run", "--output", "run/events.jsonl/r.html"], 6, "cannot be written"),
