@@ -20,9 +20,10 @@ import torch
 
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
+from hvdtrain.parts import init_state
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan import Epoch, make_plan
-from hvdtrain.run import Run, init_state
+from hvdtrain.run import Run
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks

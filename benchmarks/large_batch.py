@@ -37,14 +37,15 @@ data:
 model: {name: resnet8_cifar}
 optimizer: {weight_decay: 5e-4}
 lr: {base: 0.1, base_batch: 128, warmup: none, schedule: cosine}
-phases: [{epochs: 15, image_size: 24, batch_per_worker: 64, val_image_size: 32}]
-train: {precision: PRECISION, evaluate_every: 1, log_every: 40, noise_scale_every: 0}
+phases: [{epochs: 30, image_size: 16, batch_per_worker: 64, val_image_size: 24}]
+train: {precision: PRECISION, evaluate_every: 5, log_every: 40, noise_scale_every: 0}
 metrics: {enabled: false}
 checkpoint: {every_epochs: 1000}
 """
 LARGE = ["train.accumulate=8"]
 WARMUP = ["lr.warmup=gradual", "lr.warmup_epochs=3"]
-NF = ["model.name=nf_resnet8_cifar", "optimizer.weight_decay=2e-5", *LARGE, *WARMUP]
+NF = ["model.name=nf_resnet11_cifar", "optimizer.weight_decay=2e-5", "phases.0.epochs=8"]
+NF += [*LARGE, "lr.warmup=gradual", "lr.warmup_epochs=1"]
 QUICK = ["model.name=resnet11_cifar", "lr.base=0.15", "lr.schedule=piecewise"]
 SHAPE = "lr.points=[[0, 0], [2.5, 1], [10, 0]]"
 FIXED = ["phases.0.epochs=10", "phases.0.image_size=32", SHAPE]
@@ -55,6 +56,8 @@ GROWING = [
     "{epochs: 3, image_size: 32, batch_per_worker: 64}]",
     SHAPE,
 ]
+RATES = (0.4, 3.2)
+SHORT = ["phases.0.epochs=8", "lr.base=0.2"]
 EXPERIMENTS: dict[str, dict[str, list[str]]] = {
     "batch": {
         "128": [],
@@ -64,13 +67,13 @@ EXPERIMENTS: dict[str, dict[str, list[str]]] = {
     },
     "agc": {
         f"rate {rate:g}, {name}": [*NF, f"lr.base={rate / 8}", *option]
-        for rate in (0.8, 3.2)
-        for name, option in (("AGC 0.02", ["optimizer.agc=0.02"]), ("no AGC", []))
+        for rate in RATES
+        for name, option in (("AGC", ["optimizer.agc=0.02"]), ("no AGC", []))
     },
     "resize": {"32 px": [*QUICK, *FIXED], "16, 24, 32 px": [*QUICK, *GROWING]},
     "schedule": {
-        "step decay": ["phases.0.epochs=8", "lr.schedule=step", "lr.milestones=[4, 6, 7]"],
-        "1cycle": ["phases.0.epochs=8", "lr.schedule=onecycle", "lr.base=0.3"],
+        "step decay": [*SHORT, "lr.schedule=step", "lr.milestones=[4, 6, 7]"],
+        "1cycle": [*SHORT, "lr.schedule=onecycle", "lr.cycle_momentum=[0.85, 0.95]"],
     },
 }
 
@@ -99,7 +102,7 @@ def train(args: argparse.Namespace, work: Path, options: list[str], seed: int) -
 def run_experiment(args: argparse.Namespace, work: Path, name: str) -> dict[str, list[Any]]:
     """All seeds of one experiment, each after the other through all of its trainings."""
     found: dict[str, list[Any]] = {key: [] for key in EXPERIMENTS[name]}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for key, options in EXPERIMENTS[name].items():
             found[key].append(train(args, work, options + args.set, seed))
             result = found[key][-1]
@@ -153,6 +156,7 @@ def main() -> None:
     parser.add_argument("--val", required=True, help="validation images")
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--precision", default="auto", help="train.precision")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings")

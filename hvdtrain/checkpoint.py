@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and verified to the last bit before they are used.
 
-A checkpoint is a directory: weights and optimizer state as safetensors, and `meta.json` with
-the position of the run and the sha256 of everything else. It is written under another name and
+A checkpoint is a directory: weights, optimizer state and, if the run keeps them, averaged weights
+as safetensors, and `meta.json` with the position of the run and the sha256 of everything else. It is written under another name and
 renamed when all its bytes are on disk.
 """
 
@@ -19,12 +19,14 @@ import safetensors.torch
 import torch
 
 from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.noise_scale import NoiseScale
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.plan import Position
 from hvdtrain.step import State
 
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors")
+EMA_FILE = "ema.safetensors"
 
 
 def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, Any]) -> Path:
@@ -35,10 +37,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
     """
     final = directory / f"e{state.position.epoch:04d}-s{state.position.sample:010d}"
     part = directory / f".{final.name}.part"
-    contents = {
-        FILES[0]: state.model.state_dict(),
-        FILES[1]: optimizer_tensors(state.model, state.optimizer),
-    }
+    contents = _contents(state)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -55,6 +54,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
             "train_seconds": state.train_seconds,
             "world_size": state.comm.size,
             "scaler": state.scaler.state_dict(),
+            "noise_scale": state.noise.scale.state(),
             "labels": labels,
             "sha256": digests,
         }
@@ -74,6 +74,17 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
     return final
 
 
+def _contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of every file; they are those of `state` itself."""
+    contents = {
+        FILES[0]: dict(state.model.state_dict()),
+        FILES[1]: optimizer_tensors(state.model, state.optimizer),
+    }
+    if state.ema is not None:
+        contents[EMA_FILE] = state.ema.tensors
+    return contents
+
+
 def list_checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints below `directory`, newest first; not yet verified."""
     return sorted(directory.glob("e[0-9]*-s[0-9]*/"), reverse=True)
@@ -85,7 +96,7 @@ def verify(path: Path) -> dict[str, Any]:
     Raises CheckpointError that names the file and what is wrong with it.
     """
     meta = _read_meta(path)
-    for name in FILES:
+    for name in sorted({*FILES, *meta["sha256"]}):
         try:
             found = hashlib.sha256((path / name).read_bytes()).hexdigest()
         except OSError as error:
@@ -109,11 +120,12 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
             raise CheckpointError(
                 f"{path}: made by another run: its {key} is {found}, this run's is {expected}"
             )
-    targets = {
-        FILES[0]: dict(state.model.state_dict()),
-        FILES[1]: optimizer_tensors(state.model, state.optimizer),
-    }
-    loaded = {name: safetensors.torch.load_file(path / name) for name in FILES}
+    targets = _contents(state)
+    if missing := sorted(targets.keys() - meta["sha256"].keys()):
+        raise CheckpointError(
+            f"{path}: has no {missing[0]}: it was made without train.ema_decay; leave that out"
+        )
+    loaded = {name: safetensors.torch.load_file(path / name) for name in targets}
     for name, target in targets.items():
         _check_fit(path / name, loaded[name], target)
     with torch.no_grad():
@@ -122,6 +134,7 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
                 tensor.copy_(loaded[name][key])
     if state.scaler.is_enabled() and meta["scaler"]:
         state.scaler.load_state_dict(meta["scaler"])
+    state.noise.scale = NoiseScale(**meta.get("noise_scale", {}))
     state.position = Position(**meta["position"])
     state.step = meta["step"]
     state.samples = meta["samples"]

@@ -112,10 +112,9 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def models() -> None:
     """List the models that `model.name` takes."""
-    from hvdtrain.models import MODELS
+    from hvdtrain.models import describe_models
 
-    for name in MODELS:
-        typer.echo(name)
+    typer.echo("\n".join(describe_models()))
 
 
 @config_app.command("show")
@@ -190,6 +189,13 @@ def _summary_text(summary: dict[str, Any]) -> str:
     ]
     if summary["scaling_efficiency"] is not None:
         lines.insert(-2, f"scaling efficiency  {summary['scaling_efficiency']:.0%}")
+    if noise := summary["noise_scale"]:
+        text = (
+            f"noise scale         {noise['images']:,.0f} images; the batch was {noise['batch']:,}: "
+            f"twice that needs {noise['doubling_steps']:.0%} of the steps, "
+            f"{noise['doubling_images']:.0%} of the images"
+        )
+        lines.insert(-2, text)
     return "\n".join(lines)
 
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Ratio = Annotated[float, Field(gt=0, le=1)]
+from hvdtrain.config_fields import (
+    Fraction,
+    Momentum,
+    NotNegative,
+    Positive,
+    PositiveFloat,
+    Ratio,
+    Section,
+)
+from hvdtrain.config_schedule import LearningRate, Phase
 
-
-class Section(BaseModel):
-    """One mapping of the file. Frozen, strict, and no key is accepted that it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
+__all__ = [
+    "Checkpoint",
+    "Comm",
+    "Config",
+    "Data",
+    "LearningRate",
+    "Metrics",
+    "Model",
+    "Optimizer",
+    "Phase",
+    "Section",
+    "Train",
+]
 
 
 class Data(Section):
@@ -85,87 +96,69 @@ class Model(Section):
     """The network."""
 
     name: str = "resnet50"
-    """A name that `hvdtrain models` lists."""
+    """A name that `hvdtrain models` lists, or `timm:NAME`, `torchvision:NAME` where installed."""
     num_classes: Positive | None = None
     """Outputs of the classifier. None: the number of class folders."""
     zero_gamma: bool = True
-    """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017)."""
+    """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017); of
+    normalizer-free networks the skip gains. No effect on networks without such blocks."""
+    width: Positive | None = None
+    """Width factor of the wide ResNets. None: the network's own."""
+    pool: Literal["avg", "concat"] | None = None
+    """Before the classifier: the mean of every channel, or its maximum and its mean. None: the
+    network's own."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the pooled features zeroed in training. None: the network's own, 0 but for NFNets."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Residual branches are dropped per image, at this rate × i / L for block i of L. None: the
+    network's own, 0 but for NFNets."""
+    blurpool: bool = False
+    """Blur the input of strided convolutions."""
+    weights: str | None = None
+    """Start from the weights in this file (safetensors or torch), also with other classes, and
+    also a ResNet's in an NF-ResNet. docs/models.md tells what fits."""
+    freeze: list[str] = []
+    """Parts that are not trained, for example [stem, stages.0]; their batch norms keep their
+    statistics."""
 
 
 class Optimizer(Section):
     """How gradients become updates."""
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD."""
+    name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
+    """The update rule: SGD up to batches of about 8192; LARS (with `momentum`) or LAMB beyond, which
+    give every layer a rate of its own; AdamW. docs/optimizers.md has the formulas."""
+    momentum: Momentum = 0.9
+    """Momentum of SGD and LARS."""
     nesterov: bool = True
-    """Use Nesterov's form of momentum."""
+    """Use Nesterov's form of momentum in SGD."""
+    betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decay of the mean and of the mean square of the gradient in LAMB and AdamW."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the mean square in LAMB and AdamW; LAMB's paper has 1e-6."""
+    trust_coefficient: PositiveFloat = 0.001
+    """LARS: a layer's step at rate 1 over the norm of its weights."""
     weight_decay: NotNegative = 1e-4
-    """L2 decay on weights; batch norm and biases are not decayed."""
+    """Decay of weights, not of norms, biases and gains: in SGD and LARS an L2 term of the gradient,
+    in LAMB and AdamW apart from it; a step takes off rate × decay × weight."""
+    decay_norms_and_biases: bool = False
+    """Decay norms, biases and gains as well, for comparison."""
     clip_norm: PositiveFloat | None = None
     """Largest global L2 norm of the averaged gradient. None: no clipping."""
-
-
-class LearningRate(Section):
-    """The learning rate as a function of samples seen."""
-
-    base: PositiveFloat = 0.1
-    """Learning rate at `base_batch` images per step."""
-    base_batch: Positive = 256
-    """Global batch that `base` was chosen for."""
-    scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """How the rate follows the global batch: ×k, ×√k or not at all, k = batch / base_batch."""
-    warmup: Literal["gradual", "constant", "none"] = "gradual"
-    """Rise from `base` by a constant step per iteration, hold `base`, or start at full rate."""
-    warmup_epochs: NotNegative = 5.0
-    """Length of the warmup in epochs."""
-    schedule: Literal["constant", "step", "cosine", "piecewise"] = "step"
-    """Shape over the run: × `gamma` at `milestones`, half a cosine to 0, or `points`."""
-    milestones: list[NotNegative] = [30.0, 60.0, 80.0]
-    """Epochs at which `step` multiplies the rate."""
-    gamma: Ratio = 0.1
-    """Factor of every milestone."""
-    points: list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]] = []
-    """[epoch, factor] pairs for `piecewise`, joined by straight lines."""
+    agc: PositiveFloat | None = None
+    """Adaptive gradient clipping: largest norm of a unit's gradient over that of its weights, the
+    classifier left out. The larger the batch the smaller: 0.01 at 4096. None: no clipping."""
 
     @model_validator(mode="after")
-    def _check(self) -> LearningRate:
-        if self.schedule == "piecewise" and not self.points:
-            raise ValueError(
-                "schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]]"
-            )
-        epochs = [point[0] for point in self.points]
-        if epochs != sorted(set(epochs)):
-            raise ValueError("the epochs of points must rise")
-        if self.milestones != sorted(set(self.milestones)):
-            raise ValueError("milestones must rise")
+    def _check(self) -> Optimizer:
+        if self.clip_norm is not None and self.agc is not None:
+            raise ValueError("clip_norm and agc both bound the gradient: set one of them to null")
         return self
 
-
-class Phase(Section):
-    """A stretch of epochs at one image size, batch and crop."""
-
-    epochs: Positive
-    """Number of epochs."""
-    image_size: Annotated[int, Field(ge=8)] = 224
-    """Side of the training images in pixels."""
-    batch_per_worker: Positive = 32
-    """Images per rank in one forward pass; batch-norm statistics are taken over these."""
-    min_crop_area: Ratio = 0.08
-    """Smallest share of the image that a random resized crop keeps."""
-    crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
-    """Smallest and largest width/height of a random resized crop. None: `data.crop_aspect`."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of all resizing, widened where it reduces. Bicubic is sharper where small images are
-    enlarged, and costs about half more."""
-    lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = (
-        None
-    )
-    """Rate (or [from, to]) at `base_batch` in this phase, in place of `lr.schedule`; scaled alike."""
-    val_image_size: Annotated[int, Field(ge=8)] | None = None
-    """Side of the evaluation images. None: `image_size`."""
-    rect_val: bool = False
-    """Evaluate on rectangles: images of like shape together, cropped to the mean of their aspect
-    ratios with `val_image_size` as the short side, in place of a square."""
+    @property
+    def first_momentum(self) -> float:
+        """Decay of the mean of gradients: momentum, or β1."""
+        return self.betas[0] if self.name in ("lamb", "adamw") else self.momentum
 
 
 class Train(Section):
@@ -174,8 +167,17 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type. auto: bf16 where the GPU has it, fp16 with a loss scale on older GPUs,
     fp32 without a GPU."""
+    loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
+    """Factor that keeps fp16 gradients from vanishing: halved when one overflows and doubled every
+    2000 updates, or a fixed number. An update that overflowed is skipped on all ranks."""
     accumulate: Positive = 1
     """Forward passes averaged into one update."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an average of weights and batch-norm statistics, this much of it old at every update,
+    and evaluate that one. None: none."""
+    noise_scale_every: Annotated[int, Field(ge=0)] = 10
+    """Updates between two measurements of the gradient noise scale, which tells how large a batch
+    is useful. Needs two ranks, or `accumulate` of 2. 0: never."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes."""
     mixup: Fraction = 0.0
@@ -238,3 +240,14 @@ class Config(Section):
     comm: Comm = Comm()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for number, phase in enumerate(self.phases):
+            for part in phase.unfreeze:
+                frozen = self.model.freeze
+                if not any(f"{part}.".startswith(f"{name}.") for name in frozen):
+                    raise ValueError(
+                        f"phases.{number}.unfreeze: {part} is in no part of model.freeze: {frozen}"
+                    )
+        return self

@@ -12,9 +12,9 @@ from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.load_config import load_config
+from hvdtrain.parts import checkpoint_labels, choose_device, init_state, open_loaders, share_data
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan import make_plan
-from hvdtrain.run import checkpoint_labels, choose_device, init_state, open_loaders, share_data
 from hvdtrain.step import evaluate
 
 

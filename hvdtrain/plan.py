@@ -7,16 +7,13 @@ another number of workers.
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hvdtrain.config import Config, LearningRate, Phase
 from hvdtrain.errors import ConfigError
-
-PLAIN_SGD_BATCH_LIMIT = 8192
-"""Largest batch at which plain SGD kept its accuracy. Source: Goyal et al. 2017, fig. 1."""
+from hvdtrain.schedules import cycled_momentum, lr_scale, ramp, scheduled_lr
 
 
 @dataclass(frozen=True, order=True)
@@ -46,12 +43,12 @@ class Epoch:
     @property
     def image_size(self) -> int:
         """Side of training images in pixels."""
-        return self.phase.image_size
+        return self.phase.image_size_at(self.index - self.first_of_phase)
 
     @property
     def val_image_size(self) -> int:
         """Side of evaluation images in pixels."""
-        return self.phase.val_image_size or self.phase.image_size
+        return self.phase.val_image_size or self.phase.largest_image_size
 
     @property
     def rect_val(self) -> bool:
@@ -100,20 +97,34 @@ class Epoch:
 
     def lr(self, i: int) -> float:
         """Learning rate of step `i` of those left in this epoch."""
-        consumed = self.start + i * self.global_batch_size
-        return self.lr_at(self.index + consumed / self.num_samples)
+        return self.lr_at(self._time(i))
 
     def lr_at(self, t: float) -> float:
         """Learning rate at `t` epochs since the start of the run, at this epoch's batch."""
-        scale = lr_scale(self.rates, self.global_batch_size)
+        batch = self.global_batch_size
         if self.phase.lr is not None:
-            return scale * _phase_lr(self.phase, t - self.first_of_phase)
-        target = self.rates.base * scale * _shape(self.rates, t, self.total_epochs)
-        return _warmed(self.rates, target, t)
+            return lr_scale(self.rates, batch) * ramp(self.phase.lr, self._done(t))
+        return scheduled_lr(self.rates, t, self.total_epochs, batch)
 
     def momentum(self, i: int) -> float:
-        """SGD momentum of step `i`."""
-        return self.momentum_value
+        """Momentum (β1 of LAMB and AdamW) of step `i` of those left in this epoch."""
+        return self.momentum_at(self._time(i))
+
+    def momentum_at(self, t: float) -> float:
+        """Momentum at `t` epochs since the start of the run."""
+        if self.phase.momentum is not None:
+            return ramp(self.phase.momentum, self._done(t))
+        cycled = cycled_momentum(self.rates, t, self.total_epochs)
+        return self.momentum_value if cycled is None else cycled
+
+    def _time(self, i: int) -> float:
+        """Epochs since the start of the run when step `i` of those left in this epoch begins."""
+        consumed = self.start + i * self.global_batch_size
+        return self.index + consumed / self.num_samples
+
+    def _done(self, t: float) -> float:
+        """Share of the phase that has passed at `t`."""
+        return (t - self.first_of_phase) / self.phase.epochs
 
     def should_log(self, i: int, every: int) -> bool:
         """True at every `every`-th step of the epoch, and at its last."""
@@ -172,11 +183,20 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
             accumulate=cfg.train.accumulate,
             world_size=world_size,
             num_samples=samples,
-            momentum_value=cfg.optimizer.momentum,
+            momentum_value=cfg.optimizer.first_momentum,
         )
         _check_batch(first_epoch)
         epochs += [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
+    _check_momentum(cfg, epochs[0].momentum_value)
     return Plan(tuple(epochs), world_size, samples)
+
+
+def _check_momentum(cfg: Config, constant: float) -> None:
+    """Momentum that changes needs a momentum buffer, which the optimizer has only above 0."""
+    changing = [(f"phases.{i}.momentum", phase.momentum) for i, phase in enumerate(cfg.phases)]
+    for key, value in [("lr.cycle_momentum", cfg.lr.cycle_momentum), *changing]:
+        if value is not None and constant == 0:
+            raise ConfigError(f"{key}: {value} needs optimizer.momentum above 0, found 0")
 
 
 def _check_batch(epoch: Epoch) -> None:
@@ -193,78 +213,3 @@ def _check_batch(epoch: Epoch) -> None:
             f"{shard} images each of {epoch.world_size} ranks has ({epoch.num_samples} in all): "
             f"use at most {max(1, shard // epoch.accumulate)}"
         )
-
-
-def lr_scale(rates: LearningRate, global_batch_size: int) -> float:
-    """Factor on the base rate. Source: linear: Goyal et al. 2017, 2.1; sqrt: Krizhevsky 2014."""
-    k = global_batch_size / rates.base_batch
-    return {"linear": k, "sqrt": math.sqrt(k), "none": 1.0}[rates.scaling]
-
-
-def _shape(rates: LearningRate, t: float, total: int) -> float:
-    """Schedule factor at `t` of `total` epochs, 1 at its highest."""
-    if rates.schedule == "step":
-        return rates.gamma ** bisect.bisect_right(rates.milestones, t)
-    if rates.schedule == "cosine":
-        start = 0.0 if rates.warmup == "none" else rates.warmup_epochs
-        done = min(1.0, max(0.0, (t - start) / (total - start))) if total > start else 0.0
-        return 0.5 * (1 + math.cos(math.pi * done))
-    if rates.schedule == "piecewise":
-        return _interpolate(rates.points, t)
-    return 1.0
-
-
-def _interpolate(points: list[list[float]], t: float) -> float:
-    right = bisect.bisect_right([x for x, _ in points], t)
-    if right == 0:
-        return points[0][1]
-    if right == len(points):
-        return points[-1][1]
-    (x0, y0), (x1, y1) = points[right - 1 : right + 1]
-    return y0 + (y1 - y0) * (t - x0) / (x1 - x0)
-
-
-def _warmed(rates: LearningRate, target: float, t: float) -> float:
-    """Warmup from the unscaled base to the scaled rate. Source: Goyal et al. 2017, 2.2."""
-    if rates.warmup == "none" or t >= rates.warmup_epochs:
-        return target
-    start = min(rates.base, target)
-    if rates.warmup == "constant":
-        return start
-    return start + (target - start) * t / rates.warmup_epochs
-
-
-def _phase_lr(phase: Phase, t: float) -> float:
-    """The phase's own rate at `t` epochs since its start, at the reference batch."""
-    if isinstance(phase.lr, list):
-        return phase.lr[0] + (phase.lr[1] - phase.lr[0]) * t / phase.epochs
-    assert phase.lr is not None
-    return phase.lr
-
-
-def warnings(cfg: Config, plan: Plan) -> list[str]:
-    """Rules of large-batch training that the plan bends, one line each, with the reason."""
-    found: list[str] = []
-    largest = max(epoch.global_batch_size for epoch in plan.epochs)
-    if largest > PLAIN_SGD_BATCH_LIMIT:
-        found.append(
-            f"global batch {largest} with plain SGD: accuracy was kept up to "
-            f"{PLAIN_SGD_BATCH_LIMIT} only (Goyal et al. 2017, fig. 1)"
-        )
-    batches = sorted({phase.batch_per_worker for phase in cfg.phases})
-    if len(batches) > 1:
-        found.append(
-            f"batch-norm batch changes between phases ({', '.join(map(str, batches))}): "
-            "it is part of the loss being optimised (Goyal et al. 2017, 3.1)"
-        )
-    scheduled = any(phase.lr is None for phase in cfg.phases)
-    k = lr_scale(cfg.lr, plan.epochs[0].global_batch_size)
-    if scheduled and k >= 4 and cfg.lr.warmup == "none" and cfg.lr.schedule != "piecewise":
-        found.append(
-            f"learning rate scaled ×{k:g} without warmup: at ×32 this cost 1.2 points of "
-            "top-1 (Goyal et al. 2017, table 1)"
-        )
-    late = [m for m in cfg.lr.milestones if m >= len(plan.epochs)]
-    if scheduled and late and cfg.lr.schedule == "step":
-        found.append(f"milestones {late} lie beyond the last epoch, {len(plan.epochs)}")
-    return found

@@ -16,6 +16,8 @@ from torch import nn
 
 from hvdtrain.comm import Comm, Handle
 
+_BLOCK = 2**16
+
 
 class _Group:
     """Some parameters whose gradients lie in one flat buffer, fp32 [numel]."""
@@ -62,6 +64,9 @@ class Reducer:
         self.bytes_sent = 0
         """Bytes of gradients handed to allreduce, since the start of the run."""
         self._enabled = True
+        self._measuring = False
+        self._squares: list[list[torch.Tensor]] = []
+        self._before: list[torch.Tensor] = []
         self._backward_left = accumulate
         wire = torch.float16 if compression == "fp16" and comm.size > 1 else None
         # Gradients arrive in about the reverse order of the parameters.
@@ -74,9 +79,14 @@ class Reducer:
             for p in group.params:
                 p.register_post_accumulate_grad_hook(self._hook(group))
 
-    def start_step(self, *, communicate: bool = True) -> None:
-        """Zero all gradients; with `communicate=False` this step's stay this rank's own."""
+    def start_step(self, *, communicate: bool = True, measure: bool = False) -> None:
+        """Zero all gradients; with `communicate=False` this step's stay this rank's own.
+
+        `measure`: find what `part_squares` returns. Changes no gradient.
+        """
         self._enabled = communicate and self.comm.size > 1
+        self._measuring = measure
+        self._squares = [[]] if self._enabled else []
         self._backward_left = self.accumulate
         for group in self.groups:
             group.flat.zero_()
@@ -85,7 +95,18 @@ class Reducer:
         """Announce one micro-batch's backward pass; the last one sends."""
         self._backward_left -= 1
         for group in self.groups:
-            group.waiting_for = len(group.params)
+            group.waiting_for = sum(p.requires_grad for p in group.params)
+        if self._measuring and not self._enabled and self._squares:
+            self._before = [flat.clone() for flat in self.flats()]
+
+    def end_backward(self) -> None:
+        """Announce the end of one micro-batch's backward pass; needed in a measured step alone."""
+        if self._measuring and not self._enabled:
+            parts = self.flats()
+            if self._squares:  # before the first micro-batch all gradients are zero
+                torch._foreach_sub_(self._before, parts)
+                parts, self._before = self._before, []
+            self._squares.append([square(part) for part in parts])
 
     def finish(self) -> None:
         """Send what is left and wait for all; raises CommError where a peer is gone."""
@@ -107,6 +128,14 @@ class Reducer:
         """The flat gradient buffers, for norms and checks over all gradients at once."""
         return [group.flat for group in self.groups]
 
+    def part_squares(self) -> torch.Tensor:
+        """‖·‖² of the gradient's parts in a measured step that is finished, [parts] float64.
+
+        One part, this rank's share of the global gradient; on a single rank those of the
+        micro-batches.
+        """
+        return torch.stack([torch.stack(squares).sum() for squares in self._squares])
+
     def _hook(self, group: _Group):  # type: ignore[no-untyped-def]
         def ready(_: torch.Tensor) -> None:
             group.waiting_for -= 1
@@ -116,10 +145,22 @@ class Reducer:
         return ready
 
     def _send(self, group: _Group) -> None:
+        if self._measuring:
+            self._squares[0].append(square(group.flat))
         if group.wire is not group.flat:
             group.wire.copy_(group.flat)
         self.bytes_sent += group.wire.numel() * group.wire.element_size()
         group.handle = self.comm.sum_async_(group.wire, group.name)
+
+
+def square(flat: torch.Tensor) -> torch.Tensor:
+    """‖flat‖², a float64 scalar on the device, to about 1e-6.
+
+    By blocks: torch sums fp32 numbers on a CPU with an error that grows with their number, and in
+    float64 it takes twenty times as long.
+    """
+    norms = torch.stack(torch._foreach_norm(flat.split(_BLOCK)))
+    return norms.double().square().sum()
 
 
 def _split(params: list[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -17,9 +18,12 @@ from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import DataError
 from hvdtrain.mixing import Batch, Mixing
+from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.optim import optimizer_tensors, set_rates
+from hvdtrain.optim.agc import AdaptiveClipping
+from hvdtrain.optim.ema import Ema
 from hvdtrain.plan import Position
-from hvdtrain.reducer import Reducer
+from hvdtrain.reducer import Reducer, square
 
 SUMS = ("loss", "top1", "top5", "count")
 """What the vectors of sums of `train_step` and `evaluate` hold, in order."""
@@ -38,16 +42,25 @@ class State:
     autocast: torch.dtype | None
     label_smoothing: float
     clip_norm: float | None
+    agc: AdaptiveClipping | None = None
+    static_loss_scale: float | None = None
+    ema: Ema | None = None
+    noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     mixing: Mixing = field(default_factory=Mixing)
+    seed: int = 0
     position: Position = field(default_factory=Position)
     step: int = 0
     train_seconds: float = 0.0
     samples: int = 0
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [N, classes] in the run's precision."""
+    def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
+        """Logits [N, classes] in the run's precision; `averaged`: by the EMA if there is one."""
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            logits: torch.Tensor = self.model(images)
+            logits: torch.Tensor
+            if averaged and self.ema is not None:
+                logits = torch.func.functional_call(self.model, self.ema.tensors, (images,))
+            else:
+                logits = self.model(images)
         return logits.float()
 
 
@@ -65,33 +78,69 @@ def train_step(state: State, batch: Batch, lr: float, momentum: float) -> torch.
     """One update from this rank's share of the global batch; returns this rank's SUMS [4].
 
     The loss is the mean over the whole global batch, padding counted with weight 0.
-    Order: all gradients arrive → loss scale undone → clip → update, the same on every rank.
+    Order: all gradients arrive → loss scale undone → clip → update → average, the same on every
+    rank. An update whose gradients are not all finite is skipped where there is a loss scale.
     """
     reducer = state.reducer
-    reducer.start_step()
+    measured = state.noise.due(state.step)
+    _seed(state)
+    reducer.start_step(measure=measured)
     sums = _backward(state, batch)
     reducer.finish()
+    if measured:
+        _measure_noise(state, sums[:, -1], len(batch.labels) * state.comm.size)
     set_rates(state.optimizer, lr, momentum)
-    if state.clip_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        clip_(reducer.flats(), state.clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    _update(state)
     state.step += 1
-    return sums
+    return sums.sum(dim=0)
+
+
+def _seed(state: State) -> None:
+    """Give dropout and the like numbers that depend on (seed, rank, step) alone, so that a resumed
+    run draws the same ones."""
+    key = f"{state.seed}/{state.comm.rank}/{state.step}".encode()
+    number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    torch.default_generator.manual_seed(number)
+    if state.device.type == "cuda":
+        torch.cuda.default_generators[state.device.index or 0].manual_seed(number)
 
 
 def _backward(state: State, batch: Batch) -> torch.Tensor:
+    """All micro-batches, their gradients on the way; SUMS of each, [accumulate, 4]."""
     state.model.train()
-    parts = state.reducer.accumulate
-    sums = torch.zeros(len(SUMS), device=state.device)
-    for part in state.mixing.parts(batch, parts, state.position.epoch):
+    sums = []
+    for part in state.mixing.parts(batch, state.reducer.accumulate, state.position.epoch):
         logits = state.forward(part.images)
         loss = torch.dot(part.losses(logits, state.label_smoothing), part.weights)
         state.reducer.start_backward()
         state.scaler.scale(loss * (state.reducer.loss_scale / len(part.labels))).backward()
-        sums += _sums(logits.detach(), loss.detach(), part.labels, part.weights)
-    return sums
+        state.reducer.end_backward()
+        sums.append(_sums(logits.detach(), loss.detach(), part.labels, part.weights))
+    return torch.stack(sums)
+
+
+def _measure_noise(state: State, counts: torch.Tensor, planned: int) -> None:
+    """Note this step's gradients, which still carry the loss scale; `counts` [accumulate]."""
+    squares = state.reducer.part_squares()
+    big_square = torch.stack([square(flat) for flat in state.reducer.flats()]).sum()
+    loss_scale = state.scaler.scale(torch.ones((), device=state.device))
+    if len(squares) == 1:
+        counts = counts.sum(dim=0, keepdim=True)
+    state.noise.add(squares, counts, big_square, loss_scale, planned)
+
+
+def _update(state: State) -> None:
+    """Weights, loss scale and averages from the gradients as they are."""
+    if state.clip_norm is not None or state.agc is not None:
+        state.scaler.unscale_(state.optimizer)
+    if state.clip_norm is not None:
+        clip_(state.reducer.flats(), state.clip_norm)
+    if state.agc is not None:
+        state.agc()
+    state.scaler.step(state.optimizer)
+    state.scaler.update(state.static_loss_scale)
+    if state.ema is not None:
+        state.ema.update(state.step)
 
 
 def clip_(flats: list[torch.Tensor], max_norm: float) -> torch.Tensor:
@@ -113,7 +162,8 @@ def _sums(
 
 @torch.no_grad()
 def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
-    """Loss, top-1 and top-5 (0–1) over all `expected` images, each counted once on some rank.
+    """Loss, top-1 and top-5 (0–1) over all `expected` images, each counted once on some rank; of
+    the averaged weights, if the run keeps them.
 
     Raises DataError if the images counted are not `expected`.
     """
@@ -121,7 +171,7 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
     state.model.eval()
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=state.device)
     for batch in batches:
-        logits = state.forward(batch.images)
+        logits = state.forward(batch.images, averaged=True)
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
         loss = torch.dot(losses, batch.weights)
         sums += _sums(logits, loss, batch.labels, batch.weights)
@@ -133,7 +183,11 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
 
 def average_buffers(state: State) -> None:
     """Make the batch-norm statistics, which each rank keeps for itself, the mean over ranks."""
-    buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
+    named = {name: b for name, b in state.model.named_buffers() if b.is_floating_point()}
+    buffers = [*named.values()]
+    if state.ema is not None:
+        # The average over ranks of averages over time is that of the averages over ranks.
+        buffers += [state.ema.tensors[name] for name in named if name in state.ema.tensors]
     if state.comm.size == 1 or not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])
@@ -157,8 +211,7 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
             began = time.perf_counter()
             state.reducer.start_step(communicate=False)
             _backward(state, batch)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
+            _update(state)
             _synchronize(state.device)
             times.append(time.perf_counter() - began)
     return len(batch.labels) / statistics.median(times[1:])
@@ -167,12 +220,14 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
 @contextlib.contextmanager
 def restored(state: State) -> Iterator[None]:
     """Put back all that training changes when the context ends: weights, buffers, optimizer, loss
-    scale, random numbers, position and counts."""
+    scale, averages, random numbers, position and counts. Meanwhile no noise scale is measured."""
     tensors = [*state.model.state_dict().values()]
     tensors += optimizer_tensors(state.model, state.optimizer).values()
+    tensors += state.ema.tensors.values() if state.ema is not None else ()
     saved = [tensor.clone() for tensor in tensors]
     scaler: dict[str, Any] = state.scaler.state_dict()
     rng = torch.get_rng_state()
+    noise, state.noise = state.noise, NoiseMeter(every=0, parts=1)
     place = (state.position, state.step, state.samples, state.train_seconds)
     try:
         yield
@@ -182,6 +237,7 @@ def restored(state: State) -> Iterator[None]:
                 tensor.copy_(value)
         state.scaler.load_state_dict(scaler)
         torch.set_rng_state(rng)
+        state.noise = noise
         state.position, state.step, state.samples, state.train_seconds = place
 
 

@@ -15,10 +15,12 @@ from hvdtrain.checkpoint import save_checkpoint
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import Preempted, TrainingError
+from hvdtrain.parts import checkpoint_labels, free_parts
 from hvdtrain.plan import Epoch
-from hvdtrain.run import Run, checkpoint_labels, prepare, write_summary
+from hvdtrain.run import Run, prepare, whiten
 from hvdtrain.signals import StopSignals
 from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
+from hvdtrain.summary import write_summary
 from hvdtrain.telemetry.meter import Meter
 
 
@@ -63,10 +65,12 @@ def train_epoch(
     state, loaders, sinks = run.state, run.loaders, run.sinks
     meter = Meter(state.device)
     run.bad.start_epoch()
+    free_parts(state, run.cfg, epoch)
     stopping = False
     before = time.perf_counter()
     for i, batch in loaders.train(epoch, following):
         if i == 0:
+            whiten(run, batch.images)
             speed.enter(run, epoch, batch)
             meter.start(loaders.data_wait_s, state.reducer.wait_s)
             before = time.perf_counter()
@@ -92,6 +96,7 @@ def train_epoch(
                 run.bad.counts(),
             )
             masked, unlisted = round(values["bad_samples"]), round(values.pop("bad_unlisted"))
+            values["gradient_noise_scale"] = state.noise.drain(run.comm)
             loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, values, speed)
             if stopping and state.position.epoch == epoch.index:
@@ -105,14 +110,16 @@ class Speed:
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
-        self._baselines: dict[tuple[int, int], float] = {}
-        self._key = (0, 0)
-        self._actual_s: dict[tuple[int, int], float] = {}
-        self._ideal_s: dict[tuple[int, int], float] = {}
+        self._baselines: dict[tuple[int, ...], float] = {}
+        self._key: tuple[int, ...] = ()
+        self._actual_s: dict[tuple[int, ...], float] = {}
+        self._ideal_s: dict[tuple[int, ...], float] = {}
 
     def enter(self, run: Run, epoch: Epoch, batch: Any) -> None:
-        """Measure one worker alone at each new image size and batch; every rank must call."""
-        self._key = (epoch.image_size, epoch.batch_per_worker)
+        """Measure one worker alone at each new image size, batch and set of trained parts; every
+        rank must call."""
+        trained = epoch.phase_index if any(p.unfreeze for p in run.cfg.phases) else 0
+        self._key = (epoch.image_size, epoch.batch_per_worker, trained)
         if self._comm.size > 1 and self._key not in self._baselines:
             alone = torch.tensor([calibrate(run.state, batch)], dtype=torch.float64)
             self._baselines[self._key] = self._comm.sum_(alone, "calibrate").item()
@@ -134,7 +141,7 @@ class Speed:
 
 
 def _report(
-    run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, float], speed: Speed
+    run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any], speed: Speed
 ) -> None:
     state = run.state
     state.samples += round(values["samples"])

@@ -71,7 +71,7 @@ def enlargement(sizes: np.ndarray, short_side: int | None, phase: Phase, data: D
             sizes, draws, min_area=phase.min_crop_area, aspect=(low, high)
         )
     pixels = windows[:, 2:].prod(axis=1, dtype=np.int64)
-    factors: np.ndarray = phase.image_size / np.sqrt(pixels)
+    factors: np.ndarray = phase.largest_image_size / np.sqrt(pixels)
     return factors
 
 
@@ -107,7 +107,10 @@ class Reading:
 
 
 def readings(source: Source, data: Data, phases: list[Phase]) -> list[dict[str, Any]]:
-    """What training reads in each phase: fields of `Reading` and its `text`; [] unless packed."""
+    """What training reads in each phase: fields of `Reading` and its `text`; [] unless packed.
+
+    In a phase whose images grow it is what the epoch with the largest ones reads.
+    """
     if not isinstance(source, Packed):
         return []
     step = -(-len(source) // _SAMPLED)
@@ -116,7 +119,7 @@ def readings(source: Source, data: Data, phases: list[Phase]) -> list[dict[str, 
     means = {name: float(source.column(f"{name}.size").mean()) for name in source.about["copies"]}
     result = []
     for phase in phases:
-        side = training_side(phase.image_size, phase.min_crop_area, data.augment)
+        side = training_side(phase.largest_image_size, phase.min_crop_area, data.augment)
         copy: Copy = source.at(side)
         factors = [enlargement(sizes, side, phase, data) for side in (copy.short_side, None)]
         reading = Reading(

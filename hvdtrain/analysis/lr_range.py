@@ -11,7 +11,8 @@ import numpy as np
 
 from hvdtrain.errors import TrainingError
 from hvdtrain.mixing import Batch
-from hvdtrain.plan import Epoch, lr_scale
+from hvdtrain.plan import Epoch
+from hvdtrain.schedules import lr_scale
 from hvdtrain.step import State, restored, train_step
 from pipelines.loader import Loaders
 

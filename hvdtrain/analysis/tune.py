@@ -14,9 +14,9 @@ from hvdtrain.comm import Comm, together
 from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.load_config import parse_config
+from hvdtrain.parts import set_up
 from hvdtrain.paths import write_atomically
 from hvdtrain.plan import make_plan
-from hvdtrain.run import set_up
 
 
 def tune_lr(
@@ -85,8 +85,8 @@ def tuned_config(cfg: Config, trials: dict[int, list[Trial]], num_samples: int, 
     """
     most = num_samples // (ranks * cfg.train.accumulate)
     tuned: dict[str, Any] = cfg.model_dump()
-    for phase in tuned["phases"]:
-        phase["batch_per_worker"] = min(best(trials[phase["image_size"]]), most)
+    for phase, written in zip(cfg.phases, tuned["phases"], strict=True):
+        written["batch_per_worker"] = min(best(trials[phase.largest_image_size]), most)
     text = yaml.safe_dump(tuned, sort_keys=False, allow_unicode=True)
     make_plan(parse_config(text), ranks, num_samples)  # it is a config, and its plan stands
     return text

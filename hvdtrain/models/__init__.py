@@ -3,38 +3,99 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 
 from torch import nn
 
 from hvdtrain import config
 from hvdtrain.errors import ConfigError
-from hvdtrain.models import resnet, resnet_cifar
+from hvdtrain.models import external, nfnet, options, resnet, resnet_cifar, small, wide_resnet
+from hvdtrain.models.freezing import freeze
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+    "resnet18d": resnet.resnet18d,
+    "resnet34d": resnet.resnet34d,
+    "resnet50d": resnet.resnet50d,
+    "resnet101d": resnet.resnet101d,
+    "nf_resnet26": nfnet.nf_resnet26,
+    "nf_resnet50": nfnet.nf_resnet50,
+    "nf_resnet101": nfnet.nf_resnet101,
+    "nf_resnet11_cifar": nfnet.nf_resnet11_cifar,
+    "nfnet_f0": nfnet.nfnet_f0,
+    "nfnet_f1": nfnet.nfnet_f1,
+    "nfnet_f2": nfnet.nfnet_f2,
+    "nfnet_f3": nfnet.nfnet_f3,
+    "nfnet_f4": nfnet.nfnet_f4,
+    "nfnet_f5": nfnet.nfnet_f5,
+    "nfnet_f6": nfnet.nfnet_f6,
     "resnet8_cifar": resnet_cifar.resnet8_cifar,
     "resnet11_cifar": resnet_cifar.resnet11_cifar,
     "resnet20_cifar": resnet_cifar.resnet20_cifar,
     "resnet56_cifar": resnet_cifar.resnet56_cifar,
     "resnet8_gn": resnet_cifar.resnet8_gn,
+    "preact_resnet18": wide_resnet.preact_resnet18,
+    "wrn16": wide_resnet.wrn16,
+    "wrn22": wide_resnet.wrn22,
+    "wrn28": wide_resnet.wrn28,
+    "wrn34": wide_resnet.wrn34,
+    "resnet9": small.resnet9,
+    "airbench94": small.airbench94,
+    "vgg_small": small.vgg_small,
 }
-"""Name → function(num_classes, zero_gamma) that makes the network with its starting weights."""
+"""Name → function(num_classes) that makes the network with its starting weights. It takes
+`zero_gamma` and `width` if they mean something to it."""
 
 
 def build_model(model: config.Model, num_classes: int) -> nn.Module:
-    """The network `model.name`: [N, 3, H, W] float32 → [N, num_classes] logits.
+    """The network `model.name` as `model` says: [N, 3, H, W] float32 → [N, num_classes] logits.
 
-    Weights are drawn from torch's global generator: seed it first.
-    Raises ConfigError for a name that is not in `MODELS`.
+    Weights are drawn from torch's global generator: seed it first. `model.weights` is not read
+    here: `weights.load_weights` does it, on one rank. What `model.freeze` names is frozen.
+    Raises ConfigError for an unknown name, or an option that the network does not have.
     """
+    if model.name.startswith(external.PREFIXES):
+        network = external.build(model.name, num_classes)
+    else:
+        network = _build_own(model, num_classes)
+    options.apply_options(network, model)
+    freeze(network, model.freeze)
+    return network
+
+
+def describe_models() -> list[str]:
+    """One line per model: its name, what is told of it, and the options it takes."""
+    lines = []
+    for name, make in MODELS.items():
+        about = (make.__doc__ or "").split("\n")[0]
+        width = inspect.signature(make).parameters.get("width")
+        note = f" model.width: {width.default} if not set." if width else ""
+        lines.append(f"{name:<16}  {about}{note}")
+    return [*lines, *external.describe()]
+
+
+def _build_own(model: config.Model, num_classes: int) -> nn.Module:
     if model.name not in MODELS:
         nearest = difflib.get_close_matches(model.name, MODELS, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise ConfigError(
             f"model.name: {model.name}: unknown model; {hint}known: {', '.join(MODELS)}"
         )
-    return MODELS[model.name](num_classes=num_classes, zero_gamma=model.zero_gamma)
+    make = MODELS[model.name]
+    takes = inspect.signature(make).parameters
+    arguments: dict[str, int | bool] = {"num_classes": num_classes}
+    if "zero_gamma" in takes:
+        arguments["zero_gamma"] = model.zero_gamma
+    if model.width is not None:
+        if "width" not in takes:
+            wide = [
+                name for name, f in MODELS.items() if "width" in inspect.signature(f).parameters
+            ]
+            raise ConfigError(f"model.width: {model.name} has one width; use {', '.join(wide)}")
+        arguments["width"] = model.width
+    return make(**arguments)

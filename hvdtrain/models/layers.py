@@ -1,10 +1,11 @@
-"""Pieces that the networks share: convolutions, norms, and the starting weights."""
+"""Pieces that the networks share: convolutions, norms, heads, and the starting weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 Norm = Callable[[int], nn.Module]
 """Makes the normalisation layer for a number of channels."""
@@ -28,6 +29,43 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
+class Network(nn.Module):
+    """A network that ends in pooling, dropout and one linear layer, by these names."""
+
+    pool: nn.Module
+    """[N, C, H, W] → [N, C', 1, 1]."""
+    classifier: nn.Linear
+    dropout: float = 0.0
+    """Share of the pooled features that is zeroed in training."""
+
+    def classify(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] → [N, num_classes] logits."""
+        pooled = self.pool(features).flatten(1)
+        if self.dropout:
+            pooled = functional.dropout(pooled, self.dropout, self.training)
+        logits: Tensor = self.classifier(pooled)
+        return logits
+
+
+class ResidualBlock(nn.Module):
+    """A block whose residual branch may be dropped, image by image, in training."""
+
+    drop_rate: float = 0.0
+    """Probability that the branch is dropped (stochastic depth)."""
+
+    def drop(self, branch: Tensor) -> Tensor:
+        """`branch` [N, ...] with whole images zeroed at `drop_rate`, the others scaled up to keep
+        the mean; unchanged in evaluation.
+
+        Source: Huang et al. 2016, https://arxiv.org/abs/1603.09382 (there without the scaling).
+        """
+        if not self.drop_rate or not self.training:
+            return branch
+        keep = 1.0 - self.drop_rate
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        return branch * branch.new_empty(shape).bernoulli_(keep).div_(keep)
+
+
 def init_weights(model: nn.Module) -> None:
     """He's normal init (fan out) for convolutions, N(0, 0.01) and zero bias for linear layers.
 
@@ -40,4 +78,5 @@ def init_weights(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.01)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

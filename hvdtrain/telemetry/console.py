@@ -51,6 +51,8 @@ def train_text(values: dict[str, Any]) -> str:
     ]
     if values.get("efficiency"):
         parts.append(f"efficiency {values['efficiency']:.0%}")
+    if values.get("gradient_noise_scale"):
+        parts.append(f"noise scale {values['gradient_noise_scale']:,.0f}")
     if values["data_wait_ratio"] >= 0.05:
         parts.append(f"waits for data {values['data_wait_ratio']:.0%}")
     return "  ".join(parts)

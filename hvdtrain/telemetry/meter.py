@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ class Meter:
         comm_wait_s: float,
         stop: bool,
         bad: tuple[int, int] = (0, 0),
-    ) -> tuple[dict[str, float], bool]:
+    ) -> tuple[dict[str, Any], bool]:
         """Values over all ranks since `start`, and whether any rank wants to stop.
 
         loss (mean per image), top1 and top5 (0–1), images_per_second (all ranks), step_seconds

@@ -49,6 +49,10 @@ class Exporter:
                 "scaling_efficiency_ratio",
                 "Throughput over that of as many workers that do not communicate.",
             ),
+            "gradient_noise_scale": gauge(
+                "gradient_noise_scale_images",
+                "Global batch at which noise and signal of the gradient are equal.",
+            ),
             "val_loss": gauge("val_loss", "Loss per image of the last evaluation."),
             "val_top1": gauge("val_top1_ratio", "Top-1 accuracy of the last evaluation."),
             "val_top5": gauge("val_top5_ratio", "Top-5 accuracy of the last evaluation."),

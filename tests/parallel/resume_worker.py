@@ -13,8 +13,8 @@ import torch
 
 from hvdtrain.comm import Comm, init_comm
 from hvdtrain.load_config import parse_config
+from hvdtrain.parts import open_loaders, share_data
 from hvdtrain.plan import Plan, Position, make_plan
-from hvdtrain.run import open_loaders, share_data
 from pipelines.loader import Loaders
 
 CONFIG = """

@@ -1,5 +1,7 @@
 """The networks: sizes, shapes, starting weights, and what the recipes need of them."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,8 @@ from hvdtrain.models import MODELS, build_model
 from hvdtrain.models.resnet import BasicBlock, Bottleneck
 
 CIFAR = ["resnet8_cifar", "resnet11_cifar", "resnet20_cifar", "resnet56_cifar", "resnet8_gn"]
+LARGE = [f"nfnet_f{i}" for i in range(1, 7)]  # nfnet_f0 with more of the same blocks
+SMALL = ["resnet9", "airbench94", "vgg_small", "preact_resnet18", "wrn22", "nf_resnet11_cifar"]
 
 
 def parameters(model: nn.Module) -> int:
@@ -24,9 +28,19 @@ def parameters(model: nn.Module) -> int:
         ("resnet34", 1000, 21_797_672),
         ("resnet50", 1000, 25_557_032),
         ("resnet101", 1000, 44_549_160),
+        ("resnet152", 1000, 60_192_808),
+        # timm 1.0, its own count
+        ("resnet18d", 1000, 11_708_744),
+        ("resnet34d", 1000, 21_816_904),
+        ("resnet50d", 1000, 25_576_264),
+        ("resnet101d", 1000, 44_568_392),
         # He et al. 2015, table 6: 0.27 M and 0.85 M
         ("resnet20_cifar", 10, 272_474),
         ("resnet56_cifar", 10, 855_770),
+        # the published code of Page 2018; weights and biases of Jordan 2024 (1.97 M) and the
+        # 1,152 norm scales that stay 1
+        ("resnet9", 10, 6_573_120),
+        ("airbench94", 10, 1_971_640 + 1_152),
     ],
 )
 def test_parameter_count_is_the_published_one(name: str, classes: int, expected: int) -> None:
@@ -64,21 +78,72 @@ def test_resnet50_costs_the_published_multiplications() -> None:
     assert total == 4_089_184_256
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in LARGE])
 def test_any_image_size_and_class_count(name: str) -> None:
-    model = build_model(config.Model(name=name), num_classes=7).eval()
-    with torch.no_grad():
-        for height, width in [(32, 32), (48, 40)]:
-            assert model(torch.randn(2, 3, height, width)).shape == (2, 7)
+    with torch.device("meta"):
+        model = build_model(config.Model(name=name), num_classes=7).eval()
+        for height, width in [(32, 32), (48, 40), (193, 225)]:
+            assert model(torch.empty(2, 3, height, width)).shape == (2, 7)
+    assert isinstance(model.classifier, nn.Linear)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", *CIFAR])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_what_is_said_of_a_models_size_is_so(name: str) -> None:
+    text = MODELS[name].__doc__
+    counts = re.findall(r"([\d,]{6,}) parameters", text)
+    with torch.device("meta"):
+        found = parameters(MODELS[name]())
+    for count in counts:
+        classes = int(re.search(r"(\d+) classes", text)[1])
+        with torch.device("meta"):
+            assert parameters(MODELS[name](num_classes=classes)) == int(count.replace(",", ""))
+    if millions := re.search(r"([\d.]+) million", text):
+        assert f"{found / 1e6:.1f}" == millions[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "millions"),
+    # Zagoruyko and Komodakis 2016, tables 2, 3 and 5
+    [
+        ("wrn16", 8, 11.0),
+        ("wrn16", 10, 17.1),
+        ("wrn22", 8, 17.2),
+        ("wrn22", 10, 26.8),
+        ("wrn28", 10, 36.5),
+    ],
+)
+def test_wide_resnets_have_the_published_size(name: str, width: int, millions: float) -> None:
+    with torch.device("meta"):
+        model = build_model(config.Model(name=name, width=width), num_classes=10)
+    assert round(parameters(model) / 1e6, 1) == millions
+    # depth = 6n + 4: convolutions of the branches, the stem, and the three projections
+    depth = int(name.removeprefix("wrn"))
+    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == depth - 4 + 1 + 3
+
+
+def test_resnet_d_sees_every_pixel_in_its_shortcuts() -> None:
+    """A 1×1 convolution of stride 2 ignores three pixels of four; the mean before it does not."""
+    torch.manual_seed(0)
+    for name, seen in (("resnet18", 1 / 4), ("resnet18d", 1.0)):
+        path = MODELS[name]().eval().stages[1][0].shortcut
+        x = torch.randn(1, 64, 8, 8, requires_grad=True)
+        path(x).sum().backward()
+        assert (x.grad != 0).float().mean() == seen
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "resnet18d", "nf_resnet26", *CIFAR, *SMALL]
+)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(config.Model(name=name, zero_gamma=False), num_classes=5)
     loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4))
     loss.backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    without = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert without == []
 
 
@@ -133,7 +198,7 @@ def test_group_norm_net_does_not_look_across_images() -> None:
     assert not list(model.buffers())
 
 
-@pytest.mark.parametrize("name", ["resnet18", *CIFAR])
+@pytest.mark.parametrize("name", ["resnet18", "nf_resnet26", *CIFAR, *SMALL])
 def test_channels_last_and_bf16_give_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(config.Model(name=name, zero_gamma=False), num_classes=10).eval()

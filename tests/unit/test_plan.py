@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.load_config import parse_config
-from hvdtrain.plan import Plan, Position, make_plan, warnings
+from hvdtrain.plan import Plan, Position, make_plan
+from hvdtrain.plan_report import plan_dict, plan_text
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -178,6 +179,27 @@ def test_rate_follows_the_batch_of_the_phase() -> None:
     assert plan.epochs[4].lr(0) == pytest.approx(0.0125)
 
 
+def test_images_grow_within_a_phase() -> None:
+    plan = plan_of(
+        "phases:\n"
+        "  - {epochs: 2, image_size: 96, batch_per_worker: 10}\n"
+        "  - {epochs: 8, image_size: [96, 224], batch_per_worker: 10}\n"
+        "  - {epochs: 4, image_size: [17, 33], size_multiple: 4, batch_per_worker: 10}\n"
+        "  - {epochs: 3, image_size: [64, 32], size_multiple: 8, batch_per_worker: 10}\n"
+    )
+    sizes = [epoch.image_size for epoch in plan.epochs]
+    assert sizes[:2] == [96, 96]
+    # 96 + 16·e to the nearest multiple of 32, halves to the even one
+    assert sizes[2:10] == [96, 128, 128, 128, 160, 192, 192, 192]
+    assert sizes[10:14] == [17, 20, 24, 28]
+    assert sizes[14:] == [64, 56, 40]
+    assert [epoch.val_image_size for epoch in plan.epochs][1:] == [96] + [192] * 8 + [28] * 4 + [
+        64
+    ] * 3
+    resumed = next(plan.epochs_from(Position(5, 300)))
+    assert resumed.image_size == sizes[5]
+
+
 def test_rates_do_not_depend_on_how_often_the_run_was_resumed() -> None:
     text = "lr: {schedule: cosine}\nphases: [{epochs: 10, batch_per_worker: 30}]"
     whole = plan_of(text, 2)
@@ -196,18 +218,35 @@ def test_refused_plans() -> None:
         make_plan(parse_config(text), 1)
 
 
-def test_warnings() -> None:
-    def told(text: str, ranks: int) -> list[str]:
-        cfg = parse_config(text)
-        return warnings(cfg, make_plan(cfg, ranks, 10**6))
-
-    fine = "phases: [{epochs: 90, batch_per_worker: 32}]\n"
-    assert told(fine, 256) == []
-    assert "global batch 16384" in told(fine, 512)[0]
-    assert "without warmup" in told(fine + "lr: {warmup: none}", 256)[0]
-    changed = "phases: [{epochs: 45, batch_per_worker: 32}, {epochs: 45, batch_per_worker: 8}]"
-    assert "batch-norm batch changes" in told(changed, 8)[0]
-    assert "beyond the last epoch" in told("phases: [{epochs: 50}]", 8)[0]
+def test_the_text_tells_what_the_phases_change() -> None:
+    cfg = parse_config(
+        "model: {name: wrn22, width: 6, pool: concat, blurpool: true, dropout: 0.1}\n"
+        "optimizer: {name: lars, agc: 0.02, decay_norms_and_biases: true}\n"
+        "train: {ema_decay: 0.999}\n"
+        "lr: {warmup: none, schedule: polynomial}\n"
+        "phases:\n"
+        "  - {epochs: 4, image_size: [32, 96], batch_per_worker: 32, momentum: [0.8, 0.9]}\n"
+        "  - {epochs: 2, image_size: 96, batch_per_worker: 32}\n"
+    )
+    plan = make_plan(cfg, 2, 640)
+    text = plan_text(cfg, plan)
+    for fact in (
+        "32-64 px",  # 32, then 48, 64 and 80, halves to the even multiple of 32
+        "wrn22, width 6, concat pooling, blurpool, dropout 0.1",
+        "LARS",
+        "AGC 0.02, classifier excluded",
+        "0.0001 on all parameters",
+        "moving average of the weights, decay 0.999",
+        "polynomial: (1 - share done)^2",
+        "0.8-0.9 by phase",
+        "epoch      0  0.025, momentum 0.8",
+        "epoch      4  0.0027778 → 0.0027778, momentum 0.9",
+    ):
+        assert fact in text
+    phases = plan_dict(cfg, plan)["phases"]
+    assert [phase["image_size_last"] for phase in phases] == [64, 96]
+    assert phases[0]["momentum_first"] == 0.8
+    assert phases[0]["momentum_last"] == pytest.approx(0.8 + 0.1 * 39 / 40)
 
 
 def test_plan_and_help_import_neither_torch_nor_horovod_nor_dali() -> None:

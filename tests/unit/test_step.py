@@ -14,7 +14,9 @@ from torch.nn import functional
 from hvdtrain.comm import Solo
 from hvdtrain.config import Config, Optimizer
 from hvdtrain.errors import DataError
+from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.optim import build_optimizer, optimizer_tensors, set_rates
+from hvdtrain.optim.ema import Ema
 from hvdtrain.reducer import Reducer
 from hvdtrain.step import State, calibrate, evaluate, resolve_precision, train_step
 
@@ -191,10 +193,13 @@ def test_evaluation_counts_every_image_once_or_says_so() -> None:
 
 def test_calibration_leaves_no_trace() -> None:
     state = state_of(network(norm=True), accumulate=2)
+    state.ema = Ema(state.model, 0.9)
+    state.noise = noise = NoiseMeter(every=1, parts=2)
     train_step(state, images(8), 0.1, 0.9)
 
     def everything() -> list[torch.Tensor]:
-        tensors = [*state.model.state_dict().values()]
+        assert state.ema is not None
+        tensors = [*state.model.state_dict().values(), *state.ema.tensors.values()]
         tensors += optimizer_tensors(state.model, state.optimizer).values()
         return [t.clone() for t in tensors] + [torch.get_rng_state()]
 
@@ -202,6 +207,9 @@ def test_calibration_leaves_no_trace() -> None:
     assert calibrate(state, images(8)) > 0
     assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
     assert state.step == 1
+    assert state.noise is noise
+    state.noise.drain(state.comm)
+    assert noise.scale.measured == 1
 
 
 def test_precision_on_a_cpu() -> None:

@@ -67,7 +67,8 @@ def test_endpoint_serves_what_was_observed() -> None:
         exporter.observe_step(0.75, 32, 0.3, 0.05, 8000)
         exporter.write("train", {"loss": 2.5, "top1": 0.25, "lr": 0.1, "image_size": 128})
         exporter.write("eval", {"loss": 1.5, "top1": 0.5, "top5": 0.9})
-        exporter.write("train", {"efficiency": None})
+        exporter.write("train", {"gradient_noise_scale": 1310.5})
+        exporter.write("train", {"efficiency": None, "gradient_noise_scale": None})
         found = scrape(port)
     finally:
         exporter.close()
@@ -83,6 +84,7 @@ def test_endpoint_serves_what_was_observed() -> None:
         "hvdtrain_top1_ratio": 0.25,
         "hvdtrain_learning_rate": 0.1,
         "hvdtrain_image_size_pixels": 128.0,
+        "hvdtrain_gradient_noise_scale_images": 1310.5,
         "hvdtrain_val_loss": 1.5,
         "hvdtrain_val_top1_ratio": 0.5,
         "hvdtrain_val_top5_ratio": 0.9,
@@ -144,6 +146,7 @@ def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
         "  efficiency 93%  waits for data 20%"
     )
     assert "efficiency" not in train_text({**TRAIN, "efficiency": None})
+    assert "  noise scale 1,310  " in train_text({**TRAIN, "gradient_noise_scale": 1310.4})
     plain = Plain()
     plain.write("train", TRAIN)
     plain.write("train", TRAIN)  # too soon after the first

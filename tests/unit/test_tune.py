@@ -15,12 +15,12 @@ import yaml
 from hvdtrain.analysis import largest_batch, lr_range, tune
 from hvdtrain.analysis.largest_batch import Memory, Trial, best
 from hvdtrain.comm import Solo
-from hvdtrain.config import Config
+from hvdtrain.config import Config, Phase
 from hvdtrain.errors import ConfigError, ResourceError, TrainingError
 from hvdtrain.load_config import parse_config
 from hvdtrain.optim import optimizer_tensors
+from hvdtrain.parts import Parts, set_up
 from hvdtrain.plan import make_plan
-from hvdtrain.run import Parts, set_up
 from hvdtrain.step import train_step
 
 CONFIG = """
@@ -206,6 +206,9 @@ def test_the_tuned_config_is_a_config_whose_rate_follows(digits_root: Path) -> N
     assert [phase.batch_per_worker for phase in tuned.phases] == [64, 718]
     plan = make_plan(tuned, 2, 1437)
     assert plan.epochs[0].lr(0) == pytest.approx(0.1 * 2 * 64 / 16)
+    grows = Phase(epochs=3, image_size=[16, 28], size_multiple=4)
+    growing = tune.tuned_config(cfg.model_copy(update={"phases": [grows]}), trials, 1437, 2)
+    assert parse_config(growing).phases[0].batch_per_worker == 718  # that of 24 px
     assert yaml.safe_load(tune.tuned_config(cfg, trials, 1437, 2))["lr"]["base"] == 0.1
 
 

@@ -52,3 +52,5 @@ def test_the_plan_is_told_what_each_phase_reads(folder, tmp_path):
     assert found[2]["enlarged"] == found[2]["enlarged_from_original"]
     assert found[0]["text"].startswith("copy 32 (")
     assert readings(open_source(str(folder), "data.train"), Data(), phases) == []
+    growing = [Phase(epochs=4, image_size=[24, 44], size_multiple=4)]
+    assert readings(source, Data(), growing) == [found[1]]  # up to 40

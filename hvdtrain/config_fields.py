@@ -1,0 +1,25 @@
+"""What the sections of the configuration are made of: their base and the ranges of numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+InsideUnit = Annotated[float, Field(gt=0, lt=1)]
+AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+ImageSide = Annotated[int, Field(ge=8)]
+
+
+class Section(BaseModel):
+    """One mapping of the file. Frozen, strict, and no key is accepted that it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )

@@ -1,0 +1,60 @@
+"""Parameters that are not trained, by the names of the modules they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hvdtrain.errors import ConfigError
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Train nothing of the modules `prefixes` ("stem", "stages.0", …).
+
+    Batch norms among them stay in evaluation: their running statistics are used and kept.
+    Raises ConfigError for a prefix that names nothing, or if nothing is left to train.
+    """
+    for module in _modules(model, prefixes, "model.freeze"):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+        if isinstance(module, _BatchNorm):
+            module.eval()
+            module.train = partial(_stay, module)  # type: ignore[method-assign, assignment]
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"model.freeze: {', '.join(prefixes)}: nothing is left to train")
+
+
+def unfreeze(model: nn.Module, prefixes: Sequence[str]) -> None:
+    """Undo `freeze` for the modules `prefixes`; what a network itself keeps fixed stays so.
+
+    Raises ConfigError for a prefix that names nothing.
+    """
+    for module in _modules(model, prefixes, "unfreeze"):
+        fixed = getattr(module, "fixed", ())
+        for name, parameter in module.named_parameters(recurse=False):
+            parameter.requires_grad_(name not in fixed)
+        if isinstance(module, _BatchNorm):
+            module.__dict__.pop("train", None)
+            module.train(model.training)
+
+
+def _stay(module: nn.Module, _mode: bool = True) -> nn.Module:
+    return module
+
+
+def _modules(model: nn.Module, prefixes: Sequence[str], key: str) -> Iterator[nn.Module]:
+    """All modules below those named."""
+    named = dict(model.named_modules())
+    for prefix in prefixes:
+        module = named.get(prefix) if prefix else None
+        if module is None or not any(True for _ in module.parameters()):
+            known = [
+                name
+                for name, part in named.items()
+                if name and name.count(".") <= 1 and any(True for _ in part.parameters())
+            ]
+            raise ConfigError(f"{key}: {prefix}: no such part; known: {', '.join(known)}")
+        yield from module.modules()

@@ -1,0 +1,107 @@
+"""What `model:` can change in any network: pooling, dropout, stochastic depth, blurred strides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hvdtrain import config
+from hvdtrain.errors import ConfigError
+from hvdtrain.models.layers import Network, ResidualBlock, init_weights
+
+
+def apply_options(model: nn.Module, cfg: config.Model) -> None:
+    """Change `model` as `cfg` says; raises ConfigError where it has nothing to be changed."""
+    if not isinstance(model, Network):
+        for key in ("width", "pool", "dropout", "stochastic_depth"):
+            if getattr(cfg, key) is not None:
+                raise ConfigError(f"model.{key}: {cfg.name} is not one of hvdtrain's own networks")
+    if isinstance(model, Network):
+        if cfg.pool is not None:
+            set_pool(model, cfg.pool)
+        if cfg.dropout is not None:
+            model.dropout = cfg.dropout
+        if cfg.stochastic_depth is not None and not set_stochastic_depth(
+            model, cfg.stochastic_depth
+        ):
+            raise ConfigError(f"model.stochastic_depth: {cfg.name} has no residual blocks")
+    if cfg.blurpool and not use_blurpool(model):
+        raise ConfigError(
+            f"model.blurpool: {cfg.name} has no plain strided convolutions of 16 or more inputs"
+        )
+
+
+class ConcatPool(nn.Module):
+    """Largest and mean value of every channel: [N, C, H, W] → [N, 2C, 1, 1].
+
+    Source: Howard et al., fastai (AdaptiveConcatPool2d), https://docs.fast.ai/layers.html
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)], 1)
+
+
+def set_pool(model: Network, kind: str) -> None:
+    """Pool by mean (`avg`), or by maximum and mean (`concat`), with a fitting new classifier."""
+    if kind == "avg":
+        model.pool = nn.AdaptiveAvgPool2d(1)
+        return
+    old = model.classifier
+    model.pool = ConcatPool()
+    model.classifier = nn.Linear(2 * old.in_features, old.out_features, old.bias is not None)
+    init_weights(model.classifier)
+
+
+def set_stochastic_depth(model: nn.Module, rate: float) -> int:
+    """Drop the branch of block i of L at rate·i/L, i from 0; returns L.
+
+    Source: Brock et al. 2021, https://arxiv.org/abs/2102.06171 (Huang et al. 2016 count from 1).
+    """
+    blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    for i, block in enumerate(blocks):
+        block.drop_rate = rate * i / len(blocks)
+    return len(blocks)
+
+
+class BlurConv2d(nn.Conv2d):
+    """A convolution whose input is blurred first by [1, 2, 1] ⊗ [1, 2, 1] / 16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Two 2×2 means in a row are that filter, zeros beyond the border included.
+        x = functional.avg_pool2d(functional.avg_pool2d(x, 2, 1, padding=1), 2, 1)
+        return super().forward(x)
+
+
+def use_blurpool(model: nn.Module) -> int:
+    """Blur the input of all strided convolutions of 16 or more inputs; returns how many there are.
+
+    Parameters keep their names and values.
+    Source: Zhang 2019, https://arxiv.org/abs/1904.11486; which convolutions: ffcv-imagenet.
+    """
+    found = [
+        module
+        for module in model.modules()
+        if type(module) is nn.Conv2d and max(module.stride) > 1 and module.in_channels >= 16
+    ]
+    for module in found:
+        module.__class__ = BlurConv2d  # the same convolution with another input
+    return len(found)
+
+
+def classifier_of(model: nn.Module) -> nn.Linear | None:
+    """The layer that gives the logits: `classifier`, in other libraries' networks the last linear
+    layer; None if there is none."""
+    if isinstance(model, Network):
+        return model.classifier
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return layers[-1] if layers else None
+
+
+def is_random(model: nn.Module) -> bool:
+    """Whether the forward pass in training draws random numbers; of other libraries' networks it
+    is taken for granted."""
+    if not isinstance(model, Network):
+        return True
+    blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))
+    return model.dropout > 0 or any(block.drop_rate > 0 for block in blocks)

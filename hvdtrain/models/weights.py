@@ -1,0 +1,162 @@
+"""Weights from a file as the start of a run: other classes, other names, another family."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hvdtrain.errors import CheckpointError
+from hvdtrain.models.convert import resnet_to_nf
+from hvdtrain.models.nfnet import NFNet
+from hvdtrain.models.options import classifier_of
+from hvdtrain.models.resnet import ResNet
+
+Tensors = dict[str, Tensor]
+
+RENAMED = (
+    (r"^conv1\.weight$", "stem.0.weight"),
+    (r"^bn1\.", "stem.1."),
+    (r"^conv1\.(\d)\.", r"stem.\1."),
+    (r"\.bn(\d)\.", r".norm\1."),
+    (r"\.downsample\.", ".shortcut."),
+    (r"^fc\.", "classifier."),
+)
+"""The names of torchvision's and timm's ResNets → ours; `layer1` … `layer4` are counted from 0."""
+
+_FAULTS = (
+    safetensors.SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+"""What the readers raise over a file that is none of theirs."""
+
+
+def load_weights(model: nn.Module, path: str | Path) -> list[str]:
+    """Copy the weights in `path` into `model`; returns what there is to tell about it, in lines.
+
+    A classifier of another size keeps its starting weights. Everything else must fit: raises
+    CheckpointError that names what does not, and `model` is then untouched.
+    """
+    tensors = read_tensors(Path(path))
+    notes = []
+    if isinstance(model, (ResNet, NFNet)):
+        tensors = rename_resnet(tensors)
+    if isinstance(model, NFNet) and "stem.1.running_var" in tensors:
+        tensors = _converted(model, tensors, path)
+        notes.append(
+            f"{path}: batch norms folded into an NF-ResNet; kernel means and inner ReLUs differ: "
+            "fine-tune it"
+        )
+    target = {k: v for k, v in model.state_dict().items() if not _is_counter(k)}
+    tensors = {k: v for k, v in tensors.items() if not _is_counter(k)}
+    if note := _without_other_head(model, tensors, target):
+        notes.append(f"{path}: {note}")
+    _check(path, tensors, target)
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(tensors[name])
+    return [f"{path}: {len(target)} tensors loaded", *notes]
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Name → tensor of a safetensors or torch file; nothing that the file holds is run.
+
+    Also within `state_dict` or `model`, and with the `module.` of data-parallel wrappers.
+    Raises CheckpointError if it is no such file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"model.weights: {path}: {error.strerror or error}") from None
+    except _FAULTS as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"model.weights: {path}: not a safetensors file or torch file of tensors alone: {reason}"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"model.weights: {path}: expected a dictionary of tensors by name")
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def rename_resnet(tensors: Tensors) -> Tensors:
+    """`tensors` by our names if they have those of torchvision's or timm's ResNet."""
+    if "layer1.0.conv1.weight" not in tensors:
+        return tensors
+    deep = "conv1.0.weight" in tensors
+    renamed = {}
+    for name, tensor in tensors.items():
+        if deep:
+            name = re.sub(r"^bn1\.", "stem.7.", name)  # noqa: PLW2901
+        for pattern, ours in RENAMED:
+            name = re.sub(pattern, ours, name)  # noqa: PLW2901
+        new = re.sub(r"^layer(\d)", lambda found: f"stages.{int(found[1]) - 1}", name)
+        renamed[new] = tensor
+    return renamed
+
+
+def _converted(model: NFNet, tensors: Tensors, path: str | Path) -> Tensors:
+    last = f"stages.{len(model.depths) - 1}.{model.depths[-1]}.conv1.weight"
+    try:
+        if last in tensors or model.activation != "relu":
+            raise KeyError(last)
+        return resnet_to_nf(tensors, model.depths)
+    except KeyError as error:
+        raise CheckpointError(
+            f"model.weights: {path}: a ResNet that is not of this NF-ResNet's depths, "
+            f"{model.depths} ({error.args[0]})"
+        ) from None
+
+
+def _without_other_head(model: nn.Module, tensors: Tensors, target: Tensors) -> str | None:
+    """Take a classifier that does not fit out of both; returns what to tell."""
+    head = classifier_of(model)
+    name = next((name for name, module in model.named_modules() if module is head), None)
+    if head is None or name is None:
+        return None
+    found = tensors.get(f"{name}.weight")
+    if found is not None and found.shape == head.weight.shape:
+        return None
+    for key in ("weight", "bias"):
+        tensors.pop(f"{name}.{key}", None)
+        target.pop(f"{name}.{key}", None)
+    was = "none" if found is None else f"{found.shape[1]} → {found.shape[0]}"
+    return (
+        f"{name} starts anew: the file has {was}, this model "
+        f"{head.in_features} → {head.out_features}"
+    )
+
+
+def _check(path: str | Path, tensors: Tensors, target: Tensors) -> None:
+    wrong = [f"{name} is missing" for name in target.keys() - tensors.keys()]
+    wrong += [f"{name} is not in this model" for name in tensors.keys() - target.keys()]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)}, this model's is {list(tensor.shape)}"
+        for name, tensor in target.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise CheckpointError(
+            f"model.weights: {path}: made by another model: {'; '.join(sorted(wrong)[:4])}{more}"
+        )
+
+
+def _is_counter(name: str) -> bool:
+    """Batch norm's number of batches, which means nothing where its momentum is given."""
+    return name.endswith("num_batches_tracked")

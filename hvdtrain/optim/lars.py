@@ -1,0 +1,61 @@
+"""LARS: a learning rate of its own for every layer, from the norms of weights and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Lars(torch.optim.Optimizer):
+    """SGD with momentum m whose step on tensor w is trusted as far as ‖w‖ over ‖g‖ allows.
+
+        λ = trust · ‖w‖ / (‖g‖ + decay · ‖w‖),  v ← m·v + lr·λ·(g + decay·w),  w ← w − v
+
+    Decay is an L2 term of the gradient, inside the trust ratio. The rate is inside the momentum
+    buffer, as in the paper and in MLPerf's reference (torch's SGD has it outside): after a change
+    of the rate the old velocity fades over 1/(1−m) steps. λ is 1 where a norm is zero, and in
+    groups whose `adapt` is false. Momentum is plain: the paper has no Nesterov form.
+
+    Works on one-dimensional parameters, each one tensor of the model. Overwrites the gradients.
+    Source: You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, algorithm 1.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float, trust_coefficient: float
+    ) -> None:
+        defaults = {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0, "adapt": True}
+        super().__init__(groups, {**defaults, "trust_coefficient": trust_coefficient})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._step(group, params)
+
+    def _step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        decay, rate = group["weight_decay"], group["lr"]
+        grads = [p.grad for p in params if p.grad is not None]
+        rates = [rate] * len(params)
+        if group["adapt"]:
+            trust = _trust(params, grads, group["trust_coefficient"], decay)
+            rates = list((rate * trust).unbind())
+        if decay:
+            torch._foreach_add_(grads, params, alpha=decay)
+        torch._foreach_mul_(grads, rates)
+        velocities = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, grads)
+        torch._foreach_sub_(params, velocities)
+
+
+def _trust(
+    params: list[torch.Tensor], grads: list[torch.Tensor], coefficient: float, decay: float
+) -> torch.Tensor:
+    """λ of every tensor, [len(params)]."""
+    weights = torch.stack(torch._foreach_norm(params))
+    gradients = torch.stack(torch._foreach_norm(grads))
+    trust = coefficient * weights / (gradients + decay * weights)
+    return torch.where((weights > 0) & (gradients > 0), trust, torch.ones_like(trust))

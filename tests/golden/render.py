@@ -1,0 +1,49 @@
+"""The printed plan of every config of configs/ at its recipe's size. Renew the files with
+`python -m tests.golden.render`, and read what git says has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvdtrain.load_config import load_config
+from hvdtrain.plan import make_plan
+from hvdtrain.plan_report import plan_text
+
+FOLDER = Path(__file__).parent
+CONFIGS = FOLDER.parents[1] / "configs"
+
+WORLD_SIZES = {
+    "cifar10_fast_gpu": 1,
+    "cifar10_fastai_preact18": 1,
+    "cifar10_fastai_wrn22": 1,
+    "cifar10_fastai_wrn34": 8,
+    "cifar10_onecycle": 1,
+    "cifar10_quick": 2,
+    "demo_digits": 2,
+    "imagenet_nfnet_f0": 128,
+    "imagenet_resnet50_diux_16": 128,
+    "imagenet_resnet50_diux_4": 32,
+    "imagenet_resnet50_ffcv_16": 8,
+    "imagenet_resnet50_ffcv_24": 8,
+    "imagenet_resnet50_ffcv_32": 8,
+    "imagenet_resnet50_ffcv_40": 8,
+    "imagenet_resnet50_ffcv_56": 8,
+    "imagenet_resnet50_ffcv_88": 8,
+    "imagenet_resnet50_goyal_32x8": 256,
+    "imagenet_resnet50_nvidia_250": 8,
+    "imagenet_resnet50_nvidia_90": 8,
+}
+"""Ranks of the published run."""
+NUM_IMAGES = {"cifar10_quick": 50000, "demo_digits": 1437}
+"""Training images of the configs that do not say it."""
+
+
+def render(name: str) -> str:
+    """What `hvdtrain plan` prints for the config."""
+    cfg = load_config(CONFIGS / f"{name}.yaml")
+    return plan_text(cfg, make_plan(cfg, WORLD_SIZES[name], NUM_IMAGES.get(name))) + "\n"
+
+
+if __name__ == "__main__":
+    for config in WORLD_SIZES:
+        (FOLDER / f"{config}.txt").write_text(render(config), encoding="utf-8")

@@ -1,0 +1,144 @@
+"""Each rule of the recipe check: it speaks where it is bent, and not on the published recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hvdtrain import recipe_check
+from hvdtrain.load_config import load_config, parse_config
+from hvdtrain.plan import make_plan
+from hvdtrain.recipe_check import RULES, recipe_warnings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GOYAL = "imagenet_resnet50_goyal_32x8"
+NFNET = "imagenet_nfnet_f0"
+
+BENT = [
+    ("sgd_beyond_limit", GOYAL, 512, [], "global batch 16384 with plain SGD"),
+    (
+        "batch_norm_batch_changes",
+        GOYAL,
+        8,
+        ["phases=[{epochs: 45, batch_per_worker: 32}, {epochs: 45, batch_per_worker: 8}]"],
+        r"changes between phases \(8, 32\)",
+    ),
+    ("decay_on_norms", GOYAL, 8, ["optimizer.decay_norms_and_biases=true"], "decay on batch-norm"),
+    ("last_gamma_not_zero", GOYAL, 256, ["model.zero_gamma=false"], "starts at 1"),
+    ("agc_off", NFNET, 128, ["optimizer.agc=null"], "nfnet_f0 at batch 4096 without adaptive"),
+    ("rate_scaled_twice", GOYAL, 256, ["lr.base=3.2"], r"3\.2 at batch 256 is scaled ×32 to 102"),
+    (
+        "linear_scaling_of_adam",
+        GOYAL,
+        256,
+        ["optimizer.name=adamw", "lr.base=1e-3"],
+        "with adamw: adaptive optimizers scale with the square root",
+    ),
+    ("no_warmup", GOYAL, 256, ["lr.warmup=none"], "scaled ×32 without warmup"),
+    ("constant_warmup", GOYAL, 256, ["lr.warmup=constant"], "jumps to a rate ×32"),
+    ("short_warmup", GOYAL, 256, ["lr.warmup_epochs=1"], "warmup of 1 epochs to a rate ×32"),
+    ("warmup_longer_than_run", GOYAL, 8, ["phases.0.epochs=5", "lr.milestones=[3]"], "whole run"),
+    ("turns_beyond_end", GOYAL, 8, ["phases.0.epochs=70"], r"milestones \[80"),
+    (
+        "schedule_unused",
+        GOYAL,
+        8,
+        ["phases.0.lr=0.1", "lr.schedule=cosine"],
+        "lr.schedule cosine has no effect",
+    ),
+]
+
+
+def told(name: str, ranks: int, overrides: list[str]) -> list[str]:
+    cfg = load_config(CONFIGS / f"{name}.yaml", overrides)
+    return recipe_warnings(cfg, make_plan(cfg, ranks))
+
+
+@pytest.mark.parametrize(("rule", "name", "ranks", "overrides", "text"), BENT)
+def test_a_bent_rule_is_told_alone(
+    rule: str, name: str, ranks: int, overrides: list[str], text: str
+) -> None:
+    cfg = load_config(CONFIGS / f"{name}.yaml", overrides)
+    plan = make_plan(cfg, ranks)
+    own = getattr(recipe_check, rule)(cfg, plan)
+    assert recipe_warnings(cfg, plan) == [own]
+    assert re.search(text, own)
+
+
+def test_every_rule_is_tested() -> None:
+    assert [rule.__name__ for rule in RULES] == [bent[0] for bent in BENT]
+
+
+@pytest.mark.parametrize("ranks", [8, 16, 32, 64, 128, 256])
+def test_nothing_is_told_of_goyal_at_any_of_its_sizes(ranks: int) -> None:
+    assert told(GOYAL, ranks, []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        (NFNET, 128),
+        ("imagenet_resnet50_nvidia_90", 8),
+        ("imagenet_resnet50_nvidia_250", 8),
+        ("imagenet_resnet50_ffcv_16", 8),
+        ("cifar10_fastai_preact18", 1),
+        ("cifar10_fastai_wrn34", 8),
+        ("cifar10_onecycle", 1),
+        ("cifar10_fast_gpu", 1),
+    ],
+)
+def test_nothing_is_told_of_other_published_recipes(name: str, ranks: int) -> None:
+    assert told(name, ranks, []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "overrides"),
+    [
+        (GOYAL, 512, ["optimizer.name=lars"]),
+        (GOYAL, 256, ["optimizer.name=adamw", "lr.base=1e-3", "lr.scaling=sqrt"]),
+        (GOYAL, 8, ["optimizer.decay_norms_and_biases=true", "optimizer.weight_decay=0"]),
+        (GOYAL, 8, ["model.zero_gamma=false"]),
+        (GOYAL, 8, ["lr.warmup=none"]),
+        (GOYAL, 64, ["lr.base=1.6", "lr.base_batch=2048"]),
+        (NFNET, 8, ["optimizer.agc=null"]),
+        (GOYAL, 8, ["phases.0.lr=0.1"]),
+    ],
+)
+def test_nothing_is_told_where_the_rule_does_not_apply(
+    name: str, ranks: int, overrides: list[str]
+) -> None:
+    assert told(name, ranks, overrides) == []
+
+
+def test_piecewise_points_and_broken_cycles() -> None:
+    def of(lr: str) -> list[str]:
+        cfg = parse_config(f"lr: {lr}\nphases: [{{epochs: 10, batch_per_worker: 32}}]")
+        return recipe_warnings(cfg, make_plan(cfg, 8, 10**5))
+
+    assert of("{warmup: none, schedule: piecewise, points: [[0, 0.1], [2, 1], [10, 0]]}") == []
+    late = of("{warmup: none, schedule: piecewise, points: [[0, 0.1], [2, 1], [12, 0]]}")
+    assert late == ["points [12.0] lie beyond the last epoch, 10"]
+    assert of("{warmup: none, schedule: cyclical, cycle_epochs: 5}") == []
+    assert "after 2.5 cycles" in of("{warmup: none, schedule: cyclical, cycle_epochs: 4}")[0]
+
+
+def test_a_run_tells_its_warnings_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hvdtrain import run
+
+    cfg = load_config(CONFIGS / f"{GOYAL}.yaml", ["lr.warmup=none"])
+    notes: list[dict[str, str]] = []
+    started = SimpleNamespace(
+        cfg=cfg,
+        plan=make_plan(cfg, 256),
+        paths=SimpleNamespace(config=None, environment=None),
+        state=SimpleNamespace(device=SimpleNamespace(type="cpu")),
+        comm=SimpleNamespace(size=256),
+        loaders=SimpleNamespace(order_warning=lambda: None),
+        sinks=SimpleNamespace(write=lambda kind, values: notes.append({kind: values["text"]})),
+    )
+    monkeypatch.setattr(run, "write_atomically", lambda path, content: None)
+    run._describe(started)
+    assert notes == [{"note": f"warning: {told(GOYAL, 256, ['lr.warmup=none'])[0]}"}]
