@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class RunPaths:
         return self.root / "bad_samples.jsonl"
 
     @property
+    def report(self) -> Path:
+        """One page about the run, for a browser."""
+        return self.root / "report.html"
+
+    @property
     def checkpoints(self) -> Path:
         """One directory per checkpoint."""
         return self.root / "checkpoints"
@@ -69,5 +75,6 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None

@@ -35,6 +35,7 @@ def train(
     began = time.perf_counter()
     result: dict[str, float] = {}
     with StopSignals() as stop, contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run:
+        _start(run, time.perf_counter() - began)
         speed = Speed(comm)
         last = len(run.plan.epochs)
         epochs = list(run.plan.epochs_from(run.state.position))
@@ -49,7 +50,9 @@ def train(
                 raise _preempted(run)
         result = report_evaluation(run, run.plan.epochs[-1])
         save(run)
-        return write_summary(run, result, speed.efficiency, time.perf_counter() - began)
+        summary = write_summary(run, result, speed.efficiency, time.perf_counter() - began)
+        _write_page(run)
+        return summary
 
 
 def train_epoch(
@@ -189,6 +192,25 @@ def save(run: Run) -> None:
         run.sinks.write(
             "checkpoint", {"path": str(path), "seconds": seconds, "step": run.state.step}
         )
+
+
+def _start(run: Run, setup_s: float) -> None:
+    """What a report must know to tell sittings apart and what they cost."""
+    size, per_node = run.comm.size, run.comm.local_size
+    nodes = math.ceil(size / per_node)
+    run.sinks.write("start", {"world_size": size, "nodes": nodes, "setup_seconds": setup_s})
+
+
+def _write_page(run: Run) -> None:
+    """`report.html` by rank 0; a page that cannot be made is a note, never a failed run."""
+    if run.comm.rank > 0:
+        return
+    try:
+        from hvdtrain.telemetry.report import write_report
+
+        write_report([run.paths.root], run.paths.report)
+    except Exception as error:  # noqa: BLE001
+        run.sinks.write("note", {"text": f"warning: no report.html: {error}"})
 
 
 def _preempted(run: Run) -> Preempted:

@@ -1,0 +1,219 @@
+"""Figures of runs made by hand: time to a target, cost over a restart, speed by phase."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.telemetry.report_figures import (
+    Prices,
+    Target,
+    node_hours,
+    parse_target,
+    phase_speeds,
+    run_dict,
+    target_dict,
+)
+from hvdtrain.telemetry.report_run import RunRecord, read_run, told_apart
+from tests.report_runs import Log, restarted
+
+PRICES = Prices(on_demand=24.48, spot=7.3)
+
+
+def target(run: RunRecord, text: str, prices: Prices = PRICES) -> dict:
+    return target_dict(run, parse_target(text), prices)
+
+
+def test_time_and_cost_to_a_target_over_a_restart(tmp_path: Path) -> None:
+    restarted(tmp_path)
+    found = target(read_run(tmp_path), "top1=0.75")
+    assert found["reached"]
+    assert (found["epoch"], found["samples"], found["train_seconds"]) == (2.0, 400.0, 40.0)
+    assert found["wall_seconds"] == 2022 - 990
+    node_seconds = 2 * (1032 - 990) + 4 * (2022 - 1980)
+    assert found["node_hours"] == pytest.approx(node_seconds / 3600)
+    assert found["cost"] == pytest.approx(node_seconds / 3600 * 24.48)
+    assert found["spot_cost"] == pytest.approx(node_seconds / 3600 * 7.3)
+
+
+def test_the_first_evaluation_that_reaches_a_target_counts(tmp_path: Path) -> None:
+    restarted(tmp_path)
+    found = target(read_run(tmp_path), "top1=0.5")
+    assert (found["epoch"], found["train_seconds"], found["wall_seconds"]) == (1.0, 20.0, 31.0)
+    assert found["node_hours"] == pytest.approx(2 * 31 / 3600)
+
+
+def test_a_loss_is_reached_from_above(tmp_path: Path) -> None:
+    restarted(tmp_path)
+    assert target(read_run(tmp_path), "loss=0.6")["epoch"] == 1.0
+    assert target(read_run(tmp_path), "loss=0.3")["epoch"] == 2.0
+    missed = target(read_run(tmp_path), "loss=0.1")
+    assert not missed["reached"]
+    assert missed["best"] == pytest.approx(0.2)
+
+
+def test_a_target_that_is_not_reached_tells_the_best(tmp_path: Path) -> None:
+    log = restarted(tmp_path)
+    log.eval(2100, 60, 0.7)
+    missed = target(read_run(tmp_path), "top1=0.93")
+    assert missed == {"metric": "top1", "target": 0.93, "reached": False, "best": 0.8}
+
+
+def test_the_whole_of_a_restarted_run(tmp_path: Path) -> None:
+    restarted(tmp_path)
+    run = read_run(tmp_path)
+    found = run_dict(run, [], PRICES)
+    assert [(s.began, s.ended, s.world_size) for s in run.sittings] == [
+        (990.0, 1032, 4),
+        (1980.0, 2024, 8),
+    ]
+    assert (found["train_seconds"], found["redone_seconds"]) == (40.0, 10.0)
+    assert (found["wall_seconds"], found["paused_seconds"]) == (2024 - 990, 1980 - 1032)
+    assert found["billed_seconds"] == 42 + 44
+    assert found["node_hours"] == pytest.approx((2 * 42 + 4 * 44) / 3600)
+    assert found["cost"] == pytest.approx((2 * 42 + 4 * 44) / 3600 * 24.48)
+    assert (found["samples"], found["images_per_second"]) == (400.0, 10.0)
+    assert (found["finished"], found["sittings"], found["nodes_assumed"]) == (True, 2, False)
+    assert len(run.checkpoints) == 2
+
+
+def test_nodes_by_the_user_replace_those_of_every_sitting(tmp_path: Path) -> None:
+    restarted(tmp_path)
+    run = read_run(tmp_path)
+    assert node_hours(run, nodes=16) == pytest.approx(16 * (42 + 44) / 3600)
+    assert run_dict(run, [], Prices(nodes=16))["nodes"] == 16
+
+
+def test_an_old_run_without_starts_is_parted_where_its_steps_go_back(tmp_path: Path) -> None:
+    restarted(tmp_path, starts=False)
+    run = read_run(tmp_path)
+    assert [(s.began, s.ended) for s in run.sittings] == [(1000.0, 1032), (1980.0, 2024)]
+    found = run_dict(run, [Target("top1", 0.75)], PRICES)
+    assert found["targets"][0]["train_seconds"] == 40.0
+    assert found["targets"][0]["wall_seconds"] == 2022 - 1000
+    assert (found["redone_seconds"], found["nodes"], found["nodes_assumed"]) == (10.0, 1, True)
+    assert found["node_hours"] == pytest.approx((32 + 44) / 3600)
+
+
+def test_notes_before_a_resume_do_not_lengthen_the_sitting_before(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.train(1010, 10)
+    log.write(1900, "note", text="warning: e2: damaged")
+    log.write(1901, "note", text="resumed from e1: epoch 0, image 100")
+    log.train(2010, 20)
+    run = read_run(tmp_path)
+    assert [(s.began, s.ended) for s in run.sittings] == [(1000.0, 1010), (2000.0, 2010)]
+    assert run.train[-1].train_s == 20.0
+    assert [note["time"] for note in run.notes] == [1900, 1901]
+
+
+def test_a_start_that_came_to_nothing_is_a_sitting(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.write(100, "start", world_size=1, nodes=1, setup_seconds=40.0)
+    log.write(500, "start", world_size=1, nodes=1, setup_seconds=40.0)
+    log.train(520, 10)
+    run = read_run(tmp_path)
+    assert [s.seconds for s in run.sittings] == [40.0, 60.0]
+    assert not run.finished
+
+
+def test_a_run_begun_anew_in_its_directory_counts_its_second_way_only(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.train(1010, 10)
+    log.train(1020, 20)
+    log.eval(1021, 20, 0.9)
+    log.train(1510, 10)
+    run = read_run(tmp_path)
+    assert (run.redone_s, len(run.train), run.evals) == (20.0, 1, [])
+
+
+def test_speed_by_phase(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.train(1010, 10, image_size=16, seconds=5.0, efficiency=0.6, data_wait_ratio=0.3)
+    log.train(1020, 20, image_size=16, seconds=15.0, efficiency=0.8, data_wait_ratio=0.1)
+    log.train(1030, 30, efficiency=0.9, data_wait_ratio=0.0)
+    log.write(1050, "note", text="resumed from e2: epoch 1, image 100")
+    log.train(1060, 60, samples=300.0, seconds=30.0, efficiency=0.5, data_wait_ratio=0.4)
+    small, large = phase_speeds(read_run(tmp_path))
+    assert (small.image_size, small.images, small.seconds) == (16, 200.0, 20.0)
+    assert small.images_per_second == 10.0
+    assert (small.first_epoch, small.last_epoch) == (0.0, 1.0)
+    assert small.efficiency == pytest.approx(0.8)
+    assert small.ratios["data_wait"] == pytest.approx((0.3 * 5 + 0.1 * 15) / 20)
+    assert (large.first_epoch, large.last_epoch, large.seconds) == (1.0, 3.0, 40.0)
+    assert large.efficiency == pytest.approx((0.9 * 10 + 0.5 * 30) / 40)
+    assert large.ratios["data_wait"] == pytest.approx(0.4 * 30 / 40)
+
+
+def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
+    log = restarted(tmp_path)
+    for line in ('{"time": 3000, "kind": "tr', "[1, 2]", "\x00\x00", "[" * 5000):
+        log.raw(line)
+    log.raw('{"kind": "train", "step": 90}')
+    log.raw('{"time": "noon", "kind": "train"}')
+    run = read_run(tmp_path)
+    assert run.damaged_lines == 6
+    assert run.train[-1].train_s == 40.0
+    assert run.wall_s == 2024 - 990
+
+
+def test_missing_and_odd_values_are_borne(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.write(10, "train")
+    log.raw('{"time": 20, "kind": "train", "loss": NaN, "epoch": "x", "image_size": Infinity}')
+    log.raw('{"time": 30, "kind": "eval", "top1": null, "step": true}')
+    log.raw('{"time": 40, "kind": ["odd"]}')
+    (tmp_path / "config.yaml").write_text("- a\n- list\n")
+    (tmp_path / "environment.json").write_text("{")
+    found = run_dict(read_run(tmp_path), [Target("top1", 0.5)], PRICES)
+    assert found["targets"][0] == {
+        "metric": "top1",
+        "target": 0.5,
+        "reached": False,
+        "best": None,
+    }
+    assert (found["train_seconds"], found["wall_seconds"]) == (0.0, 30.0)
+    assert found["images_per_second"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.93", "expected METRIC=VALUE"),
+        ("top3=0.9", "unknown metric 'top3'; known are top1, top5, loss"),
+        ("top1=93", "expected a ratio above 0, at most 1, found '93'"),
+        ("top1=", "found ''"),
+        ("top5=nan", "found 'nan'"),
+        ("loss=-1", "expected a number above 0, found '-1'"),
+        ("loss=inf", "found 'inf'"),
+    ],
+)
+def test_a_wrong_target_is_told(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        parse_target(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_right_targets() -> None:
+    assert parse_target("top1=0.93") == Target("top1", 0.93)
+    assert parse_target(" loss = 2.5 ") == Target("loss", 2.5)
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"not a run directory: it has no events\.jsonl"):
+        read_run(tmp_path)
+    (tmp_path / "events.jsonl").write_text("")
+    with pytest.raises(ResourceError, match="no event to report: it is empty"):
+        read_run(tmp_path)
+    (tmp_path / "events.jsonl").write_text("x\ny\n")
+    with pytest.raises(ResourceError, match="all 2 lines of it are damaged"):
+        read_run(tmp_path)
+
+
+def test_directories_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [read_run(restarted(tmp_path / name).root) for name in ("a/run", "b/run", "c")]
+    told_apart(runs)
+    assert [run.label for run in runs] == [str(tmp_path / "a/run"), str(tmp_path / "b/run"), "c"]
