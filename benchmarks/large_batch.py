@@ -37,7 +37,7 @@ data:
 model: {name: resnet8_cifar}
 optimizer: {weight_decay: 5e-4}
 lr: {base: 0.1, base_batch: 128, warmup: none, schedule: cosine}
-phases: [{epochs: 30, image_size: 16, batch_per_worker: 64, val_image_size: 24}]
+phases: [{epochs: 20, image_size: 16, batch_per_worker: 64}]
 train: {precision: PRECISION, evaluate_every: 5, log_every: 40, noise_scale_every: 0}
 metrics: {enabled: false}
 checkpoint: {every_epochs: 1000}
@@ -45,6 +45,7 @@ checkpoint: {every_epochs: 1000}
 LARGE = ["train.accumulate=8"]
 WARMUP = ["lr.warmup=gradual", "lr.warmup_epochs=3"]
 NF = ["model.name=nf_resnet11_cifar", "optimizer.weight_decay=2e-5", "phases.0.epochs=3"]
+NF += ["phases.0.val_image_size=24"]
 NF += [*LARGE, "lr.warmup=gradual", "lr.warmup_epochs=1"]
 QUICK = ["model.name=resnet11_cifar", "lr.base=0.15", "lr.schedule=piecewise"]
 SHAPE = "lr.points=[[0, 0], [2.5, 1], [10, 0]]"
