@@ -32,7 +32,11 @@ def _gauge(name: str, report: str, text: str) -> Metric:
 
 
 STEPS = (
-    _counter("hvdtrain_samples", "Training images this rank has used since it started."),
+    _counter(
+        "hvdtrain_samples",
+        "Places in batches that this rank has trained on since it started; those that only fill an "
+        "epoch's last batch count, too, unlike in `hvdtrain_run_samples`.",
+    ),
     _counter("hvdtrain_steps", "Updates this rank has made since it started."),
     Metric("hvdtrain_step_seconds", "histogram", "Time from one update to the next."),
     _counter("hvdtrain_data_wait_seconds", "Time the step waited for images."),
@@ -114,8 +118,8 @@ FACTS = (
     Metric(
         "hvdtrain_run_info",
         "gauge",
-        "1; the labels tell what is trained.",
-        labels=("name", "run", "model", "world_size"),
+        "1; the labels tell what is trained. The run's directory is the label `run` of file_sd.",
+        labels=("name", "model", "world_size"),
     ),
 )
 

@@ -21,7 +21,6 @@ from prometheus_client.registry import Collector
 
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
-from hvdtrain.paths import RunPaths
 from hvdtrain.telemetry.endpoint import Endpoint
 from hvdtrain.telemetry.hardware import Network, open_gpu
 from hvdtrain.telemetry.metrics import FACTS, REPORTED, STEP_BUCKETS, STEPS
@@ -37,7 +36,7 @@ class Exporter:
     Local rank 0 also tells of the machine's network interfaces.
     """
 
-    def __init__(self, cfg: Config, comm: Comm, paths: RunPaths) -> None:
+    def __init__(self, cfg: Config, comm: Comm) -> None:
         disable_created_metrics()  # a time beside every counter, which nobody reads
         self.registry = registry = CollectorRegistry()
         self._counters = {
@@ -56,7 +55,7 @@ class Exporter:
         self.step_seconds = Histogram(step.name, step.text, buckets=STEP_BUCKETS, registry=registry)
         self._reported = Reported()
         registry.register(self._reported)
-        _state_facts(registry, cfg, comm, paths)
+        _state_facts(registry, cfg, comm)
         ProcessCollector(registry=registry)
         if comm.local_rank == 0:
             registry.register(Network())
@@ -118,7 +117,7 @@ class Reported(Collector):
                 yield GaugeMetricFamily(metric.name, metric.text, value=value)
 
 
-def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm, paths: RunPaths) -> None:
+def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm) -> None:
     """The metrics whose value is 1 and whose labels tell what runs."""
     versions = installed_versions()
     dali = next((versions[name] for name in versions if name.startswith("nvidia-dali")), "")
@@ -129,6 +128,6 @@ def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm, paths: Ru
         versions.get("horovod", ""),
         dali,
     )
-    run = (cfg.name, paths.name, cfg.model.name, str(comm.size))
+    run = (cfg.name, cfg.model.name, str(comm.size))
     for metric, values in zip(FACTS, (build, run), strict=True):
         Gauge(metric.name, metric.text, metric.labels, registry=registry).labels(*values).set(1)

@@ -40,9 +40,9 @@ def config(**metrics: Any) -> Config:
 
 
 @pytest.fixture
-def exporter(tmp_path: Path) -> Iterator[Exporter]:
-    """Of local rank 0 of a run in the directory `run-1`."""
-    made = Exporter(config(), Solo(), RunPaths(tmp_path / "run-1"))
+def exporter() -> Iterator[Exporter]:
+    """Of local rank 0."""
+    made = Exporter(config(), Solo())
     yield made
     made.close()
 
@@ -106,7 +106,7 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
         "hvdtrain_checkpoints_total": 1.0,
         "hvdtrain_checkpoint_write_seconds": 0.5,
         "hvdtrain_checkpoint_bytes": 4096.0,
-        "hvdtrain_run_info model=resnet50 name=name run=run-1 world_size=1": 1.0,
+        "hvdtrain_run_info model=resnet50 name=name world_size=1": 1.0,
     }.items() <= found.items()
     assert before <= found["hvdtrain_checkpoint_timestamp_seconds"] <= time.time()
     assert found["process_start_time_seconds"] < before
@@ -135,10 +135,10 @@ def test_the_documented_table_is_the_present_one() -> None:
     assert text.endswith(f"\n{table()}\n"), "run `hvdtrain metrics` and put it there"
 
 
-def test_busy_port_gives_the_next_one(tmp_path: Path) -> None:
+def test_busy_port_gives_the_next_one() -> None:
     cfg = config()
-    first = Exporter(cfg, Solo(), RunPaths(tmp_path))
-    second = Exporter(cfg, Solo(), RunPaths(tmp_path))
+    first = Exporter(cfg, Solo())
+    second = Exporter(cfg, Solo())
     try:
         assert first.endpoint.port == cfg.metrics.port
         assert second.endpoint.port > cfg.metrics.port
@@ -178,8 +178,8 @@ def test_interfaces_that_are_up_are_counted(tmp_path: Path) -> None:
     ]
 
 
-def test_second_rank_of_a_machine_leaves_interfaces_to_the_first(tmp_path: Path) -> None:
-    second = Exporter(config(), Second(), RunPaths(tmp_path))
+def test_second_rank_of_a_machine_leaves_interfaces_to_the_first() -> None:
+    second = Exporter(config(), Second())
     try:
         names = {family.name for family in second.registry.collect()}
     finally:
