@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from hvdtrain.comm import Solo
+from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.paths import RunPaths
+from hvdtrain.telemetry.discovery import publish, withdraw
+from hvdtrain.telemetry.sinks import Sinks
 from tests.launch import REPOSITORY, environment, free_port, mpirun
 
 RANKS = 4
@@ -36,9 +42,10 @@ global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}
 rule_files: [{rules}/rules.yml, {rules}/alerts.yml]
 scrape_configs:
   - job_name: hvdtrain
-    authorization: {{credentials_file: {folder}/token}}
-    file_sd_configs: [{{files: [{folder}/run/file_sd.json], refresh_interval: 500ms}}]
+    {access}
+    file_sd_configs: [{{files: [run/file_sd.json], refresh_interval: 500ms}}]
 """
+RULES = REPOSITORY / "deploy/prometheus"
 LIMIT_S = 90.0
 
 T = TypeVar("T")
@@ -116,13 +123,13 @@ def folder(small_root: Path, tmp_path: Path) -> Path:
     (tmp_path / "small.yaml").write_text(
         CONFIG.format(root=small_root, port=free_port(), batch=BATCH)
     )
-    rules = REPOSITORY / "deploy/prometheus"
-    (tmp_path / "prometheus.yml").write_text(SERVER.format(rules=rules, folder=tmp_path))
     return tmp_path
 
 
-@pytest.fixture
-def server(folder: Path, prometheus_bin: Path) -> Iterator[Server]:
+@contextlib.contextmanager
+def served(folder: Path, prometheus_bin: Path, access: str) -> Iterator[Server]:
+    """A server that looks for `run/file_sd.json`; `access` is the setting that lets it in."""
+    (folder / "prometheus.yml").write_text(SERVER.format(rules=RULES, access=access))
     port = free_port()
     command = [
         prometheus_bin / "prometheus",
@@ -148,16 +155,23 @@ def ranks(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
                 os.kill(int(path.read_text()), signal.SIGKILL)
 
 
-def reported(folder: Path, kind: str) -> dict[str, Any]:
-    """The last report of this kind."""
+def reported(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """All reports of this kind."""
     events = map(json.loads, (folder / "run/events.jsonl").read_text().splitlines())
-    return [event for event in events if event["kind"] == kind][-1]
+    return [event for event in events if event["kind"] == kind]
 
 
 @pytest.mark.cluster
 def test_a_real_server_watches_four_ranks(
-    folder: Path, server: Server, ranks: subprocess.Popen[bytes]
+    folder: Path, prometheus_bin: Path, ranks: subprocess.Popen[bytes]
 ) -> None:
+    with served(folder, prometheus_bin, "authorization: {credentials_file: token}") as server:
+        watch(server, folder, ranks)
+
+
+def watch(server: Server, folder: Path, ranks: subprocess.Popen[bytes]) -> None:
+    """From the first look at the ranks to the death of one."""
+
     def alive() -> dict[str, float]:
         assert ranks.poll() is None, (folder / "ranks.log").read_text()
         return server.by_rank("up")
@@ -185,9 +199,37 @@ def test_a_real_server_watches_four_ranks(
     assert (folder / "run/file_sd.json").exists()  # not an orderly end
 
 
+@pytest.mark.cluster
+def test_a_real_server_shows_its_certificate(
+    tmp_path: Path, prometheus_bin: Path, certificates: Path
+) -> None:
+    files = {"tls_cert": "server.pem", "tls_key": "server.key", "tls_client_ca": "ca.pem"}
+    guard: dict[str, Any] = {key: f"{certificates}/{name}" for key, name in files.items()}
+    metrics = Metrics(port=free_port(), bind="127.0.0.1", **guard)
+    cfg = Config(phases=[Phase(epochs=1)], metrics=metrics)
+    paths = RunPaths(tmp_path / "run")
+    paths.create()
+    with contextlib.closing(Sinks(cfg, Solo(), paths)) as sinks:
+        publish(cfg.metrics, Solo(), paths, sinks)
+        sinks.observe_step(0.5, 7, 0.0, 0.0, 0)
+        for name, up in (("client", 1.0), ("stranger", 0.0)):
+            own = f"cert_file: {certificates}/{name}.pem, key_file: {certificates}/{name}.key"
+            access = f"tls_config: {{ca_file: {certificates}/ca.pem, {own}}}"
+            with served(tmp_path, prometheus_bin, access) as server:
+                found = until(name, lambda s=server: s.by_rank("up"), bool)  # type: ignore[misc]
+                assert found == {"0": up}, name
+                assert server.by_rank("hvdtrain_samples_total") == ({"0": 7.0} if up else {})
+            shutil.rmtree(tmp_path / "tsdb")
+        withdraw(cfg.metrics, Solo(), paths)
+
+
 def same_for_all(server: Server, summary: dict[str, Any], folder: Path) -> None:
     """What every rank tells alike, against what the run wrote down."""
-    train, evaluation = reported(folder, "train"), reported(folder, "eval")
+    for event in reported(folder, "train"):
+        left = summary["samples"] - event["total_samples"]
+        assert event["eta_s"] == pytest.approx(left / event["images_per_second"])
+        assert event["progress"] == pytest.approx(event["total_samples"] / summary["samples"])
+    [*_, train], [*_, evaluation] = reported(folder, "train"), reported(folder, "eval")
     for name, expected in {
         "hvdtrain_run_samples": summary["samples"],
         "hvdtrain_run_steps": summary["steps"],
@@ -207,7 +249,7 @@ def same_for_all(server: Server, summary: dict[str, Any], folder: Path) -> None:
     }.items():
         wanted = {str(rank): float(expected) for rank in range(RANKS)}
         until(name, lambda n=name: server.by_rank(n), lambda found, w=wanted: found == w)  # type: ignore[misc]
-    saved = reported(folder, "checkpoint")
+    saved = reported(folder, "checkpoint")[-1]
     assert server.by_rank("hvdtrain_checkpoint_bytes") == {"0": saved["bytes"]}
     assert server.by_rank("hvdtrain_checkpoint_write_seconds") == {"0": saved["seconds"]}
     written = server.one("hvdtrain_checkpoint_timestamp_seconds")

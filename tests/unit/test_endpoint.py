@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -161,26 +160,6 @@ def test_token_that_cannot_be_used(
         token.write_bytes(content)
     with pytest.raises(ResourceError, match=rf"metrics\.token_file: .*token: {message}"):
         serve(token_file=str(token))
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ca`, `server` and `client` signed by it, `stranger` by itself: NAME.pem and NAME.key."""
-    root = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=root, check=True, capture_output=True)
-
-    new = ("-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
-    for name in ("ca", "stranger"):
-        arguments = ("-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
-        openssl("req", "-x509", *new, *arguments, "-days", "2")
-    (root / "names").write_text("subjectAltName=DNS:localhost")
-    for name in ("server", "client"):
-        openssl("req", *new, "-keyout", f"{name}.key", "-out", "request", "-subj", f"/CN={name}")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
-        openssl("x509", "-req", "-in", "request", *signed, "-out", f"{name}.pem", "-days", "2")
-    return root
 
 
 def test_mutual_tls(serve: Open, certificates: Path) -> None:
