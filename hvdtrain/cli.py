@@ -117,6 +117,14 @@ def models() -> None:
     typer.echo("\n".join(describe_models()))
 
 
+@app.command()
+def metrics() -> None:
+    """List the metrics that every rank serves, as Markdown."""
+    from hvdtrain.telemetry.metrics import table
+
+    typer.echo(table())
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the config with everything resolved, as YAML."""

@@ -15,6 +15,7 @@ from hvdtrain.config_fields import (
     Ratio,
     Section,
 )
+from hvdtrain.config_metrics import Metrics
 from hvdtrain.config_schedule import LearningRate, Phase
 
 __all__ = [
@@ -208,17 +209,6 @@ class Checkpoint(Section):
     """Epochs between two checkpoints."""
     keep: Positive = 2
     """Newest checkpoints kept; older ones are deleted."""
-
-
-class Metrics(Section):
-    """The Prometheus endpoint of each rank."""
-
-    enabled: bool = True
-    """Serve metrics over HTTP."""
-    port: Annotated[int, Field(ge=1024, le=65000)] = 19400
-    """Port of local rank 0; local rank r listens on port + r."""
-    bind: str = "127.0.0.1"
-    """Address to listen on."""
 
 
 class Config(Section):

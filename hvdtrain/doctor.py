@@ -113,7 +113,7 @@ def _port() -> str:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise HvdtrainError(f"{port} is in use: train with metrics.port=PORT") from None
+            return f"{port} is in use: a run takes the next free one"
     return f"{port} is free"
 
 

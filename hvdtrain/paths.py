@@ -17,6 +17,11 @@ class RunPaths:
     root: Path
 
     @property
+    def name(self) -> str:
+        """Name of the directory, by which metrics and pages call the run."""
+        return self.root.resolve().name
+
+    @property
     def config(self) -> Path:
         """The config with everything resolved."""
         return self.root / "config.yaml"
@@ -35,6 +40,11 @@ class RunPaths:
     def summary(self) -> Path:
         """The result."""
         return self.root / "summary.json"
+
+    @property
+    def file_sd(self) -> Path:
+        """Where the endpoints of the ranks are, for Prometheus, while the run goes on."""
+        return self.root / "file_sd.json"
 
     @property
     def bad_samples(self) -> Path:

@@ -26,6 +26,7 @@ from hvdtrain.recipe_check import recipe_warnings
 from hvdtrain.run_directory import run_directory
 from hvdtrain.step import State
 from hvdtrain.telemetry.bad_samples import BadSamples
+from hvdtrain.telemetry.discovery import publish
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
@@ -67,6 +68,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     restore(run, must=resumed)
     if comm.rank == 0:
         _describe(run)
+    publish(cfg.metrics, comm, paths, sinks)
     return run
 
 

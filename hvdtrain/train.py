@@ -21,6 +21,7 @@ from hvdtrain.run import Run, prepare
 from hvdtrain.signals import StopSignals
 from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
 from hvdtrain.summary import write_summary
+from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.meter import Meter
 
 
@@ -51,6 +52,7 @@ def train(
         result = report_evaluation(run, run.plan.epochs[-1])
         save(run)
         summary = write_summary(run, result, speed.efficiency, time.perf_counter() - began)
+        withdraw(cfg.metrics, comm, run.paths)
         _write_page(run)
         return summary
 
@@ -158,9 +160,18 @@ def _report(
             "step": state.step,
             "epoch": progress,
             "epochs": len(run.plan.epochs),
+            "progress": progress / len(run.plan.epochs),
+            "eta_s": (len(run.plan.epochs) - progress)
+            * epoch.num_samples
+            / values["images_per_second"],
+            "phase": epoch.phase_index,
             "image_size": epoch.image_size,
+            "batch_per_worker": epoch.batch_per_worker,
             "global_batch_size": epoch.global_batch_size,
+            "total_samples": state.samples,
             "lr": lr,
+            "momentum": epoch.momentum(i),
+            "loss_scale": state.scaler.get_scale() if state.scaler.is_enabled() else None,
             "efficiency": speed.add(values),
             **values,
         },
@@ -189,9 +200,9 @@ def save(run: Run) -> None:
             checkpoint_labels(run.cfg, run.loaders),
         )
         seconds = time.perf_counter() - began
-        run.sinks.write(
-            "checkpoint", {"path": str(path), "seconds": seconds, "step": run.state.step}
-        )
+        size = sum(file.stat().st_size for file in path.iterdir())
+        values = {"path": str(path), "seconds": seconds, "bytes": size, "step": run.state.step}
+        run.sinks.write("checkpoint", values)
 
 
 def _start(run: Run, setup_s: float) -> None:
@@ -214,6 +225,7 @@ def _write_page(run: Run) -> None:
 
 
 def _preempted(run: Run) -> Preempted:
+    withdraw(run.cfg.metrics, run.comm, run.paths)  # an orderly end: nobody is missing
     at = run.state.position
     return Preempted(
         f"stopped by a signal at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,4 +29,26 @@ def small_root(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             folder.mkdir(parents=True)
             for image in sorted((digits_root / split / name).iterdir())[:count]:
                 (folder / image.name).write_bytes(image.read_bytes())
+    return root
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ca`, `server` and `client` signed by it, `stranger` by itself: NAME.pem and NAME.key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make certificates with")
+    root = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=root, check=True, capture_output=True)
+
+    new = ("-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+    for name in ("ca", "stranger"):
+        arguments = ("-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
+        openssl("req", "-x509", *new, *arguments, "-days", "2")
+    (root / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    for name in ("server", "client"):
+        openssl("req", *new, "-keyout", f"{name}.key", "-out", "request", "-subj", f"/CN={name}")
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
+        openssl("x509", "-req", "-in", "request", *signed, "-out", f"{name}.pem", "-days", "2")
     return root

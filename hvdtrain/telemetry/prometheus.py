@@ -1,64 +1,70 @@
-"""The Prometheus endpoint of one rank."""
+"""The metrics of one rank, and the endpoint that serves them."""
 
 from __future__ import annotations
 
-import errno
+import time
+from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
-from hvdtrain.config import Metrics
-from hvdtrain.errors import ResourceError
+from hvdtrain.comm import Comm
+from hvdtrain.config import Config
+from hvdtrain.telemetry.endpoint import Endpoint
+from hvdtrain.telemetry.hardware import Network, open_gpu
+from hvdtrain.telemetry.metrics import FACTS, REPORTED, STEP_BUCKETS, STEPS
+from hvdtrain.versions import installed_versions
 from pipelines.bad import REASONS
 
-STEP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
+SOURCES = {metric.report for metric in REPORTED}
 
 
 class Exporter:
-    """Metrics of this rank, served at `http://bind:port + local_rank/metrics`."""
+    """Metrics of this rank, served at `/metrics` of its endpoint.
 
-    def __init__(self, cfg: Metrics, local_rank: int) -> None:
-        self.registry = CollectorRegistry()
-        counter, gauge = self._counter, self._gauge
-        self.samples = counter("samples", "Training images this rank has used.")
-        self.steps = counter("steps", "Updates this rank has made.")
-        self.data_wait = counter("data_wait_seconds", "Time the step waited for images.")
-        self.comm_wait = counter("allreduce_wait_seconds", "Time the step waited for gradients.")
-        self.comm_bytes = counter("allreduce_bytes", "Gradient bytes handed to allreduce.")
-        bad = Counter(
-            "hvdtrain_bad_samples",
-            "Training images this rank has masked because they are bad.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.bad_samples = {reason: bad.labels(reason) for reason in REASONS}
-        self.step_seconds = Histogram(
-            "hvdtrain_step_seconds",
-            "Time from one update to the next.",
-            buckets=STEP_BUCKETS,
-            registry=self.registry,
-        )
-        self.gauges = {
-            "loss": gauge("loss", "Training loss per image, all ranks, last interval."),
-            "top1": gauge("top1_ratio", "Training top-1 accuracy, all ranks, last interval."),
-            "images_per_second": gauge("images_per_second", "Training throughput, all ranks."),
-            "lr": gauge("learning_rate", "Learning rate of the last update."),
-            "image_size": gauge("image_size_pixels", "Side of the training images."),
-            "epoch": gauge("epoch", "Epochs completed, with the fraction of the present one."),
-            "efficiency": gauge(
-                "scaling_efficiency_ratio",
-                "Throughput over that of as many workers that do not communicate.",
-            ),
-            "gradient_noise_scale": gauge(
-                "gradient_noise_scale_images",
-                "Global batch at which noise and signal of the gradient are equal.",
-            ),
-            "val_loss": gauge("val_loss", "Loss per image of the last evaluation."),
-            "val_top1": gauge("val_top1_ratio", "Top-1 accuracy of the last evaluation."),
-            "val_top5": gauge("val_top5_ratio", "Top-5 accuracy of the last evaluation."),
+    Local rank 0 also tells of the machine's network interfaces.
+    """
+
+    def __init__(self, cfg: Config, comm: Comm) -> None:
+        disable_created_metrics()  # a time beside every counter, which nobody reads
+        self.registry = registry = CollectorRegistry()
+        self._counters = {
+            metric.name: Counter(metric.name, metric.text, metric.labels, registry=registry)
+            for metric in STEPS
+            if metric.type == "counter"
         }
+        self.samples = self._counters["hvdtrain_samples_total"]
+        self.steps = self._counters["hvdtrain_steps_total"]
+        self.data_wait = self._counters["hvdtrain_data_wait_seconds_total"]
+        self.comm_wait = self._counters["hvdtrain_allreduce_wait_seconds_total"]
+        self.comm_bytes = self._counters["hvdtrain_allreduce_bytes_total"]
+        bad = self._counters["hvdtrain_bad_samples_total"]
+        self.bad_samples = {reason: bad.labels(reason) for reason in REASONS}
+        [step] = [metric for metric in STEPS if metric.type == "histogram"]
+        self.step_seconds = Histogram(step.name, step.text, buckets=STEP_BUCKETS, registry=registry)
+        self._reported = Reported()
+        registry.register(self._reported)
+        _state_facts(registry, cfg, comm)
+        ProcessCollector(registry=registry)
+        if comm.local_rank == 0:
+            registry.register(Network())
+        if (gpu := open_gpu()) is not None:
+            registry.register(gpu)
         self._seen = (0.0, 0.0, 0)
-        self._stop = self._serve(cfg, cfg.port + local_rank)
+        self.endpoint = Endpoint(
+            cfg.metrics, cfg.metrics.port + comm.local_rank, {"/metrics": self._page}
+        )
 
     def observe_step(
         self, seconds: float, samples: int, data_wait_s: float, comm_wait_s: float, sent: int
@@ -74,34 +80,54 @@ class Exporter:
         self._seen = (data_wait_s, comm_wait_s, sent)
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        """Set the gauges that `values` names; evaluation results go by `val_`."""
-        prefix = "val_" if kind == "eval" else ""
-        for key, value in values.items():
-            if prefix + key in self.gauges and value is not None:
-                self.gauges[prefix + key].set(value)
+        """Set the gauges that take a value of this report."""
+        if kind == "checkpoint":
+            self._counters["hvdtrain_checkpoints_total"].inc()
+            values = {"timestamp_s": time.time(), **values}
+        self._reported.take(kind, values)
 
     def close(self) -> None:
         """Stop serving."""
-        server, thread = self._stop
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        self.endpoint.close()
 
-    def _serve(self, cfg: Metrics, port: int) -> Any:
-        try:
-            return start_http_server(port, cfg.bind, self.registry)
-        except OSError as error:
-            busy = error.errno == errno.EADDRINUSE
-            reason = (
-                "is in use by another program" if busy else f"cannot be opened ({error.strerror})"
-            )
-            raise ResourceError(
-                f"metrics.port: {cfg.bind}:{port} {reason}: choose another base with "
-                "metrics.port=PORT, or metrics.enabled=false"
-            ) from None
+    def _page(self) -> tuple[str, bytes]:
+        return CONTENT_TYPE_PLAIN_0_0_4, generate_latest(self.registry)
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"hvdtrain_{name}", text, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"hvdtrain_{name}", text, registry=self.registry)
+class Reported(Collector):
+    """The newest value of every metric that a report sets; without one it is not served.
+
+    A zero would be taken for an efficiency of 0, or for a checkpoint of 1970.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def take(self, kind: str, values: dict[str, Any]) -> None:
+        """Keep the values of one report; None leaves the last one."""
+        for key, value in values.items():
+            if value is not None and f"{kind}.{key}" in SOURCES:
+                self._values[f"{kind}.{key}"] = value
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges that have a value."""
+        for metric in REPORTED:
+            value = self._values.get(metric.report)
+            if value is not None:
+                yield GaugeMetricFamily(metric.name, metric.text, value=value)
+
+
+def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm) -> None:
+    """The metrics whose value is 1 and whose labels tell what runs."""
+    versions = installed_versions()
+    dali = next((versions[name] for name in versions if name.startswith("nvidia-dali")), "")
+    build = (
+        versions["hvdtrain"],
+        versions["python"],
+        versions.get("torch", ""),
+        versions.get("horovod", ""),
+        dali,
+    )
+    run = (cfg.name, cfg.model.name, str(comm.size))
+    for metric, values in zip(FACTS, (build, run), strict=True):
+        Gauge(metric.name, metric.text, metric.labels, registry=registry).labels(*values).set(1)

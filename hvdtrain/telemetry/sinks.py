@@ -48,7 +48,7 @@ class Sinks:
     """All sinks of one rank: every rank exports metrics, rank 0 also speaks and records."""
 
     def __init__(self, cfg: Config, comm: Comm, paths: RunPaths) -> None:
-        self.exporter = Exporter(cfg.metrics, comm.local_rank) if cfg.metrics.enabled else None
+        self.exporter = Exporter(cfg, comm) if cfg.metrics.enabled else None
         self._sinks: list[Sink] = [self.exporter] if self.exporter else []
         if comm.rank == 0:
             self._sinks += [JsonLines(paths.events), open_console()]

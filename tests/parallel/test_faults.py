@@ -110,12 +110,21 @@ def test_busy_port_on_one_rank(config: Path) -> None:
         port = free_port() + 1
         busy.bind(("127.0.0.1", port))
         busy.listen()
-        code, line = fails(config, f"metrics.port={port}")
-        assert code == 6
-        assert f"metrics.port: 127.0.0.1:{port} is in use" in line
-        code, line = fails(config, f"metrics.port={port - 1}", ranks=2)
-        assert code == 6
-        assert f"rank 1: metrics.port: 127.0.0.1:{port} is in use" in line
+        command = [*HVDTRAIN, "train", config, f"metrics.port={port - 1}"]
+        done = run(mpirun(2, *command), cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+    assert "metrics.port: in use: 1 of 2 ranks took the next free one" in done.stdout
+    assert not list(config.parent.glob("runs/*/file_sd.json"))  # the run is over
+
+
+@pytest.mark.parallel
+def test_metrics_that_no_rank_may_serve(config: Path) -> None:
+    code, line = fails(config, "metrics.token_file=none", ranks=2)
+    assert code == 6
+    assert "metrics.token_file: none: cannot be read: No such file" in line
+    code, line = fails(config, "metrics.bind=0.0.0.0", ranks=2)
+    assert code == 2
+    assert "bind: 0.0.0.0 is open to others: set token_file" in line
 
 
 @pytest.mark.parallel

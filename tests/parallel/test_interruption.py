@@ -129,6 +129,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     else:
         assert "process rank 1" in out, out
         assert "Traceback" not in out
+    assert (run_dir / "file_sd.json").exists()  # so that Prometheus shows the ranks as down
     _, alive = psutil.wait_procs(everyone, timeout=10)
     assert alive == []
     # --resume auto goes on from the newest checkpoint, to the end of a shorter run.
@@ -138,6 +139,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from" in done.stdout
+    assert not (run_dir / "file_sd.json").exists()
 
 
 @pytest.mark.parallel
@@ -158,10 +160,12 @@ def test_a_stopped_run_resumes_to_the_same_weights(
         time.sleep(0.1)
     [run_dir] = found
     wait_for_steps(job, run_dir, 60)  # 45 steps an epoch: the second phase has begun
+    assert (run_dir / "file_sd.json").exists()
     for child in ranks_of(job, config)[:1]:
         os.kill(child.pid, signal.SIGTERM)
     out, _ = job.communicate(timeout=END_S)
     assert job.returncode == 75, out
+    assert not (run_dir / "file_sd.json").exists()
     assert "stopped by a signal at epoch 1, image " in out
     assert "go on with --resume" in out
     accumulate = 2 // new_ranks  # the same global batch

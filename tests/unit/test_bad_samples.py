@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hvdtrain.comm import Solo
-from hvdtrain.config import Data, Metrics
+from hvdtrain.config import Config, Data, Metrics, Phase
 from hvdtrain.errors import DataError
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.prometheus import Exporter
@@ -98,7 +98,7 @@ def test_one_too_many_in_an_epoch_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_the_metric_has_a_label_for_every_reason() -> None:
-    exporter = Exporter(Metrics(port=free_port()), local_rank=0)
+    exporter = Exporter(Config(phases=[Phase(epochs=1)], metrics=Metrics(port=free_port())), Solo())
     try:
         exporter.bad_samples["empty"].inc()
         found = {

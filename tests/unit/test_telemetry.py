@@ -1,24 +1,18 @@
-"""Meters, JSON lines, console, and a real HTTP scrape of the metrics endpoint."""
+"""Meters, JSON lines and console."""
 
 from __future__ import annotations
 
 import json
-import socket
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 
 from hvdtrain.comm import Solo
-from hvdtrain.config import Metrics
 from hvdtrain.errors import ResourceError
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.meter import Meter
-from hvdtrain.telemetry.prometheus import Exporter
 from hvdtrain.telemetry.sinks import JsonLines
-from tests.launch import free_port
 
 
 def test_meter_with_a_hand_wound_clock() -> None:
@@ -51,65 +45,6 @@ def test_meter_with_a_hand_wound_clock() -> None:
     assert stop
     assert values["samples"] == 2
     assert values["data_wait_ratio"] == 0
-
-
-def scrape(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-        return {sample.name: sample.value for family in families for sample in family.samples}
-
-
-def test_endpoint_serves_what_was_observed() -> None:
-    port = free_port()
-    exporter = Exporter(Metrics(port=port - 1), local_rank=1)
-    try:
-        exporter.observe_step(0.25, 32, 0.1, 0.02, 4000)
-        exporter.observe_step(0.75, 32, 0.3, 0.05, 8000)
-        exporter.write("train", {"loss": 2.5, "top1": 0.25, "lr": 0.1, "image_size": 128})
-        exporter.write("eval", {"loss": 1.5, "top1": 0.5, "top5": 0.9})
-        exporter.write("train", {"gradient_noise_scale": 1310.5})
-        exporter.write("train", {"efficiency": None, "gradient_noise_scale": None})
-        found = scrape(port)
-    finally:
-        exporter.close()
-    assert {
-        "hvdtrain_samples_total": 64.0,
-        "hvdtrain_steps_total": 2.0,
-        "hvdtrain_step_seconds_sum": 1.0,
-        "hvdtrain_step_seconds_count": 2.0,
-        "hvdtrain_data_wait_seconds_total": 0.3,
-        "hvdtrain_allreduce_wait_seconds_total": 0.05,
-        "hvdtrain_allreduce_bytes_total": 8000.0,
-        "hvdtrain_loss": 2.5,
-        "hvdtrain_top1_ratio": 0.25,
-        "hvdtrain_learning_rate": 0.1,
-        "hvdtrain_image_size_pixels": 128.0,
-        "hvdtrain_gradient_noise_scale_images": 1310.5,
-        "hvdtrain_val_loss": 1.5,
-        "hvdtrain_val_top1_ratio": 0.5,
-        "hvdtrain_val_top5_ratio": 0.9,
-    }.items() <= found.items()
-    with socket.socket() as probe:  # closed: the port is free again
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
-
-
-def test_endpoint_is_on_loopback_only() -> None:
-    exporter = Exporter(Metrics(port=free_port()), local_rank=0)
-    try:
-        server, _ = exporter._stop
-        assert server.server_address[0] == "127.0.0.1"
-    finally:
-        exporter.close()
-
-
-def test_busy_port_is_named() -> None:
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        port = busy.getsockname()[1]
-        with pytest.raises(ResourceError, match=rf"127\.0\.0\.1:{port} is in use by another"):
-            Exporter(Metrics(port=port), local_rank=0)
 
 
 def test_json_lines(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Where the ranks' endpoints are, as a file that a Prometheus server reads.
+
+Source: https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.comm import Comm, together
+from hvdtrain.config import Metrics
+from hvdtrain.errors import ResourceError
+from hvdtrain.paths import RunPaths, write_atomically
+from hvdtrain.telemetry.sinks import Sinks
+
+
+def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
+    """Rank 0 writes the addresses of all ranks, once all are open; every rank must call.
+
+    Raises ResourceError on all ranks where rank 0 cannot write.
+    """
+    if sinks.exporter is None:
+        return
+    endpoint = sinks.exporter.endpoint
+    host = socket.gethostname()
+    mine = {
+        "targets": [f"{_address(cfg.bind, host)}:{endpoint.port}"],
+        "labels": {
+            "run": paths.name,
+            "rank": str(comm.rank),
+            "local_rank": str(comm.local_rank),
+            "host": host,
+            **({"__scheme__": "https"} if cfg.tls_cert is not None else {}),
+        },
+    }
+    moved = endpoint.port != cfg.port + comm.local_rank
+    texts = comm.gather_text(json.dumps([mine, endpoint.warnings, moved]))
+    gathered = [json.loads(text) for text in texts]
+    for text in sorted({text for _, warnings, _ in gathered for text in warnings}):
+        sinks.write("note", {"text": f"warning: {text}"})
+    if moves := sum(moved for _, _, moved in gathered):
+        text = (
+            f"metrics.port: in use: {moves} of {comm.size} ranks took the next free one; all are "
+            f"in {paths.file_sd}"
+        )
+        sinks.write("note", {"text": text})
+    with together(comm):
+        if comm.rank == 0:
+            _write(cfg, paths, [group for group, _, _ in gathered])
+
+
+def withdraw(cfg: Metrics, comm: Comm, paths: RunPaths) -> None:
+    """Rank 0 takes the addresses back, as the run ends in order.
+
+    After a crash they stay, so that the ranks are seen to be down.
+    """
+    if comm.rank == 0 and cfg.enabled:
+        for path in _files(cfg, paths):
+            path.unlink(missing_ok=True)
+
+
+def _write(cfg: Metrics, paths: RunPaths, groups: list[dict[str, Any]]) -> None:
+    if cfg.file_sd_dir is not None and not Path(cfg.file_sd_dir).is_dir():
+        raise ResourceError(f"metrics.file_sd_dir: {cfg.file_sd_dir}: no such folder")
+    for path in _files(cfg, paths):
+        write_atomically(path, (json.dumps(groups, indent=1) + "\n").encode())
+        path.chmod(0o644)  # the server is another user
+
+
+def _files(cfg: Metrics, paths: RunPaths) -> list[Path]:
+    """In the folder of the server the name is the run's: a pattern there may end in `*.json`."""
+    others = [] if cfg.file_sd_dir is None else [Path(cfg.file_sd_dir) / f"{paths.name}.json"]
+    return [paths.file_sd, *others]
+
+
+def _address(bind: str, host: str) -> str:
+    """By what name others reach it: the address that it is bound to, or the host's name."""
+    try:
+        address = ipaddress.ip_address(bind)
+    except ValueError:
+        return bind
+    if address.is_unspecified:
+        return host
+    return f"[{bind}]" if address.version == 6 else bind

@@ -1,0 +1,89 @@
+"""Metrics read from the kernel and the GPU's driver at the moment somebody scrapes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from hvdtrain.telemetry.metrics import GPU, NETWORK
+
+LOOPBACK_TYPE = 772
+"""ARPHRD_LOOPBACK. Source: linux/if_arp.h"""
+
+
+class Network(Collector):
+    """Bytes of every interface that is up, by the kernel's count below `root`."""
+
+    def __init__(self, root: Path = Path("/sys/class/net")) -> None:
+        self._root = root
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """Received, sent, and the link's speed where the kernel knows it."""
+        received, sent, speed = (
+            CounterMetricFamily(NETWORK[0].name, NETWORK[0].text, labels=["interface"]),
+            CounterMetricFamily(NETWORK[1].name, NETWORK[1].text, labels=["interface"]),
+            GaugeMetricFamily(NETWORK[2].name, NETWORK[2].text, labels=["interface"]),
+        )
+        for folder in sorted(self._root.glob("*/")):
+            with contextlib.suppress(OSError, ValueError):  # it may go away meanwhile
+                # Virtual interfaces do not tell: their state is unknown, and they work.
+                up = (folder / "operstate").read_text().strip() in ("up", "unknown")
+                if not up or _number(folder / "type") == LOOPBACK_TYPE:
+                    continue
+                counts = [_number(folder / "statistics" / f"{way}_bytes") for way in ("rx", "tx")]
+                received.add_metric([folder.name], counts[0])
+                sent.add_metric([folder.name], counts[1])
+                megabits = _number(folder / "speed")
+                if megabits > 0:
+                    speed.add_metric([folder.name], megabits * 1e6 / 8)
+        yield from (received, sent, speed)
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())
+
+
+class Gpu(Collector):
+    """One GPU by NVML; `nvml` is the module pynvml, initialised, `handle` of the GPU."""
+
+    def __init__(self, nvml: ModuleType, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """What this GPU can tell; some cannot tell all."""
+        nvml, handle = self._nvml, self._handle
+        memory = nvml.nvmlDeviceGetMemoryInfo
+        reads: tuple[Callable[[], float], ...] = (
+            lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+            lambda: memory(handle).used,
+            lambda: memory(handle).total,
+            lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        )
+        for metric, read in zip(GPU, reads, strict=True):
+            with contextlib.suppress(nvml.NVMLError):
+                yield GaugeMetricFamily(metric.name, metric.text, value=read())
+
+
+def open_gpu() -> Gpu | None:
+    """This rank's GPU; None without one, without nvidia-ml-py, or where the driver refuses."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        # Numbers differ from torch's where CUDA_VISIBLE_DEVICES is set, identities do not.
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,49 @@
+"""One rank of a run that waits twice: for the file `go` once its address is published, and for
+`release` once the summary is written. So a test can look at it at a known moment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hvdtrain import run, train
+from hvdtrain.comm import init_comm
+from hvdtrain.load_config import load_config
+
+LIMIT_S = 120.0
+"""Nobody waits longer."""
+
+
+def wait_for(name: str) -> None:
+    """Until the file is there."""
+    deadline = time.monotonic() + LIMIT_S
+    while not Path(name).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(name)
+        time.sleep(0.05)
+
+
+def main(config: str) -> None:
+    comm = init_comm()
+    Path(f"pid-{comm.rank}").write_text(str(os.getpid()))
+    publish, write_summary = run.publish, train.write_summary
+
+    def publish_and_wait(*arguments: Any) -> None:
+        publish(*arguments)
+        wait_for("go")
+
+    def summarise_and_wait(*arguments: Any) -> dict[str, Any]:
+        summary = write_summary(*arguments)
+        wait_for("release")
+        return summary
+
+    run.publish = publish_and_wait
+    train.write_summary = summarise_and_wait
+    train.train(load_config(config), comm, run_dir=Path("run"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
