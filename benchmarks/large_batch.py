@@ -3,8 +3,9 @@
 Four experiments, each a few trainings of equal epochs by `hvdtrain train`, every seed in turn:
 
 batch     8 times the batch with linear scaling and gradual warmup keeps the accuracy; without the
-          warmup, or without the scaling, it does not. The batch-norm batch stays as it is: the
+          scaling it does not. The batch-norm batch stays as it is: the
           larger batch is accumulated.
+warmup    the same at 32 times the batch, where the paper saw the warmup matter.
 agc       a normalizer-free net at batch 1024 and a high rate, with and without adaptive gradient
           clipping.
 resize    image sizes that grow against one size: accuracy and training time.
@@ -65,6 +66,10 @@ EXPERIMENTS: dict[str, dict[str, list[str]]] = {
         "1024, scaled, warmup": [*LARGE, *WARMUP],
         "1024, scaled, no warmup": LARGE,
         "1024, not scaled": [*LARGE, "lr.scaling=none"],
+    },
+    "warmup": {
+        "4096, warmup": ["train.accumulate=32", *WARMUP],
+        "4096, no warmup": ["train.accumulate=32"],
     },
     "agc": {
         f"rate {rate:g}, {name}": [*NF, f"lr.base={rate / 8}", *option]
