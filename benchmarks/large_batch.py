@@ -1,11 +1,10 @@
 """What the recipes promise, on real images: CIFAR-10 as JPEG files, small nets, real ranks.
 
-Four experiments, each a few trainings of equal epochs by `hvdtrain train`, every seed in turn:
+Five experiments, each a few trainings of equal epochs by `hvdtrain train`, every seed in turn:
 
-batch     8 times the batch with linear scaling and gradual warmup keeps the accuracy; without the
-          scaling it does not. The batch-norm batch stays as it is: the
-          larger batch is accumulated.
-warmup    the same at 32 times the batch, where the paper saw the warmup matter.
+batch     8 times the batch with linear scaling, with and without gradual warmup, and without
+          scaling. The batch-norm batch stays as it is: the larger batch is accumulated.
+warmup    with and without it at 32 times the batch, where the paper saw it matter.
 agc       a normalizer-free net at batch 1024 and a high rate, with and without adaptive gradient
           clipping.
 resize    image sizes that grow against one size: accuracy and training time.
