@@ -52,9 +52,9 @@ SHAPE = "lr.points=[[0, 0], [2.5, 1], [10, 0]]"
 FIXED = ["phases.0.epochs=10", "phases.0.image_size=32", "phases.0.val_image_size=32", SHAPE]
 GROWING = [
     "phases=["
-    "{epochs: 3, image_size: 16, batch_per_worker: 64, val_image_size: 24},"
+    "{epochs: 2, image_size: 16, batch_per_worker: 64, val_image_size: 24},"
     "{epochs: 4, image_size: 24, batch_per_worker: 64, val_image_size: 32},"
-    "{epochs: 3, image_size: 32, batch_per_worker: 64}]",
+    "{epochs: 4, image_size: 32, batch_per_worker: 64}]",
     SHAPE,
 ]
 RATES = (0.4, 3.2)
