@@ -229,6 +229,7 @@ def run_dict(run: RunRecord, targets: list[Target], prices: Prices) -> dict[str,
         "samples": samples,
         "images_per_second": samples / train_s if train_s else None,
         "scaling_efficiency": _overall_efficiency(run),
+        "noise_scale": _noise_scale(run),
         "world_size": run.sittings[-1].world_size or whole(run.environment, "world_size"),
         "nodes": nodes[-1][0],
         "nodes_assumed": not all(told for _nodes, told in nodes),
@@ -244,6 +245,15 @@ def run_dict(run: RunRecord, targets: list[Target], prices: Prices) -> dict[str,
         "targets": [target_dict(run, target, prices) for target in targets],
         "phases": [vars(phase) for phase in phase_speeds(run)],
     }
+
+
+def _noise_scale(run: RunRecord) -> dict[str, float] | None:
+    """What `noise_scale.advice` says in the summary; None unless it is whole."""
+    found = run.summary.get("noise_scale")
+    keys = ("recommended_batch", "batch", "doubling_steps", "doubling_images")
+    values = {key: number(found, key) for key in keys} if isinstance(found, dict) else {}
+    known = {key: value for key, value in values.items() if value is not None}
+    return known if len(known) == len(keys) else None
 
 
 def _overall_efficiency(run: RunRecord) -> float | None:

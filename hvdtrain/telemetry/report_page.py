@@ -89,6 +89,7 @@ def _comparison(figures: list[dict[str, Any]]) -> Html:
         ("training images used", [count(f["samples"]) for f in figures]),
         ("images/s, all ranks", [count(f["images_per_second"]) for f in figures]),
         ("scaling efficiency", [ratio(f["scaling_efficiency"]) for f in figures]),
+        ("batch by the noise scale", [_noise(f["noise_scale"]) for f in figures]),
         ("ranks", [count(f["world_size"]) for f in figures]),
         ("training time", [duration(f["train_seconds"]) for f in figures]),
         ("wall time", [duration(f["wall_seconds"]) for f in figures]),
@@ -100,6 +101,16 @@ def _comparison(figures: list[dict[str, Any]]) -> Html:
     head = [""] + ([run_label(i, f["run"]) for i, f in enumerate(figures)] if figures[1:] else [""])
     filled = [[name, *cells] for name, cells in rows if any(cell != MISSING for cell in cells)]
     return table(head, filled)
+
+
+def _noise(advice: dict[str, float] | None) -> str:
+    if advice is None:
+        return MISSING
+    return (
+        f"{count(advice['recommended_batch'])}; twice the batch of {count(advice['batch'])} would "
+        f"take {advice['doubling_steps']:.2f}× the steps and {advice['doubling_images']:.2f}× the "
+        "images"
+    )
 
 
 def _best(run: dict[str, Any]) -> str:

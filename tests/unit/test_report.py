@@ -320,3 +320,20 @@ def test_a_fault_is_one_line_and_a_code(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1, told
+
+
+def test_the_noise_scale_says_how_large_a_batch_is_useful(tmp_path: Path) -> None:
+    log = restarted(tmp_path / "run")
+    advice = {"recommended_batch": 1310, "batch": 1024, "doubling_steps": 0.719}
+    for given, told in (
+        ({**advice, "doubling_images": 1.439}, True),
+        (advice, False),
+        (None, False),
+        ("damaged", False),
+    ):
+        log.json("summary.json", {"noise_scale": given})
+        write_report([tmp_path / "run"], tmp_path / "report.html")
+        words = read(tmp_path / "report.html")[1].text
+        expected = "1,310; twice the batch of 1,024 would take 0.72× the steps and 1.44× the images"
+        assert (expected in words) is told
+        assert ("batch by the noise scale" in words) is told
