@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from hvdtrain.comm import Comm
 from hvdtrain.noise_scale import NoiseScale
 
 
 class NoiseMeter:
-    """Every `every` updates one row of this rank's sums, on the device; `drain` merges all ranks.
+    """Every `every` updates one row of this rank's sums, on the device. To be merged, the `rows` of
+    all ranks are summed, with whatever else is, and handed to `take`.
 
     With several ranks each is one small batch, else each micro-batch. Images of weight 0 do not
     count, so a short last batch is measured right.
@@ -19,6 +19,7 @@ class NoiseMeter:
         self._every = every if parts > 1 else 0
         self.scale = scale or NoiseScale()
         self._rows: list[torch.Tensor] = []
+        self._big_squares: list[float] = []
 
     def due(self, step: int) -> bool:
         """Whether update number `step` (the first is 0) is measured; the same on all ranks."""
@@ -45,14 +46,16 @@ class NoiseMeter:
         sums = [(squares * factor * inverse.square()).sum(), inverse.sum(), counts.sum()]
         self._rows.append(torch.stack([*sums, used.sum().double(), big_square * factor]))
 
-    def drain(self, comm: Comm) -> float | None:
-        """The noise scale in images, all ranks' measurements since the last call taken in."""
-        if self._rows:
-            rows = torch.stack(self._rows).cpu()
-            self._rows = []
-            big_squares = rows[:, 4].tolist()
-            merged = comm.sum_(rows[:, :4].contiguous(), "noise_scale").tolist()
-            for (square, inverse, images, parts), big in zip(merged, big_squares, strict=True):
-                if parts and images:
-                    self.scale.add(square / parts, inverse / parts, big / images**2, images)
+    def rows(self) -> torch.Tensor:
+        """This rank's sums since the last call, [4 * measurements] float64 on the CPU."""
+        rows = torch.stack(self._rows).cpu() if self._rows else torch.zeros(0, 5).double()
+        self._rows, self._big_squares = [], rows[:, 4].tolist()
+        return rows[:, :4].flatten()
+
+    def take(self, sums: list[float]) -> float | None:
+        """The noise scale in images; `sums`: the last `rows`, summed over all ranks."""
+        merged = [sums[first : first + 4] for first in range(0, len(sums), 4)]
+        for (square, inverse, images, parts), big in zip(merged, self._big_squares, strict=True):
+            if parts and images:
+                self.scale.add(square / parts, inverse / parts, big / images**2, images)
         return self.scale.images

@@ -90,15 +90,16 @@ def train_epoch(
         )
         before = now
         if epoch.should_log(i, run.cfg.train.log_every):
-            values, stopping = meter.drain(
+            values, stopping, noise = meter.drain(
                 run.comm,
                 loaders.data_wait_s,
                 state.reducer.wait_s,
                 stop.requested,
                 run.bad.counts(),
+                state.noise.rows(),
             )
             masked, unlisted = round(values["bad_samples"]), round(values.pop("bad_unlisted"))
-            values["gradient_noise_scale"] = state.noise.drain(run.comm)
+            values["gradient_noise_scale"] = state.noise.take(noise)
             loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, values, speed)
             if stopping and state.position.epoch == epoch.index:

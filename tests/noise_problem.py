@@ -13,7 +13,7 @@ from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.optim import build_optimizer
 from hvdtrain.reducer import Reducer
 from hvdtrain.step import State, train_step
-from tests.unit.test_step import Images
+from tests.unit.test_step import Images, drained
 
 FEATURES = 64
 BATCH = 64
@@ -62,6 +62,6 @@ def measured(state: State, data: list[Images], lr: float = 0.0) -> float:
     for number, batch in enumerate(data):
         train_step(state, batch, lr, 0.9)
         if number % 20 == 19 or number + 1 == len(data):
-            found = state.noise.drain(state.comm)
+            found = drained(state)
     assert found is not None
     return found

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from hvdtrain.optim.grouped import Grouped
 
-class Lamb(torch.optim.Optimizer):
+
+class Lamb(Grouped):
     """Adam with decoupled decay whose step on tensor w has the length lr·‖w‖.
 
         m ← β1·m + (1−β1)·g,  v ← β2·v + (1−β2)·g²
@@ -27,15 +29,8 @@ class Lamb(torch.optim.Optimizer):
         defaults = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0, "adapt": True}
         super().__init__(groups, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step(group, params)
-
-    def _step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+    def update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        """One update of `params`."""
         updates = self._adam(group, params)
         if group["weight_decay"]:
             torch._foreach_add_(updates, params, alpha=group["weight_decay"])

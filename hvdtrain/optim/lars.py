@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from hvdtrain.optim.grouped import Grouped
 
-class Lars(torch.optim.Optimizer):
+
+class Lars(Grouped):
     """SGD with momentum m whose step on tensor w is trusted as far as ‖w‖ over ‖g‖ allows.
 
         λ = trust · ‖w‖ / (‖g‖ + decay · ‖w‖),  v ← m·v + lr·λ·(g + decay·w),  w ← w − v
@@ -27,15 +29,8 @@ class Lars(torch.optim.Optimizer):
         defaults = {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0, "adapt": True}
         super().__init__(groups, {**defaults, "trust_coefficient": trust_coefficient})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._step(group, params)
-
-    def _step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+    def update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        """One update of `params`."""
         decay, rate = group["weight_decay"], group["lr"]
         grads = [p.grad for p in params if p.grad is not None]
         rates = [rate] * len(params)

@@ -45,9 +45,11 @@ class Meter:
         data_wait_s: float,
         comm_wait_s: float,
         stop: bool,
-        bad: tuple[int, int] = (0, 0),
-    ) -> tuple[dict[str, Any], bool]:
-        """Values over all ranks since `start`, and whether any rank wants to stop.
+        bad: tuple[int, int],
+        more: torch.Tensor,
+    ) -> tuple[dict[str, Any], bool, list[float]]:
+        """Values over all ranks since `start`, whether any rank wants to stop, and `more`, float64
+        and of equal length on all ranks, summed.
 
         loss (mean per image), top1 and top5 (0–1), images_per_second (all ranks), step_seconds
         (mean), data_wait_ratio and comm_wait_ratio (share of the interval, mean over ranks),
@@ -56,13 +58,14 @@ class Meter:
         local = self._sums.tolist()
         elapsed = self._clock() - self._began
         waits = [data_wait_s - self._waits[0], comm_wait_s - self._waits[1]]
-        vector = torch.tensor([*local, *waits, elapsed, float(stop), *bad], dtype=torch.float64)
-        summed = comm.sum_(vector, "meter").tolist()
-        loss, top1, top5, count, data_wait, comm_wait, seconds, stops, masked, unlisted = summed
+        own = torch.tensor([*local, *waits, elapsed, float(stop), *bad], dtype=torch.float64)
+        summed = comm.sum_(torch.cat([own, more]), "meter").tolist()
+        values, rest = summed[: len(own)], summed[len(own) :]
+        loss, top1, top5, count, data_wait, comm_wait, seconds, stops, masked, unlisted = values
         steps = max(1, self._steps)
         self.start(data_wait_s, comm_wait_s)
         images = max(1.0, count)
-        values = {
+        report = {
             "loss": loss / images,
             "top1": top1 / images,
             "top5": top5 / images,
@@ -75,4 +78,4 @@ class Meter:
             "bad_samples": masked,
             "bad_unlisted": unlisted,
         }
-        return values, stops > 0
+        return report, stops > 0, rest

@@ -15,7 +15,7 @@ from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.reducer import Reducer
 from hvdtrain.step import State, train_step
 from tests.noise_problem import batches, measured, state_on
-from tests.unit.test_step import Images, images, network
+from tests.unit.test_step import Images, drained, images, network
 
 OPTIMIZERS = {
     "sgd": {"agc": 0.01},
@@ -50,7 +50,7 @@ def weights_with(comm: Comm, every: int) -> torch.Tensor:
     state = state_on(comm, every=every)
     for batch in batches(comm, 10):
         train_step(state, batch, 0.1, 0.9)
-    state.noise.drain(comm)
+    drained(state)
     return state.model.weight.detach()  # type: ignore[return-value]
 
 
@@ -72,7 +72,7 @@ def overflow_on_one_rank(comm: Comm, static: bool) -> None:
     train_step(state, data[2], 0.1, 0.9)
     assert not torch.equal(before[0], tensors_of(state)[0])
     require_same_on_all(comm, state)
-    state.noise.drain(comm)
+    drained(state)
     assert state.noise.scale.measured == 2
 
 

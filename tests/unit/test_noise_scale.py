@@ -14,7 +14,7 @@ from hvdtrain.noise_scale import DECAY, NoiseScale, advice
 from hvdtrain.reducer import square
 from hvdtrain.step import State, train_step
 from tests.noise_problem import BATCH, EXACT, batches, measured, state_on
-from tests.unit.test_step import images, network, state_of
+from tests.unit.test_step import drained, images, network, state_of
 
 
 def test_estimates_against_float64_gradients() -> None:
@@ -95,7 +95,7 @@ def test_measuring_changes_no_weight() -> None:
         state.noise = NoiseMeter(every, parts=3)
         for step in range(5):
             train_step(state, images(12, step), 0.1, 0.9)
-        state.noise.drain(state.comm)
+        drained(state)
         return state
 
     on, off = trained(2), trained(0)
@@ -107,5 +107,5 @@ def test_measuring_changes_no_weight() -> None:
 def test_one_rank_without_micro_batches_measures_nothing() -> None:
     meter = NoiseMeter(every=10, parts=1)
     assert not any(meter.due(step) for step in range(100))
-    assert meter.drain(Solo()) is None
+    assert meter.take(meter.rows().tolist()) is None
     assert [step for step in range(25) if NoiseMeter(10, parts=2).due(step)] == [0, 10, 20]

@@ -22,7 +22,9 @@ def test_meter_with_a_hand_wound_clock() -> None:
     for loss, top1, top5, count in [(8.0, 1, 3, 4), (6.0, 2, 4, 4)]:
         meter.add(torch.tensor([loss, top1, top5, count]))
     now[0] += 2.0
-    values, stop = meter.drain(Solo(), 5.5, 1.2, stop=False, bad=(3, 1))
+    more = torch.tensor([7.0, 0.5]).double()
+    values, stop, rest = meter.drain(Solo(), 5.5, 1.2, False, (3, 1), more)
+    assert rest == [7.0, 0.5]
     assert not stop
     assert values == pytest.approx(
         {
@@ -41,7 +43,8 @@ def test_meter_with_a_hand_wound_clock() -> None:
     )
     meter.add(torch.tensor([1.0, 0, 0, 2]))
     now[0] += 1.0
-    values, stop = meter.drain(Solo(), 5.5, 1.2, stop=True)
+    values, stop, rest = meter.drain(Solo(), 5.5, 1.2, True, (0, 0), more[:0])
+    assert rest == []
     assert stop
     assert values["samples"] == 2
     assert values["data_wait_ratio"] == 0

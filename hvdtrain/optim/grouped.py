@@ -1,0 +1,23 @@
+"""What LARS and LAMB share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Grouped(torch.optim.Optimizer):
+    """An optimizer that updates all parameters of a group at once, by `update`."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self.update(group, params)
+
+    def update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        """One update of `params`, all of which have gradients, with the settings of `group`."""
+        raise NotImplementedError
