@@ -42,6 +42,7 @@ train: {precision: PRECISION, evaluate_every: 5, log_every: 40, noise_scale_ever
 metrics: {enabled: false}
 checkpoint: {every_epochs: 1000}
 """
+RATE = ["lr.base=0.3"]  # at batch 128; of 0.1 and 0.3 the better one there
 LARGE = ["train.accumulate=8"]
 WARMUP = ["lr.warmup=gradual", "lr.warmup_epochs=3"]
 NF = ["model.name=nf_resnet11_cifar", "optimizer.weight_decay=2e-5", "phases.0.epochs=3"]
@@ -61,10 +62,10 @@ RATES = (0.4, 3.2)
 SHORT = ["phases.0.epochs=8", "lr.base=0.2"]
 EXPERIMENTS: dict[str, dict[str, list[str]]] = {
     "batch": {
-        "128": [],
-        "1024, scaled, warmup": [*LARGE, *WARMUP],
-        "1024, scaled, no warmup": LARGE,
-        "1024, not scaled": [*LARGE, "lr.scaling=none"],
+        "128": RATE,
+        "1024, scaled, warmup": [*RATE, *LARGE, *WARMUP],
+        "1024, scaled, no warmup": [*RATE, *LARGE],
+        "1024, not scaled": [*RATE, *LARGE, "lr.scaling=none"],
     },
     "warmup": {
         "4096, warmup": ["train.accumulate=32", *WARMUP],
@@ -160,7 +161,8 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="training images")
     parser.add_argument("--val", required=True, help="validation images")
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one seed: a third of the time")
+    parser.add_argument("--seeds", type=int, help="default 3, quick 1")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--precision", default="auto", help="train.precision")
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write a picture to this file")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
+    args.seeds = args.seeds or (1 if args.quick else 3)
     if os.geteuid() == 0:
         os.environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     print_machine()

@@ -77,11 +77,14 @@ def main() -> None:
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=100, help="in a turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--steps", type=int, help="in a turn (default 100, quick 20)")
+    parser.add_argument("--rounds", type=int, help="turns of each (default 5, quick 3)")
     parser.add_argument("--threads", type=int, help="decoding threads (default: all cores)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     args = parser.parse_args()
+    args.steps = args.steps or (20 if args.quick else 100)
+    args.rounds = args.rounds or (3 if args.quick else 5)
 
     with tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder:
         data = args.images

@@ -15,7 +15,7 @@ from hvdtrain.cli_job import AsJson
 from hvdtrain.errors import ConfigError
 
 data_app = typer.Typer(
-    help="Pack, check and copy datasets.", no_args_is_help=True, rich_markup_mode=None
+    help="Pack, check, index and copy datasets.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Threads = Annotated[
@@ -95,6 +95,26 @@ def scan(
     typer.echo(json.dumps(report) if as_json else _scan_text(report))
     if report["bad"]:
         raise typer.Exit(3)
+
+
+@data_app.command()
+def index(
+    path: Annotated[
+        str, typer.Argument(metavar="SHARDS", help="Tar shards: a folder, a file or a pattern.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Save what is in tar shards beside them, so that training need not read all their headers.
+
+    For shards that others made; what data pack makes has its index. Nothing else is changed.
+    """
+    from pipelines.sources.tar import write_index
+
+    file, shards, images = write_index(path)
+    if as_json:
+        typer.echo(json.dumps({"index": str(file), "shards": shards, "images": images}))
+    else:
+        typer.echo(f"{path}: {images:,} images in {shards:,} shards\n  index  {file}")
 
 
 @data_app.command()

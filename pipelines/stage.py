@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,18 @@ def _is_right(source: Path, target: Path, file: _File) -> bool:
     if not place.is_file() or place.stat().st_size != file.size:
         return False
     wanted = _crc32(source / file.name) if file.crc32 is None else file.crc32
-    return _crc32(place) == wanted
+    if _crc32(place) != wanted:
+        return False
+    with suppress(OSError):  # it may be another user's
+        _keep_time(source / file.name, place)
+    return True
+
+
+def _keep_time(source: Path, place: Path) -> None:
+    """The time of change goes along: an index of tar shards knows them by it."""
+    wanted = source.stat().st_mtime_ns
+    if place.stat().st_mtime_ns != wanted:
+        os.utime(place, ns=(wanted, wanted))
 
 
 def _crc32(path: Path) -> int:
@@ -195,6 +206,7 @@ def _copy(source: Path, target: Path, file: _File, count: _Count) -> None:
             return
         if size != file.size or file.crc32 not in (None, crc32):
             raise DataError(f"SRC: {source / file.name}: damaged: size or checksum is another")
+        _keep_time(source / file.name, part)
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)

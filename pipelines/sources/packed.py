@@ -9,7 +9,6 @@ DST/160/00000.tar  the same images with a short side of 160 pixels
 from __future__ import annotations
 
 import json
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.errors import DataError
+from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import Names
 from pipelines.sources.shards import Places, ShardReader
 
@@ -80,11 +80,9 @@ class Packed:
     def column(self, name: str) -> np.ndarray:
         """One array of the index, [len] or flat. Raises DataError where it is damaged."""
         try:
-            with np.load(self.root / INDEX) as arrays:
-                values: np.ndarray = arrays[name]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.where}: {INDEX}: damaged ({error}); pack it again") from None
-        return values
+            return read_arrays(self.root / INDEX, name)[name]
+        except DamagedError as error:
+            raise DataError(f"{self.where}: {INDEX}: {error}; pack it again") from None
 
 
 class Copy:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from hvdtrain.errors import DataError
+from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import Source
 
 MANIFEST = ".hvdtrain-scan.npz"
@@ -30,17 +30,15 @@ def checked(source: Source, path: str, key: str) -> Source:
     if not manifest.is_file():
         return source
     try:
-        with np.load(manifest) as arrays:
-            fingerprint = str(arrays["fingerprint"])
-            crc32 = arrays["crc32"]
-            bad = dict(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{key}: {manifest}: damaged ({error}); scan again or delete it") from None
-    if fingerprint != source.fingerprint:
+        arrays = read_arrays(manifest, "fingerprint", "crc32", "bad", "reasons")
+    except DamagedError as error:
+        raise DataError(f"{key}: {manifest}: {error}; scan again or delete it") from None
+    if str(arrays["fingerprint"]) != source.fingerprint:
         raise DataError(
             f"{key}: {path}: other images than when it was scanned; scan again, or delete {manifest}"
         )
-    return Checked(source, crc32, bad)
+    bad = dict(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
+    return Checked(source, arrays["crc32"], bad)
 
 
 class Checked:

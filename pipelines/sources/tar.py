@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from hvdtrain.errors import DataError
-from pipelines.sources.base import EXTENSIONS, Names, fingerprint
-from pipelines.sources.shards import Member, Places, ShardReader, members
+from pipelines.sources import tar_index
+from pipelines.sources.base import fingerprint
+from pipelines.sources.shards import Places, ShardReader
+from pipelines.sources.tar_index import TarIndex
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_LABEL_KEYS = ("cls", "label", "class")
-_THREADS = 8  # hide the latency of a network disk while indexing
 
 
 def is_shards(path: str) -> bool:
@@ -28,6 +25,23 @@ def is_shards(path: str) -> bool:
     return Path(path).is_dir() and any(name.endswith(".tar") for name in os.listdir(path))  # noqa: PTH208
 
 
+def write_index(path: str) -> tuple[Path, int, int]:
+    """Read all headers of the shards at `path` and save what is in them beside them.
+
+    Returns the file, the number of shards and the number of images. Raises DataError where
+    `path` is of another kind, a shard is damaged, or the index cannot be written.
+    """
+    if not is_shards(path):
+        raise DataError(f"{path}: not tar shards; other datasets need no index")
+    reader = ShardReader(_shard_paths(path, "data index"))
+    file = tar_index.index_path(path)
+    try:
+        index = tar_index.write(reader, file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot write: {error.strerror}") from None
+    return file, len(reader.paths), len(index.sizes)
+
+
 class TarShards:
     """The samples of tar shards in the order of file names and members; any one can be read.
 
@@ -35,27 +49,27 @@ class TarShards:
     part. It needs an image (`.jpg`, `.png`, …) and a label: `.cls` with a class number or
     name, or `.json` with it under `cls`, `label` or `class`. Class numbers are named by
     `classes.txt` in the folder of the shards, one name in every line, where there is one.
-    The headers are read once when it is opened, by several threads; nothing is written.
+    What is in the shards is read from the index that `hvdtrain data index` saved; without one,
+    all headers are read when it is opened, and nothing is written.
     """
 
     def __init__(self, path: str, key: str) -> None:
         """Raises DataError where shards are missing, damaged or hold samples without a label."""
+        where = f"{key}: {path}"
         self._reader = ShardReader(_shard_paths(path, key))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            shards = list(pool.map(self._index, range(len(self._reader.paths))))
-        starts = np.cumsum([0] + [len(shard.labels) for shard in shards[:-1]])
-        offsets = np.concatenate([shard.offsets for shard in shards])
-        sizes = np.concatenate([shard.sizes for shard in shards])
-        self._places = Places(starts, offsets, sizes)
-        self.shard_starts = starts
-        if not len(sizes):
-            raise DataError(f"{key}: {path}: no images in the tar files")
-        ends = np.cumsum(np.concatenate([np.diff(s.names.ends, prepend=0) for s in shards]))
-        self._names = Names(b"".join(shard.names.block for shard in shards), ends)
+        saved = tar_index.index_path(path)
+        if saved.is_file():
+            index = tar_index.load(saved, self._reader, where)
+        else:
+            index = tar_index.read_headers(self._reader)
+        if not len(index.sizes):
+            raise DataError(f"{where}: no images in the tar files")
+        self.shard_starts = index.starts
+        self._places = Places(index.starts, index.offsets, index.sizes)
+        self._names = index.names
         folder = Path(self._reader.paths[0]).parent
-        labels = [label for shard in shards for label in shard.labels]
-        self.classes, self.labels = _classes(labels, folder, f"{key}: {path}")
-        self.fingerprint = fingerprint(self.classes, self.labels, self._names, sizes)
+        self.classes, self.labels = _classes(index, folder, where)
+        self.fingerprint = fingerprint(self.classes, self.labels, self._names, index.sizes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,99 +85,24 @@ class TarShards:
         except DataError as error:
             raise DataError(f"{self.name(i)}: {error}") from None
 
-    def _index(self, shard: int) -> _Index:
-        path = self._reader.paths[shard]
-        images: list[Member] = []
-        labels: list[int | str] = []
-        last_key, image, label = b"", None, None
-        for member in members(self._reader, shard):
-            key, extension = _split(member.name)
-            if key != last_key:
-                _append(images, labels, image, label, path)
-                last_key, image, label = key, None, None
-            if b"." + extension in EXTENSIONS:
-                image = member
-            elif extension in (b"cls", b"json"):
-                text = member.head
-                if len(text) < member.size:
-                    text = self._reader.read(shard, member.offset, member.size).tobytes()
-                found = _label(text, is_json=extension == b"json")
-                label = label if found is None else found
-        _append(images, labels, image, label, path)
-        return _Index(
-            Names.of([image.name for image in images]),
-            np.array([image.offset for image in images], dtype=np.int64),
-            np.array([image.size for image in images], dtype=np.uint32),
-            labels,
-        )
 
-
-class _Index(NamedTuple):
-    """What is in one shard."""
-
-    names: Names
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: list[int | str]
-
-
-def _append(
-    images: list[Member],
-    labels: list[int | str],
-    image: Member | None,
-    label: int | str | None,
-    path: str,
-) -> None:
-    """A sample is complete: keep it. One without an image is passed over."""
-    if image is None:
-        return
-    if label is None:
-        raise DataError(
-            f"{path}: {os.fsdecode(image.name)}: no label; expected a .cls beside it, or a .json "
-            f"with one of {', '.join(_LABEL_KEYS)}"
-        )
-    images.append(image)
-    labels.append(label)
-
-
-def _split(name: bytes) -> tuple[bytes, bytes]:
-    """Key and lower-case extension. Source: webdataset 0.2, `tariterators.base_plus_ext`."""
-    folder, slash, base = name.rpartition(b"/")
-    stem, _, extension = base.partition(b".")
-    return folder + slash + stem, extension.lower()
-
-
-def _label(text: bytes, *, is_json: bool) -> int | str | None:
-    if not is_json:
-        word = text.decode(errors="replace").strip()
-        return int(word) if word.isdecimal() else word or None
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(content, dict):
-        return None
-    found: Any = next((content[key] for key in _LABEL_KEYS if key in content), None)
-    return found if isinstance(found, (int, str)) else None
-
-
-def _classes(labels: list[int | str], folder: Path, where: str) -> tuple[list[str], np.ndarray]:
-    """Class names, and the class of every sample [len(labels)] int32."""
+def _classes(index: TarIndex, folder: Path, where: str) -> tuple[list[str], np.ndarray]:
+    """Class names, and the class of every sample [len] int32."""
     named = folder / "classes.txt"
     classes = named.read_text(encoding="utf-8").splitlines() if named.is_file() else None
-    numbers = [label for label in labels if isinstance(label, int)]
-    if len(numbers) == len(labels):
-        highest = max(numbers)
-        if min(numbers) < 0 or (classes is not None and highest >= len(classes)):
+    if not index.texts:
+        lowest, highest = int(index.numbers.min()), int(index.numbers.max())
+        if lowest < 0 or (classes is not None and highest >= len(classes)):
             known = f"0 to {len(classes) - 1} (classes.txt)" if classes else "0 or more"
-            raise DataError(f"{where}: class numbers {min(numbers)} to {highest}; expected {known}")
-        return classes or [str(k) for k in range(highest + 1)], np.array(numbers, dtype=np.int32)
-    texts = [str(label) for label in labels]
-    classes = classes or sorted(set(texts))
+            raise DataError(f"{where}: class numbers {lowest} to {highest}; expected {known}")
+        names = classes or [str(k) for k in range(highest + 1)]
+        return names, index.numbers.astype(np.int32)
+    classes = classes or index.texts
     number_of = {name: number for number, name in enumerate(classes)}
-    if unknown := sorted(set(texts) - set(classes)):
+    if unknown := sorted(set(index.texts) - set(classes)):
         raise DataError(f"{where}: class {unknown[0]!r} is not in classes.txt")
-    return classes, np.array([number_of[text] for text in texts], dtype=np.int32)
+    class_of_text = np.array([number_of[text] for text in index.texts], dtype=np.int32)
+    return classes, class_of_text[index.numbers]
 
 
 def _shard_paths(path: str, key: str) -> list[str]:

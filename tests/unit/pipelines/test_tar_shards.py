@@ -17,26 +17,7 @@ from hvdtrain.errors import DataError
 from pipelines.sources import open_source
 from pipelines.sources.shards import ShardReader, members
 from pipelines.sources.tar import TarShards
-
-
-def make(path: Path, *files: tuple[str, bytes], form: int = tarfile.PAX_FORMAT) -> Path:
-    """A tar file of `files`, as Python's own module writes it."""
-    with tarfile.open(path, "w", format=form) as archive:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def sample(key: str, label: object, image: bytes | None = None) -> list[tuple[str, bytes]]:
-    return [(f"{key}.jpg", image or key.encode()), (f"{key}.cls", str(label).encode())]
-
-
-def contents(source: TarShards) -> list[tuple[bytes, str]]:
-    return [
-        (source.read(i).tobytes(), source.classes[source.labels[i]]) for i in range(len(source))
-    ]
+from tests.unit.pipelines.tar_samples import contents, make, sample
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
