@@ -13,7 +13,7 @@ from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.optim import build_optimizer
 from hvdtrain.reducer import Reducer
 from hvdtrain.step import State, train_step
-from tests.unit.test_step import Images, drained
+from tests.step_samples import Images, drained
 
 FEATURES = 64
 BATCH = 64

@@ -15,7 +15,7 @@ from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.reducer import Reducer
 from hvdtrain.step import State, train_step
 from tests.noise_problem import batches, measured, state_on
-from tests.unit.test_step import Images, drained, images, network
+from tests.step_samples import Images, drained, images, network
 
 OPTIMIZERS = {
     "sgd": {"agc": 0.01},

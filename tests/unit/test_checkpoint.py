@@ -16,7 +16,7 @@ from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.plan import Position
 from hvdtrain.step import State, train_step
-from tests.unit.test_step import images, network, state_of
+from tests.step_samples import images, network, state_of
 
 LABELS = {"model": "tiny", "classes": 7}
 

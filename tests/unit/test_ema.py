@@ -13,7 +13,7 @@ from hvdtrain.checkpoint import load_checkpoint, save_checkpoint, verify
 from hvdtrain.errors import CheckpointError
 from hvdtrain.optim.ema import Ema
 from hvdtrain.step import State, evaluate, train_step
-from tests.unit.test_step import images, network, state_of
+from tests.step_samples import images, network, state_of
 
 LABELS = {"model": "tiny", "classes": 7}
 

@@ -16,7 +16,7 @@ from hvdtrain.optim import optimizer_tensors
 from hvdtrain.optim.lars import Lars
 from hvdtrain.parts import init_state
 from hvdtrain.step import State, calibrate, train_step
-from tests.unit.test_step import images, network, state_of
+from tests.step_samples import images, network, state_of
 
 
 def scaled(scale: float, static: bool, **options: Any) -> State:

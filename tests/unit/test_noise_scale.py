@@ -14,7 +14,7 @@ from hvdtrain.noise_scale import DECAY, NoiseScale, advice
 from hvdtrain.reducer import square
 from hvdtrain.step import State, train_step
 from tests.noise_problem import BATCH, EXACT, batches, measured, state_on
-from tests.unit.test_step import drained, images, network, state_of
+from tests.step_samples import drained, images, network, state_of
 
 
 def test_estimates_against_float64_gradients() -> None:

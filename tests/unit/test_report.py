@@ -3,86 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from hvdtrain.cli import main
-from hvdtrain.comm import Solo
 from hvdtrain.errors import ResourceError
-from hvdtrain.load_config import parse_config
 from hvdtrain.telemetry import report_plots
 from hvdtrain.telemetry.report import write_report
 from hvdtrain.telemetry.report_figures import Prices, Target
 from hvdtrain.telemetry.report_run import read_run
-from hvdtrain.train import train
 from tests.report_runs import Log, restarted
+from tests.unit.report_page import assert_fetches_nothing, assert_references_hold, read
 
-VOID = {"meta", "link", "br", "img"}
 MALICIOUS = "<script>alert('x')</script> $\\frac{$ & \"quoted\" _"
-
-
-class Page(HTMLParser):
-    """Reads a page; fails where its elements are not closed in turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open, f"</{tag}> closes nothing"
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if not self._open or self._open[-1] != "style" else ""
-
-
-def read(path: Path) -> tuple[str, Page]:
-    text = path.read_text(encoding="utf-8")
-    return text, Page(text)
-
-
-def assert_fetches_nothing(text: str, page: Page) -> None:
-    assert "script" not in page.tags
-    assert not {"iframe", "object", "embed", "img", "image", "base"} & set(page.tags)
-    assert "://" not in text
-    assert "@import" not in text
-    assert set(re.findall(r"url\((.)", text)) <= {"#"}
-    for name, value in page.attributes:
-        assert not name.startswith("on"), f"{name}={value}"
-        if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-            assert value == "data:," or value.startswith("#"), f"{name}={value}"
-
-
-def assert_references_hold(page: Page) -> None:
-    """Every `#id` names one element, and no id comes twice."""
-    ids = [value for name, value in page.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-    for name, value in page.attributes:
-        for reference in re.findall(r"url\(#([^)]+)\)", value):
-            assert reference in ids
-        if name == "xlink:href":
-            assert value.removeprefix("#") in ids
 
 
 def malicious(root: Path) -> Log:
@@ -204,122 +137,6 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         write_report([root], root / "events.jsonl" / "report.html")
     with pytest.raises(ResourceError, match="cannot be written"):
         write_report([root], tmp_path / "report.html", png=root / "events.jsonl")
-
-
-CONFIG = """
-name: tiny
-data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
-model: {{name: resnet8_cifar}}
-lr: {{base: 0.1, base_batch: 64, warmup: none, schedule: constant}}
-phases:
-  - {{epochs: 1, image_size: 16, batch_per_worker: 64}}
-  - {{epochs: 1, image_size: 24, batch_per_worker: 64}}
-train: {{precision: fp32, log_every: 5}}
-metrics: {{enabled: false}}
-"""
-
-
-def test_a_real_run_leaves_its_report(digits_root: Path, tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    summary = train(parse_config(CONFIG.format(root=digits_root)), Solo(), run_dir=root)
-    text, page = read(root / "report.html")
-    assert_fetches_nothing(text, page)
-    assert_references_hold(page)
-    assert "resnet8_cifar" in page.text  # of the plan
-    (found,) = write_report([root], tmp_path / "again.html", [Target("top1", 0.01)])
-    for key in ("top1", "top5", "samples", "images_per_second", "train_seconds"):
-        assert found[key] == pytest.approx(summary[key], rel=1e-3), key
-    assert found["wall_seconds"] >= summary["wall_seconds"] - 0.01  # times of events are in ms
-    assert [phase["image_size"] for phase in found["phases"]] == [16, 24]
-    assert sum(phase["images"] for phase in found["phases"]) == summary["samples"]
-    assert (found["nodes"], found["nodes_assumed"], found["finished"]) == (1, False, True)
-    assert found["targets"][0]["epoch"] == 1.0
-
-
-def test_a_report_that_fails_does_not_fail_the_run(
-    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise ValueError("no ink")
-
-    monkeypatch.setattr("hvdtrain.telemetry.report.write_report", broken)
-    cfg = parse_config(CONFIG.format(root=small_root).replace("worker: 64", "worker: 8"))
-    summary = train(cfg, Solo(), run_dir=tmp_path)
-    assert summary["epochs"] == 2
-    notes = [note["text"] for note in read_run(tmp_path).notes]
-    assert notes == ["warning: no report.html: no ink"]
-    assert not (tmp_path / "report.html").exists()
-
-
-SCRIPT = """
-import sys
-from hvdtrain.cli import main
-try:
-    main()
-finally:
-    loaded = [name for name in ("torch", "horovod", "nvidia.dali") if name in sys.modules]
-    assert not loaded, loaded
-"""
-
-
-def test_the_command(tmp_path: Path) -> None:
-    root = restarted(tmp_path / "run").root
-    wanted = ["report", str(root), "--target", "top1=0.75", "--price-per-node-hour", "24.48"]
-    line = [sys.executable, "-c", SCRIPT, *wanted]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.replace("\N{NO-BREAK SPACE}", " ")
-    assert "top-1 ≥ 75 %: training 40.0 s, wall 17 min 12 s, epoch 2, $1.71 on demand" in words
-    assert done.stdout.endswith(f"{root / 'report.html'}\n")
-    assert (root / "report.html").is_file()
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    """Exit code of `hvdtrain report` in this process."""
-    monkeypatch.setattr(sys, "argv", ["hvdtrain", "report", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code
-
-
-def test_the_command_for_programs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [str(restarted(tmp_path / name).root) for name in ("a", "b")]
-    monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, *runs, "--json", "--spot-price", "7.3", "--nodes", "3") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["report"] == "report.html"
-    assert (tmp_path / "report.html").is_file()
-    assert [run["spot_cost"] for run in found["runs"]] == [pytest.approx(3 * 86 / 3600 * 7.3)] * 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["run", "--target", "93"], 2, "--target 93: expected METRIC=VALUE"),
-        (["run", "--target", "top9=0.9"], 2, "unknown metric 'top9'"),
-        (["run", "--spot-price", "cheap"], 2, "--spot-price"),
-        (["run", "--spot-price", "inf"], 2, "expected dollars, found inf"),
-        (["run", "--nodes", "0"], 2, "--nodes"),
-        (["nowhere"], 6, "nowhere: not a run directory"),
-        (["run", "--output", "run/events.jsonl/r.html"], 6, "cannot be written"),
-    ],
-)
-def test_a_fault_is_one_line_and_a_code(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
-) -> None:
-    restarted(tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, *arguments) == code
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1, told
 
 
 def test_the_noise_scale_says_how_large_a_batch_is_useful(tmp_path: Path) -> None:

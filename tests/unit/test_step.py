@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,59 +14,8 @@ from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.optim import build_optimizer, optimizer_tensors, set_rates
 from hvdtrain.optim.ema import Ema
 from hvdtrain.reducer import Reducer
-from hvdtrain.step import State, calibrate, evaluate, resolve_precision, train_step
-
-
-@dataclass
-class Images:
-    """A batch made by hand."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
-
-    @property
-    def indices(self) -> np.ndarray:
-        return np.arange(len(self.labels))
-
-
-def images(count: int, seed: int = 0, classes: int = 7) -> Images:
-    generator = torch.Generator().manual_seed(seed)
-    return Images(
-        torch.randn(count, 3, 8, 8, generator=generator),
-        torch.randint(0, classes, (count,), generator=generator),
-        torch.ones(count),
-    )
-
-
-def drained(state: State) -> float | None:
-    """What the loop does at every report: all ranks' rows, summed and taken in."""
-    return state.noise.take(state.comm.sum_(state.noise.rows(), "noise").tolist())
-
-
-def network(norm: bool = False) -> nn.Module:
-    torch.manual_seed(3)
-    middle = [nn.BatchNorm2d(6)] if norm else []
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 7)
-    )
-
-
-def state_of(model: nn.Module, **options: Any) -> State:
-    accumulate = options.pop("accumulate", 1)
-    cfg = Optimizer.model_validate(options)
-    reducer = Reducer(model.parameters(), Solo(), accumulate=accumulate, group_bytes=3000)
-    return State(
-        model=model,
-        optimizer=build_optimizer(model, cfg),
-        reducer=reducer,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        comm=Solo(),
-        device=torch.device("cpu"),
-        autocast=None,
-        label_smoothing=0.0,
-        clip_norm=cfg.clip_norm,
-    )
+from hvdtrain.step import calibrate, evaluate, resolve_precision, train_step
+from tests.step_samples import Images, drained, images, network, state_of
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

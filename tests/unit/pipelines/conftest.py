@@ -1,4 +1,4 @@
-"""A small image folder on disk, and loaders over it."""
+"""A small image folder on disk, a packed one, and loaders over them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 
 from hvdtrain.config import Data
 from pipelines.loader import Loaders
+from pipelines.pack import pack
+from tests.unit.pipelines.pack_samples import TWO
 from tests.unit.pipelines.samples import CLASSES, PER_CLASS, photograph
 
 
@@ -26,6 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture = photograph(100 * label + k, height, width)
             picture.save(root / name / f"{k}.JPEG", quality=95)
     return root
+
+
+@pytest.fixture(scope="module")
+def packed(folder, tmp_path_factory) -> Path:
+    """`folder` with copies of 48 and 32 px."""
+    path = tmp_path_factory.mktemp("packed") / "data"
+    pack(str(folder), str(path), TWO)
+    return path
 
 
 MakeLoaders = Callable[..., Loaders]

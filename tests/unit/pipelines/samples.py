@@ -9,13 +9,14 @@ from PIL import Image
 
 CLASSES = ("ant", "bee", "cat")
 PER_CLASS = 7
+COUNT = len(CLASSES) * PER_CLASS
 
 
 @dataclass(frozen=True)
 class Epoch:
     """What a plan tells the loaders; `steps` as a plan would count them."""
 
-    num_train: int = len(CLASSES) * PER_CLASS
+    num_train: int = COUNT
     world_size: int = 1
     index: int = 0
     image_size: int = 24

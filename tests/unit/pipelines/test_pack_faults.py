@@ -1,0 +1,184 @@
+"""Packing: kills are survived, damage is caught, and what is not its own is left alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.errors import DataError, ResourceError
+from pipelines import packing
+from pipelines.pack import PackOptions, pack
+from pipelines.sources import ImageFolder, open_source
+from tests.unit.pipelines.pack_samples import TWO, contents
+from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
+
+
+def test_it_goes_on_after_a_kill_and_makes_the_very_same(folder, packed, tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from pipelines.pack import PackOptions, pack\n"
+        "def progress(done, _all):\n"
+        "    if done >= 10:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "options = PackOptions((None, 48, 32), shard_images=4)\n"
+        "pack(sys.argv[1], sys.argv[2], options, progress)\n"
+    )
+    command = [sys.executable, "-c", program, str(folder), str(tmp_path / "p")]
+    assert subprocess.run(command).returncode == -9
+    left = contents(tmp_path / "p")
+    assert "dataset.json" not in left
+    assert {name for name in left if name.startswith(".parts/")} == {
+        ".parts/00000.npz",
+        ".parts/00001.npz",
+    }
+    with pytest.raises(DataError):
+        open_source(str(tmp_path / "p"), "data.train")
+    kept = (tmp_path / "p/32/00000.tar").stat().st_mtime_ns
+    seen: list[int] = []
+    pack(str(folder), str(tmp_path / "p"), TWO, lambda done, _all: seen.append(done))
+    assert seen[0] == 8
+    assert (tmp_path / "p/32/00000.tar").stat().st_mtime_ns == kept
+    assert contents(tmp_path / "p") == contents(packed)
+
+
+def test_a_second_call_finds_nothing_to_do(folder, packed):
+    before = {f: f.stat().st_mtime_ns for f in packed.rglob("*.*")}
+    pack(str(folder), str(packed), TWO, lambda *_: pytest.fail("worked"))
+    assert {f: f.stat().st_mtime_ns for f in packed.rglob("*.*")} == before
+
+
+def bad_folder(root: Path) -> Path:
+    """Three good images, and two bad ones."""
+    (root / "a").mkdir(parents=True)
+    for k in range(3):
+        photograph(k, 40, 40).save(root / f"a/{k}.jpg")
+    (root / "a/text.jpg").write_text("no image")
+    content = bytearray((root / "a/0.jpg").read_bytes())
+    content[content.index(b"\xff\xc4") + 4] = 0xFF  # a Huffman table that cannot be
+    (root / "a/table.jpg").write_bytes(content)
+    return root
+
+
+def test_bad_images_end_it_with_their_list_unless_they_are_left_out(tmp_path):
+    src, dst = bad_folder(tmp_path / "src"), tmp_path / "dst"
+    before = contents(src)
+    with pytest.raises(DataError) as error:
+        pack(str(src), str(dst), PackOptions((None, 32), shard_images=2))
+    head, *lines = str(error.value).split("\n")
+    assert head.startswith("SRC: 2 of 5 images cannot be decoded, all listed in ")
+    assert [line.split(":")[0] for line in lines] == ["a/table.jpg", "a/text.jpg"]
+    assert lines[1] == "a/text.jpg: not an image"
+    assert (dst / "bad.txt").read_text().splitlines() == lines
+    about = pack(str(src), str(dst), PackOptions((None, 32), shard_images=2, skip_bad=True))
+    assert [bad["name"] for bad in about["skipped"]] == ["a/table.jpg", "a/text.jpg"]
+    source = open_source(str(dst), "data.train")
+    assert [source.name(i)[-7:] for i in range(len(source))] == ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
+    assert [source.at(32).read(i).tobytes()[:2] for i in range(3)] == [b"\xff\xd8"] * 3
+    assert not (dst / "bad.txt").exists()
+    assert contents(src) == before
+
+
+def test_bad_images_that_were_repaired_are_packed(tmp_path):
+    src, dst = bad_folder(tmp_path / "src"), tmp_path / "dst"
+    with pytest.raises(DataError):
+        pack(str(src), str(dst), PackOptions(shard_images=2))
+    for name in ("text", "table"):
+        shutil.copy(src / "a/1.jpg", src / f"a/{name}.jpg")
+    assert pack(str(src), str(dst), PackOptions(shard_images=2))["images"] == 5
+
+
+@pytest.mark.parametrize("copy", ["orig", "32"])
+def test_a_flipped_byte_is_caught_and_named(packed, tmp_path, copy):
+    root = shutil.copytree(packed, tmp_path / "p")
+    shard = root / copy / "00002.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1  # in the first image of the shard
+    shard.write_bytes(content)
+    source = open_source(str(root / copy), "data.train")
+    bad = 8
+    for i in range(len(source)):
+        if i == bad:
+            with pytest.raises(DataError) as error:
+                source.read(i)
+            assert str(error.value).endswith(f"{shard}: damaged: its checksum is another")
+            assert CLASSES[1] in str(error.value)
+        else:
+            source.read(i)
+
+
+@pytest.mark.parametrize("file", ["orig/00001.tar", "index.npz"])
+def test_a_file_of_another_length_is_refused_at_once(packed, tmp_path, file):
+    root = shutil.copytree(packed, tmp_path / "p")
+    with (root / file).open("ab") as end:
+        end.write(b"x")
+    with pytest.raises(DataError, match=f"data.train: {root}: {root}/{file}: .* it is damaged"):
+        open_source(str(root), "data.train").read(0)
+    (root / file).unlink()
+    with pytest.raises(DataError, match=f"{file}: No such file"):
+        open_source(str(root), "data.train").read(0)
+
+
+def test_a_damaged_index_is_told(packed, tmp_path):
+    root = shutil.copytree(packed, tmp_path / "p")
+    content = bytearray((root / "index.npz").read_bytes())
+    content[content.index(b"label.npy") + 200] ^= 1
+    (root / "index.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"index\.npz: damaged"):
+        open_source(str(root), "data.train")
+
+
+@pytest.mark.parametrize("where", ["src", "src/below", "src/a"])
+def test_the_source_is_never_packed_into(tmp_path, where):
+    (tmp_path / "src/a").mkdir(parents=True)
+    photograph(0, 20, 20).save(tmp_path / "src/a/0.jpg")
+    before = contents(tmp_path / "src")
+    with pytest.raises(DataError, match=r"DST: .*: lies in SRC, which is only read"):
+        pack(str(tmp_path / "src"), str(tmp_path / where), PackOptions())
+    assert contents(tmp_path / "src") == before
+    assert sorted(p.name for p in (tmp_path / "src").iterdir()) == ["a"]
+
+
+def test_a_folder_with_something_else_is_left_alone(folder, tmp_path):
+    (tmp_path / "dst").mkdir()
+    (tmp_path / "dst/thesis.tex").write_text("x")
+    with pytest.raises(DataError, match="holds something else; name an empty or new folder"):
+        pack(str(folder), str(tmp_path / "dst"), PackOptions())
+    with pytest.raises(DataError, match="a file, not a folder"):
+        pack(str(folder), str(tmp_path / "dst/thesis.tex"), PackOptions())
+    assert contents(tmp_path / "dst") == {"thesis.tex": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("options", "differing"),
+    [
+        (PackOptions((None, 32), shard_images=4), "copies"),
+        (PackOptions((None, 48, 32), quality=80, shard_images=9), "quality, shard_images"),
+    ],
+)
+def test_other_settings_want_another_folder(folder, packed, options, differing):
+    with pytest.raises(DataError, match=f"was packed with another {differing}; name another"):
+        pack(str(folder), str(packed), options)
+
+
+def test_two_at_once_are_refused(folder, tmp_path):
+    source = ImageFolder(str(folder), "SRC")
+    args = (str(folder), str(tmp_path / "p"))
+    refused = pytest.raises(DataError, match="another process is packing into it")
+    with packing.PackingFolder(*args, source, PackOptions()), refused:
+        pack(*args, PackOptions())
+    assert pack(*args, PackOptions())["images"] == COUNT
+
+
+def test_a_full_disk_is_told(folder, tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.shard_writer.os.fsync", full)
+    with pytest.raises(ResourceError, match="cannot be written: No space left on device"):
+        pack(str(folder), str(tmp_path / "p"), PackOptions())
+    monkeypatch.undo()
+    assert pack(str(folder), str(tmp_path / "p"), PackOptions())["images"] == COUNT
