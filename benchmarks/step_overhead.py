@@ -31,11 +31,11 @@ from torch.nn import functional
 
 from hvdtrain.comm import Solo
 from hvdtrain.config import Config
+from hvdtrain.efficiency import Efficiency
 from hvdtrain.load_config import parse_config
 from hvdtrain.models import build_model
 from hvdtrain.plan import Epoch
 from hvdtrain.run import Run
-from hvdtrain.train import Speed
 from pipelines.loader import Batch
 
 CONFIG = """
@@ -90,12 +90,12 @@ class Product:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.speed = Speed(run.comm)
+        self.efficiency = Efficiency(run)
         self.epochs: Iterator[Epoch] = iter(run.plan.epochs)
 
     def turn(self) -> float:
         """Milliseconds of one step, over `STEPS`."""
-        return 1e3 * timed_epoch(self.run, next(self.epochs), self.speed) / STEPS
+        return 1e3 * timed_epoch(self.run, next(self.epochs), self.efficiency) / STEPS
 
 
 def main() -> None:

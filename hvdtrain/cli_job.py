@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
     """The config on every rank; raises ConfigError on all where it is not the same on all."""
-    from hvdtrain.comm import require_equal, together
+    from hvdtrain.agreement import require_equal, together
 
     with together(comm):
         cfg = load_config(config, overrides)

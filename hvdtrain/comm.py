@@ -10,13 +10,12 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 
-from hvdtrain import errors
-from hvdtrain.errors import CommError, HvdtrainError
+from hvdtrain.errors import CommError
 
 SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
@@ -57,6 +56,9 @@ class Comm(Protocol):
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over all ranks, in place, and return it."""
 
+    def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
+        """The `row` [n] of every rank, equally long on all, on every rank: [size, n]."""
+
     def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Give every rank the values of rank 0, in place."""
 
@@ -82,6 +84,10 @@ class Solo:
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Nothing to add."""
         return tensor
+
+    def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
+        """The one row."""
+        return row[None]
 
     def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Rank 0 is the only one."""
@@ -125,6 +131,12 @@ class Horovod:
         """Sum in place and wait."""
         self.sum_async_(tensor, name).wait()
         return tensor
+
+    def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
+        """One allgather."""
+        with self._named(name):
+            rows: torch.Tensor = self._hvd.allgather(row[None], name=name)
+        return rows
 
     def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Broadcast all tensors at once; strided ones go by way of a flat copy."""
@@ -212,48 +224,6 @@ def init_comm() -> Comm:
             "train alone: was Horovod built with this launcher's MPI? See hvdtrain doctor"
         )
     return comm
-
-
-def any_rank(comm: Comm, flag: bool) -> bool:
-    """True on every rank if `flag` is true on at least one."""
-    return bool(comm.sum_(torch.tensor([float(flag)]), "any_rank").item())
-
-
-@contextlib.contextmanager
-def together(comm: Comm) -> Iterator[None]:
-    """Turn a fault on any rank into the same HvdtrainError on every rank.
-
-    For the set-up stage: the body must hold no collective. Equal faults are told once.
-    """
-    fault: HvdtrainError | None = None
-    try:
-        yield
-    except HvdtrainError as error:
-        fault = error
-    texts = comm.gather_text(f"{type(fault).__name__}\n{fault}" if fault else "")
-    faults = {rank: text for rank, text in enumerate(texts) if text}
-    if not faults:
-        return
-    kind, _, message = next(iter(faults.values())).partition("\n")
-    if len(faults) < comm.size or len(set(faults.values())) > 1:
-        message = "\n".join(
-            f"rank {rank}: {line}" for rank, text in faults.items() for line in text.split("\n")[1:]
-        )
-    shared: HvdtrainError = getattr(errors, kind)(message)
-    shared.everywhere = True
-    raise shared from None
-
-
-def require_equal(comm: Comm, what: str, value: str, kind: type[HvdtrainError]) -> None:
-    """Raise `kind` on every rank unless `value` is the same on all."""
-    values: Sequence[str] = comm.gather_text(value)
-    other = next((r for r, v in enumerate(values) if v != values[0]), None)
-    if other is not None:
-        fault = kind(
-            f"{what} differs between ranks: rank 0 has {values[0]}, rank {other} has {values[other]}"
-        )
-        fault.everywhere = True
-        raise fault
 
 
 def cores_for_rank(comm: Comm) -> int:

@@ -200,6 +200,9 @@ class Comm(Section):
     """Type of gradients on the wire."""
     group_mb: PositiveFloat = 16.0
     """Gradients are exchanged in groups of about this size, in MiB, while backward still runs."""
+    link_gbit: PositiveFloat | None = None
+    """Speed of the network between machines, Gbit/s per machine, from which the ceiling of the
+    efficiency is computed. None: what the kernel says of the interface that carries most."""
 
 
 class Checkpoint(Section):

@@ -31,6 +31,10 @@ class Metrics(Section):
     None: nobody is asked for a certificate."""
     insecure: bool = False
     """Let everybody who can reach `bind` read the metrics."""
+    calibration: str | None = None
+    """The calibration.json of another run, seen by rank 0: its speeds of one worker alone are the
+    baseline of the scaling efficiency; sizes and batches not in it are measured. None: all are
+    measured in this run."""
     file_sd_dir: str | None = None
     """Folder, seen by rank 0, in which a Prometheus server looks for the run's addresses, besides
     the run directory: `<run>.json`. None: none. docs/metrics.md tells more."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from hvdtrain.agreement import require_equal, together
 from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
-from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
+from hvdtrain.comm import Comm, cores_for_rank
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.load_config import load_config
 from hvdtrain.parts import checkpoint_labels, choose_device, init_state, open_loaders, share_data

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hvdtrain.comm import Comm, cores_for_rank, require_equal, together
+from hvdtrain.agreement import require_equal, together
+from hvdtrain.comm import Comm, cores_for_rank
 from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.mixing import Mixing

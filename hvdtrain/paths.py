@@ -52,6 +52,11 @@ class RunPaths:
         return self.root / "bad_samples.jsonl"
 
     @property
+    def calibration(self) -> Path:
+        """Speed of one worker alone at each image size and batch."""
+        return self.root / "calibration.json"
+
+    @property
     def report(self) -> Path:
         """One page about the run, for a browser."""
         return self.root / "report.html"

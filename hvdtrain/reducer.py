@@ -7,7 +7,6 @@ zeros, so all ranks always send the same buffers.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from hvdtrain.comm import Comm, Handle
+from hvdtrain.stopwatch import StepClock
 
 _BLOCK = 2**16
 
@@ -59,18 +59,20 @@ class Reducer:
         self.comm = comm
         self.accumulate = accumulate
         self.loss_scale = 1.0 / (comm.size * accumulate)
-        self.wait_s = 0.0
-        """Seconds that `finish` waited for the network, since the start of the run."""
+        # Gradients arrive in about the reverse order of the parameters.
+        trained = [p for p in params if p.requires_grad][::-1]
+        self.clock = StepClock(trained[0].device if trained else torch.device("cpu"))
+        """Seconds of backward passes and of communication."""
         self.bytes_sent = 0
         """Bytes of gradients handed to allreduce, since the start of the run."""
+        self.calls = 0
+        """Allreduces of gradients since the start of the run."""
         self._enabled = True
         self._measuring = False
         self._squares: list[list[torch.Tensor]] = []
         self._before: list[torch.Tensor] = []
         self._backward_left = accumulate
         wire = torch.float16 if compression == "fp16" and comm.size > 1 else None
-        # Gradients arrive in about the reverse order of the parameters.
-        trained = [p for p in params if p.requires_grad][::-1]
         self.groups = [
             _Group(f"grad.{index}", members, wire)
             for index, members in enumerate(_split(trained, group_bytes))
@@ -98,9 +100,11 @@ class Reducer:
             group.waiting_for = sum(p.requires_grad for p in group.params)
         if self._measuring and not self._enabled and self._squares:
             self._before = [flat.clone() for flat in self.flats()]
+        self.clock.backward.start()
 
     def end_backward(self) -> None:
-        """Announce the end of one micro-batch's backward pass; needed in a measured step alone."""
+        """Announce the end of one micro-batch's backward pass."""
+        self.clock.backward.stop()
         if self._measuring and not self._enabled:
             parts = self.flats()
             if self._squares:  # before the first micro-batch all gradients are zero
@@ -115,14 +119,20 @@ class Reducer:
         for group in self.groups:
             if group.handle is None:
                 self._send(group)
-        began = time.perf_counter()
+        self.clock.waiting.start()
         for group in self.groups:
             assert group.handle is not None
             group.handle.wait()
             group.handle = None
             if group.wire is not group.flat:
                 group.flat.copy_(group.wire)
-        self.wait_s += time.perf_counter() - began
+        self.clock.waiting.stop()
+        self.clock.flight.stop()
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of gradients that one update hands to allreduce."""
+        return sum(group.wire.numel() * group.wire.element_size() for group in self.groups)
 
     def flats(self) -> list[torch.Tensor]:
         """The flat gradient buffers, for norms and checks over all gradients at once."""
@@ -145,10 +155,13 @@ class Reducer:
         return ready
 
     def _send(self, group: _Group) -> None:
+        if all(other.handle is None for other in self.groups):
+            self.clock.flight.start()
         if self._measuring:
             self._squares[0].append(square(group.flat))
         if group.wire is not group.flat:
             group.wire.copy_(group.flat)
+        self.calls += 1
         self.bytes_sent += group.wire.numel() * group.wire.element_size()
         group.handle = self.comm.sum_async_(group.wire, group.name)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from hvdtrain.agreement import together
 from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
-from hvdtrain.comm import Comm, together
+from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError
 from hvdtrain.models.weights import load_weights
@@ -44,6 +45,8 @@ class Run:
     sinks: Sinks
     state: State
     bad: BadSamples
+    hosts: list[str]
+    """The host of every rank."""
 
     def close(self) -> None:
         """Stop loaders and sinks."""
@@ -64,7 +67,8 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     with together(comm):
         sinks = Sinks(cfg, comm, paths)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
-    run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad)
+    hosts = comm.gather_text(socket.gethostname())
+    run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts)
     restore(run, must=resumed)
     if comm.rank == 0:
         _describe(run)

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hvdtrain.agreement import together
 from hvdtrain.checkpoint import list_checkpoints
-from hvdtrain.comm import Comm, together
+from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError
 from hvdtrain.load_config import load_config

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.ema import Ema
 from hvdtrain.plan import Position
 from hvdtrain.reducer import Reducer, square
+from hvdtrain.stopwatch import StepClock
 
 SUMS = ("loss", "top1", "top5", "count")
 """What the vectors of sums of `train_step` and `evaluate` hold, in order."""
@@ -108,10 +109,12 @@ def _seed(state: State) -> None:
 def _backward(state: State, batch: Batch) -> torch.Tensor:
     """All micro-batches, their gradients on the way; SUMS of each, [accumulate, 4]."""
     state.model.train()
-    sums = []
+    clock, sums = state.reducer.clock, []
     for part in state.mixing.parts(batch, state.reducer.accumulate, state.position.epoch):
+        clock.forward.start()
         logits = state.forward(part.images)
         loss = torch.dot(part.losses(logits, state.label_smoothing), part.weights)
+        clock.forward.stop()
         state.reducer.start_backward()
         state.scaler.scale(loss * (state.reducer.loss_scale / len(part.labels))).backward()
         state.reducer.end_backward()
@@ -197,8 +200,16 @@ def average_buffers(state: State) -> None:
         buffer.copy_(part.view_as(buffer))
 
 
-def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> float:
-    """Images/s of one worker alone: the same update without communication, the batch at hand.
+class Alone(NamedTuple):
+    """One worker without communication."""
+
+    images_per_second: float
+    backward_s: float
+    """Of one update: the time in which gradients could be sent."""
+
+
+def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> Alone:
+    """Speed of one worker alone: the same update without communication, the batch at hand.
 
     All ranks calibrate at the same time, so what they share of a machine is in the figure.
     The median of at least `min_steps` updates that take at least `min_s` seconds in all; the
@@ -207,6 +218,7 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
     """
     times: list[float] = []
     with restored(state):
+        backward = state.reducer.clock.backward
         while len(times) <= min_steps or sum(times) < min_s:
             began = time.perf_counter()
             state.reducer.start_step(communicate=False)
@@ -214,13 +226,15 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
             _update(state)
             _synchronize(state.device)
             times.append(time.perf_counter() - began)
-    return len(batch.labels) / statistics.median(times[1:])
+        backward_s = backward.total_s / len(times)
+    return Alone(len(batch.labels) / statistics.median(times[1:]), backward_s)
 
 
 @contextlib.contextmanager
 def restored(state: State) -> Iterator[None]:
     """Put back all that training changes when the context ends: weights, buffers, optimizer, loss
-    scale, averages, random numbers, position and counts. Meanwhile no noise scale is measured."""
+    scale, averages, random numbers, position and counts. Meanwhile no noise scale is measured, and
+    another clock runs."""
     tensors = [*state.model.state_dict().values()]
     tensors += optimizer_tensors(state.model, state.optimizer).values()
     tensors += state.ema.tensors.values() if state.ema is not None else ()
@@ -229,6 +243,7 @@ def restored(state: State) -> Iterator[None]:
     rng = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(state.device) if state.device.type == "cuda" else None
     noise, state.noise = state.noise, NoiseMeter(every=0, parts=1)
+    clock, state.reducer.clock = state.reducer.clock, StepClock(state.device)
     place = (state.position, state.step, state.samples, state.train_seconds)
     try:
         yield
@@ -241,6 +256,7 @@ def restored(state: State) -> Iterator[None]:
         if cuda is not None:
             torch.cuda.set_rng_state(cuda, state.device)
         state.noise = noise
+        state.reducer.clock = clock
         state.position, state.step, state.samples, state.train_seconds = place
 
 

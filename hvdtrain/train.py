@@ -9,19 +9,19 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hvdtrain.checkpoint import save_checkpoint
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
+from hvdtrain.efficiency import Efficiency
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.parts import checkpoint_labels, free_parts, whiten
 from hvdtrain.plan import Epoch
 from hvdtrain.run import Run, prepare
 from hvdtrain.signals import StopSignals
-from hvdtrain.step import average_buffers, calibrate, evaluate, train_step
+from hvdtrain.step import average_buffers, evaluate, train_step
 from hvdtrain.summary import write_summary
 from hvdtrain.telemetry.discovery import withdraw
+from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Meter
 
 
@@ -37,11 +37,11 @@ def train(
     result: dict[str, float] = {}
     with StopSignals() as stop, contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run:
         _start(run, time.perf_counter() - began)
-        speed = Speed(comm)
+        efficiency = Efficiency(run)
         last = len(run.plan.epochs)
         epochs = list(run.plan.epochs_from(run.state.position))
         for epoch, following in zip_longest(epochs, epochs[1:]):
-            stopping = train_epoch(run, epoch, following, speed, stop)
+            stopping = train_epoch(run, epoch, following, efficiency, stop)
             done = epoch.index + 1
             if done % cfg.train.evaluate_every == 0 and done < last:
                 result = report_evaluation(run, epoch)
@@ -51,101 +51,60 @@ def train(
                 raise _preempted(run)
         result = report_evaluation(run, run.plan.epochs[-1])
         save(run)
-        summary = write_summary(run, result, speed.efficiency, time.perf_counter() - began)
+        summary = write_summary(run, result, efficiency.overall, time.perf_counter() - began)
         withdraw(cfg.metrics, comm, run.paths)
         _write_page(run)
         return summary
 
 
 def train_epoch(
-    run: Run, epoch: Epoch, following: Epoch | None, speed: Speed, stop: StopSignals
+    run: Run, epoch: Epoch, following: Epoch | None, efficiency: Efficiency, stop: StopSignals
 ) -> bool:
     """What is left of one epoch; True if a stop was asked for at its very end.
 
     The first batches of the `following` epoch are decoded while the last of this one are used.
     """
     state, loaders, sinks = run.state, run.loaders, run.sinks
-    meter = Meter(state.device)
+    meter = Meter(state.device, LinkUse() if run.comm.local_rank == 0 else None)
     run.bad.start_epoch()
     free_parts(state, run.cfg, epoch)
     stopping = False
-    before = time.perf_counter()
+    before = waited = 0.0
     for i, batch in loaders.train(epoch, following):
         if i == 0:
             whiten(state, run.cfg, batch.images)
-            speed.enter(run, epoch, batch)
-            meter.start(loaders.data_wait_s, state.reducer.wait_s)
-            before = time.perf_counter()
+            efficiency.enter(epoch, batch)
+            meter.start()
+            before, waited = time.perf_counter(), loaders.data_wait_s
         lr = epoch.lr(i)
-        meter.add(train_step(state, batch, lr, epoch.momentum(i)))
+        sums = train_step(state, batch, lr, epoch.momentum(i))
         run.bad.add(batch.bad, sinks)
         state.position = epoch.position_after(i)
         now = time.perf_counter()
-        sinks.observe_step(
-            now - before,
-            len(batch.labels),
-            loaders.data_wait_s,
-            state.reducer.wait_s,
-            state.reducer.bytes_sent,
-        )
-        before = now
+        meter.add(sums, now - before, loaders.data_wait_s - waited)
+        sinks.observe_step(now - before, len(batch.labels), loaders.data_wait_s, state.reducer)
+        before, waited = now, loaders.data_wait_s
         if epoch.should_log(i, run.cfg.train.log_every):
-            values, stopping, noise = meter.drain(
+            interval = meter.drain(
                 run.comm,
-                loaders.data_wait_s,
-                state.reducer.wait_s,
+                state.reducer.clock.waiting,
                 stop.requested,
                 run.bad.counts(),
                 state.noise.rows(),
             )
+            values, stopping = interval.values, interval.stopping
             masked, unlisted = round(values["bad_samples"]), round(values.pop("bad_unlisted"))
-            values["gradient_noise_scale"] = state.noise.take(noise)
+            values["gradient_noise_scale"] = state.noise.take(interval.more)
             loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
-            _report(run, epoch, i, lr, values, speed)
+            _report(run, epoch, i, lr, values | efficiency.add(interval))
+            sinks.observe_interval(interval, efficiency.lost)
             if stopping and state.position.epoch == epoch.index:
                 save(run)
                 raise _preempted(run)
     return stopping
 
 
-class Speed:
-    """Scaling efficiency: throughput over that of as many workers that do not communicate."""
-
-    def __init__(self, comm: Comm) -> None:
-        self._comm = comm
-        self._baselines: dict[tuple[int, ...], float] = {}
-        self._key: tuple[int, ...] = ()
-        self._actual_s: dict[tuple[int, ...], float] = {}
-        self._ideal_s: dict[tuple[int, ...], float] = {}
-
-    def enter(self, run: Run, epoch: Epoch, batch: Any) -> None:
-        """Measure one worker alone at each new image size, batch and set of trained parts; every
-        rank must call."""
-        trained = epoch.phase_index if any(p.unfreeze for p in run.cfg.phases) else 0
-        self._key = (epoch.image_size, epoch.batch_per_worker, trained)
-        if self._comm.size > 1 and self._key not in self._baselines:
-            alone = torch.tensor([calibrate(run.state, batch)], dtype=torch.float64)
-            self._baselines[self._key] = self._comm.sum_(alone, "calibrate").item()
-
-    def add(self, values: dict[str, float]) -> float | None:
-        """Take in one interval; efficiency (0–1) at this image size so far, None if alone."""
-        key, ideal = self._key, self._baselines.get(self._key)
-        if ideal is None:
-            return None
-        self._actual_s[key] = self._actual_s.get(key, 0.0) + values["seconds"]
-        self._ideal_s[key] = self._ideal_s.get(key, 0.0) + values["samples"] / ideal
-        return self._ideal_s[key] / self._actual_s[key]
-
-    @property
-    def efficiency(self) -> float | None:
-        """Of all intervals so far: seconds that were needed over seconds that passed."""
-        actual = sum(self._actual_s.values())
-        return sum(self._ideal_s.values()) / actual if actual else None
-
-
-def _report(
-    run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any], speed: Speed
-) -> None:
+def _report(run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any]) -> None:
     state = run.state
     state.samples += round(values["samples"])
     state.train_seconds += values["seconds"]
@@ -173,7 +132,6 @@ def _report(
             "lr": lr,
             "momentum": epoch.momentum(i),
             "loss_scale": state.scaler.get_scale() if state.scaler.is_enabled() else None,
-            "efficiency": speed.add(values),
             **values,
         },
     )

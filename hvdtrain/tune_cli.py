@@ -64,8 +64,8 @@ def tune_batch(
     """
     with job() as comm:
         cfg = load_on_all(comm, config, overrides)
+        from hvdtrain.agreement import together
         from hvdtrain.analysis import tune
-        from hvdtrain.comm import together
         from hvdtrain.paths import write_atomically
 
         with together(comm):

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from hvdtrain.comm import any_rank
+from hvdtrain.agreement import any_rank
 from hvdtrain.step import State, calibrate
 from pipelines.loader import Batch
 
@@ -75,7 +75,7 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
         try:
             with memory.watched(batch):
                 images = _noise(state, batch * state.reducer.accumulate, image_size, classes)
-                speed = calibrate(state, images, min_steps=2, min_s=0.2)
+                speed = calibrate(state, images, min_steps=2, min_s=0.2).images_per_second
                 del images
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):

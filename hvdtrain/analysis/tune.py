@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from hvdtrain.agreement import together
 from hvdtrain.analysis.largest_batch import Memory, Trial, best, largest_batch
 from hvdtrain.analysis.lr_range import LRRange, as_dict, lr_range_test, plot
-from hvdtrain.comm import Comm, together
+from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.load_config import parse_config

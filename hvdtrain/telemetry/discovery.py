@@ -11,7 +11,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.comm import Comm, together
+from hvdtrain.agreement import together
+from hvdtrain.comm import Comm
 from hvdtrain.config import Metrics
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths, write_atomically

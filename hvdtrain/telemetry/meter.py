@@ -1,81 +1,117 @@
-"""What happened since the last report, as sums that merge over steps and ranks."""
+"""What happened since the last report, on all ranks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from hvdtrain.comm import Comm
 from hvdtrain.step import SUMS
+from hvdtrain.stopwatch import Stopwatch
+from hvdtrain.telemetry.hardware import LinkUse
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The steps since the last report; equal on all ranks."""
+
+    values: dict[str, Any]
+    """loss (mean per image), top1 and top5 (0-1), samples (all ranks), images_per_second (all
+    ranks), seconds and step_seconds (means over ranks), network_bytes_per_second (sent by the
+    busiest interface, mean over machines), data_wait_ratio and comm_wait_ratio (share
+    of the interval, mean over ranks), bad_samples and bad_unlisted (sums)."""
+    stopping: bool
+    """Whether any rank wants to stop."""
+    more: list[float]
+    """Sums over ranks of what was handed to `drain`."""
+    step_s: np.ndarray
+    """[ranks, steps]: seconds from the end of the update before to the end of this one."""
+    data_s: np.ndarray
+    """[ranks, steps]: of these, waiting for images."""
+    wait_s: np.ndarray
+    """[ranks, steps]: of these, waiting for gradients after the backward pass."""
+    link_bytes_per_s: float | None
+    """Speed of the slowest machine's busiest interface; None where no kernel knows it."""
 
 
 class Meter:
-    """Collects steps on one rank; `drain` merges all ranks in one collective.
+    """Collects steps on one rank; `drain` gathers all ranks in one collective.
 
     Nothing here waits for the device before `drain`.
     """
 
     def __init__(
-        self, device: torch.device, clock: Callable[[], float] = time.perf_counter
+        self,
+        device: torch.device,
+        link: LinkUse | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`link` on one rank of every machine."""
         self._clock = clock
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-        self._began = clock()
-        self._steps = 0
-        self._waits = (0.0, 0.0)
+        self._link = link
+        self.start()
 
-    def start(self, data_wait_s: float, comm_wait_s: float) -> None:
-        """Begin an interval now; the arguments are running totals of this rank."""
+    def start(self) -> None:
+        """Begin an interval now."""
         self._sums.zero_()
-        self._steps = 0
+        self._step_s: list[float] = []
+        self._data_s: list[float] = []
         self._began = self._clock()
-        self._waits = (data_wait_s, comm_wait_s)
 
-    def add(self, sums: torch.Tensor) -> None:
-        """One step's SUMS [4] of this rank."""
+    def add(self, sums: torch.Tensor, step_s: float, data_s: float) -> None:
+        """One step's SUMS [4] of this rank, its seconds, and those of them it waited for images."""
         self._sums += sums
-        self._steps += 1
+        self._step_s.append(step_s)
+        self._data_s.append(data_s)
 
     def drain(
         self,
         comm: Comm,
-        data_wait_s: float,
-        comm_wait_s: float,
+        waiting: Stopwatch,
         stop: bool,
         bad: tuple[int, int],
         more: torch.Tensor,
-    ) -> tuple[dict[str, Any], bool, list[float]]:
-        """Values over all ranks since `start`, whether any rank wants to stop, and `more`, float64
-        and of equal length on all ranks, summed.
-
-        loss (mean per image), top1 and top5 (0–1), images_per_second (all ranks), step_seconds
-        (mean), data_wait_ratio and comm_wait_ratio (share of the interval, mean over ranks),
-        bad_samples and bad_unlisted (sums of `bad`, see `BadSamples.counts`).
-        """
-        local = self._sums.tolist()
+    ) -> Interval:
+        """All ranks since `start`; `waiting` has a lap for each step that waited for gradients,
+        `bad` is from `BadSamples.counts`, `more` float64 and of equal length on all ranks."""
+        local = self._sums.tolist()  # waits for the device, so all laps are known
         elapsed = self._clock() - self._began
-        waits = [data_wait_s - self._waits[0], comm_wait_s - self._waits[1]]
-        own = torch.tensor([*local, *waits, elapsed, float(stop), *bad], dtype=torch.float64)
-        summed = comm.sum_(torch.cat([own, more]), "meter").tolist()
-        values, rest = summed[: len(own)], summed[len(own) :]
-        loss, top1, top5, count, data_wait, comm_wait, seconds, stops, masked, unlisted = values
-        steps = max(1, self._steps)
-        self.start(data_wait_s, comm_wait_s)
+        steps = len(self._step_s)
+        laps = waiting.laps()[-steps:] if steps else []
+        waits = laps if len(laps) == steps else [0.0] * steps
+        sent, speed = self._link.take() if self._link else (0.0, 0.0)
+        machine = [float(self._link is not None), sent]
+        sums = torch.tensor([*local, elapsed, float(stop), *bad, *machine], dtype=torch.float64)
+        times = torch.tensor([speed, *self._step_s, *self._data_s, *waits], dtype=torch.float64)
+        rows = comm.gather(torch.cat([sums, more, times]), "meter").numpy()
+        summed = rows[:, : len(sums) + len(more)].sum(axis=0).tolist()
+        rest = rows[:, len(sums) + len(more) :]
+        speeds, by_step = rest[:, 0], rest[:, 1:].reshape(comm.size, 3, steps)
+        loss, top1, top5, count, seconds, stops, masked, unlisted, machines, sent = summed[
+            : len(sums)
+        ]
+        self.start()
         images = max(1.0, count)
-        report = {
+        values = {
             "loss": loss / images,
             "top1": top1 / images,
             "top5": top5 / images,
             "samples": count,
             "seconds": seconds / comm.size,
             "images_per_second": count * comm.size / seconds,
-            "step_seconds": seconds / comm.size / steps,
-            "data_wait_ratio": data_wait / seconds,
-            "comm_wait_ratio": comm_wait / seconds,
+            "step_seconds": seconds / comm.size / max(1, steps),
+            "network_bytes_per_second": sent / max(1, machines) / (seconds / comm.size),
+            "data_wait_ratio": float(by_step[:, 1].sum()) / seconds,
+            "comm_wait_ratio": float(by_step[:, 2].sum()) / seconds,
             "bad_samples": masked,
             "bad_unlisted": unlisted,
         }
-        return report, stops > 0, rest
+        link = min((speed for speed in speeds.tolist() if speed > 0), default=None)
+        step_s, data_s, wait_s = by_step.swapaxes(0, 1)
+        return Interval(values, stops > 0, summed[len(sums) :], step_s, data_s, wait_s, link)

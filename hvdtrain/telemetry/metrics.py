@@ -40,11 +40,25 @@ STEPS = (
     _counter("hvdtrain_steps", "Updates this rank has made since it started."),
     Metric("hvdtrain_step_seconds", "histogram", "Time from one update to the next."),
     _counter("hvdtrain_data_wait_seconds", "Time the step waited for images."),
+    _counter("hvdtrain_forward_seconds", "Time of forward passes and losses."),
+    _counter(
+        "hvdtrain_backward_seconds", "Time of backward passes, during which gradients are sent."
+    ),
     _counter(
         "hvdtrain_allreduce_wait_seconds",
         "Time the step waited for gradients once backward had ended: exposed communication.",
     ),
+    _counter(
+        "hvdtrain_allreduce_seconds",
+        "Time from the first gradients handed to the network until all are back; less the wait, "
+        "it is communication hidden behind backward passes.",
+    ),
     _counter("hvdtrain_allreduce_bytes", "Gradient bytes handed to allreduce."),
+    _counter("hvdtrain_allreduce_calls", "Allreduces of gradients."),
+    _counter(
+        "hvdtrain_late_seconds",
+        "Time by which this rank came later than the typical one, in the steps it came last.",
+    ),
     _counter(
         "hvdtrain_bad_samples", "Training images this rank has masked as they are bad.", "reason"
     ),
@@ -84,6 +98,26 @@ REPORTED = (
         "scaling_efficiency_ratio",
         "train.efficiency",
         "Throughput over that of as many workers that do not communicate. None with one rank.",
+    ),
+    _gauge(
+        "scaling_efficiency_ceiling_ratio",
+        "train.efficiency_ceiling",
+        "Efficiency that the link allows by the ring's cost. None on one machine, or where its "
+        "speed is not known.",
+    ),
+    *(
+        _gauge(f"lost_{cause}_ratio", f"train.lost_{cause}_ratio", text)
+        for cause, text in {
+            "data": "Share of the last interval lost waiting for images, on the typical rank.",
+            "communication": "Share of the last interval lost waiting for the network.",
+            "straggling": "Share of the last interval lost waiting for the last rank.",
+            "other": "Share of the last interval lost computing slower together than alone.",
+        }.items()
+    ),
+    _gauge(
+        "network_bytes_per_second",
+        "train.network_bytes_per_second",
+        "Sent by each machine's busiest interface, mean over machines, last interval.",
     ),
     _gauge(
         "gradient_noise_scale_images",

@@ -21,11 +21,25 @@ from prometheus_client.registry import Collector
 
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
+from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.endpoint import Endpoint
 from hvdtrain.telemetry.hardware import Network, open_gpu
+from hvdtrain.telemetry.lost_time import LostTime
+from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.metrics import FACTS, REPORTED, STEP_BUCKETS, STEPS
 from hvdtrain.versions import installed_versions
 from pipelines.bad import REASONS
+
+TOTALS = (
+    "hvdtrain_data_wait_seconds_total",
+    "hvdtrain_forward_seconds_total",
+    "hvdtrain_backward_seconds_total",
+    "hvdtrain_allreduce_wait_seconds_total",
+    "hvdtrain_allreduce_seconds_total",
+    "hvdtrain_allreduce_bytes_total",
+    "hvdtrain_allreduce_calls_total",
+)
+"""Counters that follow running totals of this rank, as `observe_step` has them."""
 
 SOURCES = {metric.report for metric in REPORTED}
 
@@ -46,9 +60,9 @@ class Exporter:
         }
         self.samples = self._counters["hvdtrain_samples_total"]
         self.steps = self._counters["hvdtrain_steps_total"]
-        self.data_wait = self._counters["hvdtrain_data_wait_seconds_total"]
-        self.comm_wait = self._counters["hvdtrain_allreduce_wait_seconds_total"]
-        self.comm_bytes = self._counters["hvdtrain_allreduce_bytes_total"]
+        self.late = self._counters["hvdtrain_late_seconds_total"]
+        self._totals = [self._counters[name] for name in TOTALS]
+        self._seen = [0.0] * len(TOTALS)
         bad = self._counters["hvdtrain_bad_samples_total"]
         self.bad_samples = {reason: bad.labels(reason) for reason in REASONS}
         [step] = [metric for metric in STEPS if metric.type == "histogram"]
@@ -61,23 +75,27 @@ class Exporter:
             registry.register(Network())
         if (gpu := open_gpu()) is not None:
             registry.register(gpu)
-        self._seen = (0.0, 0.0, 0)
+        self._rank = comm.rank
         self.endpoint = Endpoint(
             cfg.metrics, cfg.metrics.port + comm.local_rank, {"/metrics": self._page}
         )
 
-    def observe_step(
-        self, seconds: float, samples: int, data_wait_s: float, comm_wait_s: float, sent: int
-    ) -> None:
-        """One update: its time, this rank's images, and the running totals of this rank."""
+    def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
+        """One update: its time and this rank's images; the rest are this rank's running totals."""
         self.steps.inc()
         self.samples.inc(samples)
         self.step_seconds.observe(seconds)
-        data, comm, size = self._seen
-        self.data_wait.inc(max(0.0, data_wait_s - data))
-        self.comm_wait.inc(max(0.0, comm_wait_s - comm))
-        self.comm_bytes.inc(sent - size)
-        self._seen = (data_wait_s, comm_wait_s, sent)
+        clock = reducer.clock
+        parts = (clock.forward, clock.backward, clock.waiting, clock.flight)
+        totals = [data_s, *(part.total_s for part in parts), reducer.bytes_sent, reducer.calls]
+        for counter, total, seen in zip(self._totals, totals, self._seen, strict=True):
+            counter.inc(max(0.0, total - seen))
+        self._seen = totals
+
+    def observe_interval(self, _interval: Interval, lost: LostTime | None) -> None:
+        """All ranks' steps since the last report."""
+        if lost is not None:
+            self.late.inc(float(lost.late_s[self._rank]))
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """Set the gauges that take a value of this report."""

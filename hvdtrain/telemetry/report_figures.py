@@ -126,7 +126,7 @@ def ratio_names(run: RunRecord) -> list[str]:
     return [
         key.removesuffix("_ratio")
         for key in names
-        if all(0 <= (number(p.values, key) or 0.0) <= 1 for p in run.train)
+        if all(-1 <= (number(p.values, key) or 0.0) <= 1 for p in run.train)
     ]
 
 

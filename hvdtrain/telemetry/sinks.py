@@ -11,7 +11,10 @@ from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
+from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.console import open_console
+from hvdtrain.telemetry.lost_time import LostTime
+from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.prometheus import Exporter
 
 
@@ -58,12 +61,16 @@ class Sinks:
         for sink in self._sinks:
             sink.write(kind, values)
 
-    def observe_step(
-        self, seconds: float, samples: int, data: float, comm: float, sent: int
-    ) -> None:
+    def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
         """One update, for the metrics endpoint alone."""
         if self.exporter:
-            self.exporter.observe_step(seconds, samples, data, comm, sent)
+            self.exporter.observe_step(seconds, samples, data_s, reducer)
+
+    def observe_interval(self, interval: Interval, lost: LostTime | None) -> None:
+        """What all ranks did since the last report, for the metrics endpoint alone; `lost` is None
+        on a single rank."""
+        if self.exporter:
+            self.exporter.observe_interval(interval, lost)
 
     def observe_bad(self, reason: str) -> None:
         """One training image masked on this rank, for the metrics endpoint alone."""

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hvdtrain.comm import Comm, any_rank, init_comm
+from hvdtrain.agreement import any_rank
+from hvdtrain.comm import Comm, init_comm
 from hvdtrain.reducer import Reducer
 
 PER_RANK = 6

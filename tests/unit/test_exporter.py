@@ -12,12 +12,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from hvdtrain.comm import Solo
 from hvdtrain.config import Config, Metrics, Phase
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
+from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry import discovery
 from hvdtrain.telemetry.hardware import Gpu, Network
 from hvdtrain.telemetry.metrics import GPU, METRICS, table
@@ -62,8 +64,14 @@ def scrape(exporter: Exporter) -> dict[str, float]:
 
 
 def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
-    exporter.observe_step(0.25, 32, 0.1, 0.02, 4000)
-    exporter.observe_step(0.75, 32, 0.3, 0.05, 8000)
+    reducer = Reducer([torch.nn.Parameter(torch.zeros(2))], Solo())
+    for seconds, wait_s, data_s in ((0.25, 0.02, 0.1), (0.75, 0.03, 0.3)):
+        reducer.bytes_sent += 4000
+        reducer.calls += 2
+        for part in ("forward", "backward", "flight", "waiting"):
+            getattr(reducer.clock, part)._add(wait_s * (1 + len(part)))
+        exporter.observe_step(seconds, 32, data_s, reducer)
+    exporter.late.inc(0.5)
     exporter.bad_samples["truncated"].inc()
     train = {"loss": 2.5, "top1": 0.25, "lr": 0.1, "momentum": 0.9, "epoch": 1.5, "epochs": 3}
     exporter.write("train", {**train, "image_size": 128, "data_wait_ratio": 0.1})
@@ -81,8 +89,13 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
         "hvdtrain_step_seconds_count": 2.0,
         "hvdtrain_step_seconds_bucket le=0.3": 1.0,
         "hvdtrain_data_wait_seconds_total": 0.3,
-        "hvdtrain_allreduce_wait_seconds_total": 0.05,
+        "hvdtrain_forward_seconds_total": pytest.approx(0.4),
+        "hvdtrain_backward_seconds_total": pytest.approx(0.45),
+        "hvdtrain_allreduce_wait_seconds_total": pytest.approx(0.4),
+        "hvdtrain_allreduce_seconds_total": pytest.approx(0.35),
         "hvdtrain_allreduce_bytes_total": 8000.0,
+        "hvdtrain_allreduce_calls_total": 4.0,
+        "hvdtrain_late_seconds_total": 0.5,
         "hvdtrain_bad_samples_total reason=truncated": 1.0,
         "hvdtrain_bad_samples_total reason=decode": 0.0,
         "hvdtrain_loss": 2.5,

@@ -154,7 +154,7 @@ def test_calibration_leaves_no_trace() -> None:
         return [t.clone() for t in tensors] + [torch.get_rng_state()]
 
     before = everything()
-    assert calibrate(state, images(8)) > 0
+    assert min(calibrate(state, images(8))) > 0
     assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
     assert state.step == 1
     assert state.noise is noise

@@ -10,23 +10,38 @@ import torch
 
 from hvdtrain.comm import Solo
 from hvdtrain.errors import ResourceError
+from hvdtrain.stopwatch import Stopwatch
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
+from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Meter
 from hvdtrain.telemetry.sinks import JsonLines
+
+
+class Laps(Stopwatch):
+    """Laps that a test makes up."""
+
+    def __init__(self, *laps: float) -> None:
+        super().__init__(torch.device("cpu"), keep_laps=True)
+        for lap in laps:
+            self._add(lap)
 
 
 def test_meter_with_a_hand_wound_clock() -> None:
     now = [100.0]
     meter = Meter(torch.device("cpu"), clock=lambda: now[0])
-    meter.start(5.0, 1.0)
-    for loss, top1, top5, count in [(8.0, 1, 3, 4), (6.0, 2, 4, 4)]:
-        meter.add(torch.tensor([loss, top1, top5, count]))
+    sums = [(8.0, 1, 3, 4), (6.0, 2, 4, 4)]
+    for one, step_s, data_s in zip(sums, (1.25, 0.75), (0.4, 0.1), strict=True):
+        meter.add(torch.tensor(one), step_s, data_s)
     now[0] += 2.0
     more = torch.tensor([7.0, 0.5]).double()
-    values, stop, rest = meter.drain(Solo(), 5.5, 1.2, False, (3, 1), more)
-    assert rest == [7.0, 0.5]
-    assert not stop
-    assert values == pytest.approx(
+    interval = meter.drain(Solo(), Laps(9.0, 0.05, 0.15), False, (3, 1), more)
+    assert interval.more == [7.0, 0.5]
+    assert not interval.stopping
+    assert interval.step_s.tolist() == [[1.25, 0.75]]
+    assert interval.data_s.tolist() == [[0.4, 0.1]]
+    assert interval.wait_s.tolist() == [[0.05, 0.15]]  # a lap of before does not count
+    assert interval.link_bytes_per_s is None
+    assert interval.values == pytest.approx(
         {
             "loss": 14 / 8,
             "top1": 3 / 8,
@@ -35,19 +50,49 @@ def test_meter_with_a_hand_wound_clock() -> None:
             "seconds": 2.0,
             "images_per_second": 4.0,
             "step_seconds": 1.0,
+            "network_bytes_per_second": 0.0,
             "data_wait_ratio": 0.25,
             "comm_wait_ratio": 0.1,
             "bad_samples": 3,
             "bad_unlisted": 1,
         }
     )
-    meter.add(torch.tensor([1.0, 0, 0, 2]))
+    meter.add(torch.tensor([1.0, 0, 0, 2]), 1.0, 0.0)
     now[0] += 1.0
-    values, stop, rest = meter.drain(Solo(), 5.5, 1.2, True, (0, 0), more[:0])
-    assert rest == []
-    assert stop
-    assert values["samples"] == 2
-    assert values["data_wait_ratio"] == 0
+    interval = meter.drain(Solo(), Laps(), True, (0, 0), more[:0])
+    assert interval.more == []
+    assert interval.stopping
+    assert interval.values["samples"] == 2
+    assert interval.values["data_wait_ratio"] == 0
+    assert interval.wait_s.tolist() == [[0.0]]
+
+
+def test_the_busiest_interface_is_the_one_in_use(tmp_path: Path) -> None:
+    def interface(name: str, sent: int, kind: int = 1, speed: str = "25000") -> None:
+        folder = tmp_path / name
+        (folder / "statistics").mkdir(parents=True, exist_ok=True)
+        (folder / "statistics/tx_bytes").write_text(f"{sent}\n")
+        (folder / "type").write_text(f"{kind}\n")
+        (folder / "speed").write_text(f"{speed}\n")
+
+    interface("eth0", 1000)
+    interface("lo", 0, kind=772)
+    interface("wlan0", 5, speed="-1")
+    use = LinkUse(tmp_path)
+    interface("eth0", 51000)
+    interface("lo", 10**9, kind=772)
+    assert use.take() == (50000, 25e9 / 8)
+    interface("wlan0", 905, speed="-1")
+    assert use.take() == (900, 0)
+    assert use.take() == (0, 0)
+    now = [0.0]
+    meter = Meter(torch.device("cpu"), use, clock=lambda: now[0])
+    interface("eth0", 71000)
+    meter.add(torch.zeros(4), 2.0, 0.0)
+    now[0] = 2.0
+    interval = meter.drain(Solo(), Laps(), False, (0, 0), torch.zeros(0).double())
+    assert interval.link_bytes_per_s == 25e9 / 8
+    assert interval.values["network_bytes_per_second"] == 10000
 
 
 def test_json_lines(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hvdtrain.models import build_model
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.parts import Parts, set_up
 from hvdtrain.plan import make_plan
-from hvdtrain.step import train_step
+from hvdtrain.step import Alone, train_step
 
 CONFIG = """
 data: {{train: {root}/train, augment: pad_crop, decode_threads: 1}}
@@ -195,10 +195,10 @@ def test_the_picture_and_the_figures_are_written(digits_root: Path, tmp_path: Pa
 def search(parts: Parts, monkeypatch: pytest.MonkeyPatch, room: int, most: int) -> list[Trial]:
     """A device that holds `room` images."""
 
-    def calibrate(_state: object, batch: lr_range.Batch, **_: object) -> float:
+    def calibrate(_state: object, batch: lr_range.Batch, **_: object) -> Alone:
         if len(batch.labels) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return 100.0 + len(batch.labels)
+        return Alone(100.0 + len(batch.labels), 0.0)
 
     monkeypatch.setattr(largest_batch, "calibrate", calibrate)
     memory = Memory(parts.state, 1e12)

@@ -1,0 +1,152 @@
+"""Scaling efficiency while the run goes on, and where the rest of the time goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from hvdtrain.agreement import together
+from hvdtrain.errors import ResourceError
+from hvdtrain.paths import write_atomically
+from hvdtrain.plan import Epoch
+from hvdtrain.run import Run
+from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
+from hvdtrain.step import Alone, calibrate
+from hvdtrain.telemetry.lost_time import LostTime, lost_time, sentence
+from hvdtrain.telemetry.meter import Interval
+
+
+class _Key(NamedTuple):
+    """What one worker's speed depends on within a run."""
+
+    image_size: int
+    batch: int
+    """Images of one update on one rank."""
+    trained: int
+    """The phase that freed parts of the network last; 0 if none does."""
+
+
+class Efficiency:
+    """Throughput over that of as many workers that do not communicate; the same on all ranks.
+
+    The baseline is measured at each new image size, batch and set of trained parts, on all ranks at
+    the same time, or comes from `metrics.calibration`. Of the ranks' own speeds it is the (lower)
+    median of their times, so a slow machine is seen as a loss.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._stored = _stored(run)
+        self._baselines: dict[_Key, Alone] = {}
+        self._key = _Key(0, 0, 0)
+        self._actual_s = 0.0
+        self._ideal_s = 0.0
+        self.lost: LostTime | None = None
+        """Of the last interval."""
+
+    def enter(self, epoch: Epoch, batch: Any) -> None:
+        """Have a baseline for `epoch`, whose first batch is given; every rank must call."""
+        run = self._run
+        trained = epoch.phase_index if any(p.unfreeze for p in run.cfg.phases) else 0
+        self._key = _Key(epoch.image_size, len(batch.labels), trained)
+        if run.comm.size == 1 or self._key in self._baselines:
+            return
+        self._baselines[self._key] = self._stored.get(self._key) or _measure(run, batch)
+        if run.comm.rank == 0:
+            _write(run, self._baselines)
+
+    def add(self, interval: Interval) -> dict[str, Any]:
+        """Take in one interval: efficiency (0-1), its ceiling, the lost shares of the time, and the
+        cause, as values of a report. All None with one rank."""
+        alone = self._baselines.get(self._key)
+        if alone is None:
+            return {"efficiency": None}
+        ranks = self._run.comm.size
+        ideal_s = interval.values["samples"] / (ranks * alone.images_per_second)
+        lost = lost_time(interval.step_s, interval.data_s, interval.wait_s, ideal_s)
+        self.lost = lost
+        self._actual_s += lost.seconds
+        self._ideal_s += ideal_s
+        ceiling = self._ceiling(alone, interval)
+        return {
+            "efficiency": ideal_s / lost.seconds,
+            "efficiency_ceiling": ceiling,
+            **{f"lost_{cause}_ratio": ratio for cause, ratio in lost.ratios.items()},
+            "cause": lost.cause,
+            "straggler": lost.straggler if lost.cause == "straggling" else None,
+            "explanation": sentence(lost, self._run.hosts, ceiling),
+        }
+
+    @property
+    def overall(self) -> float | None:
+        """Of all intervals so far: seconds that were needed over seconds that passed."""
+        return self._ideal_s / self._actual_s if self._actual_s else None
+
+    def _ceiling(self, alone: Alone, interval: Interval) -> float | None:
+        """What the link allows; None on one machine, or where its speed is not known."""
+        run, told = self._run, self._run.cfg.comm.link_gbit
+        speed = told * 1e9 / 8 if told is not None else interval.link_bytes_per_s
+        if len(set(run.hosts)) == 1 or speed is None:
+            return None
+        alone_s = self._key.batch / alone.images_per_second
+        network_s = ring_seconds(run.state.reducer.step_bytes, run.comm.size, speed)
+        return efficiency_ceiling(alone_s, alone.backward_s, network_s)
+
+
+def _measure(run: Run, batch: Any) -> Alone:
+    mine = torch.tensor(calibrate(run.state, batch), dtype=torch.float64)
+    by_speed = sorted(run.comm.gather(mine, "calibrate").tolist(), reverse=True)
+    return Alone(*by_speed[(len(by_speed) - 1) // 2])
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What a stored calibration must agree with besides size and batch."""
+    return {"model": run.cfg.model.name, "precision": str(run.state.autocast or "fp32")}
+
+
+def _write(run: Run, baselines: dict[_Key, Alone]) -> None:
+    entries = [{**key._asdict(), **alone._asdict()} for key, alone in baselines.items()]
+    content = {**_about(run), "entries": entries}
+    write_atomically(run.paths.calibration, json.dumps(content, indent=1).encode())
+
+
+def _stored(run: Run) -> dict[_Key, Alone]:
+    """`metrics.calibration`, which rank 0 alone needs to see. Raises ResourceError on all ranks
+    where it cannot be used."""
+    name, comm = run.cfg.metrics.calibration, run.comm
+    if name is None:
+        return {}
+    entries: list[dict[str, Any]] = []
+    with together(comm):
+        if comm.rank == 0:
+            entries = _read(Path(name), _about(run))
+    entries = json.loads(comm.gather_text(json.dumps(entries))[0])
+    return {
+        _Key(*(entry[field] for field in _Key._fields)): Alone(
+            *(entry[field] for field in Alone._fields)
+        )
+        for entry in entries
+    }
+
+
+def _read(file: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    where = f"metrics.calibration: {file}"
+    try:
+        content = json.loads(file.read_bytes())
+        found = {key: content[key] for key in about}
+        entries: list[dict[str, Any]] = content["entries"]
+        for entry in entries:
+            if not all(float(entry[field]) >= 0 for field in (*_Key._fields, *Alone._fields)):
+                raise ValueError("a number below 0")
+    except OSError as error:
+        raise ResourceError(f"{where}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResourceError(
+            f"{where}: expected the calibration.json of a run, found another file ({error})"
+        ) from None
+    if found != about:
+        raise ResourceError(f"{where}: made for {found}, this run has {about}; measure it anew")
+    return entries

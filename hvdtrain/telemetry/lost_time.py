@@ -1,0 +1,109 @@
+"""Where the time goes that more ranks lose against one rank alone: arithmetic on measured steps.
+
+In a synchronous step every rank works, then waits until the last one has sent its gradients and
+the network has summed them. Three times of each rank and step tell it apart:
+
+    step = images awaited + computing + gradients awaited
+
+The rank that comes last waits for nobody: its wait is the network's. What the others wait longer is
+for that rank. Against a rank of typical pace:
+
+    data           the typical rank waited for images
+    straggling     the last rank came later than the typical one
+    communication  the last rank waited for the network
+    other          the typical rank computes slower than alone (cores, memory or power are shared)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+CAUSES = ("data", "communication", "straggling", "other")
+WORTH_TELLING = 0.05
+"""Lost share of the time below which no cause is named."""
+
+
+@dataclass(frozen=True)
+class LostTime:
+    """One interval of several ranks; seconds."""
+
+    seconds: float
+    """What the steps took."""
+    ideal_s: float
+    """What they would have taken without loss."""
+    by_cause: dict[str, float]
+    """CAUSES: their sum is what was lost. `other` is below 0 where ranks were faster than alone."""
+    late_s: np.ndarray
+    """[ranks]: how much later than the typical rank each came, in the steps it came last."""
+    late_data: np.ndarray
+    """[ranks]: the part of `late_s` in which it waited for images; the rest it computed."""
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Lost share of the time by cause."""
+        return {cause: lost / self.seconds for cause, lost in self.by_cause.items()}
+
+    @property
+    def cause(self) -> str | None:
+        """The cause that costs most; None where too little is lost to tell."""
+        if 1 - self.ideal_s / self.seconds < WORTH_TELLING:
+            return None
+        return max(self.by_cause, key=lambda cause: self.by_cause[cause])
+
+    @property
+    def straggler(self) -> int | None:
+        """The rank that is late for over half of the time lost by straggling; None: they change."""
+        total = self.late_s.sum()
+        rank = int(self.late_s.argmax())
+        return rank if total > 0 and self.late_s[rank] > total / 2 else None
+
+
+def lost_time(
+    step_s: np.ndarray, data_s: np.ndarray, wait_s: np.ndarray, ideal_s: float
+) -> LostTime:
+    """Tell apart what was lost in an interval; all arrays are [ranks, steps], in seconds.
+
+    `ideal_s`: what these steps take a typical rank alone. The typical rank is the one of (lower)
+    median pace over the interval, so that of two ranks it is the faster one.
+    """
+    ready = step_s - wait_s
+    pace = ready.sum(axis=1)
+    typical = int(np.argsort(pace, kind="stable")[(len(pace) - 1) // 2])
+    last = ready.max(axis=0)
+    seconds = float(step_s.mean(axis=0).sum())
+    lost = {
+        "data": float(data_s[typical].sum()),
+        "communication": max(0.0, seconds - float(last.sum())),
+        "straggling": float((last - ready[typical]).sum()),
+    }
+    lost["other"] = seconds - ideal_s - sum(lost.values())
+    late = np.where(ready == last, last - ready[typical], 0.0)
+    late_data = np.clip(np.where(ready == last, data_s - data_s[typical], 0.0), 0.0, late)
+    return LostTime(seconds, ideal_s, lost, late.sum(axis=1), late_data.sum(axis=1))
+
+
+def sentence(lost: LostTime, hosts: list[str], ceiling: float | None = None) -> str | None:
+    """What costs most, for a person; None where too little is lost. `hosts` [ranks]; `ceiling`:
+    efficiency (0-1) that the link allows."""
+    cause = lost.cause
+    if cause is None:
+        return None
+    share = f"{1 - lost.ideal_s / lost.seconds:.0%} of the time is lost, {lost.ratios[cause]:.0%} "
+    return share + _reason(lost, cause, hosts, ceiling)
+
+
+def _reason(lost: LostTime, cause: str, hosts: list[str], ceiling: float | None) -> str:
+    if cause == "data":
+        return "waiting for images on all ranks"
+    if cause == "communication":
+        link = f"; the link allows an efficiency of {ceiling:.0%}" if ceiling is not None else ""
+        return f"waiting for the network{link}"
+    if cause == "other":
+        return "as ranks compute slower together than alone"
+    rank = lost.straggler
+    if rank is None:
+        return "as ranks wait for each other in turn"
+    what = "waits for images" if lost.late_data[rank] > lost.late_s[rank] / 2 else "computes slowly"
+    return f"waiting for rank {rank} on {hosts[rank]}, which {what}"

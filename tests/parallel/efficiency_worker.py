@@ -1,0 +1,72 @@
+"""Trains a few steps with one thing made slow; rank 0 writes the last report of the run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.comm import init_comm
+from hvdtrain.load_config import parse_config
+from hvdtrain.step import State
+from hvdtrain.train import train
+from pipelines.sources import folder
+
+CONFIG = """
+data: {{train: {root}/train, decode_threads: 1}}
+model: {{name: {model}}}
+lr: {{base: 0.01, warmup: none}}
+phases: [{{epochs: 1, image_size: 16, batch_per_worker: 4}}]
+train: {{precision: fp32, log_every: 1000}}
+comm: {{group_mb: 0.02}}
+metrics: {{enabled: false}}
+"""
+STEP_S = 0.05
+"""Every step computes at least so long, so that other losses are small beside what is injected."""
+
+
+def slow_reading(seconds: float) -> None:
+    """A disk that serves one image at a time."""
+    read, disk = folder.read_file, threading.Lock()
+
+    def slowly(path: bytes) -> np.ndarray:
+        with disk:
+            time.sleep(seconds)
+        return read(path)
+
+    folder.read_file = slowly
+
+
+def slow_forward(seconds: float) -> None:
+    forward = State.forward
+
+    def slowly(self: State, *args: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return forward(self, *args, **options)
+
+    State.forward = slowly  # type: ignore[method-assign]
+
+
+def main(root: str, out: Path, slow: str) -> None:
+    comm = init_comm()
+    late = comm.rank == 1
+    if slow == "data" or (slow == "data of rank 1" and late):
+        slow_reading(0.05)  # 4 images a step
+    model = "resnet11_cifar" if slow == "network" else "resnet8_gn"  # 1.2 million parameters
+    slow_forward(STEP_S + (0.15 if slow == "rank 1" and late else 0.0))
+    cfg = parse_config(CONFIG.format(root=root, model=model))
+    train(cfg, comm, run_dir=out / "run")
+    if comm.rank == 0:
+        events = [json.loads(line) for line in (out / "run/events.jsonl").open()]
+        [report] = [event for event in events if event["kind"] == "train"]
+        (out / "report.json").write_text(json.dumps(report))
+    comm.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,102 @@
+"""Lost time is told apart by cause, and adds up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
+from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, sentence
+
+ALONE_S = 0.1
+HOSTS = ["a", "a", "b", "b"]
+
+
+def steps(
+    ranks: int = 4,
+    count: int = 20,
+    *,
+    data: dict[int, float] | float = 0.0,
+    compute: dict[int, float] | float = 0.0,
+    network: float = 0.0,
+) -> LostTime:
+    """Steps of ALONE_S, with more seconds of data and computing by rank, and of the network."""
+
+    def by_rank(more: dict[int, float] | float) -> np.ndarray:
+        values = [more.get(r, 0.0) if isinstance(more, dict) else more for r in range(ranks)]
+        return np.repeat(np.array(values)[:, None], count, axis=1)
+
+    data_s = by_rank(data)
+    ready = data_s + ALONE_S + by_rank(compute)
+    step_s = np.broadcast_to(ready.max(axis=0) + network, ready.shape)
+    return lost_time(step_s, data_s, step_s - ready, ALONE_S * count)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+@pytest.mark.parametrize(
+    ("cause", "injected"),
+    [
+        ("data", {"data": 0.05}),
+        ("communication", {"network": 0.05}),
+        ("straggling", {"compute": {1: 0.05}}),
+        ("straggling", {"data": {1: 0.05}}),
+        ("other", {"compute": 0.05}),
+    ],
+)
+def test_each_cause_alone_is_told(ranks: int, cause: str, injected: dict) -> None:
+    lost = steps(ranks, **injected)
+    assert lost.seconds == pytest.approx(20 * 0.15)
+    assert lost.by_cause == pytest.approx({c: 20 * 0.05 * (c == cause) for c in CAUSES})
+    assert lost.ratios[cause] == pytest.approx(1 / 3)
+    assert lost.cause == cause
+
+
+def test_causes_add_up_whatever_happens() -> None:
+    rng = np.random.default_rng(0)
+    for ranks in (2, 5):
+        data_s, wait_s = rng.exponential(0.02, (2, ranks, 50))
+        ready = data_s + rng.uniform(0.08, 0.2, (ranks, 50))
+        step_s = np.broadcast_to((ready + wait_s).max(axis=0), ready.shape)
+        lost = lost_time(step_s, data_s, step_s - ready, 50 * 0.1)
+        assert sum(lost.by_cause.values()) == pytest.approx(step_s[0].sum() - 50 * 0.1)
+        assert lost.late_s.sum() == pytest.approx(lost.by_cause["straggling"])
+        assert (lost.late_data <= lost.late_s + 1e-12).all()
+
+
+def test_the_sentence_names_rank_host_and_reason() -> None:
+    assert sentence(steps(compute={2: 0.1}), HOSTS) == (
+        "50% of the time is lost, 50% waiting for rank 2 on b, which computes slowly"
+    )
+    assert sentence(steps(data={3: 0.1}), HOSTS) == (
+        "50% of the time is lost, 50% waiting for rank 3 on b, which waits for images"
+    )
+    assert sentence(steps(data=0.1, network=0.05), HOSTS) == (
+        "60% of the time is lost, 40% waiting for images on all ranks"
+    )
+    assert sentence(steps(network=0.1), HOSTS, 0.64) == (
+        "50% of the time is lost, 50% waiting for the network; the link allows an efficiency of 64%"
+    )
+    assert sentence(steps(compute=0.1), HOSTS) == (
+        "50% of the time is lost, 50% as ranks compute slower together than alone"
+    )
+    assert sentence(steps(network=0.004), HOSTS) is None
+
+
+def test_ranks_that_are_late_in_turn_are_no_straggler() -> None:
+    ready = np.full((4, 40), ALONE_S)
+    for step in range(40):
+        ready[step % 4, step] += 0.1
+    step_s = np.broadcast_to(ready.max(axis=0), ready.shape)
+    lost = lost_time(step_s, np.zeros_like(ready), step_s - ready, 40 * ALONE_S)
+    assert lost.cause == "straggling"
+    assert lost.straggler is None
+    assert (
+        sentence(lost, HOSTS) == "50% of the time is lost, 38% as ranks wait for each other in turn"
+    )
+
+
+def test_the_rings_cost_and_ceiling() -> None:
+    # 102 MB on 25 Gbit/s: 4 ranks move 2 * 3/4 of it.
+    assert ring_seconds(102e6, 4, 25e9 / 8) == pytest.approx(0.04896)
+    assert efficiency_ceiling(0.08, 0.05, 0.04896) == 1.0  # hidden behind backward
+    assert efficiency_ceiling(0.08, 0.05, 0.13) == pytest.approx(0.5)
