@@ -196,7 +196,10 @@ def _summary_text(summary: dict[str, Any]) -> str:
         f"files               {summary['run_dir']}",
     ]
     if summary["scaling_efficiency"] is not None:
-        lines.insert(-2, f"scaling efficiency  {summary['scaling_efficiency']:.0%}")
+        lost = sorted(summary["lost_time"].items(), key=lambda item: -item[1])
+        told = ", ".join(f"{cause} {share:.0%}" for cause, share in lost if share >= 0.01)
+        text = f"scaling efficiency  {summary['scaling_efficiency']:.0%}"
+        lines.insert(-2, f"{text}  (lost to {told})" if told else text)
     if noise := summary["noise_scale"]:
         text = (
             f"noise scale         {noise['images']:,.0f} images; the batch was {noise['batch']:,}: "

@@ -15,7 +15,7 @@ from hvdtrain.plan import Epoch
 from hvdtrain.run import Run
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
 from hvdtrain.step import Alone, calibrate
-from hvdtrain.telemetry.lost_time import LostTime, lost_time, sentence
+from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, sentence
 from hvdtrain.telemetry.meter import Interval
 
 
@@ -44,6 +44,7 @@ class Efficiency:
         self._key = _Key(0, 0, 0)
         self._actual_s = 0.0
         self._ideal_s = 0.0
+        self._lost_s = dict.fromkeys(CAUSES, 0.0)
         self.lost: LostTime | None = None
         """Of the last interval."""
 
@@ -70,6 +71,8 @@ class Efficiency:
         self.lost = lost
         self._actual_s += lost.seconds
         self._ideal_s += ideal_s
+        for cause in CAUSES:
+            self._lost_s[cause] += lost.by_cause[cause]
         ceiling = self._ceiling(alone, interval)
         return {
             "efficiency": ideal_s / lost.seconds,
@@ -80,10 +83,13 @@ class Efficiency:
             "explanation": sentence(lost, self._run.hosts, ceiling),
         }
 
-    @property
-    def overall(self) -> float | None:
-        """Of all intervals so far: seconds that were needed over seconds that passed."""
-        return self._ideal_s / self._actual_s if self._actual_s else None
+    def overall(self) -> dict[str, Any]:
+        """Of all intervals so far: scaling_efficiency (0-1), and lost_time, the lost shares of the
+        time by cause; None with one rank."""
+        if not self._actual_s:
+            return {"scaling_efficiency": None, "lost_time": None}
+        lost = {cause: seconds / self._actual_s for cause, seconds in self._lost_s.items()}
+        return {"scaling_efficiency": self._ideal_s / self._actual_s, "lost_time": lost}
 
     def _ceiling(self, alone: Alone, interval: Interval) -> float | None:
         """What the link allows; None on one machine, or where its speed is not known."""

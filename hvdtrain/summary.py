@@ -11,9 +11,10 @@ from hvdtrain.run import Run
 
 
 def write_summary(
-    run: Run, result: dict[str, float], efficiency: float | None, wall_s: float
+    run: Run, result: dict[str, float], efficiency: dict[str, Any], wall_s: float
 ) -> dict[str, Any]:
-    """`summary.json` by rank 0; the same values on every rank."""
+    """`summary.json` by rank 0; the same values on every rank. `result` of the last evaluation,
+    `efficiency` of this sitting."""
     state = run.state
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
     summary = {
@@ -25,7 +26,7 @@ def write_summary(
         "samples": state.samples,
         **result,
         "images_per_second": state.samples / max(state.train_seconds, 1e-9),
-        "scaling_efficiency": efficiency,
+        **efficiency,
         "noise_scale": advice(noise, batch) if noise is not None else None,
         "train_seconds": state.train_seconds,
         "wall_seconds": wall_s,

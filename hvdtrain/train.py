@@ -51,7 +51,7 @@ def train(
                 raise _preempted(run)
         result = report_evaluation(run, run.plan.epochs[-1])
         save(run)
-        summary = write_summary(run, result, efficiency.overall, time.perf_counter() - began)
+        summary = write_summary(run, result, efficiency.overall(), time.perf_counter() - began)
         withdraw(cfg.metrics, comm, run.paths)
         _write_page(run)
         return summary

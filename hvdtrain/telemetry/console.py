@@ -53,7 +53,11 @@ def train_text(values: dict[str, Any]) -> str:
         parts.append(f"efficiency {values['efficiency']:.0%}")
     if values.get("gradient_noise_scale"):
         parts.append(f"noise scale {values['gradient_noise_scale']:,.0f}")
-    if values["data_wait_ratio"] >= 0.05:
+    if cause := values.get("cause"):
+        parts.append(f"lost to {cause} {values[f'lost_{cause}_ratio']:.0%}")
+        if values.get("straggler") is not None:
+            parts.append(f"by rank {values['straggler']}")
+    elif values["data_wait_ratio"] >= 0.05:
         parts.append(f"waits for data {values['data_wait_ratio']:.0%}")
     return "  ".join(parts)
 

@@ -22,7 +22,7 @@ import numpy as np
 
 CAUSES = ("data", "communication", "straggling", "other")
 WORTH_TELLING = 0.05
-"""Lost share of the time below which no cause is named."""
+"""Lost or gained share of the time below which nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ def lost_time(
 def sentence(lost: LostTime, hosts: list[str], ceiling: float | None = None) -> str | None:
     """What costs most, for a person; None where too little is lost. `hosts` [ranks]; `ceiling`:
     efficiency (0-1) that the link allows."""
+    if lost.ideal_s / lost.seconds - 1 > WORTH_TELLING:
+        return (
+            "faster than the baseline: something else used the machine while one worker alone was "
+            "measured; name a calibration of a quiet one with metrics.calibration"
+        )
     cause = lost.cause
     if cause is None:
         return None

@@ -22,6 +22,7 @@ import pytest
 from hvdtrain.comm import Solo
 from hvdtrain.config import Config, Metrics, Phase
 from hvdtrain.paths import RunPaths
+from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.discovery import publish, withdraw
 from hvdtrain.telemetry.sinks import Sinks
 from tests.launch import REPOSITORY, environment, free_port, mpirun
@@ -211,7 +212,7 @@ def test_a_real_server_shows_its_certificate(
     paths.create()
     with contextlib.closing(Sinks(cfg, Solo(), paths)) as sinks:
         publish(cfg.metrics, Solo(), paths, sinks)
-        sinks.observe_step(0.5, 7, 0.0, 0.0, 0)
+        sinks.observe_step(0.5, 7, 0.0, Reducer([], Solo()))
         for name, up in (("client", 1.0), ("stranger", 0.0)):
             own = f"cert_file: {certificates}/{name}.pem, key_file: {certificates}/{name}.key"
             access = f"tls_config: {{ca_file: {certificates}/ca.pem, {own}}}"

@@ -23,7 +23,7 @@ model: {{name: {model}}}
 lr: {{base: 0.01, warmup: none}}
 phases: [{{epochs: 1, image_size: 16, batch_per_worker: 4}}]
 train: {{precision: fp32, log_every: 1000}}
-comm: {{group_mb: 0.02}}
+comm: {{group_mb: 0.02, link_gbit: 0.2}}
 metrics: {{enabled: false}}
 """
 STEP_S = 0.05

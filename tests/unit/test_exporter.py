@@ -155,7 +155,7 @@ def test_busy_port_gives_the_next_one() -> None:
     try:
         assert first.endpoint.port == cfg.metrics.port
         assert second.endpoint.port > cfg.metrics.port
-        first.observe_step(1.0, 7, 0.0, 0.0, 0)
+        first.observe_step(1.0, 7, 0.0, Reducer([], Solo()))
         assert scrape(first)["hvdtrain_samples_total"] == 7
         assert scrape(second)["hvdtrain_samples_total"] == 0
     finally:

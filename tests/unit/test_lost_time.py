@@ -80,6 +80,9 @@ def test_the_sentence_names_rank_host_and_reason() -> None:
         "50% of the time is lost, 50% as ranks compute slower together than alone"
     )
     assert sentence(steps(network=0.004), HOSTS) is None
+    faster = steps(compute=-0.05)
+    assert faster.cause is None
+    assert sentence(faster, HOSTS).startswith("faster than the baseline")  # type: ignore[union-attr]
 
 
 def test_ranks_that_are_late_in_turn_are_no_straggler() -> None:

@@ -1,0 +1,144 @@
+"""The baseline: measured or from a file, and what is written of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hvdtrain import efficiency
+from hvdtrain.comm import Solo
+from hvdtrain.config import Comm as CommConfig
+from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.efficiency import Efficiency
+from hvdtrain.errors import ResourceError
+from hvdtrain.paths import RunPaths
+from hvdtrain.step import Alone
+from hvdtrain.telemetry.meter import Interval
+
+
+class Two(Solo):
+    """Rank 0 of two; the other one measured half the speed."""
+
+    size = 2
+
+    def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.stack([row, row / 2])
+
+
+def run(root: Path, ranks: Solo, **settings: Any) -> Any:
+    """As much of a run as efficiency needs."""
+    cfg = Config(phases=[Phase(epochs=1)], **settings)
+    state = SimpleNamespace(autocast=None, reducer=SimpleNamespace(step_bytes=1e6))
+    hosts = ["a", "b"][: ranks.size]
+    return SimpleNamespace(cfg=cfg, comm=ranks, state=state, hosts=hosts, paths=RunPaths(root))
+
+
+EPOCH: Any = SimpleNamespace(phase_index=0, image_size=32)
+BATCH = SimpleNamespace(labels=torch.zeros(10))
+
+
+def interval(seconds: float, link: float | None = None) -> Interval:
+    """Four steps of two ranks with 10 images each."""
+    step_s = np.full((2, 4), seconds / 4)
+    zero = np.zeros((2, 4))
+    return Interval({"samples": 80}, False, [], step_s, zero, zero, link)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was calibrated; one worker alone makes 100 images/s."""
+    calls: list[Any] = []
+
+    def calibrate(_state: object, batch: Any) -> Alone:
+        calls.append(batch)
+        return Alone(100.0, 0.06)
+
+    monkeypatch.setattr(efficiency, "calibrate", calibrate)
+    return calls
+
+
+def test_efficiency_against_what_was_measured(tmp_path: Path, measured: list[Any]) -> None:
+    found = Efficiency(run(tmp_path, Two()))
+    for _ in range(2):
+        found.enter(EPOCH, BATCH)
+    assert len(measured) == 1  # once a size
+    # Of two ranks the faster one: 80 images take two of them 0.4 s.
+    report = found.add(interval(0.5, link=1e7))
+    assert report["efficiency"] == pytest.approx(0.8)
+    assert report["lost_other_ratio"] == pytest.approx(0.2)
+    assert report["cause"] == "other"
+    # 1 MB at 10 MB/s: 0.1 s, of which backward hides 0.06 of 0.1.
+    assert report["efficiency_ceiling"] == pytest.approx(0.1 / 0.14)
+    assert found.add(interval(0.4))["efficiency_ceiling"] is None  # no speed known
+    overall = found.overall()
+    assert overall["scaling_efficiency"] == pytest.approx(0.8 / 0.9)
+    assert sum(overall["lost_time"].values()) == pytest.approx(1 - 0.8 / 0.9)
+
+
+def test_the_links_speed_can_be_told(tmp_path: Path, measured: list[Any]) -> None:
+    told = run(tmp_path, Two(), comm=CommConfig(link_gbit=0.08))  # 10 MB/s
+    found = Efficiency(told)
+    found.enter(EPOCH, BATCH)
+    assert found.add(interval(0.5, link=1e12))["efficiency_ceiling"] == pytest.approx(0.1 / 0.14)
+    told.hosts = ["a", "a"]
+    assert found.add(interval(0.5))["efficiency_ceiling"] is None
+
+
+def test_one_rank_has_no_efficiency(tmp_path: Path, measured: list[Any]) -> None:
+    found = Efficiency(run(tmp_path, Solo()))
+    found.enter(EPOCH, BATCH)
+    assert found.add(interval(1.0)) == {"efficiency": None}
+    assert found.overall() == {"scaling_efficiency": None, "lost_time": None}
+    assert not measured
+
+
+def test_a_stored_calibration_is_used(tmp_path: Path, measured: list[Any]) -> None:
+    first = Efficiency(run(tmp_path, Two()))
+    first.enter(EPOCH, BATCH)
+    stored = tmp_path / "calibration.json"
+    text = stored.read_text().replace("100.0", "50.0")
+    stored.write_text(text)
+    other = tmp_path / "other"
+    other.mkdir()
+    settings = {"metrics": Metrics(calibration=str(stored))}
+    second = Efficiency(run(other, Two(), **settings))
+    second.enter(EPOCH, BATCH)
+    assert len(measured) == 1
+    assert second.add(interval(1.0))["efficiency"] == pytest.approx(0.8)
+    second.enter(SimpleNamespace(phase_index=0, image_size=64), BATCH)  # type: ignore[arg-type]
+    assert len(measured) == 2  # not in the file
+    assert len(json.loads((other / "calibration.json").read_text())["entries"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.unlink(), "cannot be read: No such file or directory"),
+        (lambda file: file.write_text("{}"), "expected the calibration.json of a run"),
+        (lambda file: file.write_text("JFIF"), "expected the calibration.json of a run"),
+        (
+            lambda file: file.write_text(file.read_text().replace('"batch": 10', '"batch": "x"')),
+            "expected the calibration.json of a run",
+        ),
+        (
+            lambda file: file.write_text(file.read_text().replace("fp32", "bf16")),
+            "made for {'model': 'resnet50', 'precision': 'bf16'}, this run has",
+        ),
+    ],
+)
+def test_a_calibration_that_cannot_be_used(
+    tmp_path: Path, measured: list[Any], change: Any, message: str
+) -> None:
+    Efficiency(run(tmp_path, Two())).enter(EPOCH, BATCH)
+    stored = tmp_path / "calibration.json"
+    change(stored)
+    with pytest.raises(ResourceError) as error:
+        Efficiency(run(tmp_path, Two(), metrics=Metrics(calibration=str(stored))))
+    assert str(error.value).startswith(f"rank 0: metrics.calibration: {stored}: ")
+    assert message in str(error.value)
