@@ -60,8 +60,8 @@ class Efficiency:
             _write(run, self._baselines)
 
     def add(self, interval: Interval) -> dict[str, Any]:
-        """Take in one interval: efficiency (0-1), its ceiling, the lost shares of the time, and the
-        cause, as values of a report. All None with one rank."""
+        """Take in one interval: efficiency (0-1) in it and since the start, its ceiling, the lost
+        shares of the time, and the cause, as values of a report; nothing with one rank."""
         alone = self._baselines.get(self._key)
         if alone is None:
             return {"efficiency": None}
@@ -76,6 +76,7 @@ class Efficiency:
         ceiling = self._ceiling(alone, interval)
         return {
             "efficiency": ideal_s / lost.seconds,
+            "efficiency_so_far": self._ideal_s / self._actual_s,
             "efficiency_ceiling": ceiling,
             **{f"lost_{cause}_ratio": ratio for cause, ratio in lost.ratios.items()},
             "cause": lost.cause,

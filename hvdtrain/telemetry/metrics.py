@@ -97,7 +97,13 @@ REPORTED = (
     _gauge(
         "scaling_efficiency_ratio",
         "train.efficiency",
-        "Throughput over that of as many workers that do not communicate. None with one rank.",
+        "Throughput over that of as many workers that do not communicate, last interval. None with "
+        "one rank.",
+    ),
+    _gauge(
+        "run_scaling_efficiency_ratio",
+        "train.efficiency_so_far",
+        "The same of all intervals since this start of the run, as in summary.json.",
     ),
     _gauge(
         "scaling_efficiency_ceiling_ratio",
