@@ -53,6 +53,10 @@ class State:
     step: int = 0
     train_seconds: float = 0.0
     samples: int = 0
+    gradient_norm: torch.Tensor | None = None
+    """L2 norm of the last global gradient that was asked for, before clipping, on the device."""
+    skipped: torch.Tensor | None = None
+    """Updates that a loss scale skipped since the start, on the device; None before the first."""
 
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
         """Logits [N, classes] in the run's precision; `averaged`: by the EMA if there is one."""
@@ -75,10 +79,12 @@ def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
 
 
-def train_step(state: State, batch: Batch, lr: float, momentum: float) -> torch.Tensor:
+def train_step(
+    state: State, batch: Batch, lr: float, momentum: float, *, norm: bool = False
+) -> torch.Tensor:
     """One update from this rank's share of the global batch; returns this rank's SUMS [4].
 
-    The loss is the mean over the whole global batch, padding counted with weight 0.
+    `norm`: find the norm of the gradient, too. The loss is the mean over the whole global batch, padding counted with weight 0.
     Order: all gradients arrive → loss scale undone → clip → update → average, the same on every
     rank. An update whose gradients are not all finite is skipped where there is a loss scale.
     """
@@ -90,6 +96,8 @@ def train_step(state: State, batch: Batch, lr: float, momentum: float) -> torch.
     reducer.finish()
     if measured:
         _measure_noise(state, sums[:, -1], len(batch.labels) * state.comm.size)
+    if norm:
+        state.gradient_norm = _big_square(state).sqrt() / _loss_scale(state)
     set_rates(state.optimizer, lr, momentum)
     _update(state)
     state.step += 1
@@ -125,11 +133,17 @@ def _backward(state: State, batch: Batch) -> torch.Tensor:
 def _measure_noise(state: State, counts: torch.Tensor, planned: int) -> None:
     """Note this step's gradients, which still carry the loss scale; `counts` [accumulate]."""
     squares = state.reducer.part_squares()
-    big_square = torch.stack([square(flat) for flat in state.reducer.flats()]).sum()
-    loss_scale = state.scaler.scale(torch.ones((), device=state.device))
     if len(squares) == 1:
         counts = counts.sum(dim=0, keepdim=True)
-    state.noise.add(squares, counts, big_square, loss_scale, planned)
+    state.noise.add(squares, counts, _big_square(state), _loss_scale(state), planned)
+
+
+def _big_square(state: State) -> torch.Tensor:
+    return torch.stack([square(flat) for flat in state.reducer.flats()]).sum()
+
+
+def _loss_scale(state: State) -> torch.Tensor:
+    return state.scaler.scale(torch.ones((), device=state.device))
 
 
 def _update(state: State) -> None:
@@ -140,8 +154,12 @@ def _update(state: State) -> None:
         clip_(state.reducer.flats(), state.clip_norm)
     if state.agc is not None:
         state.agc()
+    before = _loss_scale(state) if state.scaler.is_enabled() else None
     state.scaler.step(state.optimizer)
     state.scaler.update(state.static_loss_scale)
+    if before is not None:
+        fell = (_loss_scale(state) < before).float()
+        state.skipped = fell if state.skipped is None else state.skipped + fell
     if state.ema is not None:
         state.ema.update(state.step)
 
@@ -244,7 +262,7 @@ def restored(state: State) -> Iterator[None]:
     cuda = torch.cuda.get_rng_state(state.device) if state.device.type == "cuda" else None
     noise, state.noise = state.noise, NoiseMeter(every=0, parts=1)
     clock, state.reducer.clock = state.reducer.clock, StepClock(state.device)
-    place = (state.position, state.step, state.samples, state.train_seconds)
+    place = (state.position, state.step, state.samples, state.train_seconds, state.skipped)
     try:
         yield
     finally:
@@ -257,7 +275,7 @@ def restored(state: State) -> Iterator[None]:
             torch.cuda.set_rng_state(cuda, state.device)
         state.noise = noise
         state.reducer.clock = clock
-        state.position, state.step, state.samples, state.train_seconds = place
+        state.position, state.step, state.samples, state.train_seconds, state.skipped = place
 
 
 def _synchronize(device: torch.device) -> None:

@@ -9,6 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hvdtrain.checkpoint import save_checkpoint
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
@@ -23,6 +25,7 @@ from hvdtrain.summary import write_summary
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Meter
+from hvdtrain.telemetry.report_events import restarts
 
 
 def train(
@@ -77,14 +80,15 @@ def train_epoch(
             meter.start()
             before, waited = time.perf_counter(), loaders.data_wait_s
         lr = epoch.lr(i)
-        sums = train_step(state, batch, lr, epoch.momentum(i))
+        due = epoch.should_log(i, run.cfg.train.log_every)
+        sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
         run.bad.add(batch.bad, sinks)
         state.position = epoch.position_after(i)
         now = time.perf_counter()
         meter.add(sums, now - before, loaders.data_wait_s - waited)
         sinks.observe_step(now - before, len(batch.labels), loaders.data_wait_s, state.reducer)
         before, waited = now, loaders.data_wait_s
-        if epoch.should_log(i, run.cfg.train.log_every):
+        if due:
             interval = meter.drain(
                 run.comm,
                 state.reducer.clock.waiting,
@@ -131,10 +135,18 @@ def _report(run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any]) -
             "total_samples": state.samples,
             "lr": lr,
             "momentum": epoch.momentum(i),
+            "gradient_norm": _finite(state.gradient_norm),
+            "skipped_updates": _finite(state.skipped),
             "loss_scale": state.scaler.get_scale() if state.scaler.is_enabled() else None,
             **values,
         },
     )
+
+
+def _finite(value: torch.Tensor | None) -> float | None:
+    """A number for a report, where there is one: JSON has no others."""
+    number = math.nan if value is None else value.item()
+    return number if math.isfinite(number) else None
 
 
 def report_evaluation(run: Run, epoch: Epoch) -> dict[str, float]:
@@ -168,7 +180,10 @@ def _start(run: Run, setup_s: float) -> None:
     """What a report must know to tell sittings apart and what they cost."""
     size, per_node = run.comm.size, run.comm.local_size
     nodes = math.ceil(size / per_node)
-    run.sinks.write("start", {"world_size": size, "nodes": nodes, "setup_seconds": setup_s})
+    values = {"world_size": size, "nodes": nodes, "setup_seconds": setup_s}
+    if run.comm.rank == 0:
+        values |= restarts(run.paths.events)
+    run.sinks.write("start", values)
 
 
 def _write_page(run: Run) -> None:
@@ -185,6 +200,7 @@ def _write_page(run: Run) -> None:
 
 def _preempted(run: Run) -> Preempted:
     withdraw(run.cfg.metrics, run.comm, run.paths)  # an orderly end: nobody is missing
+    run.sinks.write("stop", {"cause": "signal", "step": run.state.step})
     at = run.state.position
     return Preempted(
         f"stopped by a signal at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "

@@ -77,6 +77,16 @@ REPORTED = (
     _gauge("batch_images", "train.batch_per_worker", "Images of one forward pass on one rank."),
     _gauge("global_batch_images", "train.global_batch_size", "Images of one update, all ranks."),
     _gauge("loss_scale", "train.loss_scale", "Factor on fp16 gradients; falls when one overflows."),
+    _gauge(
+        "gradient_norm",
+        "train.gradient_norm",
+        "L2 norm of the gradient over the global batch, before clipping, at the last report.",
+    ),
+    _gauge(
+        "run_skipped_updates",
+        "train.skipped_updates",
+        "Updates left out since this start as fp16 gradients were not finite and the loss scale fell.",
+    ),
     _gauge("epoch", "train.epoch", "Epochs completed, with the fraction of the present one."),
     _gauge("epochs", "train.epochs", "Epochs of the whole run."),
     _gauge("phase", "train.phase", "Number of the present phase, from 0."),
@@ -134,6 +144,16 @@ REPORTED = (
     _gauge("val_top1_ratio", "eval.top1", "Top-1 accuracy of the last evaluation."),
     _gauge("val_top5_ratio", "eval.top5", "Top-5 accuracy of the last evaluation."),
     _gauge("val_epoch", "eval.epoch", "Epochs completed at the last evaluation."),
+    _gauge(
+        "run_restarts_after_signal",
+        "start.restarts_after_signal",
+        "Times the run went on after it was stopped by a signal. Rank 0 alone.",
+    ),
+    _gauge(
+        "run_restarts_after_crash",
+        "start.restarts_after_crash",
+        "Times the run went on after it had ended in no order. Rank 0 alone.",
+    ),
     _gauge(
         "checkpoint_timestamp_seconds",
         "checkpoint.timestamp_s",

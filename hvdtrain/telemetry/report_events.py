@@ -86,6 +86,20 @@ def split(events: list[Event]) -> list[list[Event]]:
     return groups
 
 
+def restarts(path: Path) -> dict[str, int]:
+    """How often the run whose next sitting begins has been stopped, by a signal or by a crash."""
+    sittings = [
+        kinds
+        for group in split(read_lines(path)[0])
+        if "start" in (kinds := {event["kind"] for event in group}) and "end" not in kinds
+    ]
+    by_signal = sum("stop" in kinds for kinds in sittings)
+    return {
+        "restarts_after_signal": by_signal,
+        "restarts_after_crash": len(sittings) - by_signal,
+    }
+
+
 def surviving(groups: list[list[Event]]) -> tuple[list[tuple[int, Event]], float]:
     """Intervals and evaluations of the way that led to the run's end, with their sitting.
 

@@ -192,6 +192,12 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     )
     assert summary["samples"] == expected["samples"]
     assert summary["steps"] == expected["steps"]
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").open()]
+    assert [event["step"] > 45 for event in events if event["kind"] == "stop"] == [True]
+    begun = [event["restarts_after_signal"] for event in events if event["kind"] == "start"]
+    assert begun == [0, 1]
+    norms = [event["gradient_norm"] for event in events if event["kind"] == "train"]
+    assert all(norm > 0 for norm in norms)
     # Another number of ranks sums in another order: equal but for rounding.
     assert summary["loss"] == pytest.approx(expected["loss"], abs=1e-3 if new_ranks == 1 else 0)
     if new_ranks == 2:

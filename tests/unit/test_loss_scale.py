@@ -56,7 +56,10 @@ def test_an_overflow_skips_the_update(name: str, clip: float | None, static: boo
     assert torch.isfinite(train_step(state, batch, 0.1, 0.9)).all()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(state), strict=True))
     assert state.scaler.get_scale() == pytest.approx(1e30 if static else 0.5e30, rel=1e-6)
+    assert state.skipped is not None
+    assert state.skipped.item() == (0 if static else 1)  # a scale that never falls tells nothing
     train_step(state, images(6), 0.1, 0.9)
+    assert state.skipped.item() == (0 if static else 1)
     assert not all(torch.equal(a, b) for a, b in zip(before, tensors_of(state), strict=True))
 
 
@@ -95,6 +98,19 @@ def test_calibration_with_a_loss_scale_leaves_no_trace() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(state), strict=True))
     assert state.scaler.state_dict() == scale
     train_step(state, images(6), 0.1, 0.9)
+
+
+def test_the_gradients_norm_is_without_loss_scale_and_before_clipping() -> None:
+    state = scaled(1024.0, static=False, clip_norm=1e-3)
+    train_step(state, images(6), 0.1, 0.9)
+    assert state.gradient_norm is None  # nobody asked
+    plain = state_of(network())
+    train_step(plain, images(6), 0.1, 0.9)
+    expected = torch.cat([p.grad.flatten() for p in plain.model.parameters()]).norm().item()  # type: ignore[union-attr]
+    state = scaled(1024.0, static=False, clip_norm=1e-3)
+    train_step(state, images(6), 0.1, 0.9, norm=True)
+    assert state.gradient_norm is not None
+    assert state.gradient_norm.item() == pytest.approx(expected, rel=1e-5)
 
 
 def dropping(seed: int = 0) -> State:

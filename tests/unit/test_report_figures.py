@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.telemetry.report_events import restarts
 from hvdtrain.telemetry.report_figures import (
     Prices,
     Target,
@@ -118,6 +119,27 @@ def test_a_start_that_came_to_nothing_is_a_sitting(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     assert [s.seconds for s in run.sittings] == [40.0, 60.0]
     assert not run.finished
+
+
+def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    assert restarts(log.root / "events.jsonl") == {
+        "restarts_after_signal": 0,
+        "restarts_after_crash": 0,
+    }
+    for number, ended in enumerate(("crash", "stop", "crash", "crash"), 1):
+        time = 1000.0 * number
+        if number > 1:
+            log.write(time, "note", text="resumed from c")
+        log.write(time + 1, "start", world_size=2)
+        log.train(time + 2, 10 * number)
+        if ended == "stop":
+            log.write(time + 3, "stop", cause="signal", step=10)
+    log.write(5000.0, "note", text="resumed from c")  # of the sitting that asks
+    assert restarts(log.root / "events.jsonl") == {
+        "restarts_after_signal": 1,
+        "restarts_after_crash": 3,
+    }
 
 
 def test_a_run_begun_anew_in_its_directory_counts_its_second_way_only(tmp_path: Path) -> None:
