@@ -33,6 +33,7 @@ class Stopwatch:
         """End the lap that was begun last."""
         if self._device.type == "cuda":
             self._events[-1][1].record()
+            self._poll()
         else:
             self._add(time.perf_counter() - self._began)
 
@@ -49,6 +50,7 @@ class Stopwatch:
         return laps
 
     def _poll(self) -> None:
+        """Take in the laps that have ended, so that none pile up."""
         while self._events and self._events[0][1].query():
             began, ended = self._events.popleft()
             self._add(began.elapsed_time(ended) / 1000)

@@ -72,22 +72,18 @@ def train_epoch(
     run.bad.start_epoch()
     free_parts(state, run.cfg, epoch)
     stopping = False
-    before = waited = 0.0
     for i, batch in loaders.train(epoch, following):
         if i == 0:
             whiten(state, run.cfg, batch.images)
             efficiency.enter(epoch, batch)
-            meter.start()
-            before, waited = time.perf_counter(), loaders.data_wait_s
+            meter.start(loaders.data_wait_s)
         lr = epoch.lr(i)
         due = epoch.should_log(i, run.cfg.train.log_every)
         sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
         run.bad.add(batch.bad, sinks)
         state.position = epoch.position_after(i)
-        now = time.perf_counter()
-        meter.add(sums, now - before, loaders.data_wait_s - waited)
-        sinks.observe_step(now - before, len(batch.labels), loaders.data_wait_s, state.reducer)
-        before, waited = now, loaders.data_wait_s
+        step_s = meter.add(sums, loaders.data_wait_s)
+        sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
         if due:
             interval = meter.drain(
                 run.comm,

@@ -55,20 +55,23 @@ class Meter:
         self._clock = clock
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self._link = link
-        self.start()
-
-    def start(self) -> None:
-        """Begin an interval now."""
-        self._sums.zero_()
         self._step_s: list[float] = []
         self._data_s: list[float] = []
-        self._began = self._clock()
+        self.start(0.0)
 
-    def add(self, sums: torch.Tensor, step_s: float, data_s: float) -> None:
-        """One step's SUMS [4] of this rank, its seconds, and those of them it waited for images."""
+    def start(self, data_wait_s: float) -> None:
+        """Begin a step now; `data_wait_s`: seconds this rank has waited for images so far."""
+        self._now = self._clock()
+        self._waited_s = data_wait_s
+
+    def add(self, sums: torch.Tensor, data_wait_s: float) -> float:
+        """End a step with SUMS [4] of this rank, and begin the next; returns its seconds."""
+        began, waited_s = self._now, self._waited_s
+        self.start(data_wait_s)
         self._sums += sums
-        self._step_s.append(step_s)
-        self._data_s.append(data_s)
+        self._step_s.append(self._now - began)
+        self._data_s.append(data_wait_s - waited_s)
+        return self._step_s[-1]
 
     def drain(
         self,
@@ -78,12 +81,17 @@ class Meter:
         bad: tuple[int, int],
         more: torch.Tensor,
     ) -> Interval:
-        """All ranks since `start`; `waiting` has a lap for each step that waited for gradients,
-        `bad` is from `BadSamples.counts`, `more` float64 and of equal length on all ranks."""
+        """All ranks since the last call; every rank has made at least one step, and as many.
+
+        `waiting` has a lap for each step that waited for gradients, `bad` is from
+        `BadSamples.counts`, `more` float64 and of equal length on all ranks.
+        """
         local = self._sums.tolist()  # waits for the device, so all laps are known
-        elapsed = self._clock() - self._began
-        steps = len(self._step_s)
-        laps = waiting.laps()[-steps:] if steps else []
+        now = self._clock()
+        self._step_s[-1] += now - self._now
+        self._now = now
+        elapsed, steps = sum(self._step_s), len(self._step_s)
+        laps = waiting.laps()[-steps:]
         waits = laps if len(laps) == steps else [0.0] * steps
         sent, speed = self._link.take() if self._link else (0.0, 0.0)
         machine = [float(self._link is not None), sent]
@@ -96,7 +104,9 @@ class Meter:
         loss, top1, top5, count, seconds, stops, masked, unlisted, machines, sent = summed[
             : len(sums)
         ]
-        self.start()
+        self._sums.zero_()
+        self._step_s.clear()
+        self._data_s.clear()
         images = max(1.0, count)
         values = {
             "loss": loss / images,
@@ -105,7 +115,7 @@ class Meter:
             "samples": count,
             "seconds": seconds / comm.size,
             "images_per_second": count * comm.size / seconds,
-            "step_seconds": seconds / comm.size / max(1, steps),
+            "step_seconds": seconds / comm.size / steps,
             "network_bytes_per_second": sent / max(1, machines) / (seconds / comm.size),
             "data_wait_ratio": float(by_step[:, 1].sum()) / seconds,
             "comm_wait_ratio": float(by_step[:, 2].sum()) / seconds,

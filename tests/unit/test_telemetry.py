@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,16 +30,18 @@ class Laps(Stopwatch):
 def test_meter_with_a_hand_wound_clock() -> None:
     now = [100.0]
     meter = Meter(torch.device("cpu"), clock=lambda: now[0])
+    meter.start(5.0)
     sums = [(8.0, 1, 3, 4), (6.0, 2, 4, 4)]
-    for one, step_s, data_s in zip(sums, (1.25, 0.75), (0.4, 0.1), strict=True):
-        meter.add(torch.tensor(one), step_s, data_s)
-    now[0] += 2.0
+    for one, step_s, data_wait_s in zip(sums, (1.25, 0.5), (5.4, 5.5), strict=True):
+        now[0] += step_s
+        assert meter.add(torch.tensor(one), data_wait_s) == step_s
+    now[0] += 0.25  # until the device is done
     more = torch.tensor([7.0, 0.5]).double()
     interval = meter.drain(Solo(), Laps(9.0, 0.05, 0.15), False, (3, 1), more)
     assert interval.more == [7.0, 0.5]
     assert not interval.stopping
     assert interval.step_s.tolist() == [[1.25, 0.75]]
-    assert interval.data_s.tolist() == [[0.4, 0.1]]
+    assert interval.data_s.tolist() == pytest.approx(np.array([[0.4, 0.1]]))
     assert interval.wait_s.tolist() == [[0.05, 0.15]]  # a lap of before does not count
     assert interval.link_bytes_per_s is None
     assert interval.values == pytest.approx(
@@ -57,8 +60,8 @@ def test_meter_with_a_hand_wound_clock() -> None:
             "bad_unlisted": 1,
         }
     )
-    meter.add(torch.tensor([1.0, 0, 0, 2]), 1.0, 0.0)
     now[0] += 1.0
+    meter.add(torch.tensor([1.0, 0, 0, 2]), 5.5)
     interval = meter.drain(Solo(), Laps(), True, (0, 0), more[:0])
     assert interval.more == []
     assert interval.stopping
@@ -88,8 +91,8 @@ def test_the_busiest_interface_is_the_one_in_use(tmp_path: Path) -> None:
     now = [0.0]
     meter = Meter(torch.device("cpu"), use, clock=lambda: now[0])
     interface("eth0", 71000)
-    meter.add(torch.zeros(4), 2.0, 0.0)
     now[0] = 2.0
+    meter.add(torch.zeros(4), 0.0)
     interval = meter.drain(Solo(), Laps(), False, (0, 0), torch.zeros(0).double())
     assert interval.link_bytes_per_s == 25e9 / 8
     assert interval.values["network_bytes_per_second"] == 10000

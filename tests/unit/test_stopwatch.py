@@ -1,0 +1,62 @@
+"""Laps on the host, and on a device whose events a test completes by hand."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from hvdtrain.stopwatch import Stopwatch
+
+
+def test_laps_on_the_host() -> None:
+    watch = Stopwatch(torch.device("cpu"), keep_laps=True)
+    for _ in range(2):
+        watch.start()
+        time.sleep(0.01)
+        watch.stop()
+    laps = watch.laps()
+    assert len(laps) == 2
+    assert min(laps) >= 0.01
+    assert watch.total_s == pytest.approx(sum(laps))
+    assert watch.laps() == []
+
+
+class Event:
+    """Stands in for a CUDA event: done when the test says so."""
+
+    now_ms = 0.0
+    done_until_ms = 0.0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at_ms = Event.now_ms
+
+    def query(self) -> bool:
+        return self.at_ms <= Event.done_until_ms
+
+    def elapsed_time(self, other: Any) -> float:
+        assert other.query(), "asked before it was done"
+        return float(other.at_ms - self.at_ms)
+
+
+def test_laps_on_a_device_are_known_when_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch = Stopwatch(torch.device("cuda"), keep_laps=True)
+    for began, ended in ((10.0, 14.0), (20.0, 21.0), (30.0, 38.0)):
+        Event.now_ms = began
+        watch.start()
+        Event.now_ms = ended
+        watch.stop()
+    assert watch.total_s == 0.0
+    Event.done_until_ms = 25.0
+    assert watch.total_s == pytest.approx(0.005)
+    assert watch.laps() == pytest.approx([0.004, 0.001])
+    Event.done_until_ms = 99.0
+    assert watch.laps() == pytest.approx([0.008])
+    assert watch.total_s == pytest.approx(0.013)
+    assert not watch._events
