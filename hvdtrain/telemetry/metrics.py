@@ -179,7 +179,7 @@ FACTS = (
         "hvdtrain_run_info",
         "gauge",
         "1; the labels tell what is trained. The run's directory is the label `run` of file_sd.",
-        labels=("name", "model", "world_size"),
+        labels=("name", "model", "world_size", "precision", "compression"),
     ),
 )
 

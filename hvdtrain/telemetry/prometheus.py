@@ -146,6 +146,7 @@ def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm) -> None:
         versions.get("horovod", ""),
         dali,
     )
-    run = (cfg.name, cfg.model.name, str(comm.size))
+    settings = (cfg.train.precision, cfg.comm.compression)
+    run = (cfg.name, cfg.model.name, str(comm.size), *settings)
     for metric, values in zip(FACTS, (build, run), strict=True):
         Gauge(metric.name, metric.text, metric.labels, registry=registry).labels(*values).set(1)

@@ -119,7 +119,7 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
         "hvdtrain_checkpoints_total": 1.0,
         "hvdtrain_checkpoint_write_seconds": 0.5,
         "hvdtrain_checkpoint_bytes": 4096.0,
-        "hvdtrain_run_info model=resnet50 name=name world_size=1": 1.0,
+        "hvdtrain_run_info compression=none model=resnet50 name=name precision=auto world_size=1": 1.0,
     }.items() <= found.items()
     assert before <= found["hvdtrain_checkpoint_timestamp_seconds"] <= time.time()
     assert found["process_start_time_seconds"] < before
