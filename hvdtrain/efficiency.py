@@ -15,7 +15,7 @@ from hvdtrain.plan import Epoch
 from hvdtrain.run import Run
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
 from hvdtrain.step import Alone, calibrate
-from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, sentence
+from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
 from hvdtrain.telemetry.meter import Interval
 
 
@@ -74,6 +74,7 @@ class Efficiency:
         for cause in CAUSES:
             self._lost_s[cause] += lost.by_cause[cause]
         ceiling = self._ceiling(alone, interval)
+        network = network_text(interval.link_speeds, interval.resent, self._run.hosts, ceiling)
         return {
             "efficiency": ideal_s / lost.seconds,
             "efficiency_so_far": self._ideal_s / self._actual_s,
@@ -81,7 +82,7 @@ class Efficiency:
             **{f"lost_{cause}_ratio": ratio for cause, ratio in lost.ratios.items()},
             "cause": lost.cause,
             "straggler": lost.straggler if lost.cause == "straggling" else None,
-            "explanation": sentence(lost, self._run.hosts, ceiling),
+            "explanation": sentence(lost, self._run.hosts, network),
         }
 
     def overall(self) -> dict[str, Any]:

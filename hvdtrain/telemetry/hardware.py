@@ -47,23 +47,41 @@ class Network(Collector):
 
 
 class LinkUse:
-    """What the machine's busiest interface sent since it was asked last, loopback left out."""
+    """What one machine sent since it was asked last."""
 
-    def __init__(self, root: Path = Path("/sys/class/net")) -> None:
-        self._root = root
-        self._before = self._sent()
+    def __init__(
+        self,
+        root: Path = Path("/sys/class/net"),
+        tcp: Path = Path("/proc/net/snmp"),
+    ) -> None:
+        self._root, self._tcp = root, tcp
+        self._before, self._segments = self._sent(), self._tcp_segments()
 
-    def take(self) -> tuple[float, float]:
-        """Bytes it sent, and its speed in bytes/s; 0 where the kernel does not know it."""
-        now = self._sent()
+    def take(self) -> tuple[float, float, float]:
+        """Bytes that its busiest interface sent, loopback left out; this interface's speed in
+        bytes/s; and the share of TCP segments that were sent again. 0 where the kernel does not
+        know."""
+        now, (out, again) = self._sent(), self._tcp_segments()
         grown = {name: sent - self._before.get(name, sent) for name, sent in now.items()}
-        self._before = now
+        segments = out - self._segments[0]
+        resent = (again - self._segments[1]) / segments if segments > 0 else 0.0
+        self._before, self._segments = now, (out, again)
         busiest = max(grown, key=lambda name: grown[name], default=None)
         if busiest is None or grown[busiest] <= 0:
-            return 0.0, 0.0
+            return 0.0, 0.0, resent
+        speed = 0.0
         with contextlib.suppress(OSError, ValueError):
-            return grown[busiest], max(0, _number(self._root / busiest / "speed")) * 1e6 / 8
-        return grown[busiest], 0.0
+            speed = max(0, _number(self._root / busiest / "speed")) * 1e6 / 8
+        return grown[busiest], speed, resent
+
+    def _tcp_segments(self) -> tuple[int, int]:
+        """Sent, and sent again. Source: Linux, Documentation/networking/snmp_counter.rst"""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            lines = self._tcp.read_text().splitlines()
+            names, values = (line.split() for line in lines if line.startswith("Tcp:"))
+            found = dict(zip(names, values, strict=True))
+            return int(found["OutSegs"]), int(found["RetransSegs"])
+        return 0, 0
 
     def _sent(self) -> dict[str, int]:
         sent = {}

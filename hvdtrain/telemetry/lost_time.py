@@ -23,6 +23,8 @@ import numpy as np
 CAUSES = ("data", "communication", "straggling", "other")
 WORTH_TELLING = 0.05
 """Lost or gained share of the time below which nothing is said."""
+MANY_RESENT = 0.01
+"""Share of TCP segments sent again above which a machine is named."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ def lost_time(
     return LostTime(seconds, ideal_s, lost, late.sum(axis=1), late_data.sum(axis=1))
 
 
-def sentence(lost: LostTime, hosts: list[str], ceiling: float | None = None) -> str | None:
-    """What costs most, for a person; None where too little is lost. `hosts` [ranks]; `ceiling`:
-    efficiency (0-1) that the link allows."""
+def sentence(lost: LostTime, hosts: list[str], network: str = "") -> str | None:
+    """What costs most, for a person; None where too little is lost. `hosts` [ranks]; `network`:
+    what is known of it."""
     if lost.ideal_s / lost.seconds - 1 > WORTH_TELLING:
         return (
             "faster than the baseline: something else used the machine while one worker alone was "
@@ -96,15 +98,37 @@ def sentence(lost: LostTime, hosts: list[str], ceiling: float | None = None) -> 
     if cause is None:
         return None
     share = f"{1 - lost.ideal_s / lost.seconds:.0%} of the time is lost, {lost.ratios[cause]:.0%} "
-    return share + _reason(lost, cause, hosts, ceiling)
+    return share + _reason(lost, cause, hosts, network)
 
 
-def _reason(lost: LostTime, cause: str, hosts: list[str], ceiling: float | None) -> str:
+def network_text(
+    speeds: np.ndarray, resent: np.ndarray, hosts: list[str], ceiling: float | None
+) -> str:
+    """Which machine's link is slow or loses packets, else what the link allows; empty if nothing is
+    known. A ring makes all ranks wait alike, so it cannot be seen from waits.
+
+    `speeds` in bytes/s (0: not known), `resent` shares of segments, both [ranks] and told by the
+    first rank of every machine; `ceiling`: efficiency (0-1) that the slowest link allows.
+    """
+    tell = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    known = sorted((float(speeds[rank]), rank) for rank in tell if speeds[rank] > 0)
+    if known and known[0][0] < known[len(known) // 2][0] / 2:
+        found, usual = (
+            f"{speed * 8 / 1e9:g} Gbit/s" for speed, _ in (known[0], known[len(known) // 2])
+        )
+        return f"the link of {hosts[known[0][1]]} runs at {found}, others at {usual}"
+    losing = sorted((float(resent[rank]), rank) for rank in tell)
+    share, rank = losing[-1]
+    if share > MANY_RESENT and (len(tell) == 1 or share > 2 * losing[(len(losing) - 1) // 2][0]):
+        return f"{hosts[rank]} sends {share:.1%} of its packets again: cable, card or switch"
+    return f"the link allows an efficiency of {ceiling:.0%}" if ceiling is not None else ""
+
+
+def _reason(lost: LostTime, cause: str, hosts: list[str], network: str) -> str:
     if cause == "data":
         return "waiting for images on all ranks"
     if cause == "communication":
-        link = f"; the link allows an efficiency of {ceiling:.0%}" if ceiling is not None else ""
-        return f"waiting for the network{link}"
+        return "waiting for the network" + (f"; {network}" if network else "")
     if cause == "other":
         return "as ranks compute slower together than alone"
     rank = lost.straggler

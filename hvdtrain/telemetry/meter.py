@@ -35,8 +35,16 @@ class Interval:
     """[ranks, steps]: of these, waiting for images."""
     wait_s: np.ndarray
     """[ranks, steps]: of these, waiting for gradients after the backward pass."""
-    link_bytes_per_s: float | None
-    """Speed of the slowest machine's busiest interface; None where no kernel knows it."""
+    link_speeds: np.ndarray
+    """[ranks]: bytes/s of the machine's busiest interface, told by one rank of every machine where
+    its kernel knows; else 0."""
+    resent: np.ndarray
+    """[ranks]: share of TCP segments that the machine sent again, told by the same ranks."""
+
+    @property
+    def link_bytes_per_s(self) -> float | None:
+        """Speed of the slowest link; None where no kernel knows one."""
+        return min((speed for speed in self.link_speeds.tolist() if speed > 0), default=None)
 
 
 class Meter:
@@ -93,14 +101,16 @@ class Meter:
         elapsed, steps = sum(self._step_s), len(self._step_s)
         laps = waiting.laps()[-steps:]
         waits = laps if len(laps) == steps else [0.0] * steps
-        sent, speed = self._link.take() if self._link else (0.0, 0.0)
+        sent, speed, resent = self._link.take() if self._link else (0.0, 0.0, 0.0)
         machine = [float(self._link is not None), sent]
         sums = torch.tensor([*local, elapsed, float(stop), *bad, *machine], dtype=torch.float64)
-        times = torch.tensor([speed, *self._step_s, *self._data_s, *waits], dtype=torch.float64)
+        times = torch.tensor(
+            [speed, resent, *self._step_s, *self._data_s, *waits], dtype=torch.float64
+        )
         rows = comm.gather(torch.cat([sums, more, times]), "meter").numpy()
         summed = rows[:, : len(sums) + len(more)].sum(axis=0).tolist()
         rest = rows[:, len(sums) + len(more) :]
-        speeds, by_step = rest[:, 0], rest[:, 1:].reshape(comm.size, 3, steps)
+        by_step = rest[:, 2:].reshape(comm.size, 3, steps)
         loss, top1, top5, count, seconds, stops, masked, unlisted, machines, sent = summed[
             : len(sums)
         ]
@@ -122,6 +132,5 @@ class Meter:
             "bad_samples": masked,
             "bad_unlisted": unlisted,
         }
-        link = min((speed for speed in speeds.tolist() if speed > 0), default=None)
-        step_s, data_s, wait_s = by_step.swapaxes(0, 1)
-        return Interval(values, stops > 0, summed[len(sums) :], step_s, data_s, wait_s, link)
+        more_sums = summed[len(sums) :]
+        return Interval(values, stops > 0, more_sums, *by_step.swapaxes(0, 1), *rest[:, :2].T)

@@ -47,7 +47,8 @@ def interval(seconds: float, link: float | None = None) -> Interval:
     """Four steps of two ranks with 10 images each."""
     step_s = np.full((2, 4), seconds / 4)
     zero = np.zeros((2, 4))
-    return Interval({"samples": 80}, False, [], step_s, zero, zero, link)
+    speeds = np.array([link or 0.0, 0.0])
+    return Interval({"samples": 80}, False, [], step_s, zero, zero, speeds, np.zeros(2))
 
 
 @pytest.fixture

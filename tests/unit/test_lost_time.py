@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
-from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, sentence
+from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
 
 ALONE_S = 0.1
 HOSTS = ["a", "a", "b", "b"]
@@ -73,8 +73,11 @@ def test_the_sentence_names_rank_host_and_reason() -> None:
     assert sentence(steps(data=0.1, network=0.05), HOSTS) == (
         "60% of the time is lost, 40% waiting for images on all ranks"
     )
-    assert sentence(steps(network=0.1), HOSTS, 0.64) == (
-        "50% of the time is lost, 50% waiting for the network; the link allows an efficiency of 64%"
+    assert sentence(steps(network=0.1), HOSTS, "what is known") == (
+        "50% of the time is lost, 50% waiting for the network; what is known"
+    )
+    assert sentence(steps(network=0.1), HOSTS) == (
+        "50% of the time is lost, 50% waiting for the network"
     )
     assert sentence(steps(compute=0.1), HOSTS) == (
         "50% of the time is lost, 50% as ranks compute slower together than alone"
@@ -96,6 +99,23 @@ def test_ranks_that_are_late_in_turn_are_no_straggler() -> None:
     assert (
         sentence(lost, HOSTS) == "50% of the time is lost, 38% as ranks wait for each other in turn"
     )
+
+
+def test_what_is_known_of_the_network() -> None:
+    """Ranks 0 and 2 tell of their machines, a and b; 0 is what the others say."""
+
+    def text(speeds: tuple[float, float], resent: tuple[float, float], *ceiling: float) -> str:
+        arrays = [np.array([a, 0.0, b, 0.0]) for a, b in (speeds, resent)]
+        return network_text(*arrays, HOSTS, *(ceiling or [None]))  # type: ignore[arg-type]
+
+    fast = 25e9 / 8
+    assert text((fast, fast), (0, 0.001)) == ""
+    assert text((fast, fast), (0, 0.001), 0.64) == "the link allows an efficiency of 64%"
+    assert text((0, 0), (0, 0)) == ""
+    assert text((fast, fast / 25), (0, 0)) == "the link of b runs at 1 Gbit/s, others at 25 Gbit/s"
+    assert text((fast, fast), (0.03, 0.02)) == ""  # all do
+    lossy = "a sends 3.0% of its packets again: cable, card or switch"
+    assert text((fast, fast), (0.03, 0.001), 0.64) == lossy
 
 
 def test_the_rings_cost_and_ceiling() -> None:
