@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -38,6 +39,14 @@ class Metrics(Section):
     file_sd_dir: str | None = None
     """Folder, seen by rank 0, in which a Prometheus server looks for the run's addresses, besides
     the run directory: `<run>.json`. None: none. docs/metrics.md tells more."""
+    textfile_dir: str | None = None
+    """Folder, on every machine, that node_exporter's textfile collector reads: each rank keeps its
+    metrics there while the run goes on, `hvdtrain_<run>_<rank>.prom`. None: none."""
+    pushgateway: str | None = None
+    """URL of a Pushgateway to which rank 0 pushes a summary when the run ends. None: none."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard, too, to `tensorboard` in the run directory. Needs
+    `pip install tensorboard`."""
 
     @model_validator(mode="after")
     def _check(self) -> Metrics:
@@ -45,6 +54,12 @@ class Metrics(Section):
             raise ValueError("tls_cert and tls_key belong together: set both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.textfile_dir is not None and not self.enabled:
+            raise ValueError("textfile_dir needs enabled: true: it holds what the endpoint serves")
+        if self.pushgateway is not None and not _is_url(self.pushgateway):
+            raise ValueError(
+                f"pushgateway: {self.pushgateway}: expected a URL such as http://gateway:9091"
+            )
         guarded = self.token_file is not None or self.tls_client_ca is not None
         if self.enabled and not (self.on_loopback or guarded or self.insecure):
             raise ValueError(
@@ -60,3 +75,13 @@ class Metrics(Section):
             return ipaddress.ip_address(self.bind).is_loopback
         except ValueError:
             return self.bind == "localhost"
+
+
+def _is_url(text: str) -> bool:
+    """Whether it names a server to speak HTTP with."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises ValueError for one that is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None

@@ -62,6 +62,11 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files for TensorBoard, if they are asked for."""
+        return self.root / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """One directory per checkpoint."""
         return self.root / "checkpoints"

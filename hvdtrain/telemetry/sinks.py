@@ -1,8 +1,9 @@
-"""Where reports go: console, JSON lines, Prometheus. A sink is `write(kind, values)`."""
+"""Where reports go: console, JSON lines, Prometheus and others. A sink is `write(kind, values)`."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.console import open_console
 from hvdtrain.telemetry.lost_time import LostTime
 from hvdtrain.telemetry.meter import Interval
+from hvdtrain.telemetry.outputs import Pushgateway, TensorBoard, TextFile
 from hvdtrain.telemetry.prometheus import Exporter
 
 
@@ -53,7 +55,16 @@ class Sinks:
     def __init__(self, cfg: Config, comm: Comm, paths: RunPaths) -> None:
         self.exporter = Exporter(cfg, comm) if cfg.metrics.enabled else None
         self._sinks: list[Sink] = [self.exporter] if self.exporter else []
+        self._rank, metrics = comm.rank, cfg.metrics
+        if self.exporter and metrics.textfile_dir is not None:
+            labels = {"run": paths.name, "rank": str(comm.rank)}
+            folder = Path(metrics.textfile_dir)
+            self._sinks.append(TextFile(folder, self.exporter.registry, labels, self._note))
         if comm.rank == 0:
+            if metrics.pushgateway is not None:
+                self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self._note))
+            if metrics.tensorboard:
+                self._sinks.append(TensorBoard(paths.tensorboard, self._note))
             self._sinks += [JsonLines(paths.events), open_console()]
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
@@ -81,3 +92,10 @@ class Sinks:
         """Close every sink."""
         for sink in self._sinks:
             sink.close()
+
+    def _note(self, text: str) -> None:
+        """A sink's trouble; only rank 0 has a console."""
+        if self._rank == 0:
+            self.write("note", {"text": text})
+        else:
+            print(f"rank {self._rank}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,73 @@
+"""An HTTP client in a process of its own that asks for metrics once a second.
+
+`python scraper.py PORT…` asks until SIGTERM, then prints how many good answers it got.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Scraper:
+    """The client in its process: asks `ports` of this machine while it is let. None without ports."""
+
+    def __init__(self, ports: list[str]) -> None:
+        self._process = None
+        if ports:
+            command = [sys.executable, str(Path(__file__).resolve()), *ports]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            atexit.register(self._process.kill)
+            self._signal(signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Scrape meanwhile."""
+        self._signal(signal.SIGCONT)
+        yield
+        self._signal(signal.SIGSTOP)
+
+    def close(self) -> int:
+        """Answers it got."""
+        if self._process is None:
+            return 0
+        self._signal(signal.SIGCONT)
+        self._signal(signal.SIGTERM)
+        out, _ = self._process.communicate(timeout=30)
+        return int(out or 0)
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+
+def scrape(ports: list[int]) -> None:
+    """Ask every port once a second until SIGTERM; then print the number of good answers."""
+    done = 0
+
+    def end(*_: object) -> None:
+        print(done, flush=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    while True:
+        for port in ports:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("GET", "/metrics")
+                answer = connection.getresponse()
+                done += answer.status == 200 and len(answer.read()) > 1000
+                connection.close()
+        time.sleep(1.0)
+
+
+if __name__ == "__main__":
+    scrape([int(port) for port in sys.argv[1:]])
