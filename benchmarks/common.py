@@ -83,10 +83,10 @@ def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> I
         paths.create()
         plan = make_plan(cfg, comm.size, steps_per_epoch * len(batch.labels) * comm.size)
         state = init_state(cfg, comm, device, classes)
-        sinks = Sinks(cfg, comm, paths)
+        hosts = [socket.gethostname()] * comm.size
+        sinks = Sinks(cfg, comm, paths, hosts)
         bad = BadSamples(cfg.data, comm, paths.bad_samples)
         loaders: Any = MemoryLoaders(batch)
-        hosts = [socket.gethostname()] * comm.size
         run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad, hosts)
         with contextlib.closing(run):
             yield run

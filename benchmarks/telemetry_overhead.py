@@ -75,21 +75,18 @@ metrics: {{port: {port}, enabled: {enabled}}}
 """
 
 
-class TimedLoaders(MemoryLoaders):
-    """Notes when each batch was asked for, and calls `each` with its number."""
+class WatchedLoaders(MemoryLoaders):
+    """Calls `each` with the number of every batch that is asked for."""
 
-    def __init__(self, batch: Batch, each: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, batch: Batch, each: Callable[[int], None]) -> None:
         super().__init__(batch)
-        self.asked: list[float] = []
         self.each = each
 
     def train(self, epoch: Epoch, *_: Any, **__: Any) -> Iterator[tuple[int, Batch]]:
         """The planned number of batches."""
-        self.asked.clear()
-        for i in range(epoch.steps):
-            self.asked.append(time.perf_counter())
+        for i, batch in super().train(epoch):
             self.each(i)
-            yield i, self.batch
+            yield i, batch
 
 
 class Loop:
@@ -97,8 +94,9 @@ class Loop:
     report at its end, which cannot be turned off, falls after them."""
 
     def __init__(self, run: Run, epochs: Iterator[Epoch]) -> None:
-        self.loaders = TimedLoaders(run.loaders.batch)  # type: ignore[attr-defined]
-        loaders: Any = self.loaders
+        self.asked: list[float] = []
+        self.batch = run.loaders.batch  # type: ignore[attr-defined]
+        loaders: Any = WatchedLoaders(self.batch, lambda _: self.asked.append(time.perf_counter()))
         self.run = dataclasses.replace(run, loaders=loaders)
         self.efficiency = Efficiency(self.run)
         self.epochs = epochs
@@ -106,10 +104,11 @@ class Loop:
     def turn(self) -> float:
         """Milliseconds of one step, over STEPS."""
         epoch = next(self.epochs)
-        self.efficiency.enter(epoch, self.loaders.batch)
+        self.efficiency.enter(epoch, self.batch)
+        self.asked.clear()
         self.run.comm.sum_(torch.zeros(1), "start")
         train_epoch(self.run, epoch, None, self.efficiency, StopSignals())
-        return 1e3 * (self.loaders.asked[-1] - self.loaders.asked[0]) / STEPS
+        return 1e3 * (self.asked[-1] - self.asked[0]) / STEPS
 
 
 @contextlib.contextmanager
@@ -118,7 +117,7 @@ def without_telemetry(run: Run, cfg: Config) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder:
         paths = RunPaths(Path(folder))
         paths.create()
-        sinks = Sinks(cfg, run.comm, paths)
+        sinks = Sinks(cfg, run.comm, paths, run.hosts)
         bad = BadSamples(cfg.data, run.comm, paths.bad_samples)
         with contextlib.closing(sinks):
             yield dataclasses.replace(run, cfg=cfg, paths=paths, sinks=sinks, bad=bad)
@@ -176,7 +175,7 @@ def memory(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
     batch = random_batch(args.batch, args.image_size, 10, channels_last=True)
     with memory_run(cfg, comm, batch, args.steps) as run:
         scraper = scraper_of(run)
-        loaders: Any = TimedLoaders(batch, look)
+        loaders: Any = WatchedLoaders(batch, look)
         watched = dataclasses.replace(run, loaders=loaders)
         with scraper.at_work():
             train_epoch(watched, run.plan.epochs[0], None, Efficiency(watched), StopSignals())

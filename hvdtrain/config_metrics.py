@@ -22,7 +22,8 @@ class Metrics(Section):
     """Address to listen on. Another one than loopback needs `token_file`, the three `tls_` files
     or `insecure`."""
     token_file: str | None = None
-    """File with a bearer token that every request must carry. None: none is asked for."""
+    """File with a token that every request must carry, as bearer token or, from a browser, as
+    password. None: none is asked for."""
     tls_cert: str | None = None
     """File with the certificate, and those that vouch for it, as PEM: serve HTTPS. None: HTTP."""
     tls_key: str | None = None

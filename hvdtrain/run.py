@@ -64,10 +64,10 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     with together(comm):
         if comm.rank == 0:
             paths.create()
-    with together(comm):
-        sinks = Sinks(cfg, comm, paths)
-    bad = BadSamples(cfg.data, comm, paths.bad_samples)
     hosts = comm.gather_text(socket.gethostname())
+    with together(comm):
+        sinks = Sinks(cfg, comm, paths, hosts)
+    bad = BadSamples(cfg.data, comm, paths.bad_samples)
     run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts)
     restore(run, must=resumed)
     if comm.rank == 0:

@@ -28,8 +28,9 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
         return
     endpoint = sinks.exporter.endpoint
     host = socket.gethostname()
+    address = f"{_address(cfg.bind, host)}:{endpoint.port}"
     mine = {
-        "targets": [f"{_address(cfg.bind, host)}:{endpoint.port}"],
+        "targets": [address],
         "labels": {
             "run": paths.name,
             "rank": str(comm.rank),
@@ -52,6 +53,8 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
     with together(comm):
         if comm.rank == 0:
             _write(cfg, paths, [group for group, _, _ in gathered])
+    scheme = "http" if cfg.tls_cert is None else "https"
+    sinks.say(f"live page: {scheme}://{address}/")
 
 
 def withdraw(cfg: Metrics, comm: Comm, paths: RunPaths) -> None:

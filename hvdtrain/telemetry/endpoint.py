@@ -7,6 +7,7 @@ and the threads share one interpreter.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hmac
@@ -33,6 +34,13 @@ TIMEOUT_S = 5.0
 RATE, BURST = 10.0, 40.0
 """Connections a second in the long run, and at once after a quiet time."""
 MAX_REQUEST_BYTES = 16384
+CHALLENGES = ("WWW-Authenticate: Bearer", 'WWW-Authenticate: Basic realm="hvdtrain"')
+"""What a request without the token is told: programs send it as it is, browsers as a password."""
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""What a browser lets a page do: run what is written in it, and ask this endpoint."""
 
 Page = Callable[[], tuple[str, bytes]]
 """Content type and body, made anew for each request, in a thread of the server."""
@@ -106,8 +114,8 @@ class Endpoint:
             return _response(HTTPStatus.BAD_REQUEST)
         if self._token is not None:
             given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, b"Bearer " + self._token):
-                return _response(HTTPStatus.UNAUTHORIZED, "WWW-Authenticate: Bearer")
+            if not hmac.compare_digest(_token_sent(given), self._token):
+                return _response(HTTPStatus.UNAUTHORIZED, *CHALLENGES)
         if method != b"GET":
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET")
         page = self._pages.get(target.partition(b"?")[0].decode("latin-1"))
@@ -136,6 +144,20 @@ class Endpoint:
         return token
 
 
+def _token_sent(authorization: bytes) -> bytes:
+    """The bearer token of a program, or the password that a browser asked a person for; empty
+    where there is neither."""
+    scheme, _, sent = authorization.partition(b" ")
+    if scheme == b"Bearer":
+        return sent
+    if scheme != b"Basic":
+        return b""
+    try:
+        return base64.b64decode(sent, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
 def _read_request(connection: socket.socket) -> bytes:
     """Up to the empty line; raises TimeoutError however slowly it trickles in."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -150,7 +172,7 @@ def _read_request(connection: socket.socket) -> bytes:
     return request
 
 
-def _response(status: HTTPStatus, header: str = "", *, body: bytes | None = None) -> bytes:
+def _response(status: HTTPStatus, *headers: str, body: bytes | None = None) -> bytes:
     body = f"{status.value} {status.phrase}\n".encode() if body is None else body
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
@@ -158,7 +180,8 @@ def _response(status: HTTPStatus, header: str = "", *, body: bytes | None = None
         "Connection: close",
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
-        *([header] if header else []),
+        f"Content-Security-Policy: {POLICY}",
+        *headers,
     ]
     return "\r\n".join([*lines, "", ""]).encode() + body
 

@@ -79,7 +79,7 @@ class TextFile:
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """All metrics as they are now, if the file is old enough; none before training starts,
         as nobody would take it away."""
-        if kind not in ("start", "train", "eval") or self._clock() < self._next:
+        if kind not in ("train", "eval") or self._clock() < self._next:
             return
         self._next = self._clock() + TEXTFILE_INTERVAL_S
         try:

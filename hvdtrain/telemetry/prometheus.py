@@ -24,6 +24,7 @@ from hvdtrain.config import Config
 from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.endpoint import Endpoint
 from hvdtrain.telemetry.hardware import Network, open_gpu
+from hvdtrain.telemetry.live import Live
 from hvdtrain.telemetry.lost_time import LostTime
 from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.metrics import FACTS, REPORTED, STEP_BUCKETS, STEPS
@@ -47,10 +48,11 @@ SOURCES = {metric.report for metric in REPORTED}
 class Exporter:
     """Metrics of this rank, served at `/metrics` of its endpoint.
 
-    Local rank 0 also tells of the machine's network interfaces.
+    Local rank 0 also tells of the machine's network interfaces. With `live`, which rank 0 has, the
+    endpoint serves its pages, too.
     """
 
-    def __init__(self, cfg: Config, comm: Comm) -> None:
+    def __init__(self, cfg: Config, comm: Comm, live: Live | None = None) -> None:
         disable_created_metrics()  # a time beside every counter, which nobody reads
         self.registry = registry = CollectorRegistry()
         self._counters = {
@@ -76,9 +78,9 @@ class Exporter:
         if (gpu := open_gpu()) is not None:
             registry.register(gpu)
         self._rank = comm.rank
-        self.endpoint = Endpoint(
-            cfg.metrics, cfg.metrics.port + comm.local_rank, {"/metrics": self._page}
-        )
+        self._live = live
+        pages = {"/metrics": self._page, **(live.pages() if live else {})}
+        self.endpoint = Endpoint(cfg.metrics, cfg.metrics.port + comm.local_rank, pages)
 
     def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
         """One update: its time and this rank's images; the rest are this rank's running totals."""
@@ -92,10 +94,12 @@ class Exporter:
             counter.inc(max(0.0, total - seen))
         self._seen = totals
 
-    def observe_interval(self, _interval: Interval, lost: LostTime | None) -> None:
+    def observe_interval(self, interval: Interval, lost: LostTime | None) -> None:
         """All ranks' steps since the last report."""
         if lost is not None:
             self.late.inc(float(lost.late_s[self._rank]))
+        if self._live:
+            self._live.observe_interval(interval, lost)
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """Set the gauges that take a value of this report."""
@@ -103,6 +107,8 @@ class Exporter:
             self._counters["hvdtrain_checkpoints_total"].inc()
             values = {"timestamp_s": time.time(), **values}
         self._reported.take(kind, values)
+        if self._live:
+            self._live.write(kind, values)
 
     def close(self) -> None:
         """Stop serving."""

@@ -14,6 +14,7 @@ from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
 from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.console import open_console
+from hvdtrain.telemetry.live import Live
 from hvdtrain.telemetry.lost_time import LostTime
 from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.outputs import Pushgateway, TensorBoard, TextFile
@@ -52,25 +53,34 @@ class JsonLines:
 class Sinks:
     """All sinks of one rank: every rank exports metrics, rank 0 also speaks and records."""
 
-    def __init__(self, cfg: Config, comm: Comm, paths: RunPaths) -> None:
-        self.exporter = Exporter(cfg, comm) if cfg.metrics.enabled else None
+    def __init__(self, cfg: Config, comm: Comm, paths: RunPaths, hosts: list[str]) -> None:
+        """`hosts` [ranks]."""
+        first = comm.rank == 0
+        live = Live(paths.name, cfg.model.name, hosts) if first and cfg.metrics.enabled else None
+        self.exporter = Exporter(cfg, comm, live) if cfg.metrics.enabled else None
         self._sinks: list[Sink] = [self.exporter] if self.exporter else []
         self._rank, metrics = comm.rank, cfg.metrics
         if self.exporter and metrics.textfile_dir is not None:
             labels = {"run": paths.name, "rank": str(comm.rank)}
             folder = Path(metrics.textfile_dir)
             self._sinks.append(TextFile(folder, self.exporter.registry, labels, self._note))
-        if comm.rank == 0:
-            if metrics.pushgateway is not None:
-                self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self._note))
-            if metrics.tensorboard:
-                self._sinks.append(TensorBoard(paths.tensorboard, self._note))
-            self._sinks += [JsonLines(paths.events), open_console()]
+        if first and metrics.pushgateway is not None:
+            self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self._note))
+        if first and metrics.tensorboard:
+            self._sinks.append(TensorBoard(paths.tensorboard, self._note))
+        self._console = open_console() if first else None
+        if self._console:
+            self._sinks += [JsonLines(paths.events), self._console]
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
         """One report to every sink."""
         for sink in self._sinks:
             sink.write(kind, values)
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches rank 0 now, of no use to a report."""
+        if self._console:
+            self._console.write("note", {"text": text})
 
     def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
         """One update, for the metrics endpoint alone."""

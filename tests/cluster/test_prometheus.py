@@ -210,7 +210,7 @@ def test_a_real_server_shows_its_certificate(
     cfg = Config(phases=[Phase(epochs=1)], metrics=metrics)
     paths = RunPaths(tmp_path / "run")
     paths.create()
-    with contextlib.closing(Sinks(cfg, Solo(), paths)) as sinks:
+    with contextlib.closing(Sinks(cfg, Solo(), paths, ["a"])) as sinks:
         publish(cfg.metrics, Solo(), paths, sinks)
         sinks.observe_step(0.5, 7, 0.0, Reducer([], Solo()))
         for name, up in (("client", 1.0), ("stranger", 0.0)):

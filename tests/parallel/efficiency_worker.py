@@ -62,7 +62,7 @@ def main(root: str, out: Path, slow: str) -> None:
     cfg = parse_config(CONFIG.format(root=root, model=model))
     train(cfg, comm, run_dir=out / "run")
     if comm.rank == 0:
-        events = [json.loads(line) for line in (out / "run/events.jsonl").open()]
+        events = [json.loads(line) for line in (out / "run/events.jsonl").read_text().splitlines()]
         [report] = [event for event in events if event["kind"] == "train"]
         (out / "report.json").write_text(json.dumps(report))
     comm.shutdown()

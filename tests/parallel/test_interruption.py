@@ -192,7 +192,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     )
     assert summary["samples"] == expected["samples"]
     assert summary["steps"] == expected["steps"]
-    events = [json.loads(line) for line in (run_dir / "events.jsonl").open()]
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert [event["step"] > 45 for event in events if event["kind"] == "stop"] == [True]
     begun = [event["restarts_after_signal"] for event in events if event["kind"] == "start"]
     assert begun == [0, 1]

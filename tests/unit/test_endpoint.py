@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import socket
@@ -136,11 +137,50 @@ def test_token(serve: Open, tmp_path: Path) -> None:
         assert ask(made.port, Authorization=wrong)[0] == 401, wrong
     assert ask(made.port)[0] == 401
     assert ask(made.port, "/nowhere")[0] == 401
-    assert b"\r\nWWW-Authenticate: Bearer\r\n" in raw(made.port, b"GET / HTTP/1.1\r\n\r\n")
+    answer = raw(made.port, b"GET / HTTP/1.1\r\n\r\n")
+    assert b"\r\nWWW-Authenticate: Bearer\r\n" in answer
+    assert b'\r\nWWW-Authenticate: Basic realm="hvdtrain"\r\n' in answer
     token.chmod(0o640)
     assert serve(token_file=str(token)).warnings == [
         f"metrics.token_file: {token} can be read by other users: chmod 600 {token}"
     ]
+
+
+def test_token_as_the_password_of_a_browser(serve: Open, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3:cret\n")
+    token.chmod(0o600)
+    port = serve(token_file=str(token)).port
+
+    def basic(text: bytes) -> str:
+        return "Basic " + base64.b64encode(text).decode()
+
+    for user in (b"", b"anybody", "é".encode()):
+        assert ask(port, Authorization=basic(user + b":s3:cret")) == (200, b"hello")
+    for wrong in (b"", b":", b"s3:cret", b"s3:cret:", b"a:s3:cre", b"a:s3:crets", b"a:\xff"):
+        assert ask(port, Authorization=basic(wrong))[0] == 401, wrong
+    for wrong in ("Basic", "Basic s3:cret", "Basic é", "Basic ====", "Digest s3:cret"):
+        assert ask(port, Authorization=wrong)[0] == 401, wrong
+
+
+def test_tokens_are_compared_in_constant_time(
+    serve: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    token.chmod(0o600)
+    port = serve(token_file=str(token)).port
+    compared = []
+
+    def compare(given: bytes, expected: bytes) -> bool:
+        compared.append((given, expected))
+        return given == expected
+
+    monkeypatch.setattr(module.hmac, "compare_digest", compare)
+    assert ask(port, Authorization="Bearer s3cret")[0] == 200
+    assert ask(port, Authorization="Basic " + base64.b64encode(b"a:wrong").decode())[0] == 401
+    assert ask(port)[0] == 401
+    assert compared == [(b"s3cret", b"s3cret"), (b"wrong", b"s3cret"), (b"", b"s3cret")]
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_addresses_are_published_and_taken_back(
     cfg = config(file_sd_dir=f"{tmp_path}/prometheus", token_file=f"{tmp_path}/token")
     paths = RunPaths(tmp_path / "run-1")
     paths.create()
-    sinks = Sinks(cfg, Pair(), paths)
+    sinks = Sinks(cfg, Pair(), paths, ["a", "b"])
     try:
         discovery.publish(cfg.metrics, Pair(), paths, sinks)
     finally:
@@ -259,6 +259,8 @@ def test_addresses_are_published_and_taken_back(
     out = capsys.readouterr().out
     assert out.count("can be read by other users: chmod 600") == 1
     assert "secret" not in out + paths.events.read_text()
+    assert f"live page: http://{address}/" in out.splitlines()
+    assert "live page" not in paths.events.read_text()  # of no use when the run has ended
     discovery.withdraw(cfg.metrics, Pair(), paths)
     assert not paths.file_sd.exists()
     assert not other.exists()
@@ -268,7 +270,7 @@ def test_folder_of_the_server_must_exist(tmp_path: Path) -> None:
     cfg = config(file_sd_dir=f"{tmp_path}/none")
     paths = RunPaths(tmp_path)
     paths.create()
-    sinks = Sinks(cfg, Solo(), paths)
+    sinks = Sinks(cfg, Solo(), paths, ["a"])
     try:
         with pytest.raises(ResourceError, match=r"metrics\.file_sd_dir: .*/none: no such folder"):
             discovery.publish(cfg.metrics, Solo(), paths, sinks)

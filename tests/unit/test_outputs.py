@@ -78,7 +78,7 @@ def test_text_file_of_each_rank(tmp_path: Path, capsys: pytest.CaptureFixture[st
     folder.mkdir()
     paths.create()
     cfg = config(textfile_dir=str(folder))
-    ranks = [Sinks(cfg, comm, paths) for comm in (Solo(), Second())]
+    ranks = [Sinks(cfg, comm, paths, ["a", "a"]) for comm in (Solo(), Second())]
     try:
         ranks[0].write("note", {"text": "not yet training"})
         assert not list(folder.iterdir())
@@ -134,7 +134,7 @@ def test_text_file_is_written_every_15_seconds_at_most(tmp_path: Path) -> None:
 def test_folder_of_node_exporter_must_exist(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "run")
     with pytest.raises(ResourceError, match=r"^metrics\.textfile_dir: .*/none: cannot be written"):
-        Sinks(config(textfile_dir=f"{tmp_path}/none"), Solo(), paths)
+        Sinks(config(textfile_dir=f"{tmp_path}/none"), Solo(), paths, ["a"])
 
 
 class Gateway(BaseHTTPRequestHandler):
@@ -175,7 +175,7 @@ def test_summary_is_pushed_at_the_end(
 ) -> None:
     paths = RunPaths(tmp_path / "run-1")
     paths.create()
-    sinks = Sinks(config(pushgateway=gateway), Solo(), paths)
+    sinks = Sinks(config(pushgateway=gateway), Solo(), paths, ["a"])
     sinks.write("train", TRAIN)
     assert Gateway.pushed == []
     sinks.write("end", SUMMARY)
@@ -214,7 +214,7 @@ def test_a_failed_push_is_a_note(
     url = f"{gateway}{where}" if where else f"http://127.0.0.1:{free_port()}"
     paths = RunPaths(tmp_path)
     paths.create()
-    sinks = Sinks(config(pushgateway=url), Solo(), paths)
+    sinks = Sinks(config(pushgateway=url), Solo(), paths, ["a"])
     sinks.write("end", SUMMARY)
     sinks.close()
     [line] = [line for line in capsys.readouterr().out.splitlines() if "pushgateway" in line]
@@ -252,7 +252,7 @@ def test_curves_for_tensorboard(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     paths = RunPaths(tmp_path)
     paths.create()
-    sinks = Sinks(config(tensorboard=True), Solo(), paths)
+    sinks = Sinks(config(tensorboard=True), Solo(), paths, ["a"])
     sinks.write("train", TRAIN)
     sinks.write("eval", {"epoch": 1.0, "step": 40, "images": 9, "top1": 0.5, "top5": 1, "loss": 1})
     [writer] = Writer.made

@@ -40,7 +40,7 @@ def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
     cfg = Config(name="name", phases=[Phase(epochs=1)], metrics=Metrics(port=free_port()))
     comm, paths = Two(), RunPaths(folder)
     paths.create()
-    sinks = Sinks(cfg, comm, paths)
+    sinks = Sinks(cfg, comm, paths, ["a", "a"])
     reducer = Reducer([torch.nn.Parameter(torch.zeros(2))], comm)
     meter, clock = Meter(torch.device("cpu")), reducer.clock
     run: Any = SimpleNamespace(cfg=cfg, comm=comm, hosts=["a", "a"], paths=paths)
