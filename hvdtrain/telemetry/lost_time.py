@@ -73,16 +73,20 @@ def lost_time(
     ready = step_s - wait_s
     pace = ready.sum(axis=1)
     typical = int(np.argsort(pace, kind="stable")[(len(pace) - 1) // 2])
-    last = ready.max(axis=0)
+    # The network's own time is what the last rank waits. Steps begin at different times after an
+    # evaluation or a checkpoint, so who is last is told by the waits.
+    network = wait_s.min(axis=0)
+    last = step_s.mean(axis=0) - network
     seconds = float(step_s.mean(axis=0).sum())
     lost = {
         "data": float(data_s[typical].sum()),
-        "communication": max(0.0, seconds - float(last.sum())),
+        "communication": float(network.sum()),
         "straggling": float((last - ready[typical]).sum()),
     }
     lost["other"] = seconds - ideal_s - sum(lost.values())
-    late = np.where(ready == last, last - ready[typical], 0.0)
-    late_data = np.clip(np.where(ready == last, data_s - data_s[typical], 0.0), 0.0, late)
+    is_last = wait_s.argmin(axis=0) == np.arange(len(wait_s))[:, None]
+    late = np.where(is_last, np.maximum(last - ready[typical], 0.0), 0.0)
+    late_data = np.clip(np.where(is_last, data_s - data_s[typical], 0.0), 0.0, late)
     return LostTime(seconds, ideal_s, lost, late.sum(axis=1), late_data.sum(axis=1))
 
 

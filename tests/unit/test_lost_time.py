@@ -63,6 +63,17 @@ def test_causes_add_up_whatever_happens() -> None:
         assert (lost.late_data <= lost.late_s + 1e-12).all()
 
 
+def test_a_rank_that_begins_later_is_waited_for() -> None:
+    """Rank 0 has written a checkpoint, which its own first step does not know of."""
+    ready = np.full((4, 10), ALONE_S)
+    wait_s = np.full((4, 10), 0.01)
+    wait_s[1:, 0] += 0.4
+    lost = lost_time(ready + wait_s, np.zeros_like(ready), wait_s, 10 * ALONE_S)
+    assert lost.by_cause["communication"] == pytest.approx(10 * 0.01)
+    assert lost.by_cause["straggling"] == pytest.approx(0.4 * 3 / 4)
+    assert lost.straggler == 0
+
+
 def test_the_sentence_names_rank_host_and_reason() -> None:
     assert sentence(steps(compute={2: 0.1}), HOSTS) == (
         "50% of the time is lost, 50% waiting for rank 2 on b, which computes slowly"

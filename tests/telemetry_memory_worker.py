@@ -1,0 +1,87 @@
+"""10,000 steps of telemetry without training; prints how many bytes those after the first 2,000 leave."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from hvdtrain.comm import Solo
+from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.efficiency import Efficiency
+from hvdtrain.paths import RunPaths
+from hvdtrain.reducer import Reducer
+from hvdtrain.step import Alone
+from hvdtrain.telemetry.meter import Interval, Meter
+from hvdtrain.telemetry.sinks import Sinks
+from tests.launch import free_port
+
+
+class Two(Solo):
+    """Rank 0 of two equal ranks."""
+
+    size = 2
+
+    def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
+        return row.expand(2, -1)
+
+
+def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
+    """Python memory that 8,000 steps after the first 2,000 leave; `keep` gets every report."""
+    cfg = Config(name="name", phases=[Phase(epochs=1)], metrics=Metrics(port=free_port()))
+    comm, paths = Two(), RunPaths(folder)
+    paths.create()
+    sinks = Sinks(cfg, comm, paths, ["a", "a"])
+    reducer = Reducer([torch.nn.Parameter(torch.zeros(2))], comm)
+    meter, clock = Meter(torch.device("cpu")), reducer.clock
+    run: Any = SimpleNamespace(cfg=cfg, comm=comm, hosts=["a", "a"], paths=paths)
+    efficiency = Efficiency(run)
+    efficiency._baselines[efficiency._key] = Alone(1000.0, 0.01)
+    sums, more = torch.tensor([8.0, 1, 3, 4]), torch.zeros(4, dtype=torch.float64)
+
+    def drive(steps: int) -> None:
+        for step in range(steps):
+            for part in (clock.forward, clock.backward, clock.flight, clock.waiting):
+                part._add(0.001)
+            meter.add(sums, 0.001 * step)
+            sinks.observe_step(0.01, 4, 0.001 * step, reducer)
+            if step % 10 == 9:
+                interval = meter.drain(comm, clock.waiting, False, (0, 0), more)
+                values = interval.values | efficiency.add(interval)
+                progress = {"step": step, "epoch": 0.5, "epochs": 1, "image_size": 32, "lr": 0.1}
+                sinks.write("train", progress | values)
+                sinks.observe_interval(interval, efficiency.lost)
+                keep(interval)
+
+    try:
+        drive(2000)
+        gc.collect()
+        tracemalloc.start()
+        drive(8000)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        sinks.close()
+
+
+def main(folder: Path, leak: bool) -> None:
+    kept: list[float] = []
+
+    def keep(found: Interval) -> None:
+        if leak:
+            kept.append(found.values["loss"])
+
+    grown = grown_bytes(folder, keep)
+    assert len(RunPaths(folder).events.read_text().splitlines()) == 1000
+    print(grown)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] == "leak")
