@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Efficiency:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._stored = _stored(run)
+        self._stored_here = _of_this_run(run)
         self._baselines: dict[_Key, Alone] = {}
         self._key = _Key(0, 0, 0)
         self._actual_s = 0.0
@@ -57,7 +59,7 @@ class Efficiency:
             return
         self._baselines[self._key] = self._stored.get(self._key) or _measure(run, batch)
         if run.comm.rank == 0:
-            _write(run, self._baselines)
+            _write(run, self._stored_here | self._baselines)
 
     def add(self, interval: Interval) -> dict[str, Any]:
         """Take in one interval: efficiency (0-1) in it and since the start, its ceiling, the lost
@@ -66,14 +68,20 @@ class Efficiency:
         if alone is None:
             return {"efficiency": None}
         ranks = self._run.comm.size
-        ideal_s = interval.values["samples"] / (ranks * alone.images_per_second)
-        lost = lost_time(interval.step_s, interval.data_s, interval.wait_s, ideal_s)
+        speed = ranks * alone.images_per_second
+        ideal_s = interval.values["samples"] / speed
+        places = ranks * self._key.batch * interval.step_s.shape[1]
+        lost = lost_time(
+            interval.step_s, interval.data_s, interval.wait_s, ideal_s, places / speed - ideal_s
+        )
         self.lost = lost
         self._actual_s += lost.seconds
         self._ideal_s += ideal_s
         for cause in CAUSES:
             self._lost_s[cause] += lost.by_cause[cause]
         ceiling = self._ceiling(alone, interval)
+        if ceiling is not None and ceiling < ideal_s / lost.seconds:
+            ceiling = None  # another way than the link that the kernel counts
         network = network_text(interval.link_speeds, interval.resent, self._run.hosts, ceiling)
         return {
             "efficiency": ideal_s / lost.seconds,
@@ -105,6 +113,7 @@ class Efficiency:
 
 
 def _measure(run: Run, batch: Any) -> Alone:
+    run.comm.sum_(torch.zeros(1), "calibrate.start")  # all at the same time
     mine = torch.tensor(calibrate(run.state, batch), dtype=torch.float64)
     by_speed = sorted(run.comm.gather(mine, "calibrate").tolist(), reverse=True)
     return Alone(*by_speed[(len(by_speed) - 1) // 2])
@@ -112,13 +121,19 @@ def _measure(run: Run, batch: Any) -> Alone:
 
 def _about(run: Run) -> dict[str, Any]:
     """What a stored calibration must agree with besides size and batch."""
-    return {"model": run.cfg.model.name, "precision": str(run.state.autocast or "fp32")}
+    device = run.state.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    precision = str(run.state.autocast or "fp32").removeprefix("torch.")
+    return {"model": run.cfg.model.name, "precision": precision, "device": name}
 
 
 def _write(run: Run, baselines: dict[_Key, Alone]) -> None:
     entries = [{**key._asdict(), **alone._asdict()} for key, alone in baselines.items()]
     content = {**_about(run), "entries": entries}
-    write_atomically(run.paths.calibration, json.dumps(content, indent=1).encode())
+    try:
+        write_atomically(run.paths.calibration, json.dumps(content, indent=1).encode())
+    except ResourceError as error:
+        run.sinks.write("note", {"text": f"warning: {error}"})
 
 
 def _stored(run: Run) -> dict[_Key, Alone]:
@@ -131,7 +146,18 @@ def _stored(run: Run) -> dict[_Key, Alone]:
     with together(comm):
         if comm.rank == 0:
             entries = _read(Path(name), _about(run))
-    entries = json.loads(comm.gather_text(json.dumps(entries))[0])
+    return _by_key(json.loads(comm.gather_text(json.dumps(entries))[0]))
+
+
+def _of_this_run(run: Run) -> dict[_Key, Alone]:
+    """What an earlier sitting measured, so that the file keeps it; for rank 0."""
+    try:
+        return _by_key(_read(run.paths.calibration, _about(run))) if run.comm.rank == 0 else {}
+    except ResourceError:
+        return {}
+
+
+def _by_key(entries: list[dict[str, Any]]) -> dict[_Key, Alone]:
     return {
         _Key(*(entry[field] for field in _Key._fields)): Alone(
             *(entry[field] for field in Alone._fields)
@@ -147,8 +173,12 @@ def _read(file: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
         found = {key: content[key] for key in about}
         entries: list[dict[str, Any]] = content["entries"]
         for entry in entries:
-            if not all(float(entry[field]) >= 0 for field in (*_Key._fields, *Alone._fields)):
-                raise ValueError("a number below 0")
+            if any(type(entry[field]) is not int for field in _Key._fields):
+                raise ValueError("a size that is no whole number")
+            if any(type(entry[field]) is not float for field in Alone._fields):
+                raise ValueError("a speed that is no number")
+            if not (0 < entry["images_per_second"] < math.inf and entry["backward_s"] >= 0):
+                raise ValueError("a speed that cannot be")
     except OSError as error:
         raise ResourceError(f"{where}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:

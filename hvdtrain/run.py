@@ -47,6 +47,8 @@ class Run:
     bad: BadSamples
     hosts: list[str]
     """The host of every rank."""
+    begun: bool = False
+    """Whether this sitting has its first batch: until then its pipelines are filling."""
 
     def close(self) -> None:
         """Stop loaders and sinks."""

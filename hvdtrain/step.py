@@ -56,7 +56,8 @@ class State:
     gradient_norm: torch.Tensor | None = None
     """L2 norm of the last global gradient that was asked for, before clipping, on the device."""
     skipped: torch.Tensor | None = None
-    """Updates that a loss scale skipped since the start, on the device; None before the first."""
+    """Updates left out since the start, as gradients under a loss scale were not finite; on the
+    device, None before the first update with a loss scale."""
 
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
         """Logits [N, classes] in the run's precision; `averaged`: by the EMA if there is one."""
@@ -154,12 +155,12 @@ def _update(state: State) -> None:
         clip_(state.reducer.flats(), state.clip_norm)
     if state.agc is not None:
         state.agc()
-    before = _loss_scale(state) if state.scaler.is_enabled() else None
-    state.scaler.step(state.optimizer)
+    state.scaler.step(state.optimizer)  # which leaves the update out if not all is finite
+    if state.scaler.is_enabled():
+        # A static scale does not change, so it does not tell.
+        [left_out] = state.scaler._found_inf_per_device(state.optimizer).values()
+        state.skipped = left_out if state.skipped is None else state.skipped + left_out
     state.scaler.update(state.static_loss_scale)
-    if before is not None:
-        fell = (_loss_scale(state) < before).float()
-        state.skipped = fell if state.skipped is None else state.skipped + fell
     if state.ema is not None:
         state.ema.update(state.step)
 
@@ -223,28 +224,35 @@ class Alone(NamedTuple):
 
     images_per_second: float
     backward_s: float
-    """Of one update: the time in which gradients could be sent."""
+    """Of one update: its last backward pass, the time in which gradients can be sent."""
 
 
 def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> Alone:
     """Speed of one worker alone: the same update without communication, the batch at hand.
 
     All ranks calibrate at the same time, so what they share of a machine is in the figure.
-    The median of at least `min_steps` updates that take at least `min_s` seconds in all; the
-    first, which allocates, does not count. Leaves no trace: every tensor and the loss scale are
-    put back.
+    The median of at least `min_steps` times, which take at least `min_s` seconds in all; the first,
+    in which memory is allocated and kernels are chosen, does not count. Leaves no trace: every
+    tensor and the loss scale are put back.
     """
+    # Queued one behind the other as in training, so that a GPU does not wait for the host.
+    updates = 4 if state.device.type == "cuda" else 1
     times: list[float] = []
+    first_s = 0.0
     with restored(state):
         backward = state.reducer.clock.backward
-        while len(times) <= min_steps or sum(times) < min_s:
+        while len(times) <= min_steps or sum(times[1:]) * updates < min_s:
             began = time.perf_counter()
-            state.reducer.start_step(communicate=False)
-            _backward(state, batch)
-            _update(state)
+            for _ in range(updates):
+                state.reducer.start_step(communicate=False)
+                _backward(state, batch)
+                _update(state)
             _synchronize(state.device)
-            times.append(time.perf_counter() - began)
-        backward_s = backward.total_s / len(times)
+            times.append((time.perf_counter() - began) / updates)
+            if len(times) == 1:
+                first_s = backward.total_s
+        passes = (len(times) - 1) * updates * state.reducer.accumulate
+        backward_s = (backward.total_s - first_s) / passes
     return Alone(len(batch.labels) / statistics.median(times[1:]), backward_s)
 
 

@@ -71,5 +71,5 @@ class StepClock:
         """Backward passes; gradients are sent meanwhile."""
         self.waiting = Stopwatch(device, keep_laps=True)
         """From the end of backward until all gradients are there: exposed communication."""
-        self.flight = Stopwatch(torch.device("cpu"))
+        self.flight = Stopwatch(device)
         """From the first gradients handed to the network until all are back."""

@@ -26,6 +26,7 @@ from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Meter
 from hvdtrain.telemetry.report_events import restarts
+from pipelines.loader import Batch
 
 
 def train(
@@ -71,12 +72,11 @@ def train_epoch(
     meter = Meter(state.device, LinkUse() if run.comm.local_rank == 0 else None)
     run.bad.start_epoch()
     free_parts(state, run.cfg, epoch)
+    meter.start(loaders.data_wait_s)
     stopping = False
     for i, batch in loaders.train(epoch, following):
         if i == 0:
-            whiten(state, run.cfg, batch.images)
-            efficiency.enter(epoch, batch)
-            meter.start(loaders.data_wait_s)
+            _enter(run, epoch, batch, efficiency, meter)
         lr = epoch.lr(i)
         due = epoch.should_log(i, run.cfg.train.log_every)
         sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
@@ -102,6 +102,19 @@ def train_epoch(
                 save(run)
                 raise _preempted(run)
     return stopping
+
+
+def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: Meter) -> None:
+    """What an epoch needs of its first batch, which is no training time; nor is the wait for the
+    first batch of a sitting."""
+    began = time.perf_counter()
+    whiten(run.state, run.cfg, batch.images)
+    efficiency.enter(epoch, batch)
+    if run.begun:
+        meter.leave_out(time.perf_counter() - began)
+    else:
+        meter.start(run.loaders.data_wait_s)
+    run.begun = True
 
 
 def _report(run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any]) -> None:
@@ -174,9 +187,8 @@ def save(run: Run) -> None:
 
 def _start(run: Run, setup_s: float) -> None:
     """What a report must know to tell sittings apart and what they cost."""
-    size, per_node = run.comm.size, run.comm.local_size
-    nodes = math.ceil(size / per_node)
-    values = {"world_size": size, "nodes": nodes, "setup_seconds": setup_s}
+    nodes = len(set(run.hosts))
+    values = {"world_size": run.comm.size, "nodes": nodes, "setup_seconds": setup_s}
     if run.comm.rank == 0:
         values |= restarts(run.paths.events)
     run.sinks.write("start", values)

@@ -180,8 +180,8 @@ class Loaders:
             if self.num_val:
                 self._lanes["val"].prepare(evaluation.spec(epoch), stream)
             lane.prepare(training.spec(then), stream)
-        batches = self._deliver(lane.batches(stream))
-        return enumerate(self._finished(batch, epoch.index) for batch in batches)
+        batches = self._deliver(lane.batches(stream), epoch.index)
+        return enumerate(batches)
 
     def val(self, epoch: EpochSpec) -> Iterator[Batch]:
         """Yield the rank's share of all evaluation images at `epoch.val_image_size`.
@@ -230,17 +230,23 @@ class Loaders:
         kind = WindowDecoder if on_cpu else Decoder
         return kind(recipe, data.mean, data.std, self.decode_threads, self._device)
 
-    def _deliver(self, batches: Generator[Batch, None, None]) -> Iterator[Batch]:
-        """Hand batches to the consumer, and account for them."""
+    def _deliver(
+        self, batches: Generator[Batch, None, None], epoch: int | None = None
+    ) -> Iterator[Batch]:
+        """Hand batches to the consumer, finished if they are to train on in `epoch`, and account
+        for them."""
         with closing(batches):
             while True:
                 began = time.perf_counter()
                 batch = next(batches, None)
-                self.data_wait_s += time.perf_counter() - began
                 if batch is None:
                     return
                 self.bytes_read += batch.size_bytes
-                yield self._on_device(batch)
+                ready = self._on_device(batch)
+                if epoch is not None:
+                    ready = self._finished(ready, epoch)
+                    self.data_wait_s += time.perf_counter() - began
+                yield ready
                 self._release(batch)
 
     def _finished(self, batch: Batch, epoch: int) -> Batch:

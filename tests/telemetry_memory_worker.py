@@ -40,7 +40,8 @@ def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
     sinks = Sinks(cfg, comm, paths, ["a", "a"])
     reducer = Reducer([torch.nn.Parameter(torch.zeros(2))], comm)
     meter, clock = Meter(torch.device("cpu")), reducer.clock
-    run: Any = SimpleNamespace(cfg=cfg, comm=comm, hosts=["a", "a"], paths=paths)
+    state = SimpleNamespace(device=torch.device("cpu"), autocast=None)
+    run: Any = SimpleNamespace(cfg=cfg, comm=comm, hosts=["a", "a"], paths=paths, state=state)
     efficiency = Efficiency(run)
     efficiency._baselines[efficiency._key] = Alone(1000.0, 0.01)
     sums, more = torch.tensor([8.0, 1, 3, 4]), torch.zeros(4, dtype=torch.float64)

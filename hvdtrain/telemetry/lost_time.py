@@ -11,6 +11,7 @@ for that rank. Against a rank of typical pace:
     data           the typical rank waited for images
     straggling     the last rank came later than the typical one
     communication  the last rank waited for the network
+    padding        the ranks trained on places that only fill up the last batch of an epoch
     other          the typical rank computes slower than alone (cores, memory or power are shared)
 """
 
@@ -20,9 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CAUSES = ("data", "communication", "straggling", "other")
+CAUSES = ("data", "communication", "straggling", "padding", "other")
 WORTH_TELLING = 0.05
 """Lost or gained share of the time below which nothing is said."""
+MANY_RANKS = 3
+"""More are counted, not named."""
 MANY_RESENT = 0.01
 """Share of TCP segments sent again above which a machine is named."""
 
@@ -38,7 +41,7 @@ class LostTime:
     by_cause: dict[str, float]
     """CAUSES: their sum is what was lost. `other` is below 0 where ranks were faster than alone."""
     late_s: np.ndarray
-    """[ranks]: how much later than the typical rank each came, in the steps it came last."""
+    """[ranks]: how much later than the typical rank each came, in the steps it came later."""
     late_data: np.ndarray
     """[ranks]: the part of `late_s` in which it waited for images; the rest it computed."""
 
@@ -55,19 +58,30 @@ class LostTime:
         return max(self.by_cause, key=lambda cause: self.by_cause[cause])
 
     @property
+    def stragglers(self) -> list[int]:
+        """The ranks that are late by over half of the time lost by straggling, each of them; none
+        where ranks are late in turn."""
+        half = self.by_cause["straggling"] / 2
+        return [rank for rank, late in enumerate(self.late_s.tolist()) if late > max(0.0, half)]
+
+    @property
     def straggler(self) -> int | None:
-        """The rank that is late for over half of the time lost by straggling; None: they change."""
-        total = self.late_s.sum()
-        rank = int(self.late_s.argmax())
-        return rank if total > 0 and self.late_s[rank] > total / 2 else None
+        """The one rank of which this is true."""
+        found = self.stragglers
+        return found[0] if len(found) == 1 else None
 
 
 def lost_time(
-    step_s: np.ndarray, data_s: np.ndarray, wait_s: np.ndarray, ideal_s: float
+    step_s: np.ndarray,
+    data_s: np.ndarray,
+    wait_s: np.ndarray,
+    ideal_s: float,
+    padding_s: float = 0.0,
 ) -> LostTime:
     """Tell apart what was lost in an interval; all arrays are [ranks, steps], in seconds.
 
-    `ideal_s`: what these steps take a typical rank alone. The typical rank is the one of (lower)
+    `ideal_s`: what the images of these steps take a typical rank alone, `padding_s`: what the
+    places without an image do. The typical rank is the one of (lower)
     median pace over the interval, so that of two ranks it is the faster one.
     """
     ready = step_s - wait_s
@@ -83,10 +97,10 @@ def lost_time(
         "communication": float(network.sum()),
         "straggling": float((last - ready[typical]).sum()),
     }
+    lost["padding"] = padding_s
     lost["other"] = seconds - ideal_s - sum(lost.values())
-    is_last = wait_s.argmin(axis=0) == np.arange(len(wait_s))[:, None]
-    late = np.where(is_last, np.maximum(last - ready[typical], 0.0), 0.0)
-    late_data = np.clip(np.where(is_last, data_s - data_s[typical], 0.0), 0.0, late)
+    late = np.maximum(wait_s[typical] - wait_s, 0.0)
+    late_data = np.clip(data_s - data_s[typical], 0.0, late)
     return LostTime(seconds, ideal_s, lost, late.sum(axis=1), late_data.sum(axis=1))
 
 
@@ -135,8 +149,28 @@ def _reason(lost: LostTime, cause: str, hosts: list[str], network: str) -> str:
         return "waiting for the network" + (f"; {network}" if network else "")
     if cause == "other":
         return "as ranks compute slower together than alone"
-    rank = lost.straggler
-    if rank is None:
+    if cause == "padding":
+        return "on places that only fill up the last batch of an epoch: it is large for the dataset"
+    return _whom(lost, hosts)
+
+
+def _whom(lost: LostTime, hosts: list[str]) -> str:
+    """The ranks that are waited for, by their machine if they are all of it."""
+    ranks = lost.stragglers
+    if not ranks:
         return "as ranks wait for each other in turn"
-    what = "waits for images" if lost.late_data[rank] > lost.late_s[rank] / 2 else "computes slowly"
-    return f"waiting for rank {rank} on {hosts[rank]}, which {what}"
+    on = {hosts[rank] for rank in ranks}
+    several = len(ranks) > 1
+    if several and len(on) == 1 and len(ranks) == hosts.count(hosts[ranks[0]]) < len(hosts):
+        who = f"the ranks on {on.pop()}"
+    elif len(ranks) > MANY_RANKS:
+        who = f"{len(ranks)} ranks on {len(on)} machines"
+    else:
+        who = " and ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks)
+    data = lost.late_data[ranks].sum() > lost.late_s[ranks].sum() / 2
+    what = (
+        ("wait for images" if several else "waits for images")
+        if data
+        else ("compute slowly" if several else "computes slowly")
+    )
+    return f"waiting for {who}, which {what}"

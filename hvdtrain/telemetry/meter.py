@@ -72,6 +72,10 @@ class Meter:
         self._now = self._clock()
         self._waited_s = data_wait_s
 
+    def leave_out(self, seconds: float) -> None:
+        """Time within the step that was begun, which is not of training."""
+        self._now += seconds
+
     def add(self, sums: torch.Tensor, data_wait_s: float) -> float:
         """End a step with SUMS [4] of this rank, and begin the next; returns its seconds."""
         began, waited_s = self._now, self._waited_s

@@ -165,7 +165,15 @@ def _phase_speed(
 
 
 def _efficiency(points: list[Point]) -> float | None:
-    """Of a phase: an event tells it for the whole phase so far, and anew after a restart."""
+    """Of a phase: that of its intervals, weighted by their seconds.
+
+    Older runs tell that of the phase so far instead, anew after a restart.
+    """
+    told = [(number(p.values, "efficiency"), p.seconds) for p in points]
+    if any("efficiency_so_far" in point.values for point in points):
+        known = [(value, seconds) for value, seconds in told if value is not None]
+        total = sum(seconds for _value, seconds in known)
+        return sum(value * seconds for value, seconds in known) / total if total else None
     last: dict[int, float] = {}
     seconds: dict[int, float] = {}
     for point in points:

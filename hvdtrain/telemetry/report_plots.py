@@ -79,7 +79,7 @@ def sections(runs: list[RunRecord], targets: list[Target]) -> list[tuple[str, li
         ("Throughput", [_of_train(runs, "images_per_second", "images/s, all ranks", "line")]),
         (
             "Efficiency",
-            [_of_train(runs, "efficiency", "scaling efficiency, phase so far", "line", True)]
+            [_of_train(runs, "efficiency", "scaling efficiency", "line", True)]
             + [
                 _of_train(runs, f"{name}_ratio", f"share of time: {_words(name)}", "line", True)
                 for name in ratios

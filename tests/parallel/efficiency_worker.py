@@ -54,11 +54,11 @@ def slow_forward(seconds: float) -> None:
 
 def main(root: str, out: Path, slow: str) -> None:
     comm = init_comm()
-    late = comm.rank == 1
-    if slow == "data" or (slow == "data of rank 1" and late):
+    late = comm.rank in {"rank 1": (1,), "ranks 2 and 3": (2, 3)}.get(slow, ())
+    if slow == "data" or (slow == "data of rank 1" and comm.rank == 1):
         slow_reading(0.05)  # 4 images a step
     model = "resnet11_cifar" if slow == "network" else "resnet8_gn"  # 1.2 million parameters
-    slow_forward(STEP_S + (0.15 if slow == "rank 1" and late else 0.0))
+    slow_forward(STEP_S + (0.15 if late else 0.0))
     cfg = parse_config(CONFIG.format(root=root, model=model))
     train(cfg, comm, run_dir=out / "run")
     if comm.rank == 0:

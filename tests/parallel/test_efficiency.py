@@ -18,6 +18,8 @@ from tests.launch import REPOSITORY, mpirun, run
 
 WORKER = REPOSITORY / "tests/parallel/efficiency_worker.py"
 LINK_GBIT = 0.2  # as in the worker's config
+INJECTED = 0.15 / 0.20
+"""Seconds by which a slow step of the worker is longer, and its seconds."""
 NETWORK = "10.123.45"
 
 
@@ -44,7 +46,6 @@ def report(command: list[str], folder: Path, *slow: object) -> dict[str, Any]:
 def require_cause(found: dict[str, Any], cause: str, explanation: str) -> None:
     """At least 80 % of what is lost is lost to `cause`, and the sentence says so."""
     lost = {each: found[f"lost_{each}_ratio"] for each in CAUSES}
-    assert sum(lost.values()) == pytest.approx(1 - found["efficiency"])
     assert lost[cause] >= 0.8 * sum(max(0.0, ratio) for ratio in lost.values()), found
     assert found["cause"] == cause
     assert explanation in found["explanation"]
@@ -65,7 +66,7 @@ def test_the_cause_is_found(
     command = mpirun(2, sys.executable, WORKER, images, tmp_path)
     found = report(command, tmp_path, slow)
     require_cause(found, cause, explanation.format(host=os.uname().nodename))
-    assert found["efficiency"] < 0.6
+    assert found[f"lost_{cause}_ratio"] == pytest.approx(INJECTED, abs=0.25)  # less: prefetched
     assert found["straggler"] == (1 if cause == "straggling" else None)
     assert found["efficiency_ceiling"] is None  # one machine
 
@@ -98,8 +99,8 @@ def machines(tmp_path: Path) -> Iterator[list[str]]:
             inside = ["ip", "netns", "exec", name]
             subprocess.run([*inside, "tc", *shape.split()], check=True, capture_output=True)
         yield [
-            *("ip", "netns", "exec", names[0], "mpirun", "-np", "2", "-map-by", "node"),
-            *("-H", f"{NETWORK}.1:1,{NETWORK}.2:1", "-mca", "plm_rsh_agent", str(agent)),
+            *("ip", "netns", "exec", names[0], "mpirun", "-H", f"{NETWORK}.1:2,{NETWORK}.2:2"),
+            *("-mca", "plm_rsh_agent", str(agent)),
             *("-mca", "btl", "self,tcp", "-mca", "btl_tcp_if_include", "eth0"),
             *("-mca", "oob_tcp_if_include", "eth0", "-x", "PATH", "-x", "PYTHONPATH"),
             *("-x", "OMP_NUM_THREADS", "--prefix", sys.prefix),
@@ -111,10 +112,19 @@ def machines(tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.mark.parallel
 def test_a_slow_link_is_found(images: Path, tmp_path: Path, machines: list[str]) -> None:
-    found = report(
-        [*machines, sys.executable, str(WORKER), str(images), str(tmp_path)], tmp_path, "network"
-    )
+    worker = [sys.executable, str(WORKER), str(images), str(tmp_path)]
+    found = report([*machines, "-np", "2", "-map-by", "node", *worker], tmp_path, "network")
     ceiling = found["efficiency_ceiling"]
     words = f"waiting for the network; the link allows an efficiency of {ceiling:.0%}"
     require_cause(found, "communication", words)
     assert 0.5 * ceiling < found["efficiency"] < 1.1 * ceiling
+
+
+@pytest.mark.parallel
+def test_a_slow_machine_is_found(images: Path, tmp_path: Path, machines: list[str]) -> None:
+    worker = [sys.executable, str(WORKER), str(images), str(tmp_path)]
+    found = report([*machines, "-np", "4", *worker], tmp_path, "ranks 2 and 3")
+    words = "waiting for the ranks on other, which compute slowly"
+    require_cause(found, "straggling", words)
+    assert found["straggler"] is None  # none of the two alone
+    assert found["lost_straggling_ratio"] == pytest.approx(INJECTED, abs=0.15)

@@ -19,6 +19,7 @@ from hvdtrain.efficiency import Efficiency
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
 from hvdtrain.step import Alone
+from hvdtrain.telemetry.lost_time import CAUSES
 from hvdtrain.telemetry.meter import Interval
 
 
@@ -34,7 +35,9 @@ class Two(Solo):
 def run(root: Path, ranks: Solo, **settings: Any) -> Any:
     """As much of a run as efficiency needs."""
     cfg = Config(phases=[Phase(epochs=1)], **settings)
-    state = SimpleNamespace(autocast=None, reducer=SimpleNamespace(step_bytes=1e6))
+    state = SimpleNamespace(
+        autocast=None, device=torch.device("cpu"), reducer=SimpleNamespace(step_bytes=1e6)
+    )
     hosts = ["a", "b"][: ranks.size]
     return SimpleNamespace(cfg=cfg, comm=ranks, state=state, hosts=hosts, paths=RunPaths(root))
 
@@ -70,23 +73,26 @@ def test_efficiency_against_what_was_measured(tmp_path: Path, measured: list[Any
         found.enter(EPOCH, BATCH)
     assert len(measured) == 1  # once a size
     # Of two ranks the faster one: 80 images take two of them 0.4 s.
-    report = found.add(interval(0.5, link=1e7))
+    report = found.add(interval(0.5, link=1.5e7))
     assert report["efficiency"] == pytest.approx(0.8)
     assert report["lost_other_ratio"] == pytest.approx(0.2)
     assert report["cause"] == "other"
-    # 1 MB at 10 MB/s: 0.1 s, of which backward hides 0.06 of 0.1.
-    assert report["efficiency_ceiling"] == pytest.approx(0.1 / 0.14)
+    # 1 MB at 15 MB/s: 0.067 s, of which backward hides 0.06 of 0.1.
+    assert report["efficiency_ceiling"] == pytest.approx(0.1 / (0.04 + 1 / 15))
+    # Faster than a link of 1 MB/s allows, so that is not the way the gradients take.
+    assert found.add(interval(0.5, link=1e6))["efficiency_ceiling"] is None
     assert found.add(interval(0.4))["efficiency_ceiling"] is None  # no speed known
     overall = found.overall()
-    assert overall["scaling_efficiency"] == pytest.approx(0.8 / 0.9)
-    assert sum(overall["lost_time"].values()) == pytest.approx(1 - 0.8 / 0.9)
+    assert overall["scaling_efficiency"] == pytest.approx(1.2 / 1.4)
+    expected = dict.fromkeys(CAUSES, 0.0) | {"other": pytest.approx(0.2 / 1.4)}
+    assert overall["lost_time"] == expected
 
 
 def test_the_links_speed_can_be_told(tmp_path: Path, measured: list[Any]) -> None:
     told = run(tmp_path, Two(), comm=CommConfig(link_gbit=0.08))  # 10 MB/s
     found = Efficiency(told)
     found.enter(EPOCH, BATCH)
-    assert found.add(interval(0.5, link=1e12))["efficiency_ceiling"] == pytest.approx(0.1 / 0.14)
+    assert found.add(interval(0.6, link=1e12))["efficiency_ceiling"] == pytest.approx(0.1 / 0.14)
     told.hosts = ["a", "a"]
     assert found.add(interval(0.5))["efficiency_ceiling"] is None
 
@@ -128,8 +134,16 @@ def test_a_stored_calibration_is_used(tmp_path: Path, measured: list[Any]) -> No
             "expected the calibration.json of a run",
         ),
         (
+            lambda file: file.write_text(file.read_text().replace("100.0", "0.0")),
+            "expected the calibration.json of a run",
+        ),
+        (
+            lambda file: file.write_text(file.read_text().replace("100.0", '"100.0"')),
+            "expected the calibration.json of a run",
+        ),
+        (
             lambda file: file.write_text(file.read_text().replace("fp32", "bf16")),
-            "made for {'model': 'resnet50', 'precision': 'bf16'}, this run has",
+            "made for {'model': 'resnet50', 'precision': 'bf16', 'device': 'cpu'}, this run has",
         ),
     ],
 )

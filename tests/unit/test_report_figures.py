@@ -170,6 +170,14 @@ def test_speed_by_phase(tmp_path: Path) -> None:
     assert large.ratios["data_wait"] == pytest.approx(0.4 * 30 / 40)
 
 
+def test_efficiency_of_intervals_is_weighted_by_their_time(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for time, step, seconds, efficiency in ((1010, 10, 30.0, 0.8), (1020, 20, 10.0, 0.4)):
+        log.train(time, step, seconds=seconds, efficiency=efficiency, efficiency_so_far=0.7)
+    [phase] = phase_speeds(read_run(tmp_path))
+    assert phase.efficiency == pytest.approx((0.8 * 30 + 0.4 * 10) / 40)
+
+
 def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     log = restarted(tmp_path)
     for line in ('{"time": 3000, "kind": "tr', "[1, 2]", "\x00\x00", "[" * 5000):
