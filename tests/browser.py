@@ -70,6 +70,14 @@ class Tab:
             time.sleep(0.05)
         return found
 
+    def until_told(self, text: str) -> None:
+        """Wait for a complaint that holds `text`."""
+        deadline = time.monotonic() + LIMIT_S
+        while not any(text in complaint for complaint in self.complaints):
+            assert time.monotonic() < deadline, f"never told: {text}\n{self.complaints}"
+            self.value("0")  # what has happened meanwhile comes before the answer
+            time.sleep(0.05)
+
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """What is seen, as PNG; with `whole` what one could scroll to as well."""
         made = self._call("Page.captureScreenshot", captureBeyondViewport=whole)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from hvdtrain.comm import launched
+from hvdtrain.telemetry.report_text import duration
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two plain progress lines."""
@@ -43,6 +44,8 @@ def train_text(values: dict[str, Any]) -> str:
     """One line of progress."""
     parts = [
         f"epoch {values['epoch']:6.2f}/{values['epochs']}",
+        *([f"{duration(values['eta_s'])} left"] if "eta_s" in values else []),
+        *([f"phase {values['phase'] + 1}"] if "phase" in values else []),
         f"{values['image_size']} px",
         f"loss {values['loss']:.4f}",
         f"top-1 {values['top1']:.4f}",
@@ -100,7 +103,6 @@ class Bar:
         self._progress = Progress(
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(compact=True),
             TextColumn("{task.description}"),
             console=Console(soft_wrap=False),
             transient=True,

@@ -50,9 +50,20 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
             f"in {paths.file_sd}"
         )
         sinks.write("note", {"text": text})
+    groups = [group for group, _, _ in gathered]
+    if cfg.on_loopback:  # another host's 127.0.0.1 is not ours
+        near = [group for group in groups if group["labels"]["host"] == groups[0]["labels"]["host"]]
+        if far := len(groups) - len(near):
+            text = (
+                f"metrics.bind: {cfg.bind} is seen from its own machine alone: {far} ranks on other "
+                f"machines are not in {paths.file_sd}; open the endpoints with metrics.bind=0.0.0.0 "
+                "and metrics.token_file"
+            )
+            sinks.write("note", {"text": text})
+        groups = near
     with together(comm):
         if comm.rank == 0:
-            _write(cfg, paths, [group for group, _, _ in gathered])
+            _write(cfg, paths, groups)
     scheme = "http" if cfg.tls_cert is None else "https"
     sinks.say(f"live page: {scheme}://{address}/")
 

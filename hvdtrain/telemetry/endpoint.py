@@ -34,6 +34,8 @@ TIMEOUT_S = 5.0
 RATE, BURST = 10.0, 40.0
 """Connections a second in the long run, and at once after a quiet time."""
 MAX_REQUEST_BYTES = 16384
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+"""By which an endpoint on loopback may be called; none at all is what old programs send."""
 CHALLENGES = ("WWW-Authenticate: Bearer", 'WWW-Authenticate: Basic realm="hvdtrain"')
 """What a request without the token is told: programs send it as it is, browsers as a password."""
 POLICY = (
@@ -57,6 +59,8 @@ class Endpoint:
         self._pages = pages
         self._token = self._read_token(cfg.token_file) if cfg.token_file is not None else None
         self._tls = _tls_context(cfg) if cfg.tls_cert is not None else None
+        self._local = cfg.on_loopback
+        self._names = ("", cfg.bind, *LOCAL_NAMES)
         self._listener = _listen(cfg.bind, port)
         self.port: int = self._listener.getsockname()[1]
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -112,6 +116,9 @@ class Endpoint:
             return _response(HTTPStatus.BAD_REQUEST)
         if b"\r\n\r\n" not in request:
             return _response(HTTPStatus.BAD_REQUEST)
+        # A page of another site may have its own name point here; a browser then sends that name.
+        if self._local and _host(headers.get("Host", "")) not in self._names:
+            return _response(HTTPStatus.FORBIDDEN)
         if self._token is not None:
             given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(_token_sent(given), self._token):
@@ -142,6 +149,14 @@ class Endpoint:
                 f"metrics.token_file: {name} can be read by other users: chmod 600 {name}"
             )
         return token
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    name, colon, port = header.strip().rpartition(":")
+    if not (colon and port.isdecimal()):
+        name = header.strip()
+    return name.strip("[]").lower()
 
 
 def _token_sent(authorization: bytes) -> bytes:

@@ -57,7 +57,11 @@ STEPS = (
     _counter("hvdtrain_allreduce_calls", "Allreduces of gradients."),
     _counter(
         "hvdtrain_late_seconds",
-        "Time by which this rank came later than the typical one, in the steps it came last.",
+        "Time by which this rank came later than the typical one, in the steps it did.",
+    ),
+    _counter(
+        "hvdtrain_late_data_seconds",
+        "Of `hvdtrain_late_seconds_total`, the time it waited for images longer than the typical rank.",
     ),
     _counter(
         "hvdtrain_bad_samples", "Training images this rank has masked as they are bad.", "reason"
@@ -85,7 +89,7 @@ REPORTED = (
     _gauge(
         "run_skipped_updates",
         "train.skipped_updates",
-        "Updates left out since this start as fp16 gradients were not finite and the loss scale fell.",
+        "Updates left out since this start as gradients under a loss scale were not finite.",
     ),
     _gauge("epoch", "train.epoch", "Epochs completed, with the fraction of the present one."),
     _gauge("epochs", "train.epochs", "Epochs of the whole run."),
@@ -127,6 +131,7 @@ REPORTED = (
             "data": "Share of the last interval lost waiting for images, on the typical rank.",
             "communication": "Share of the last interval lost waiting for the network.",
             "straggling": "Share of the last interval lost waiting for the last rank.",
+            "padding": "Share of the last interval lost on places that fill up an epoch's last batch.",
             "other": "Share of the last interval lost computing slower together than alone.",
         }.items()
     ),
@@ -167,6 +172,16 @@ REPORTED = (
     _gauge("checkpoint_bytes", "checkpoint.bytes", "Size of the last checkpoint. Rank 0 alone."),
 )
 """Set by the reports that all ranks share."""
+
+CAUSE = Metric(
+    "hvdtrain_lost_time_cause",
+    "gauge",
+    "1 for the cause that most of the lost time of the last interval goes to, 0 for the others; all 0 "
+    "where less than 5 % is lost.",
+    "train.cause",
+    ("cause",),
+)
+"""Set by the same reports."""
 
 FACTS = (
     Metric(
@@ -221,7 +236,7 @@ PROCESS = (
     Metric("process_max_fds", "gauge", "Most file descriptors this rank may open."),
 )
 
-METRICS = (*STEPS, *REPORTED, *FACTS, *NETWORK, *GPU, *PROCESS)
+METRICS = (*STEPS, *REPORTED, CAUSE, *FACTS, *NETWORK, *GPU, *PROCESS)
 
 
 def table() -> str:

@@ -25,9 +25,9 @@ from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.endpoint import Endpoint
 from hvdtrain.telemetry.hardware import Network, open_gpu
 from hvdtrain.telemetry.live import Live
-from hvdtrain.telemetry.lost_time import LostTime
+from hvdtrain.telemetry.lost_time import CAUSES, LostTime
 from hvdtrain.telemetry.meter import Interval
-from hvdtrain.telemetry.metrics import FACTS, REPORTED, STEP_BUCKETS, STEPS
+from hvdtrain.telemetry.metrics import CAUSE, FACTS, REPORTED, STEP_BUCKETS, STEPS
 from hvdtrain.versions import installed_versions
 from pipelines.bad import REASONS
 
@@ -63,6 +63,7 @@ class Exporter:
         self.samples = self._counters["hvdtrain_samples_total"]
         self.steps = self._counters["hvdtrain_steps_total"]
         self.late = self._counters["hvdtrain_late_seconds_total"]
+        self.late_data = self._counters["hvdtrain_late_data_seconds_total"]
         self._totals = [self._counters[name] for name in TOTALS]
         self._seen = [0.0] * len(TOTALS)
         bad = self._counters["hvdtrain_bad_samples_total"]
@@ -98,6 +99,7 @@ class Exporter:
         """All ranks' steps since the last report."""
         if lost is not None:
             self.late.inc(float(lost.late_s[self._rank]))
+            self.late_data.inc(float(lost.late_data[self._rank]))
         if self._live:
             self._live.observe_interval(interval, lost)
 
@@ -126,12 +128,21 @@ class Reported(Collector):
 
     def __init__(self) -> None:
         self._values: dict[str, float] = {}
+        self._cause: tuple[str | None] | None = None
 
     def take(self, kind: str, values: dict[str, Any]) -> None:
-        """Keep the values of one report; None leaves the last one."""
+        """Keep the values of one report; with None there is none, but for the noise scale, which
+        is not measured in every interval."""
+        if CAUSE.report == f"{kind}.cause" and "cause" in values:
+            self._cause = (values["cause"],)
         for key, value in values.items():
-            if value is not None and f"{kind}.{key}" in SOURCES:
-                self._values[f"{kind}.{key}"] = value
+            source = f"{kind}.{key}"
+            if source not in SOURCES:
+                continue
+            if value is not None:
+                self._values[source] = value
+            elif key != "gradient_noise_scale":
+                self._values.pop(source, None)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauges that have a value."""
@@ -139,6 +150,11 @@ class Reported(Collector):
             value = self._values.get(metric.report)
             if value is not None:
                 yield GaugeMetricFamily(metric.name, metric.text, value=value)
+        if self._cause is not None:
+            family = GaugeMetricFamily(CAUSE.name, CAUSE.text, labels=CAUSE.labels)
+            for cause in CAUSES:
+                family.add_metric([cause], float(cause == self._cause[0]))
+            yield family
 
 
 def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm) -> None:

@@ -87,6 +87,13 @@ def test_default_is_loopback(serve: Open) -> None:
     assert made._listener.getsockname() == ("127.0.0.1", made.port)
 
 
+def test_another_sites_name_for_this_machine_is_refused(serve: Open) -> None:
+    port = serve().port
+    for name in ("localhost", "LOCALHOST:8000", "[::1]:80", ""):
+        assert ask(port, Host=name)[0] == 200
+    assert ask(port, Host="a.example:80")[0] == 403
+
+
 @pytest.mark.parametrize("bind", ["0.0.0.0", "::", "10.1.2.3", "node7"])
 def test_open_address_is_refused_unguarded(bind: str) -> None:
     text = f"phases: [{{epochs: 1}}]\nmetrics: {{bind: '{bind}'%s}}"

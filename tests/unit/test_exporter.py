@@ -78,11 +78,16 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
     exporter.write("train", {"progress": 0.5, "eta_s": 70.0, "total_samples": 640, "step": 20})
     exporter.write("eval", {"loss": 1.5, "top1": 0.5, "top5": 0.9, "epoch": 1.0})
     exporter.write("train", {"gradient_noise_scale": 1310.5, "loss_scale": 1024.0})
+    exporter.write("train", {"gradient_norm": 3.0, "cause": "data"})
     exporter.write("train", {"efficiency": None, "gradient_noise_scale": None})
+    exporter.write("train", {"gradient_norm": None})  # not finite
     before = time.time()
     exporter.write("checkpoint", {"path": "p", "seconds": 0.5, "bytes": 4096, "step": 20})
     found = scrape(exporter)
+    assert "hvdtrain_gradient_norm" not in found
     assert {
+        "hvdtrain_lost_time_cause cause=data": 1.0,
+        "hvdtrain_lost_time_cause cause=other": 0.0,
         "hvdtrain_samples_total": 64.0,
         "hvdtrain_steps_total": 2.0,
         "hvdtrain_step_seconds_sum": 1.0,

@@ -93,7 +93,8 @@ def test_it_tells_what_was_reported(told: Open) -> None:
         "waiting for rank 3 on node00, which computes slowly"
     )
     shares = [
-        live["train"][f"lost_{c}_ratio"] for c in ("data", "communication", "straggling", "other")
+        live["train"][f"lost_{c}_ratio"]
+        for c in ("data", "communication", "straggling", "padding", "other")
     ]
     assert sum(shares) == pytest.approx(1 - live["train"]["efficiency"])
     assert len(live["evals"]["top1"]) == 3

@@ -97,7 +97,7 @@ def test_its_numbers_are_those_of_the_endpoint(run: ToldRun, tab: Tab) -> None:
             value, text = tiles[name]
             assert value == metrics[gauge], name
             assert text == as_written(name, value)
-        causes = ("data", "communication", "straggling", "other")
+        causes = ("data", "communication", "straggling", "padding", "other")
         assert tab.value(CAUSES) == [train[f"lost_{cause}_ratio"] for cause in causes]
         assert tab.value(CAUSES) == [metrics[f"hvdtrain_lost_{cause}_ratio"] for cause in causes]
         assert tab.value("document.querySelector('#explanation').innerText") == train["explanation"]
@@ -171,8 +171,7 @@ def test_texts_stay_texts(run: ToldRun, tab: Tab) -> None:
     assert tab.complaints == []
     # The policy would not let it ask elsewhere, and the console tells.
     tab.value(f"void fetch('http://localhost:{run.exporter.endpoint.port}/metrics').catch(() => 0)")
-    tab.until("true")
-    assert "Content Security Policy" in "".join(tab.complaints)
+    tab.until_told("Content Security Policy")
 
 
 def test_a_hidden_page_does_not_ask(run: ToldRun, tab: Tab) -> None:

@@ -135,6 +135,10 @@ def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
         "  efficiency 93%  waits for data 20%"
     )
     assert "efficiency" not in train_text({**TRAIN, "efficiency": None})
+    text = train_text({**TRAIN, "eta_s": 312.0, "phase": 1})
+    assert text.startswith("epoch   1.50/3  5 min 12 s left  phase 2  128 px  ")
+    lost = {"cause": "straggling", "straggler": 3, "lost_straggling_ratio": 0.3}
+    assert "  lost to straggling 30%  by rank 3" in train_text({**TRAIN, **lost})
     assert "  noise scale 1,310  " in train_text({**TRAIN, "gradient_noise_scale": 1310.4})
     plain = Plain()
     plain.write("train", TRAIN)

@@ -42,6 +42,7 @@ const CAUSES = [
   ["lost_data_ratio", "data", "ochre"],
   ["lost_communication_ratio", "communication", "blue"],
   ["lost_straggling_ratio", "straggling", "orange"],
+  ["lost_padding_ratio", "padding", "pink"],
   ["lost_other_ratio", "other", "gray"],
 ];
 

@@ -98,6 +98,8 @@ def test_a_damaged_index_is_told(tmp_path, content):
 def test_what_needs_no_index(tmp_path):
     with pytest.raises(DataError, match="not tar shards; other datasets need no index"):
         write_index(str(tmp_path))
+    with pytest.raises(DataError, match="nowhere: no such file or folder; expected tar shards"):
+        write_index(str(tmp_path / "nowhere"))
 
 
 def test_an_index_is_staged_with_its_shards(tmp_path):
