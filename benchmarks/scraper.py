@@ -1,4 +1,5 @@
-"""An HTTP client in a process of its own that asks for metrics once a second.
+"""An HTTP client in a process of its own that asks once a second: for the metrics of all ranks, as
+Prometheus does, and for what rank 0's live page shows, as a browser does.
 
 `python scraper.py PORT…` asks until SIGTERM, then prints how many good answers it got.
 """
@@ -52,6 +53,7 @@ class Scraper:
 def scrape(ports: list[int]) -> None:
     """Ask every port once a second until SIGTERM; then print the number of good answers."""
     done = 0
+    pages = [(ports[0], "/api/live"), *((port, "/metrics") for port in ports)]
 
     def end(*_: object) -> None:
         print(done, flush=True)
@@ -59,10 +61,10 @@ def scrape(ports: list[int]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     while True:
-        for port in ports:
+        for port, page in pages:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/metrics")
+                connection.request("GET", page)
                 answer = connection.getresponse()
                 done += answer.status == 200 and len(answer.read()) > 1000
                 connection.close()

@@ -1,12 +1,11 @@
 """What telemetry costs: a step with all of it on over the same step with all of it off.
 
 Two real ranks under mpirun train one network on one batch in memory, by hvdtrain's own loop. On:
-both metrics endpoints, asked once a second by an HTTP client in a process of its own, a report
-every 10 steps to the event file and the console (/dev/null), efficiency and lost time. Off: no
+both metrics endpoints and the live page, asked once a second by an HTTP client in a process of its
+own, a report every 10 steps to the event file and the console (/dev/null), text files for
+node_exporter, efficiency and lost time. Off: no
 endpoint and no report within the steps that are timed. The gradient noise scale is off in both.
-The client runs on the same cores, so its work counts, too.
-
-On and off take short turns with the same weights; the result is the median over rounds of time on
+The client runs on the same cores, so its work counts, too. On and off take short turns with the same weights; the result is the median over rounds of time on
 / time off - 1, with the interval that holds the true median in 95 of 100 cases. Beside it stands
 what the Python code alone takes, in microseconds, for 2 ranks and for 256.
 
@@ -71,7 +70,7 @@ optimizer: {{momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}
 lr: {{base: 0.0001, scaling: none, warmup: none, schedule: constant}}
 phases: [{{epochs: {epochs}, image_size: {image_size}, batch_per_worker: {batch}}}]
 train: {{precision: {precision}, channels_last: true, log_every: {log_every}, noise_scale_every: 0}}
-metrics: {{port: {port}, enabled: {enabled}}}
+metrics: {{port: {port}, enabled: {enabled}, textfile_dir: {textfile_dir}}}
 """
 
 
@@ -133,6 +132,7 @@ def scraper_of(run: Run) -> Scraper:
 def config(args: argparse.Namespace, *, epochs: int, on: bool) -> Config:
     """All on, or all off."""
     settings = vars(args) | {"epochs": epochs, "enabled": str(on).lower()}
+    settings["textfile_dir"] = os.environ.get("BENCHMARK_TEXTFILES", "null") if on else "null"
     port = os.environ.get("BENCHMARK_PORT", "19400")
     log_every = LOG_EVERY if on else 10**9
     return parse_config(CONFIG.format(port=port, log_every=log_every, **settings))
@@ -217,7 +217,9 @@ def launch(args: argparse.Namespace) -> dict[str, Any]:
         own = Path(sys.executable).parent / "mpirun"
         mpirun = str(own) if own.exists() else "mpirun"
         command = [mpirun, "--oversubscribe", "-np", str(args.ranks), *command]
-    done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder:
+        env["BENCHMARK_TEXTFILES"] = folder
+        done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"the job failed ({done.returncode}):\n{done.stdout}{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -31,6 +31,8 @@ def write_index(path: str) -> tuple[Path, int, int]:
     Returns the file, the number of shards and the number of images. Raises DataError where
     `path` is of another kind, a shard is damaged, or the index cannot be written.
     """
+    if not is_shards(path) and not any(sign in path for sign in "*?[") and not Path(path).exists():
+        raise DataError(f"{path}: no such file or folder; expected tar shards")
     if not is_shards(path):
         raise DataError(f"{path}: not tar shards; other datasets need no index")
     reader = ShardReader(_shard_paths(path, "data index"))
