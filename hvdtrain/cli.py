@@ -16,6 +16,7 @@ from hvdtrain.data_cli import data_app
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.load_config import load_config
 from hvdtrain.report_cli import report
+from hvdtrain.scaling_cli import scaling_app
 from hvdtrain.tune_cli import tune_app
 
 EXIT_CODES = """
@@ -35,6 +36,7 @@ config_app = typer.Typer(help="Show a resolved config, or the schema.", no_args_
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app, name="tune")
+app.add_typer(scaling_app, name="scaling")
 app.command()(report)
 
 

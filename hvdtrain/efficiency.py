@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from hvdtrain.agreement import together
+from hvdtrain.config import Config
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import write_atomically
 from hvdtrain.plan import Epoch
 from hvdtrain.run import Run
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
-from hvdtrain.step import Alone, calibrate
+from hvdtrain.step import Alone, State, calibrate
 from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
 from hvdtrain.telemetry.meter import Interval
 
@@ -119,17 +120,20 @@ def _measure(run: Run, batch: Any) -> Alone:
     return Alone(*by_speed[(len(by_speed) - 1) // 2])
 
 
-def _about(run: Run) -> dict[str, Any]:
+def about(cfg: Config, state: State) -> dict[str, Any]:
     """What a stored calibration must agree with besides size and batch."""
-    device = run.state.device
+    device = state.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    precision = str(run.state.autocast or "fp32").removeprefix("torch.")
-    return {"model": run.cfg.model.name, "precision": precision, "device": name}
+    precision = str(state.autocast or "fp32").removeprefix("torch.")
+    return {"model": cfg.model.name, "precision": precision, "device": name}
 
 
 def _write(run: Run, baselines: dict[_Key, Alone]) -> None:
-    entries = [{**key._asdict(), **alone._asdict()} for key, alone in baselines.items()]
-    content = {**_about(run), "entries": entries}
+    accumulate = {"accumulate": run.cfg.train.accumulate}
+    entries = [
+        {**key._asdict(), **accumulate, **alone._asdict()} for key, alone in baselines.items()
+    ]
+    content = {**about(run.cfg, run.state), "entries": entries}
     try:
         write_atomically(run.paths.calibration, json.dumps(content, indent=1).encode())
     except ResourceError as error:
@@ -145,14 +149,17 @@ def _stored(run: Run) -> dict[_Key, Alone]:
     entries: list[dict[str, Any]] = []
     with together(comm):
         if comm.rank == 0:
-            entries = _read(Path(name), _about(run))
+            entries = _read(Path(name), about(run.cfg, run.state))
     return _by_key(json.loads(comm.gather_text(json.dumps(entries))[0]))
 
 
 def _of_this_run(run: Run) -> dict[_Key, Alone]:
     """What an earlier sitting measured, so that the file keeps it; for rank 0."""
     try:
-        return _by_key(_read(run.paths.calibration, _about(run))) if run.comm.rank == 0 else {}
+        stored = (
+            _read(run.paths.calibration, about(run.cfg, run.state)) if run.comm.rank == 0 else []
+        )
+        return _by_key(stored)
     except ResourceError:
         return {}
 
@@ -166,11 +173,11 @@ def _by_key(entries: list[dict[str, Any]]) -> dict[_Key, Alone]:
     }
 
 
-def _read(file: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+def _read(file: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
     where = f"metrics.calibration: {file}"
     try:
         content = json.loads(file.read_bytes())
-        found = {key: content[key] for key in about}
+        found = {key: content[key] for key in expected}
         entries: list[dict[str, Any]] = content["entries"]
         for entry in entries:
             if any(type(entry[field]) is not int for field in _Key._fields):
@@ -185,6 +192,6 @@ def _read(file: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
         raise ResourceError(
             f"{where}: expected the calibration.json of a run, found another file ({error})"
         ) from None
-    if found != about:
-        raise ResourceError(f"{where}: made for {found}, this run has {about}; measure it anew")
+    if found != expected:
+        raise ResourceError(f"{where}: made for {found}, this run has {expected}; measure it anew")
     return entries

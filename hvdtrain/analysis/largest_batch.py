@@ -74,7 +74,7 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
     if memory.may_hold(batch):
         try:
             with memory.watched(batch):
-                images = _noise(state, batch * state.reducer.accumulate, image_size, classes)
+                images = noise(state, batch * state.reducer.accumulate, image_size, classes)
                 speed = calibrate(state, images, min_steps=2, min_s=0.2).images_per_second
                 del images
         except (RuntimeError, MemoryError) as error:
@@ -165,7 +165,7 @@ class Memory:
             raise MemoryError
 
 
-def _noise(state: State, count: int, image_size: int, classes: int) -> Batch:
+def noise(state: State, count: int, image_size: int, classes: int) -> Batch:
     """[count, 3, S, S] in the place of images, on the state's device."""
     random = torch.Generator(state.device).manual_seed(0)
     images = torch.randn(count, 3, image_size, image_size, generator=random, device=state.device)

@@ -1,0 +1,251 @@
+"""Config × nodes × links → step time, efficiency, images/s, hours and dollars of the whole plan.
+
+Pure arithmetic: imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from hvdtrain.config import Config
+from hvdtrain.errors import ConfigError
+from hvdtrain.plan import make_plan
+from hvdtrain.scaling.network import Cluster
+from hvdtrain.scaling.overlap import STRAGGLER_SIGMA, Group, Step, make_step
+from hvdtrain.scaling.profile import Profile
+
+ProfileOf = Callable[[int, int, int], Profile]
+"""Image size, images of one micro-batch, micro-batches of one update → one worker's profile."""
+_MOST_BATCH = 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Epochs of one image size and batch."""
+
+    image_size: int
+    batch: int
+    """Images of one micro-batch on one rank."""
+    accumulate: int
+    """Micro-batches of one update."""
+
+
+@dataclass(frozen=True)
+class PhasePoint:
+    """One setting on one cluster."""
+
+    setting: Setting
+    step: Step
+    images_per_s: float
+    """Of the whole cluster."""
+    link_share: float
+    """Share of the step in which the host's link is busy with gradients, 0-1."""
+    guessed: bool
+    """As of the profile."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The whole plan on one cluster: training alone, without evaluation and start."""
+
+    cluster: Cluster
+    phases: list[PhasePoint]
+    seconds: float
+    efficiency: float
+    """Of the whole plan, 0-1."""
+    dollars: float | None
+
+
+def update(profile: Profile, cluster: Cluster, wire: float, sigma: float) -> Step:
+    """One update; `wire`: bytes on the wire over bytes in fp32 (0.5 with fp16)."""
+    began = profile.step_s - profile.backward_s
+    groups = [Group(g.size_bytes * wire, began + g.release_s) for g in profile.groups]
+    return make_step(
+        groups,
+        cluster.allreduce_s,
+        alone_s=profile.step_s,
+        backward_end_s=profile.step_s,
+        ranks=cluster.ranks,
+        sigma=sigma,
+    )
+
+
+def wire_ratio(cfg: Config) -> float:
+    """Bytes on the wire over bytes in fp32."""
+    return 1.0 if cfg.comm.compression == "none" else 0.5
+
+
+def predict(
+    cfg: Config,
+    profile_of: ProfileOf,
+    cluster: Cluster,
+    *,
+    num_samples: int | None = None,
+    price_per_node_hour: float | None = None,
+    sigma: float = STRAGGLER_SIGMA,
+) -> Point:
+    """The plan of `cfg` on `cluster`; raises ConfigError where there is none for so many ranks."""
+    plan = make_plan(cfg, cluster.ranks, num_samples)
+    phases: dict[Setting, PhasePoint] = {}
+    seconds = alone = 0.0
+    for epoch in plan.epochs:
+        setting = Setting(epoch.image_size, epoch.batch_per_worker, epoch.accumulate)
+        if setting not in phases:
+            profile = profile_of(setting.image_size, setting.batch, setting.accumulate)
+            phases[setting] = _phase(setting, profile, cluster, wire_ratio(cfg), sigma)
+        step = phases[setting].step
+        seconds += epoch.steps * step.seconds
+        alone += epoch.steps * step.alone_s
+    dollars = None
+    if price_per_node_hour is not None:
+        dollars = seconds / 3600 * cluster.hosts * price_per_node_hour
+    return Point(cluster, list(phases.values()), seconds, alone / seconds, dollars)
+
+
+def predict_all(
+    cfg: Config,
+    profile_of: ProfileOf,
+    clusters: Sequence[Cluster],
+    *,
+    num_samples: int | None = None,
+    price_per_node_hour: float | None = None,
+    sigma: float = STRAGGLER_SIGMA,
+) -> tuple[list[Point], list[str]]:
+    """`predict` on each cluster; and why there is no plan for some of them, a line for each number
+    of nodes. Raises ConfigError where there is none for any."""
+    points: list[Point] = []
+    without: dict[int, str] = {}
+    for cluster in clusters:
+        try:
+            point = predict(
+                cfg,
+                profile_of,
+                cluster,
+                num_samples=num_samples,
+                price_per_node_hour=price_per_node_hour,
+                sigma=sigma,
+            )
+        except ConfigError as error:
+            without[cluster.hosts] = f"{cluster.hosts} nodes: {error}"
+        else:
+            points.append(point)
+    if not points:
+        raise ConfigError(next(iter(without.values())))
+    return points, list(without.values())
+
+
+def _phase(
+    setting: Setting, profile: Profile, cluster: Cluster, wire: float, sigma: float
+) -> PhasePoint:
+    step = update(profile, cluster, wire, sigma)
+    on_link = cluster.host_bytes(profile.size_bytes * wire) / (cluster.network.link_gbit * 1e9 / 8)
+    images_per_s = setting.batch * setting.accumulate * cluster.ranks / step.seconds
+    return PhasePoint(setting, step, images_per_s, on_link / step.seconds, profile.guessed)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What one setting needs to reach a target efficiency on one cluster; None: nothing does."""
+
+    cluster: Cluster
+    setting: Setting
+    efficiency: float
+    """As it is."""
+    batch: int | None
+    """Smallest micro-batch, from the setting's up."""
+    accumulate: int | None
+    """Or: smallest number of micro-batches in one update, from the setting's up."""
+    link_gbit: float | None
+    """Or: slowest link for the setting as it is."""
+
+
+def advise(
+    setting: Setting,
+    profile: Profile,
+    cluster: Cluster,
+    *,
+    wire: float,
+    target: float,
+    sigma: float = STRAGGLER_SIGMA,
+) -> Advice:
+    """How `setting` reaches efficiency `target` (0-1) on `cluster`."""
+
+    def with_batch(images: int) -> float:
+        return update(profile.with_batch(images), cluster, wire, sigma).efficiency
+
+    def with_steps(times: int) -> float:
+        return update(profile.accumulated(times), cluster, wire, sigma).efficiency
+
+    def with_link(megabits: int) -> float:
+        faster = _with_link(cluster, megabits / 1000)
+        return update(profile, faster, wire, sigma).efficiency
+
+    megabits = _smallest(with_link, target, 1, 10**7)
+    return Advice(
+        cluster,
+        setting,
+        update(profile, cluster, wire, sigma).efficiency,
+        _smallest(with_batch, target, setting.batch, _MOST_BATCH),
+        _smallest(with_steps, target, setting.accumulate, _MOST_BATCH),
+        None if megabits is None else megabits / 1000,
+    )
+
+
+def advise_all(
+    cfg: Config,
+    profile_of: ProfileOf,
+    points: Sequence[Point],
+    *,
+    target: float,
+    sigma: float = STRAGGLER_SIGMA,
+) -> list[Advice]:
+    """`advise` for every setting and link of the largest number of nodes among `points`."""
+    largest = max(point.cluster.hosts for point in points)
+    return [
+        advise(
+            phase.setting,
+            profile_of(phase.setting.image_size, phase.setting.batch, phase.setting.accumulate),
+            point.cluster,
+            wire=wire_ratio(cfg),
+            target=target,
+            sigma=sigma,
+        )
+        for point in points
+        if point.cluster.hosts == largest
+        for phase in point.phases
+    ]
+
+
+def _with_link(cluster: Cluster, gbit: float) -> Cluster:
+    return replace(cluster, network=replace(cluster.network, link_gbit=gbit))
+
+
+def _smallest(
+    efficiency: Callable[[int], float], target: float, least: int, most: int
+) -> int | None:
+    """The smallest whole number with at least `target`; `efficiency` must not fall."""
+    if efficiency(most) < target:
+        return None
+    low, high = least - 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        if efficiency(middle) >= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def parse_numbers(text: str, option: str, *, whole: bool) -> list[float]:
+    """The numbers of a list like `1,2,4`; raises ConfigError naming the option."""
+    kind = "whole numbers from 1 up" if whole else "numbers above 0"
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    good = [0 < x < math.inf and (not whole or x == int(x)) for x in numbers]
+    if not numbers or not all(good):
+        raise ConfigError(f"{option} {text}: expected {kind} with commas, such as 1,2,4")
+    return numbers

@@ -1,0 +1,133 @@
+"""Published measurements of scaling, and what the model says of them. docs/scaling.md has the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hvdtrain.scaling.architectures import layers_of
+from hvdtrain.scaling.network import NETWORKS, Cluster
+from hvdtrain.scaling.overlap import Group, make_step, straggler
+from hvdtrain.scaling.profile import Profile, hand_given
+
+_HOROVOD = "Sergeev and Del Balso 2018, https://arxiv.org/abs/1802.05799"
+_README = "https://github.com/horovod/horovod/blob/master/docs/benchmarks.rst"
+_README_2017 = "the same page in Horovod 0.10, October 2017"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published efficiency and what is needed to predict it."""
+
+    name: str
+    profile: Profile
+    cluster: Cluster
+    efficiency: float
+    """As published, 0-1."""
+    tolerance: float
+    """How near the prediction must be, 0-1."""
+    source: str
+    fusion_bytes: float = 0.0
+    baseline: Cluster | None = None
+    """What 100 % is, if not one rank alone."""
+
+    def predicted(self) -> float:
+        """Efficiency by the model, 0-1."""
+        found = self._efficiency(self.cluster)
+        return found / self._efficiency(self.baseline) if self.baseline else found
+
+    def _efficiency(self, cluster: Cluster) -> float:
+        profile = self.profile
+        began = profile.step_s - profile.backward_s
+        return make_step(
+            [Group(g.size_bytes, began + g.release_s) for g in profile.groups],
+            cluster.allreduce_s,
+            alone_s=profile.step_s,
+            backward_end_s=profile.step_s,
+            ranks=cluster.ranks,
+            fusion_bytes=self.fusion_bytes,
+        ).efficiency
+
+
+def _p100(model: str, image_size: int, images_per_s: float) -> Profile:
+    """One P100 at batch 64, gradients layer by layer in fp32."""
+    return hand_given(
+        model, image_size=image_size, batch=64, step_s=64 / images_per_s, group_bytes=0.0
+    )
+
+
+# Speeds alone: tensorflow.org's benchmarks of May 2017 (DGX-1, synthetic data, batch 64) for
+# Inception V3 and VGG-16; ResNet-101: 1656.82 images/s on 16 GPUs, the example of Horovod's page.
+_MODELS: dict[str, Callable[[], Profile]] = {
+    "Inception V3": lambda: _p100("inception_v3", 299, 142.0),
+    "ResNet-101": lambda: _p100("resnet101", 224, 1656.82 / 16),
+    "VGG-16": lambda: _p100("vgg16", 224, 154.0),
+}
+
+
+def _horovod(
+    model: str, hosts: int, network: str, efficiency: float, tol: float, source: str
+) -> Published:
+    cluster = Cluster(hosts, 4, replace(NETWORKS[network], link_gbit=25.0))
+    name = f"Horovod, {model}, {hosts}×4, 25 Gbit {network.upper()}"
+    return Published(name, _MODELS[model](), cluster, efficiency, tol, source, 64 * 2**20)
+
+
+def _goyal() -> Published:
+    """ResNet-50 on 32×8 P100 over 50 Gbit Ethernet by Caffe2 and Gloo, against one server.
+
+    29 hours for 90 epochs on one server of 8 give its step, ranks' differences included; 0.12 s of
+    it are the backward pass. Each of the 161 tensors has an allreduce of its own; there is no
+    coordinator. Caffe2 runs several at once, the model one after the other.
+    """
+    server_step_s = 29 * 3600 / (90 * 1281167 / 256)
+    tcp = replace(NETWORKS["tcp"], link_gbit=50.0, call_s=0.0)
+    profile = hand_given(
+        "resnet50",
+        image_size=224,
+        batch=32,
+        step_s=server_step_s / straggler(8),
+        group_bytes=0.0,
+        backward_s=0.12,
+    )
+    tensors = [
+        Group(4 * elements, group.release_s)
+        for layer, group in zip(layers_of("resnet50", 224)[::-1], profile.groups, strict=True)
+        for elements in reversed(layer.tensors)
+    ]
+    return Published(
+        "Goyal et al., ResNet-50, 32×8, 50 Gbit TCP",
+        replace(profile, groups=tuple(tensors)),
+        Cluster(32, 8, tcp, "halving"),
+        0.90,
+        0.05,
+        "Goyal et al. 2017, https://arxiv.org/abs/1706.02677, sections 4 and 5.5",
+        baseline=Cluster(1, 8, tcp, "halving"),
+    )
+
+
+def published() -> list[Published]:
+    """All of them; those that the figures of a network were fitted to come first."""
+    return [
+        _horovod("Inception V3", 128, "rdma", 0.90, 0.03, _README),
+        _horovod("ResNet-101", 128, "rdma", 0.90, 0.03, _README),
+        _horovod("VGG-16", 128, "rdma", 0.68, 0.03, _README),
+        _horovod("Inception V3", 32, "rdma", 0.90, 0.03, _README_2017),
+        _horovod("ResNet-101", 32, "rdma", 0.90, 0.03, _README_2017),
+        _horovod("VGG-16", 32, "rdma", 0.79, 0.10, _README_2017),
+        _horovod("Inception V3", 32, "tcp", 0.88, 0.03, _HOROVOD),
+        _horovod("ResNet-101", 32, "tcp", 0.88, 0.03, _HOROVOD),
+        _goyal(),
+    ]
+
+
+def traffic_per_step() -> tuple[float, float]:
+    """Megabytes that one host sends in one step of DIUx's 4×8 run: predicted, and in its log.
+
+    ResNet-50 with gradients in fp16, a flat ring of 32 GPUs. On the wire each 8949 bytes of a
+    segment carry 90 more (TCP with time stamps, IP, Ethernet with preamble and gap at MTU 9001).
+    Source of the 112 MB: the log of the run of August 2018 on 4 p3.16xlarge (github.com/cybertronai/imagenet18).
+    """
+    size = 2.0 * sum(layer.parameters for layer in layers_of("resnet50", 224))
+    cluster = Cluster(4, 8, replace(NETWORKS["tcp"], link_gbit=25.0))
+    return cluster.host_bytes(size) * (1 + 90 / 8949) / 1e6, 112.0

@@ -1,0 +1,89 @@
+"""Layer tables against the networks themselves and published sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hvdtrain import config
+from hvdtrain.errors import ConfigError
+from hvdtrain.models import build_model
+from hvdtrain.scaling.architectures import layers_of
+from hvdtrain.scaling.published import published, traffic_per_step
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "parameters", "billions"),
+    [
+        # torchvision's tables of models: parameters, and billions of multiplications.
+        ("resnet18", 224, 11_689_512, 1.81),
+        ("resnet50", 224, 25_557_032, 4.09),
+        ("resnet101", 224, 44_549_160, 7.80),
+        ("resnet152", 224, 60_192_808, 11.51),
+        ("vgg16", 224, 138_357_544, 15.47),
+        ("inception_v3", 299, 27_161_264 - 3_326_696, 5.71),  # less the auxiliary head
+    ],
+)
+def test_published_sizes(name: str, image_size: int, parameters: int, billions: float) -> None:
+    layers = layers_of(name, image_size)
+    assert sum(layer.parameters for layer in layers) == parameters
+    assert sum(layer.multiplications for layer in layers) / 1e9 == pytest.approx(billions, abs=6e-3)
+
+
+def counted(name: str, size: int) -> list[tuple[list[int], float]]:
+    """Convolutions and linear layers of the real network as an image passes: elements of their
+    weights, and multiplications."""
+    with torch.device("meta"):
+        model = build_model(config.Model(name=name, num_classes=10), 10)
+    found = []
+
+    def note(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        places = output.shape[2] * output.shape[3] if output.ndim == 4 else 1
+        found.append((weight.numel(), float(weight.numel() * places)))
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(note)
+    model(torch.empty(2, 3, size, size, device="meta"))
+    return found
+
+
+@pytest.mark.parametrize("size", [128, 160, 224, 288])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_layer_by_layer_as_our_own_networks(name: str, size: int) -> None:
+    layers = [(layer.tensors[0], layer.multiplications) for layer in layers_of(name, size, 10)]
+    assert sorted(layers) == sorted(counted(name, size))
+    with torch.device("meta"):
+        model = build_model(config.Model(name=name, num_classes=10), 10)
+    tensors = [n for layer in layers_of(name, size, 10) for n in layer.tensors]
+    assert sorted(tensors) == sorted(p.numel() for p in model.parameters())
+
+
+def test_an_unknown_network_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"airbench94: .*vgg16.*scaling calibrate"):
+        layers_of("airbench94", 32)
+
+
+@pytest.mark.parametrize("point", published(), ids=lambda point: point.name)
+def test_published_points_are_reproduced(point: object) -> None:
+    """One set of figures per type of network; the tolerances are those of docs/scaling.md."""
+    from hvdtrain.scaling.published import Published
+
+    assert isinstance(point, Published)
+    assert point.predicted() == pytest.approx(point.efficiency, abs=point.tolerance)
+
+
+def test_what_must_be_reproduced_is_there() -> None:
+    """Within 3 points: Horovod on 512 GPUs; within 5: Goyal et al.; within 15 %: DIUx's bytes."""
+    tolerances = {point.name: point.tolerance for point in published()}
+    large = [name for name in tolerances if "128×4" in name]
+    assert len(large) == 3
+    assert all(tolerances[name] == 0.03 for name in large)
+    assert tolerances["Goyal et al., ResNet-50, 32×8, 50 Gbit TCP"] == 0.05
+    predicted, logged = traffic_per_step()
+    assert predicted == pytest.approx(logged, rel=0.15)
+    # A flat ring of 32: 2 · 31/32 of two bytes for each of 25.6 million parameters, and headers.
+    assert predicted == pytest.approx(2 * 31 / 32 * 2 * 25.557032 * 9039 / 8949, rel=1e-6)

@@ -1,0 +1,324 @@
+"""Profiles, the prediction of a plan, the advice, and measured points: against sums by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.config import Config
+from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.load_config import parse_config
+from hvdtrain.plan import make_plan
+from hvdtrain.scaling.compare import Message, between, compare, fit, read_measured
+from hvdtrain.scaling.network import NETWORKS, Cluster, Network
+from hvdtrain.scaling.overlap import Group, straggler
+from hvdtrain.scaling.predict import Setting, advise, predict, update
+from hvdtrain.scaling.profile import Calibration, Profile, hand_given, read_calibration
+
+CONFIG = """
+data: {train_size: 100000}
+model: {name: resnet50, num_classes: 1000}
+phases:
+  - {epochs: 2, image_size: 128, batch_per_worker: 32}
+  - {epochs: 1, image_size: 224, batch_per_worker: 16}
+train: {accumulate: ACCUMULATE}
+comm: {compression: COMPRESSION}
+"""
+NET = Network(link_gbit=8.0, efficiency=1.0, latency_s=0.0, call_s=0.0)
+PROFILE = Profile(128, 32, 0.3, 0.2, (Group(1e8, 0.05), Group(1e8, 0.2)))
+
+
+def config(accumulate: int = 1, compression: str = "none") -> Config:
+    text = CONFIG.replace("ACCUMULATE", str(accumulate)).replace("COMPRESSION", compression)
+    return parse_config(text)
+
+
+def test_an_update_by_hand() -> None:
+    """1 GB/s, two ranks: a message takes as many seconds as it has gigabytes."""
+    pair = Cluster(2, 1, NET)
+    step = update(PROFILE, pair, 1.0, 0.0)
+    assert step.exposed_s == pytest.approx(0.1)  # the second, released as backward ends
+    assert step.seconds == pytest.approx(0.4)
+    slow = Cluster(2, 1, replace(NET, link_gbit=2.0))
+    # 0.15 + 0.4 + 0.4 from the start of the step, of which 0.3 compute
+    assert update(PROFILE, slow, 1.0, 0.0).exposed_s == pytest.approx(0.65)
+    assert update(PROFILE, slow, 0.5, 0.0).exposed_s == pytest.approx(0.25)
+    assert update(PROFILE, pair, 1.0, 0.1).late_s == pytest.approx(0.3 * (straggler(2, 0.1) - 1))
+
+
+def test_micro_batches_hide_nothing_but_larger_ones_do() -> None:
+    slow = Cluster(2, 1, replace(NET, link_gbit=2.0))
+    often = PROFILE.accumulated(4)
+    assert often.step_s == pytest.approx(1.2)
+    assert update(often, slow, 1.0, 0.0).exposed_s == pytest.approx(0.65)
+    large = PROFILE.with_batch(128)
+    assert (large.batch, large.step_s, large.backward_s) == pytest.approx((128, 1.2, 0.8))
+    assert update(large, slow, 1.0, 0.0).exposed_s == pytest.approx(0.4)
+
+
+def test_a_plan_is_the_sum_of_its_steps() -> None:
+    cluster = Cluster(4, 2, NET)
+    calibration = Calibration(
+        [
+            hand_given("resnet50", image_size=128, batch=32, step_s=0.1, group_bytes=1e7),
+            hand_given("resnet50", image_size=224, batch=16, step_s=0.15, group_bytes=1e7),
+        ],
+        "",
+    )
+    for accumulate, compression in ((1, "none"), (3, "fp16")):
+        cfg = config(accumulate, compression)
+        point = predict(cfg, calibration.profile, cluster, price_per_node_hour=10.0)
+        plan = make_plan(cfg, 8)
+        wire = 1.0 if compression == "none" else 0.5
+        steps = [
+            update(profile.accumulated(accumulate), cluster, wire, 0.03)
+            for profile in calibration.profiles
+        ]
+        expected = sum(
+            epoch.steps * steps[epoch.image_size == 224].seconds for epoch in plan.epochs
+        )
+        assert point.seconds == pytest.approx(expected)
+        assert point.dollars == pytest.approx(expected / 3600 * 4 * 10)
+        assert [p.setting for p in point.phases] == [
+            Setting(128, 32, accumulate),
+            Setting(224, 16, accumulate),
+        ]
+        first = point.phases[0]
+        images = 8 * 32 * accumulate
+        assert first.images_per_s == pytest.approx(images / steps[0].seconds)
+        assert first.step.efficiency == pytest.approx(
+            first.images_per_s / 8 / (32 / 0.1)  # over eight that work alone
+        )
+        sent = 2 * 7 / 8 * 25_557_032 * 4 * wire
+        assert first.link_share == pytest.approx(sent / 1e9 / steps[0].seconds)
+
+
+def test_other_sizes_and_batches_are_scaled_and_said() -> None:
+    only = hand_given("resnet50", image_size=224, batch=64, step_s=0.2, group_bytes=1e7)
+    calibration = Calibration([only], "")
+    small = calibration.profile(112, 128)
+    assert small.guessed
+    assert small.step_s == pytest.approx(0.2 / 4 * 2)
+    assert small.backward_s == pytest.approx(small.step_s * 2 / 3)
+    assert small.groups[-1].release_s == pytest.approx(small.backward_s)
+    assert [g.size_bytes for g in small.groups] == [g.size_bytes for g in only.groups]
+    same = calibration.profile(224, 64)
+    assert same == only
+    near = Calibration([only, replace(only, batch=256, step_s=0.7)], "")
+    assert near.profile(224, 200).step_s == pytest.approx(0.7 * 200 / 256)
+
+
+def test_groups_are_bundled_as_the_reducer_does() -> None:
+    """The same groups, but for a norm that falls on the other side of a border."""
+    from hvdtrain import config as schema
+    from hvdtrain.comm import Solo
+    from hvdtrain.models import build_model
+    from hvdtrain.reducer import Reducer
+
+    model = build_model(schema.Model(name="resnet50"), 1000)
+    for limit in (1e6, 16 * 2**20, 1e9):
+        given = hand_given("resnet50", image_size=224, batch=1, step_s=1.0, group_bytes=limit)
+        sizes = [g.size_bytes for g in given.groups]
+        flats = Reducer(model.parameters(), Solo(), group_bytes=limit).flats()
+        assert sizes == pytest.approx([4.0 * flat.numel() for flat in flats], abs=4 * 2 * 2048)
+        assert sum(sizes) == 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_layers_are_released_by_their_share_of_the_work() -> None:
+    """VGG-16's classifier holds 90 % of the bytes and takes 1 % of the backward pass."""
+    vgg = hand_given("vgg16", image_size=224, batch=1, step_s=1.0, group_bytes=0.0)
+    assert sum(g.size_bytes for g in vgg.groups[:3]) > 0.89 * vgg.size_bytes
+    assert vgg.groups[2].release_s < 0.01
+    assert vgg.groups[-1].release_s == pytest.approx(vgg.backward_s) == pytest.approx(2 / 3)
+    # The last convolution that is reached: 3 · 64 · 9 · 224² of 15.47 billion.
+    last = vgg.groups[-1].release_s - vgg.groups[-2].release_s
+    assert last == pytest.approx(2 / 3 * 1728 * 224**2 / 15.470264320e9)
+
+
+@pytest.mark.parametrize("target", [0.7, 0.9])
+def test_the_advice_is_the_least_that_suffices(target: float) -> None:
+    cluster = Cluster(16, 8, replace(NETWORKS["tcp"], link_gbit=10.0))
+    profile = hand_given(
+        "resnet50", image_size=128, batch=64, step_s=0.03, group_bytes=1.6e7
+    ).accumulated(2)
+    setting = Setting(128, 64, 2)
+    found = advise(setting, profile, cluster, wire=0.5, target=target, sigma=0.0)
+
+    def reached(profile: Profile, gbit: float = 10.0) -> float:
+        link = replace(cluster, network=replace(cluster.network, link_gbit=gbit))
+        return update(profile, link, 0.5, 0.0).efficiency
+
+    assert found.efficiency == reached(profile) < target
+    assert found.batch is not None
+    assert reached(profile.with_batch(found.batch)) >= target
+    assert reached(profile.with_batch(found.batch - 1)) < target
+    assert found.accumulate is not None
+    assert reached(profile.accumulated(found.accumulate)) >= target
+    assert reached(profile.accumulated(found.accumulate - 1)) < target
+    if found.link_gbit is not None:
+        assert reached(profile, found.link_gbit) >= target
+        assert reached(profile, found.link_gbit - 0.001) < target
+    assert (found.link_gbit is None) == (reached(profile, 1e4) < target)
+
+
+def test_nothing_helps_where_stragglers_alone_cost_more() -> None:
+    cluster = Cluster(16, 8, NET)
+    found = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.99)
+    assert (found.batch, found.accumulate, found.link_gbit) == (None, None, None)
+    enough = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.01)
+    assert (enough.batch, enough.accumulate) == (32, 1)
+    assert enough.link_gbit is not None
+
+
+ENTRY = {
+    "image_size": 128,
+    "batch": 64,
+    "trained": 0,
+    "images_per_second": 640.0,
+    "backward_s": 0.03,
+}
+ABOUT = {"model": "resnet50", "precision": "bf16", "device": "NVIDIA H100"}
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_calibration_with_and_without_gradients(tmp_path: Path) -> None:
+    run = write(tmp_path / "run.json", {**ABOUT, "entries": [ENTRY]})
+    found = read_calibration(run, "resnet50", group_bytes=1e7, accumulate=2)
+    (profile,) = found.profiles
+    assert found.about == "resnet50, bf16, NVIDIA H100"
+    assert (profile.batch, profile.accumulate) == (32, 2)
+    assert (profile.step_s, profile.backward_s) == pytest.approx((0.1, 0.03))
+    assert profile.size_bytes == 4 * 25_557_032
+    whole = {**ENTRY, "accumulate": 4, "release_s": [0.01, 0.025]}
+    file = write(tmp_path / "whole.json", {**ABOUT, "groups": [5, 7], "entries": [whole]})
+    (profile,) = read_calibration(file, "resnet50", group_bytes=1e7).profiles
+    assert profile.groups == (Group(5, 0.01), Group(7, 0.025))
+    assert (profile.batch, profile.accumulate) == (16, 4)
+    # A mean of backward passes above the median of steps: no longer than a micro-batch.
+    late = {**whole, "backward_s": 0.06, "release_s": [0.01, 0.06]}
+    file = write(tmp_path / "late.json", {**ABOUT, "groups": [5, 7], "entries": [late]})
+    (profile,) = read_calibration(file, "resnet50", group_bytes=1e7).profiles
+    assert profile.backward_s == 0.025
+    assert profile.groups == (Group(5, 0.01), Group(7, 0.025))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"entries": []},
+        {"entries": [{**ENTRY, "images_per_second": 0.0}]},
+        {"entries": [{**ENTRY, "batch": 63}]},
+        {"entries": [{**ENTRY, "backward_s": -0.2}]},
+        {"groups": [1, 2]},
+        {"groups": [1, 2], "entries": [{**ENTRY, "release_s": [0.1]}]},
+        {"groups": [1, 2], "entries": [{**ENTRY, "release_s": [0.03, 0.01]}]},
+        {"precision": ...},
+    ],
+)
+def test_a_wrong_calibration_is_one_line(wrong: dict[str, object], tmp_path: Path) -> None:
+    content: dict[str, object] = {**ABOUT, "entries": [ENTRY], **wrong}
+    content = {key: value for key, value in content.items() if value is not ...}
+    file = write(tmp_path / "c.json", content)
+    with pytest.raises(ResourceError, match=r"--calibration .*expected the calibration.json") as e:
+        read_calibration(file, "resnet50", group_bytes=1e7, accumulate=2)
+    assert "\n" not in str(e.value)
+
+
+def test_another_models_calibration_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.json", {**ABOUT, "entries": [ENTRY]})
+    with pytest.raises(ConfigError, match="made for resnet50, the config has model"):
+        read_calibration(file, "resnet18", group_bytes=1e7)
+    with pytest.raises(ResourceError, match="cannot be read: No such file"):
+        read_calibration(tmp_path / "none.json", "resnet50", group_bytes=1e7)
+
+
+POINT = {
+    "hosts": 2,
+    "ranks_per_host": 1,
+    "link_gbit": 1.0,
+    "model": "two",
+    "groups": [1e6, 3e6],
+    "release_s": [0.02, 0.05],
+    "compute_s": 0.06,
+    "step_s": 0.088,
+    "allreduce": [{"bytes": 1e6, "seconds": 0.011}, {"bytes": 3e6, "seconds": 0.031}],
+}
+
+
+def test_a_measured_point_is_predicted_from_its_messages(tmp_path: Path) -> None:
+    """1 ms and 100 MB/s: from 50 ms on the second takes 31; 10 ms of computing follow backward."""
+    other = {"trainer": "DDP", "hosts": 2, "step_s": 0.1}
+    for content in ([POINT], {"points": [POINT]}, [other, {**POINT, "trainer": "hvdtrain"}]):
+        (measured,) = read_measured(write(tmp_path / "m.json", content))
+        found = compare(measured)
+        assert found.latency_s == pytest.approx(1e-3)
+        assert found.bytes_per_s == pytest.approx(1e8)
+        assert found.predicted_s == pytest.approx(0.06 + 0.031)
+        assert found.error == pytest.approx(0.091 / 0.088 - 1)
+    assert compare(measured.model_copy(update={"step_s": 1.0})).predicted_s == found.predicted_s
+
+
+def test_the_fit_is_least_squares_of_relative_errors() -> None:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    sizes = random.uniform(1e5, 1e8, 40)
+    seconds = (2e-3 + sizes / 1e8) * random.uniform(0.9, 1.1, 40)
+    messages = [
+        Message(bytes=float(s), seconds=float(t)) for s, t in zip(sizes, seconds, strict=True)
+    ]
+    design = np.stack([1 / seconds, sizes / seconds], axis=1)
+    expected = np.linalg.lstsq(design, np.ones(40), rcond=None)[0]
+    assert fit(messages) == pytest.approx(tuple(expected), rel=1e-6)
+    down = [Message(bytes=1e6, seconds=0.01), Message(bytes=4e6, seconds=0.05)]
+    latency_s, slope = fit(down)  # a line through them would start below 0
+    assert latency_s == 0
+    assert 0.01 / 1e6 < slope < 0.05 / 4e6
+
+
+def test_between_measured_sizes_the_cost_is_a_straight_line() -> None:
+    cost = between(
+        [
+            Message(bytes=1e6, seconds=0.01),
+            Message(bytes=2e6, seconds=0.03),
+            Message(bytes=2e6, seconds=0.05),
+            Message(bytes=8e6, seconds=0.16),
+        ]
+    )
+    assert [cost(x) for x in (1e6, 1.5e6, 2e6, 5e6, 8e6)] == pytest.approx(
+        [0.01, 0.025, 0.04, 0.1, 0.16]
+    )
+    assert cost(16e6) == pytest.approx(0.32, rel=0.02)
+    assert 0 <= cost(0.0) < cost(0.5e6) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"groups": [1e6]}, "2 release_s of 1 groups"),
+        ({"release_s": [0.05, 0.02]}, "must rise"),
+        ({"release_s": [0.05, 0.07]}, "must rise, up to compute_s"),
+        ({"allreduce": [{"bytes": 1e6, "seconds": 1.0}] * 2}, "two sizes"),
+        ({"hosts": 0}, "hosts"),
+    ],
+)
+def test_a_wrong_point_is_one_line(wrong: dict[str, object], message: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "m.json", [POINT, {**POINT, **wrong}])
+    with pytest.raises(ResourceError, match=message) as error:
+        read_measured(file)
+    assert "point 1" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "3", '{"points": 3}'])
+def test_another_file_is_no_list_of_points(text: str, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(ResourceError, match=r"docs/scaling\.md"):
+        read_measured(tmp_path / "m.json")
