@@ -13,7 +13,9 @@ from hvdtrain import __version__
 from hvdtrain.cli_job import AsJson, ConfigFile, Overrides, job, load_on_all, tell
 from hvdtrain.config import Config
 from hvdtrain.data_cli import data_app
+from hvdtrain.doctor_cli import doctor
 from hvdtrain.errors import HvdtrainError
+from hvdtrain.launch_cli import launch_app
 from hvdtrain.load_config import load_config
 from hvdtrain.report_cli import report
 from hvdtrain.scaling_cli import scaling_app
@@ -37,7 +39,9 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app, name="tune")
 app.add_typer(scaling_app, name="scaling")
+app.add_typer(launch_app, name="launch")
 app.command()(report)
+app.command()(doctor)
 
 
 @app.command()
@@ -56,8 +60,8 @@ def train(
         Path | None, typer.Option(help="Run directory, in place of OUTPUT/<name>-<time>.")
     ] = None,
 ) -> None:
-    """Train; start it alone, or under horovodrun, mpirun: one process per rank."""
-    with job() as comm:
+    """Train; start it alone, or by hvdtrain launch, mpirun, horovodrun: one process per rank."""
+    with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.train import train as run_training
 
@@ -98,17 +102,6 @@ def plan(
     made = make_plan(cfg, world_size, cfg.data.train_size or num_images)
     text = json.dumps(plan_dict(cfg, made, reads)) if as_json else plan_text(cfg, made, reads)
     typer.echo(text)
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Check this machine: versions, Horovod's features, MPI, image decoding, ports."""
-    from hvdtrain.doctor import examine, report_text
-
-    findings = examine()
-    typer.echo(json.dumps(findings) if as_json else report_text(findings))
-    if not all(finding["ok"] for finding in findings["checks"]):
-        raise typer.Exit(1)
 
 
 @app.command()

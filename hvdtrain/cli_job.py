@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hvdtrain.config import Config
-from hvdtrain.errors import ConfigError, HvdtrainError
+from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
+from hvdtrain.launch.job import note_stop
 from hvdtrain.load_config import load_config
+from hvdtrain.signals import ignore_repeats
 
 if TYPE_CHECKING:
     from hvdtrain.comm import Comm
@@ -38,17 +40,26 @@ def load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
 
 
 @contextlib.contextmanager
-def job() -> Iterator[Comm]:
+def job(config: str | None = None, overrides: list[str] | None = None) -> Iterator[Comm]:
     """Join the launcher's ranks; on a fault that only this rank has, leave at once.
 
     Waiting for the others would wait for ever: the launcher ends them when this one ends.
+    `config` is needed before there are ranks for its `comm.interface` alone.
     """
     from hvdtrain.comm import init_comm
 
-    comm = init_comm()
+    interface = "auto"
+    if config is not None:
+        with contextlib.suppress(HvdtrainError):  # `load_on_all` tells it, once for all ranks
+            interface = load_config(config, overrides).comm.interface
+    comm = init_comm(interface)
     try:
         yield comm
     except BaseException as error:
+        if isinstance(error, Preempted):
+            ignore_repeats()
+            if comm.rank == 0:
+                note_stop(os.environ)
         if not isinstance(error, HvdtrainError) or not error.everywhere:
             if comm.size > 1:
                 _die(error, comm)

@@ -16,8 +16,12 @@ from typing import Any, Protocol
 import torch
 
 from hvdtrain.errors import CommError
+from hvdtrain.launch.nic import use_interface
+from hvdtrain.launch.slurm_task import horovod_variables, tell_joined
 
-SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Where launchers say how many ranks they started. Slurm's other counts are set in batch scripts,
+too, where there is one process."""
 
 DEFAULTS = {
     # A stalled rank is named after one minute and the job ended after ten; Horovod's own
@@ -32,6 +36,17 @@ DEFAULTS = {
 CPU_DEFAULTS = {
     # Open MPI's progress thread busy-waits on the core that computes.
     "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+NETWORK_DEFAULTS = {
+    # Open MPI's own choice for several hosts exchanges halves between pairs and was seen to leave
+    # one direction of the link idle half of the time; a ring fills both. docs/ethernet.md.
+    "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+    "OMPI_MCA_coll_tuned_allreduce_algorithm": "4",
+}
+PAIR_DEFAULTS = {
+    # Where two ranks send to each other, "put" sends a message whole, and the word that lets the
+    # other direction begin waits behind it. Without it messages go in pieces.
+    "OMPI_MCA_btl_tcp_flags": "send,inplace,need-csum,hetero-rdma",
 }
 
 
@@ -201,17 +216,30 @@ def launched_size(env: Mapping[str, str]) -> int:
     return next((int(env[name]) for name in SIZE_VARIABLES if env.get(name, "").isdigit()), 1)
 
 
-def init_comm() -> Comm:
+def settings(env: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
+    """Variables that Horovod and Open MPI read when they start, where the user set no others."""
+    size = launched_size(env)
+    here, nodes = env.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""), env.get("SLURM_STEP_NUM_NODES", "")
+    several_hosts = (here.isdigit() and int(here) < size) or (nodes.isdigit() and int(nodes) > 1)
+    found = DEFAULTS | (CPU_DEFAULTS if cpu else {})
+    if several_hosts:
+        found |= NETWORK_DEFAULTS | (PAIR_DEFAULTS if size == 2 else {})
+    return found
+
+
+def init_comm(interface: str = "auto") -> Comm:
     """Join the job that the launcher started, or stand alone without one.
 
-    Raises CommError if Horovod finds another number of ranks than the launcher started.
+    `interface` is the config's `comm.interface`. Raises CommError if this host has none such, or
+    if Horovod finds another number of ranks than the launcher started.
     """
+    os.environ.update(horovod_variables(os.environ))
     expected = launched_size(os.environ)
     if expected == 1:
         return Solo()
-    cpu = {} if torch.cuda.is_available() else CPU_DEFAULTS
-    for name, value in {**DEFAULTS, **cpu}.items():
+    for name, value in settings(os.environ, cpu=not torch.cuda.is_available()).items():
         os.environ.setdefault(name, value)
+    use_interface(interface)
     try:
         comm = Horovod()
     except ImportError as error:
@@ -223,6 +251,7 @@ def init_comm() -> Comm:
             f"the launcher started {expected} ranks, but Horovod sees {comm.size}, so each would "
             "train alone: was Horovod built with this launcher's MPI? See hvdtrain doctor"
         )
+    tell_joined(os.environ)
     return comm
 
 

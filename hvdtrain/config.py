@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hvdtrain.config_fields import (
     Fraction,
@@ -18,7 +20,11 @@ from hvdtrain.config_fields import (
 from hvdtrain.config_metrics import Metrics
 from hvdtrain.config_schedule import LearningRate, Phase
 
+GROUP_MB = 16.0
+"""Size of the groups that gradients are exchanged in, MiB, where nothing else is said."""
+
 __all__ = [
+    "GROUP_MB",
     "Checkpoint",
     "Comm",
     "Config",
@@ -196,13 +202,45 @@ class Train(Section):
 class Comm(Section):
     """Gradient exchange."""
 
-    compression: Literal["none", "fp16"] = "none"
-    """Type of gradients on the wire."""
-    group_mb: PositiveFloat = 16.0
-    """Gradients are exchanged in groups of about this size, in MiB, while backward still runs."""
+    tune: Literal["measure", "fixed"] = "fixed"
+    """`measure`: choose `group_mb` where it is not set, and `compression` where it is auto, from a
+    few seconds of exchanges at the start. tuning.json keeps the choice for when the run goes on.
+    `fixed`: the same settings in every run, so that equal runs end in equal weights to the bit."""
+    compression: Literal["none", "fp16", "auto"] = "none"
+    """Type of gradients on the wire: their own, or fp16, which halves the bytes and rounds. auto:
+    fp16 where `tune: measure` finds that it saves a tenth of the time."""
+    group_mb: PositiveFloat | None = None
+    """Gradients are exchanged in groups of about this size, in MiB, while backward still runs.
+    None: 16, or what `tune: measure` chooses."""
     link_gbit: PositiveFloat | None = None
     """Speed of the network between machines, Gbit/s per machine, from which the ceiling of the
     efficiency is computed. None: what the kernel says of the interface that carries most."""
+    interface: str = "auto"
+    """Network between the machines: the name of an interface, or, as names may differ, its subnet
+    (10.0.0.0/24). auto: the one that leads to the other machines. All libraries are told."""
+    preflight: bool = True
+    """Compare all ranks before the first step and measure their links, in a few seconds: see
+    docs/preflight.md. false: where you know better."""
+
+    @field_validator("interface")
+    @classmethod
+    def _check_interface(cls, value: str) -> str:
+        if "/" in value:
+            try:
+                ip_network(value, strict=False)
+            except ValueError:
+                raise ValueError("expected a subnet such as 10.0.0.0/24") from None
+        elif not re.fullmatch(r"[\w.@:-]{1,15}", value):
+            raise ValueError("expected auto, the name of an interface or a subnet") from None
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Comm:
+        if self.compression == "auto" and self.tune == "fixed":
+            raise ValueError(
+                "compression: auto is chosen by measuring: set tune: measure, or none or fp16"
+            )
+        return self
 
 
 class Checkpoint(Section):

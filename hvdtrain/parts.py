@@ -10,7 +10,7 @@ import torch
 
 from hvdtrain.agreement import require_equal, together
 from hvdtrain.comm import Comm, cores_for_rank
-from hvdtrain.config import Config
+from hvdtrain.config import GROUP_MB, Config
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.mixing import Mixing
 from hvdtrain.models import build_model
@@ -119,8 +119,9 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         model.parameters(),
         comm,
         accumulate=cfg.train.accumulate,
-        compression=cfg.comm.compression,
-        group_bytes=cfg.comm.group_mb * 2**20,
+        # A run has both resolved; a command that does not train takes the plain ones.
+        compression="fp16" if cfg.comm.compression == "fp16" else "none",
+        group_bytes=(cfg.comm.group_mb or GROUP_MB) * 2**20,
     )
     train, agc = cfg.train, cfg.optimizer.agc
     static = None if train.loss_scale == "dynamic" else float(train.loss_scale)

@@ -57,6 +57,11 @@ class RunPaths:
         return self.root / "calibration.json"
 
     @property
+    def tuning(self) -> Path:
+        """How gradients are exchanged, if that was measured."""
+        return self.root / "tuning.json"
+
+    @property
     def report(self) -> Path:
         """One page about the run, for a browser."""
         return self.root / "report.html"

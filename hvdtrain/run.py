@@ -15,14 +15,19 @@ import yaml
 from hvdtrain.agreement import together
 from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.comm import Comm
+from hvdtrain.comm_tune import tune
 from hvdtrain.config import Config
 from hvdtrain.errors import CheckpointError
+from hvdtrain.launch.finding import raise_faults
+from hvdtrain.launch.judge import judge, measured
+from hvdtrain.launch.placement import Found, found_placement, placement_text
 from hvdtrain.models.weights import load_weights
 from hvdtrain.noise_scale import NoiseScale
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.parts import checkpoint_labels, set_up
 from hvdtrain.paths import RunPaths, write_atomically
 from hvdtrain.plan import Plan, Position
+from hvdtrain.preflight import survey
 from hvdtrain.recipe_check import recipe_warnings
 from hvdtrain.run_directory import run_directory
 from hvdtrain.step import State
@@ -61,19 +66,34 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
 
     A fault on any rank is raised on all of them.
     """
-    parts = set_up(cfg, comm)
     paths, resumed = run_directory(cfg, comm, resume, run_dir)
+    facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
+    found = judge(facts)
+    raise_faults(found)
+    tuning = tune(cfg, comm, paths.tuning)
+    cfg = tuning.config
+    parts = set_up(cfg, comm)
     with together(comm):
         if comm.rank == 0:
             paths.create()
-    hosts = comm.gather_text(socket.gethostname())
+    own = (socket.gethostname(), torch.get_num_threads(), torch.cuda.device_count())
+    ranks = [Found(*json.loads(text)) for text in comm.gather_text(json.dumps(own))]
+    hosts = [rank.host for rank in ranks]
     with together(comm):
         sinks = Sinks(cfg, comm, paths, hosts)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts)
+    for finding in found:
+        sinks.write("note", {"text": f"warning: {finding}"})
+    if comm.size > 1:
+        sinks.write("note", {"text": f"placement: {placement_text(found_placement(ranks))}"})
+    if comm.size > 1 and facts:
+        sinks.write("note", {"text": f"preflight: {measured(facts)}"})
     restore(run, must=resumed)
     if comm.rank == 0:
         _describe(run)
+        tuning.write(paths.tuning)
+        sinks.write("note", {"text": tuning.text})
     publish(cfg.metrics, comm, paths, sinks)
     return run
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+REPEAT_S = 3.0
+"""Launchers repeat a signal that the ranks have got already: so long it is the same wish."""
 
 
 class StopSignals:
-    """While active, the first SIGTERM, SIGUSR1 or SIGINT sets `requested`; a second one kills."""
+    """While active, SIGTERM, SIGUSR1 or SIGINT sets `requested`; one more, later, kills."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._first_s = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -25,5 +30,15 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._first_s = True, now
+        elif now - self._first_s > REPEAT_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def ignore_repeats() -> None:
+    """From here on this process only ends: no repeated signal is to change its exit code."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -27,6 +27,7 @@ def write_summary(
         **result,
         "images_per_second": state.samples / max(state.train_seconds, 1e-9),
         **efficiency,
+        "comm": run.cfg.comm.model_dump(include={"tune", "group_mb", "compression"}),
         "noise_scale": advice(noise, batch) if noise is not None else None,
         "train_seconds": state.train_seconds,
         "wall_seconds": wall_s,

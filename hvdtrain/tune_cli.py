@@ -32,7 +32,7 @@ def tune_lr(
 
     Rates are those of an update at the plan's first global batch; lr.base is given beside them.
     """
-    with job() as comm:
+    with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.analysis import tune
         from hvdtrain.analysis.lr_range import as_dict
@@ -62,7 +62,7 @@ def tune_batch(
     Batches of noise are tried on every rank, a tenth of the memory left free. What is largest is
     not always fastest: images/s of every trial are shown.
     """
-    with job() as comm:
+    with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.agreement import together
         from hvdtrain.analysis import tune

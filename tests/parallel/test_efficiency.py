@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.netlab.lab import Lab, why_not
 from hvdtrain.telemetry.lost_time import CAUSES
 from tests.launch import REPOSITORY, mpirun, run
 
@@ -20,7 +19,6 @@ WORKER = REPOSITORY / "tests/parallel/efficiency_worker.py"
 LINK_GBIT = 0.2  # as in the worker's config
 INJECTED = 0.15 / 0.20
 """Seconds by which a slow step of the worker is longer, and its seconds."""
-NETWORK = "10.123.45"
 
 
 @pytest.fixture(scope="module")
@@ -72,48 +70,23 @@ def test_the_cause_is_found(
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[list[str]]:
-    """Two network namespaces joined by a slow link; mpirun's arguments to start a rank in each."""
-    if os.geteuid() != 0 or shutil.which("tc") is None:
-        pytest.skip("needs root, ip and tc to make network namespaces")
-    names = [f"hvdtrain-test-{os.getpid()}-{k}" for k in range(2)]
-    agent = tmp_path / "agent"
-    agent.write_text(
-        "#!/bin/sh\nshift\n"
-        f'exec ip netns exec {names[1]} unshare --uts sh -c "hostname other; $*"\n'
-    )
-    agent.chmod(0o755)
+def lab() -> Iterator[Lab]:
+    """Two hosts joined by a slow link."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with Lab(2, link_gbit=LINK_GBIT) as made:
+        yield made
 
-    def ip(*arguments: str) -> None:
-        subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", names[0], "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", names[1])
-        for k, name in enumerate(names):
-            ip("-n", name, "address", "add", f"{NETWORK}.{k + 1}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            shape = f"qdisc add dev eth0 root tbf rate {LINK_GBIT}gbit burst 256kb latency 5ms"
-            inside = ["ip", "netns", "exec", name]
-            subprocess.run([*inside, "tc", *shape.split()], check=True, capture_output=True)
-        yield [
-            *("ip", "netns", "exec", names[0], "mpirun", "-H", f"{NETWORK}.1:2,{NETWORK}.2:2"),
-            *("-mca", "plm_rsh_agent", str(agent)),
-            *("-mca", "btl", "self,tcp", "-mca", "btl_tcp_if_include", "eth0"),
-            *("-mca", "oob_tcp_if_include", "eth0", "-x", "PATH", "-x", "PYTHONPATH"),
-            *("-x", "OMP_NUM_THREADS", "--prefix", sys.prefix),
-        ]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+def on_both(lab: Lab, ranks_per_host: int, images: Path, out: Path) -> list[str]:
+    """The command that starts the worker's ranks."""
+    mpirun = ["mpirun", *lab.mpirun_arguments(ranks_per_host), "-x", "OMP_NUM_THREADS"]
+    return [*lab.inside(0), *mpirun, sys.executable, str(WORKER), str(images), str(out)]
 
 
 @pytest.mark.parallel
-def test_a_slow_link_is_found(images: Path, tmp_path: Path, machines: list[str]) -> None:
-    worker = [sys.executable, str(WORKER), str(images), str(tmp_path)]
-    found = report([*machines, "-np", "2", "-map-by", "node", *worker], tmp_path, "network")
+def test_a_slow_link_is_found(images: Path, tmp_path: Path, lab: Lab) -> None:
+    found = report(on_both(lab, 1, images, tmp_path), tmp_path, "network")
     ceiling = found["efficiency_ceiling"]
     words = f"waiting for the network; the link allows an efficiency of {ceiling:.0%}"
     require_cause(found, "communication", words)
@@ -121,10 +94,9 @@ def test_a_slow_link_is_found(images: Path, tmp_path: Path, machines: list[str])
 
 
 @pytest.mark.parallel
-def test_a_slow_machine_is_found(images: Path, tmp_path: Path, machines: list[str]) -> None:
-    worker = [sys.executable, str(WORKER), str(images), str(tmp_path)]
-    found = report([*machines, "-np", "4", *worker], tmp_path, "ranks 2 and 3")
-    words = "waiting for the ranks on other, which compute slowly"
+def test_a_slow_machine_is_found(images: Path, tmp_path: Path, lab: Lab) -> None:
+    found = report(on_both(lab, 2, images, tmp_path), tmp_path, "ranks 2 and 3")
+    words = f"waiting for the ranks on {lab.hosts[1]}, which compute slowly"
     require_cause(found, "straggling", words)
     assert found["straggler"] is None  # none of the two alone
     assert found["lost_straggling_ratio"] == pytest.approx(INJECTED, abs=0.15)

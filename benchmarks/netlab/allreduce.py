@@ -1,0 +1,133 @@
+"""Time of an allreduce between hosts of a lab, against the least that iperf3's rate allows.
+
+    sudo -E python benchmarks/netlab/allreduce.py [--quick]
+
+For 2, 4 and 8 hosts with one rank each: hvdtrain's own settings and Open MPI's defaults, in turn,
+each started anew. The share of a size is (2 (N - 1) / N · size / rate of iperf3) / median time.
+docs/ethernet.md has the figures. Needs root, iperf3, and what netlab.py needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lab import Lab, LabError
+
+from hvdtrain.comm import init_comm
+from hvdtrain.scaling.ring import ring_seconds
+
+UNTUNED = {
+    "OMPI_MCA_coll_tuned_use_dynamic_rules": "0",
+    "OMPI_MCA_btl_tcp_flags": "send,put,inplace,need-ack,need-csum,hetero-rdma",
+}
+"""Open MPI's own, from `ompi_info --param btl tcp --level 9`."""
+
+
+def worker(sizes_mb: list[float], rounds: int) -> None:
+    """One rank; rank 0 prints the seconds of every round by size."""
+    torch.set_num_threads(1)
+    comm = init_comm()
+    found: dict[float, list[float]] = {}
+    for mb in sizes_mb:
+        tensor = torch.zeros(int(mb * 1e6 / 4))
+        comm.sum_(tensor, f"allreduce.{mb}")
+        for _ in range(rounds):
+            comm.sum_(torch.zeros(1), "start")
+            began = time.perf_counter()
+            comm.sum_(tensor, f"allreduce.{mb}")
+            found.setdefault(mb, []).append(time.perf_counter() - began)
+    if comm.rank == 0:
+        print(json.dumps([found[mb] for mb in sizes_mb]), flush=True)
+    comm.shutdown()
+
+
+def link_bytes_per_s(lab: Lab, seconds: int) -> float:
+    """What iperf3 gets over one link of the lab."""
+    lab.check(1, "iperf3 -s -1 -D")
+    time.sleep(0.2)
+    end = json.loads(lab.check(0, f"iperf3 -c node1 -t {seconds} -J"))["end"]
+    rate: float = end["sum_received"]["bits_per_second"]
+    return rate / 8
+
+
+def launch(lab: Lab, command: list[str], env: dict[str, str], *, ranks_per_host: int = 1) -> Any:
+    """Run ranks on all hosts; what rank 0 printed last, as JSON."""
+    names = [word for name in env for word in ("-x", name)]
+    mpirun = str(Path(sys.executable).parent / "mpirun")
+    words = [mpirun if Path(mpirun).exists() else "mpirun", *lab.mpirun_arguments(ranks_per_host)]
+    allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    out = lab.check(0, [*words, *names, sys.executable, *command], env=allow | env, timeout_s=900)
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="2 and 4 hosts at 0.5 Gbit/s, 1 run")
+    parser.add_argument("--hosts", default=None, help="numbers of hosts (default 2,4,8; quick 2,4)")
+    parser.add_argument("--gbit", type=float, default=None, help="link (default 1; quick 0.5)")
+    parser.add_argument("--runs", type=int, default=None, help="runs of each (default 3; quick 1)")
+    parser.add_argument("--out", type=Path, help="write the figures to this file as JSON")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(list(map(float, args.worker[0].split(","))), int(args.worker[1]))
+        return
+    gbit = args.gbit or (0.5 if args.quick else 1.0)
+    runs = args.runs or (1 if args.quick else 3)
+    sizes = [1.0, 16.0, 100.0]
+    rows = []
+    for hosts in map(int, (args.hosts or ("2,4" if args.quick else "2,4,8")).split(",")):
+        with Lab(hosts, link_gbit=gbit) as lab:
+            rate = link_bytes_per_s(lab, 2 if args.quick else 5)
+            command = [str(Path(__file__).resolve()), "--worker", ",".join(map(str, sizes)), "3"]
+            seconds: dict[str, list[list[float]]] = {
+                "hvdtrain": [[], [], []],
+                "Open MPI": [[], [], []],
+            }
+            for number in range(runs):
+                for name in list(seconds)[:: 1 if number % 2 == 0 else -1]:
+                    env = UNTUNED if name == "Open MPI" else {}
+                    for values, new in zip(seconds[name], launch(lab, command, env), strict=True):
+                        values.extend(new)
+        for name, by_size in seconds.items():
+            row = {"hosts": hosts, "link_gbit": gbit, "iperf_mbit": rate * 8e-6, "settings": name}
+            for mb, values in zip(sizes, by_size, strict=True):
+                median = statistics.median(values)
+                row[f"seconds_{mb:g}mb"] = median
+                row[f"share_{mb:g}mb"] = ring_seconds(mb * 1e6, hosts, rate) / median
+            rows.append(row)
+            shares = "  ".join(f"{mb:g} MB {row[f'share_{mb:g}mb']:6.1%}" for mb in sizes)
+            print(
+                f"{hosts} hosts  {gbit:g} Gbit/s  iperf3 {rate * 8e-6:.0f} Mbit/s  {name:9}  {shares}",
+                flush=True,
+            )
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    load = f"{os.getloadavg()[0]:.1f}"
+    print(
+        json.dumps(
+            {
+                "share_100mb": min(r["share_100mb"] for r in rows if r["settings"] == "hvdtrain"),
+                "load_average": load,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LabError as error:
+        sys.exit(str(error))

@@ -1,0 +1,229 @@
+"""Time of a step over a shaped link: hvdtrain, torch DDP (gloo), and Horovod as it comes.
+
+    sudo -E python benchmarks/netlab/step_time.py [--quick]
+
+Every host of the lab has one rank, which trains the parameters of a ResNet-50; the computation is
+stood in for by timed sleeps, the gradients are real and go over real TCP. The contestants take
+turns, each started anew by mpirun, with and without fp16 on the wire. All end with a plain SGD
+update. Horovod as it comes: DistributedOptimizer, its own fusion, Open MPI's defaults, but for
+mpi_yield_when_idle, as the hosts of a lab share cores. `--out` writes points for
+`hvdtrain scaling compare`. docs/ethernet.md has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from allreduce import launch
+from lab import NETWORK, Lab, LabError
+from stand_in import StandIn
+
+from hvdtrain.comm import Comm, init_comm
+from hvdtrain.reducer import Reducer
+
+MODEL = "resnet50"
+TRAINERS = ("hvdtrain", "DDP", "Horovod")
+SINGLE_MB = (1, 4, 16, 32)
+"""Allreduces measured one by one, for the predictor."""
+
+
+def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> dict[str, Any]:
+    """Seconds of steps with hvdtrain's reducer, and what the predictor needs to know."""
+    comm = init_comm()
+    reducer = Reducer(
+        model.parameters(),
+        comm,
+        compression="fp16" if compression == "fp16" else "none",
+        group_bytes=group_mb * 2**20,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.zeros(1, requires_grad=True)
+    released = [0.0] * len(reducer.groups)
+    for k, group in enumerate(reducer.groups):
+        for p in group.params:
+            p.register_post_accumulate_grad_hook(
+                lambda _, k=k: released.__setitem__(k, time.perf_counter())
+            )
+
+    def step(*, communicate: bool = True) -> None:
+        reducer.start_step(communicate=communicate)
+        loss = model(x) * reducer.loss_scale
+        reducer.start_backward()
+        loss.backward()
+        reducer.end_backward()
+        reducer.finish()
+        optimizer.step()
+
+    alone, releases = [], []
+    for _ in range(3):
+        comm.sum_(torch.zeros(1), "start")
+        began = time.perf_counter()
+        step(communicate=False)
+        alone.append(time.perf_counter() - began)
+        releases.append([at - began for at in released])
+    seconds = timed(step, steps)
+    found = {
+        "seconds": seconds,
+        "groups": [group.wire.numel() * group.wire.element_size() for group in reducer.groups],
+        "release_s": [statistics.median(each) for each in zip(*releases, strict=True)],
+        "compute_s": statistics.median(alone),
+        "allreduce": single(comm),
+    }
+    comm.shutdown()
+    return found
+
+
+def single(comm: Comm) -> list[dict[str, float]]:
+    """Blocking allreduces of several sizes."""
+    found = []
+    for mb in SINGLE_MB:
+        tensor = torch.zeros(mb * 2**18)
+        seconds = timed(lambda t=tensor, mb=mb: comm.sum_(t, f"single.{mb}"), 3)
+        found.append({"bytes": mb * 2**20, "seconds": statistics.median(seconds)})
+    return found
+
+
+def ddp(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any]:
+    """Seconds of steps with DistributedDataParallel over gloo."""
+    from torch import distributed
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+    rank, size = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
+    address = f"tcp://{NETWORK}.1:29500"
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+    network = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if compression == "fp16":
+        network.register_comm_hook(None, fp16_compress_hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.zeros(1, requires_grad=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        network(x).backward()
+        optimizer.step()
+
+    seconds = timed(step, steps)
+    distributed.destroy_process_group()
+    return {"seconds": seconds}
+
+
+def horovod(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any]:
+    """Seconds of steps with Horovod's own optimizer and defaults."""
+    import horovod.torch as hvd
+
+    hvd.init()
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        named_parameters=model.named_parameters(),
+        compression=hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none,
+    )
+    x = torch.zeros(1, requires_grad=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x).backward()
+        optimizer.step()
+
+    seconds = timed(step, steps)
+    hvd.shutdown()
+    return {"seconds": seconds}
+
+
+def timed(step: Callable[[], object], steps: int) -> list[float]:
+    """Seconds of each step but the first, which opens connections; a step waits for all ranks."""
+    seconds = []
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def work(trainer: str, args: argparse.Namespace) -> None:
+    """One rank; the one on the first host prints what it found."""
+    torch.set_num_threads(1)
+    function = {"hvdtrain": hvdtrain, "DDP": ddp, "Horovod": horovod}[trainer]
+    model = StandIn(MODEL, args.compute)
+    found = function(model, args.steps, args.compression, args.group_mb)
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
+        print(json.dumps(found), flush=True)
+
+
+def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for every contestant on this lab; those of hvdtrain are points for the predictor."""
+    names = [(t, c) for c in args.compressions.split(",") for t in TRAINERS]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {name: [] for name in names}
+    for number in range(args.runs):
+        for trainer, compression in names if number % 2 == 0 else names[::-1]:
+            command = [str(Path(__file__).resolve()), "--worker", trainer]
+            command += ["--compression", compression, "--compute", str(args.compute)]
+            command += ["--steps", str(args.steps), "--group-mb", str(args.group_mb)]
+            env = {"OMPI_MCA_mpi_yield_when_idle": "1", "GLOO_SOCKET_IFNAME": lab.nics[0]}
+            found[trainer, compression].append(launch(lab, command, env))
+    rows = []
+    for (trainer, compression), runs in found.items():
+        seconds = [s for run in runs for s in run.pop("seconds")]
+        row = {"label": f"{trainer} {compression}", "trainer": trainer, "compression": compression}
+        row |= {"hosts": len(lab.hosts), "ranks_per_host": 1, "link_gbit": gbit, "model": MODEL}
+        rows.append(row | {"step_s": statistics.median(seconds)} | runs[-1])
+        print(
+            f"{len(lab.hosts)} hosts  {gbit:g} Gbit/s  {trainer:8}  {compression:4}  "
+            f"{statistics.median(seconds):6.3f} s a step  ({min(seconds):.3f} to {max(seconds):.3f})",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="2 and 4 hosts, 1 run of 3 steps")
+    parser.add_argument("--hosts", help="numbers of hosts (default 2,4,8; quick 2,4)")
+    parser.add_argument("--gbit", type=float, default=1.0, help="rate of the links (default 1)")
+    parser.add_argument("--compute", type=float, default=0.5, help="seconds of computing a step")
+    parser.add_argument("--group-mb", type=float, default=16.0, help="comm.group_mb of hvdtrain")
+    parser.add_argument("--runs", type=int, help="runs of each contestant (default 3, quick 1)")
+    parser.add_argument("--steps", type=int, help="steps of a run (default 8, quick 3)")
+    parser.add_argument("--compressions", default="none,fp16", help="default none,fp16")
+    parser.add_argument("--out", type=Path, help="write all rows to this file as JSON")
+    parser.add_argument("--worker", choices=TRAINERS, help=argparse.SUPPRESS)
+    parser.add_argument("--compression", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.steps = args.steps or (3 if args.quick else 8)
+    args.runs = args.runs or (1 if args.quick else 3)
+    if args.worker:
+        work(args.worker, args)
+        return
+    rows: list[dict[str, Any]] = []
+    for hosts in map(int, (args.hosts or ("2,4" if args.quick else "2,4,8")).split(",")):
+        with Lab(hosts, link_gbit=args.gbit) as lab:
+            rows += contest(lab, args.gbit, args)
+        if args.out:
+            args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    times = {(r["hosts"], r["trainer"], r["compression"]): r["step_s"] for r in rows}
+    faster = {
+        f"vs_{trainer}": round(
+            min(s / times[n, "hvdtrain", c] for (n, t, c), s in times.items() if t == trainer), 3
+        )
+        for trainer in TRAINERS[1:]
+    }
+    print(json.dumps(faster | {"load_average": round(os.getloadavg()[0], 1)}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LabError as error:
+        sys.exit(str(error))

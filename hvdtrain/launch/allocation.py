@@ -1,0 +1,70 @@
+"""The Slurm job that a batch script runs in: its hosts, slots, cores and GPUs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from hvdtrain.errors import ResourceError
+from hvdtrain.launch.hosts import Host
+from hvdtrain.launch.placement import Placement, place
+from hvdtrain.launch.slurm_task import tasks_per_node
+
+INTERACTIVE_STEP = "4294967290"
+"""The step in which `salloc` runs a shell on a node. Source: Slurm's SLURM_INTERACTIVE_STEP."""
+
+
+def in_allocation(env: Mapping[str, str]) -> bool:
+    """True in a batch script, or below `salloc`; False in a task that srun started."""
+    alone = "SLURM_STEP_NUM_TASKS" not in env or env.get("SLURM_STEP_ID") == INTERACTIVE_STEP
+    return "SLURM_JOB_ID" in env and alone
+
+
+def node_names(text: str) -> list[str]:
+    """`n[1-3,07],m` → n1, n2, n3, n07, m, as `scontrol show hostnames` has it. Raises ResourceError."""
+    names = [""]
+    found: list[str] = []
+    for part in re.findall(r"\[[\d,-]+\]|[^\[\],]+|,", text):
+        if part == ",":
+            found, names = [*found, *names], [""]
+        elif part.startswith("["):
+            names = [name + number for name in names for number in _numbers(part[1:-1])]
+        else:
+            names = [name + part for name in names]
+    found += names
+    if "" in found:
+        raise ResourceError(f"Slurm's list of nodes: expected such as n[1-4], found {text!r}")
+    return found
+
+
+def _numbers(text: str) -> list[str]:
+    """`1-3,07` → 1, 2, 3, 07."""
+    found: list[str] = []
+    for item in text.split(","):
+        first, _, last = item.partition("-")
+        span = range(int(first), int(last or first) + 1)
+        found += [str(number).zfill(len(first)) for number in span]
+    return found
+
+
+def slurm_placement(env: Mapping[str, str]) -> Placement:
+    """The placement that the job was allocated for. Raises ResourceError, CommError."""
+    names = node_names(env["SLURM_JOB_NODELIST"])
+    if "SLURM_TASKS_PER_NODE" not in env:
+        raise ResourceError(
+            f"Slurm job {env['SLURM_JOB_ID']}: no number of tasks: give sbatch --ntasks-per-node"
+        )
+    counts = tasks_per_node(env["SLURM_TASKS_PER_NODE"])
+    hosts = [Host(name, slots) for name, slots in zip(names, counts, strict=True)]
+    cores: list[int | None] = [None] * len(hosts)
+    if each := env.get("SLURM_CPUS_PER_TASK"):
+        cores = [int(each) * host.slots for host in hosts]
+    elif "SLURM_JOB_CPUS_PER_NODE" in env:
+        cores = list(tasks_per_node(env["SLURM_JOB_CPUS_PER_NODE"]))
+    return place(hosts, cores, [_gpus(env)] * len(hosts))
+
+
+def _gpus(env: Mapping[str, str]) -> int | None:
+    """GPUs of each node, if the job asked for equally many on all."""
+    match = re.search(r"(\d+)$", env.get("SLURM_GPUS_PER_NODE", ""))  # such as a100:4
+    return int(match[1]) if match else None

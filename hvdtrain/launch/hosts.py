@@ -1,0 +1,64 @@
+"""Hosts of a job, as a user writes them: `a:4,b:4` or a hostfile."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdtrain.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")
+"""Names and IPv4 addresses; none can be taken for an option."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine and the number of ranks on it."""
+
+    name: str
+    slots: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.slots}"
+
+
+def parse_hosts(text: str) -> list[Host]:
+    """`a:4,b:4` → hosts in that order; a name alone has one slot. Raises ConfigError."""
+    hosts = [_host(item.strip(), f"--hosts {text}") for item in text.split(",")]
+    return _distinct(hosts, f"--hosts {text}")
+
+
+def read_hostfile(path: Path) -> list[Host]:
+    """One host a line, `a slots=4` (Open MPI) or `a:4`; `#` starts a comment. Raises ConfigError."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--hostfile {path}: cannot be read: {error}") from None
+    hosts = []
+    for number, line in enumerate(lines, 1):
+        if text := line.partition("#")[0].strip():
+            host = re.sub(r"\s+slots\s*=\s*", ":", text)
+            hosts.append(_host(host, f"{path}:{number}"))
+    if not hosts:
+        raise ConfigError(f"--hostfile {path}: names no host; write one a line: name slots=4")
+    return _distinct(hosts, str(path))
+
+
+def _host(text: str, where: str) -> Host:
+    name, colon, slots = text.partition(":")
+    if not NAME.match(name):
+        raise ConfigError(f"{where}: expected NAME:SLOTS, found {text!r}")
+    if colon and (not slots.isascii() or not slots.isdigit() or int(slots) < 1):
+        raise ConfigError(f"{where}: slots of {name}: expected a number from 1 on, found {slots!r}")
+    return Host(name, int(slots) if colon else 1)
+
+
+def _distinct(hosts: Iterable[Host], where: str) -> list[Host]:
+    found = {}
+    for host in hosts:
+        if host.name in found:
+            raise ConfigError(f"{where}: {host.name} is named twice: add its slots up")
+        found[host.name] = host
+    return list(found.values())

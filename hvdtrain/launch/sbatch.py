@@ -1,0 +1,197 @@
+"""Batch scripts for Slurm, made of a few parts that can be read and edited: those in `slurm/` are
+made here, too."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hvdtrain.errors import ConfigError
+
+SIGNAL_S = 180
+"""Seconds before the time limit at which a job is told to stop."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a batch script is to do."""
+
+    name: str
+    config: str
+    overrides: Sequence[str] = ()
+    nodes: int = 1
+    ranks_per_node: int = 1
+    total_ranks: int | None = None
+    """In place of nodes × ranks per node: Slurm takes GPUs where there are any."""
+    gpus: bool = False
+    """One GPU per rank."""
+    cores_per_rank: int = 8
+    time: str = "1-00:00:00"
+    partition: str | None = None
+    launcher: Literal["srun", "mpirun"] = "srun"
+    container: Literal["apptainer", "pyxis"] | None = None
+    image: str = ""
+    stage: str | None = None
+    """A packed dataset that each node copies to a disk of its own first."""
+    sweep: Sequence[str] = ()
+    """Settings of the tasks of an array: one override each."""
+    environment: str = ".venv/bin/activate"
+    """File to source: it makes hvdtrain known. Containers need none."""
+
+
+def render(script: Script) -> str:
+    """The text of the script. Raises ConfigError where its parts do not go together."""
+    if script.container is not None and script.launcher == "mpirun":
+        raise ConfigError("--container: not with mpirun, which cannot start ranks inside one")
+    if script.container is not None and not script.image:
+        raise ConfigError("--container: give --image, the container's file or name")
+    for text in (script.name, script.time, script.partition or "", script.image, script.config):
+        if "\n" in text:
+            raise ConfigError(f"a batch script's settings are one line each, found {text!r}")
+    parts = [_header(script), _settings(script), _FINISH, _stage(script), _start(script), _END]
+    return "\n".join(part for part in parts if part)
+
+
+def _header(script: Script) -> str:
+    options = [f"--job-name={script.name}"]
+    if script.partition is not None:
+        options.append(f"--partition={script.partition}")
+    if script.total_ranks is not None:
+        options.append(f"--ntasks={script.total_ranks}")
+    else:
+        options += [f"--nodes={script.nodes}", f"--ntasks-per-node={script.ranks_per_node}"]
+    options.append(f"--cpus-per-task={script.cores_per_rank}")
+    if script.gpus:
+        by_node = script.total_ranks is None
+        options.append(
+            f"--gpus-per-node={script.ranks_per_node}" if by_node else "--gpus-per-task=1"
+        )
+    options.append(f"--time={script.time}")
+    if script.sweep:
+        options.append(f"--array=0-{len(script.sweep) - 1}")
+    log = "%A-%a" if script.sweep else "%j"
+    options += [f"--output=%x-{log}.log", "--open-mode=append", "--requeue"]
+    options.append(f"--signal=B:USR1@{SIGNAL_S}")
+    lines = ["#!/bin/bash", *(f"#SBATCH {_option(option)}" for option in options), ""]
+    return "\n".join([*lines, *(f"# {line}" for line in _about(script)), "set -u", ""])
+
+
+def _about(script: Script) -> list[str]:
+    by = {
+        "srun": "Ranks are started by srun and find each other without ssh or MPI.",
+        "mpirun": "Ranks are started by Open MPI's mpirun, which starts its daemons by srun.",
+    }[script.launcher]
+    return [
+        by,
+        "Slurm sends SIGUSR1 before the time limit and SIGTERM at preemption: the ranks write a",
+        "checkpoint, and the job goes back into the queue and on from there.",
+    ]
+
+
+def _settings(script: Script) -> str:
+    lines = []
+    if script.container is None:
+        lines.append(f". {shlex.quote(script.environment)}")
+    else:
+        lines += [f"image={shlex.quote(script.image)}", *_box(script)]
+    if script.total_ranks is not None and script.gpus:
+        lines.append("export SLURM_GPU_BIND=none  # every rank sees all GPUs of its node")
+    lines.append(f"config={shlex.quote(script.config)}")
+    overrides = " ".join(map(shlex.quote, script.overrides))
+    lines.append(f"settings=({overrides})")
+    if script.sweep:
+        lines += ["sweep=(", *(f"    {shlex.quote(text)}" for text in script.sweep), ")"]
+        lines.append('settings+=("${sweep[$SLURM_ARRAY_TASK_ID]}")')
+        run = "runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID"
+    else:
+        run = "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
+    lines.append(f'run="{run}"  # the same after each requeue')
+    return "\n".join([*lines, ""])
+
+
+def _stage(script: Script) -> str:
+    if script.stage is None:
+        return ""
+    return f"""\
+# Each node copies the dataset to its own disk, checked; what is there already is kept.
+dataset={shlex.quote(script.stage)}
+copy="${{TMPDIR:-/tmp}}/hvdtrain-$(id -un)/$(basename "$dataset")"
+{_srun(script)} --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \\
+    {_inside(script)}hvdtrain data stage "$dataset" "$copy" || finish $?
+[ -z "$told" ] || finish 143
+settings+=("data.train=$copy")
+"""
+
+
+def _start(script: Script) -> str:
+    train = 'train "$config" "${settings[@]}" --run-dir "$run" --resume auto &'
+    if script.container is None:
+        launcher = " --launcher mpirun" if script.launcher == "mpirun" else ""
+        return f"hvdtrain launch{launcher} -- \\\n    {train}"
+    return f"""\
+# The ranks find each other through a store on this node; it closes when all have.
+store=$(mktemp ./.store-XXXXXX)
+trap 'rm -f "$store"' EXIT
+{_srun(script)} --overlap --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" \\
+    {_inside(script)}hvdtrain launch store --ranks "$SLURM_NTASKS" --write "$store" &
+until [ -s "$store" ]; do kill -0 $! || finish 5; sleep 0.2; done
+set -a; . "$store"; set +a
+{_srun(script)} --ntasks="$SLURM_NTASKS" --wait=60 \\
+    {_inside(script)}hvdtrain {train}"""
+
+
+def _box(script: Script) -> list[str]:
+    """What runs a command in the container, as an array `box`."""
+    if script.container == "apptainer":
+        gpus = "--nv " if script.gpus else ""
+        return [
+            f'box=(apptainer exec {gpus}"$image")  # --bind DIR: where the images are, if not below $HOME'
+        ]
+    mounts = '--container-mounts="$PWD,${TMPDIR:-/tmp}"'
+    options = f'--container-image="$image" --container-workdir="$PWD" {mounts}'
+    return [f"box=({options})  # and where the images are"]
+
+
+def _srun(script: Script) -> str:
+    return 'srun "${box[@]}"' if script.container == "pyxis" else "srun"
+
+
+def _inside(script: Script) -> str:
+    return '"${box[@]}" ' if script.container == "apptainer" else ""
+
+
+def _option(text: str) -> str:
+    name, _, value = text.partition("=")
+    return f"{name}={shlex.quote(value)}" if value else name
+
+
+_FINISH = """\
+# 75: stopped after a checkpoint; 138 and 143: killed by the signal before there was one to write.
+# Who cancels a job does not want it back: its state is no longer RUNNING.
+finish() {
+    case $1 in
+    75 | 138 | 143)
+        if scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
+            scontrol requeue "$SLURM_JOB_ID"
+        fi
+        ;;
+    esac
+    exit "$1"
+}
+told=
+trap 'told=yes; kill -USR1 $(jobs -p) 2>/dev/null' USR1 TERM
+"""
+
+_END = """\
+training=$!
+wait "$training"
+code=$?
+while [ "$told" ] && [ "$code" -gt 128 ]; do  # a trapped signal ended `wait` early
+    told=
+    wait "$training"
+    code=$?
+done
+finish "$code"
+"""

@@ -1,0 +1,91 @@
+"""What Slurm tells a batch script and the tasks that srun starts, in Horovod's words."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+from collections.abc import Mapping
+
+from hvdtrain.errors import CommError
+from hvdtrain.launch.hosts import Host
+from hvdtrain.launch.placement import place
+
+RENDEZVOUS = "HVDTRAIN_RENDEZVOUS"
+"""ADDRESS:PORT of the store where ranks that srun started find each other."""
+RANKS = "HVDTRAIN_RANKS"
+"""Number of ranks that store was opened for."""
+
+MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+"""Any of them: MPI has wired the ranks up."""
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """`4(x2),1` → [4, 4, 1], as in SLURM_TASKS_PER_NODE. Raises CommError."""
+    counts = []
+    for item in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
+        if match is None:
+            raise CommError(f"SLURM_TASKS_PER_NODE: expected such as 4(x2),1, found {text!r}")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables that Horovod's gloo controller wants of a task that srun started.
+
+    Empty for any other process. Raises CommError where srun started several tasks that would
+    each train alone, or another number of them than the job was opened for.
+    """
+    # A batch script has SLURM_NTASKS and SLURM_PROCID, too; only tasks of srun have these.
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    where = f"task {env.get('SLURM_PROCID', '?')} on {socket.gethostname()}"
+    if RENDEZVOUS not in env:
+        alone = not any(name in env for name in (*MPI_RANK_VARIABLES, "HOROVOD_SIZE"))
+        if tasks > 1 and alone:
+            raise CommError(
+                f"{where}: srun started {tasks} tasks that do not know of each other, so each "
+                "would train alone: start them with hvdtrain launch -- train …, or srun --mpi=pmix"
+            )
+        return {}
+    if "SLURM_STEP_NUM_TASKS" not in env:
+        return {}
+    if env.get(RANKS) != str(tasks):
+        raise CommError(
+            f"{where}: srun started {tasks} tasks, but the job was opened for {env.get(RANKS)} "
+            "ranks: leave the number of tasks to hvdtrain launch"
+        )
+    counts = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])
+    if sum(counts) != tasks:
+        raise CommError(f"{where}: SLURM_STEP_TASKS_PER_NODE {counts} does not add up to {tasks}")
+    placed = place([Host(str(node), count) for node, count in enumerate(counts)])
+    slot = placed.slot(int(env["SLURM_NODEID"]), int(env["SLURM_LOCALID"]))
+    address, _, port = env[RENDEZVOUS].rpartition(":")
+    return {
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": port,
+        "HOROVOD_HOSTNAME": env.get("SLURMD_NODENAME", socket.gethostname()),
+        "HOROVOD_RANK": env["SLURM_PROCID"],  # tasks may be dealt to nodes in turn
+        "HOROVOD_SIZE": str(slot.size),
+        "HOROVOD_LOCAL_RANK": str(slot.local_rank),
+        "HOROVOD_LOCAL_SIZE": str(slot.local_size),
+        "HOROVOD_CROSS_RANK": str(slot.cross_rank),
+        "HOROVOD_CROSS_SIZE": str(slot.cross_size),
+    }
+
+
+def tell_joined(env: Mapping[str, str]) -> None:
+    """Tell the store that this rank has found the others; it closes when all have."""
+    if RENDEZVOUS not in env or "SLURM_STEP_NUM_TASKS" not in env:
+        return
+    address, _, port = env[RENDEZVOUS].rpartition(":")
+    connection = http.client.HTTPConnection(address, int(port), timeout=10)
+    try:
+        connection.request("PUT", f"/joined/{env['SLURM_PROCID']}", body=b"1")
+        connection.getresponse().read()
+    except OSError:
+        pass  # it stays open until the job ends
+    finally:
+        connection.close()

@@ -1,0 +1,161 @@
+"""A real Slurm of two nodes on this host: its own munge, controller and node daemons, on loopback."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.launch import environment, free_port
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
+NODES = ("n1", "n2")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+LIMIT_S = 240.0
+# A requeued job waits until credentials of its first start have expired.
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket,cred_expire=5
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=bf_interval=1,sched_min_interval=100000
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=90
+ReturnToService=2
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=4
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=4
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=90 PreemptMode=REQUEUE
+PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def find(program: str) -> str | None:
+    """Daemons are not on every user's PATH."""
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+
+
+class Slurm:
+    """The daemons, and the few commands that tests need."""
+
+    def __init__(self) -> None:
+        # Not pytest's folder: a socket's path is at most 107 characters long.
+        self.root = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        port, (port1, port2) = free_port(), (free_port(), free_port())
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        (self.root / "state").mkdir()
+        settings = {"port": port, "port1": port1, "port2": port2, "user": user}
+        text = CONFIG.format(root=self.root, host=socket.gethostname(), **settings)
+        (self.root / "slurm.conf").write_text(text)
+        key = self.root / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        self.env = environment({"SLURM_CONF": str(self.root / "slurm.conf")})
+        self.env = {n: v for n, v in self.env.items() if not n.startswith(("OMPI_MCA", "HOROVOD"))}
+
+    def start(self) -> None:
+        """Raises RuntimeError with the daemons' last words."""
+        files = [f"--{w}-file={self.root}/munge.{w}" for w in ("key", "log", "pid", "seed")]
+        files.append(f"--socket={self.root}/munge.socket")
+        self._daemon("munged", "--foreground", "--force", "--num-threads=1", *files)
+        self.until("munge", (self.root / "munge.socket").exists)
+        self._daemon("slurmctld", "-D", "-c")
+        for node in NODES:
+            self._daemon("slurmd", "-D", "-N", node)
+        self.until("nodes", lambda: self._idle() == len(NODES))
+
+    def stop(self) -> None:
+        """Every daemon, and what jobs have left."""
+        if len(self._daemons) > 1:
+            self._ask("scancel", "--full", "--signal=KILL", "--state=RUNNING", "--quiet")
+            self._ask("scancel", "--quiet", *self._ask("squeue", "-h", "-o", "%i").split())
+            deadline = time.monotonic() + 20
+            while self._ask("squeue", "-h") and time.monotonic() < deadline:
+                time.sleep(0.2)
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+        for daemon in self._daemons:
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        shutil.rmtree(self.root)
+
+    def submit(self, folder: Path, *arguments: object) -> str:
+        """The job's number."""
+        done = self.run(folder, "sbatch", "--parsable", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def run(self, folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+        """Any command of a user."""
+        return subprocess.run(
+            list(map(str, command)),
+            cwd=folder,
+            env=self.env,
+            text=True,
+            timeout=LIMIT_S,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
+
+    def job(self, number: str) -> dict[str, str]:
+        """What `scontrol show job` tells."""
+        text = self._ask("scontrol", "show", "job", "--oneliner", number)
+        return dict(re.findall(r"(\w+)=(\S*)", text))
+
+    def finish(self, number: str) -> dict[str, str]:
+        """Wait until the job has ended for good."""
+        self.until(f"job {number}", lambda: self.job(number)["JobState"] in ENDED)
+        return self.job(number)
+
+    def until(self, what: str, done: Callable[[], bool]) -> None:
+        """Look until it is so. Raises RuntimeError."""
+        deadline = time.monotonic() + LIMIT_S
+        while not done():
+            gone = [d.args for d in self._daemons if d.poll() is not None]
+            if gone or time.monotonic() > deadline:
+                logs = [p.read_text()[-1500:] for p in sorted(self.root.glob("*.log"))]
+                raise RuntimeError(f"{what}: not in time; ended: {gone}\n" + "\n".join(logs))
+            time.sleep(0.1)
+
+    def _daemon(self, *command: str) -> None:
+        with (self.root / f"{len(self._daemons)}-{command[0]}.log").open("wb") as log:
+            arguments = [find(command[0]) or command[0], *command[1:]]
+            self._daemons.append(
+                subprocess.Popen(
+                    arguments, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            )
+
+    def _ask(self, *command: str) -> str:
+        return self.run(self.root, *command).stdout
+
+    def _idle(self) -> int:
+        states = self._ask("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split()
+        return states.count("idle")

@@ -1,0 +1,167 @@
+"""Several hosts: what preflight finds on them, and real ranks by every launcher.
+
+The hosts' cards have different names, and each has Docker's bridge at the same address.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from benchmarks.netlab.lab import SUBNET, Lab, why_not
+from hvdtrain.launch.commands import mpi_prefix
+from tests.launch import REPOSITORY, environment
+
+HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HOSTS = ["--hosts", "node0:1,node1:1"]
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """node0 and node1 work; tests may spoil node2."""
+    with Lab(3, nics=("eth0", "ens5", "enp3s0"), docker0=True) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def config(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of three updates of two ranks, in the folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"""
+name: small
+data: {{train: {small_root}/train, val: {small_root}/val, augment: none, flip: false}}
+model: {{name: resnet8_cifar}}
+lr: {{warmup_epochs: 0}}
+phases: [{{epochs: 1, image_size: 16, batch_per_worker: 4}}]
+comm: {{link_gbit: 1.0}}
+metrics: {{enabled: false}}
+"""
+    )
+    return path
+
+
+def on(lab: Lab, host: int, *command: object) -> CompletedProcess[str]:
+    """Run a command of the virtual environment on a host."""
+    return lab.run(host, command, env=environment(), timeout_s=120)
+
+
+@contextmanager
+def mounted(lab: Lab, host: int, path: Path, *how: str) -> Iterator[None]:
+    """Something else is seen at `path`, on that host alone."""
+    lab.check(host, ["mount", *how, path])
+    try:
+        yield
+    finally:
+        lab.check(host, ["umount", path])
+
+
+def faults(done: CompletedProcess[str]) -> list[str]:
+    """The lines that `doctor` marks."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    return [line.removeprefix("FAULT ") for line in lines if line.startswith("FAULT")]
+
+
+def test_all_well(lab: Lab, config: Path) -> None:
+    done = on(lab, 0, *HVDTRAIN, "doctor", *HOSTS, config, "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0, found
+    cards = {name: one["nic"]["name"] for name, one in found["facts"].items()}
+    assert cards == {"node0": "eth0", "node1": "ens5"}
+
+
+def test_unmounted_dataset_full_disk_another_version(
+    lab: Lab, config: Path, small_root: Path, tmp_path: Path
+) -> None:
+    """Each told over ssh, and by the run itself."""
+    disk, other = tmp_path / "disk", tmp_path / "other.py"
+    disk.mkdir()
+    other.write_text('__version__ = "0.0.9"\n')
+    version = REPOSITORY / "hvdtrain/__init__.py"
+    with (
+        mounted(lab, 1, small_root / "train", "-t", "tmpfs", "tmpfs"),
+        mounted(lab, 1, version, "--bind", str(other)),
+        mounted(lab, 0, disk, "-t", "tmpfs", "-o", "size=100k", "tmpfs"),
+    ):
+        told = faults(on(lab, 0, *HVDTRAIN, "doctor", *HOSTS, config, "output=disk"))
+        launch = ["mpirun", *lab.mpirun_arguments(hosts=2), *HVDTRAIN]
+        done = on(lab, 0, *launch, "train", config, "output=disk")
+    assert len(told) == 3, told
+    assert told[0].startswith("hvdtrain: 0.1.0 (code ")
+    assert "; 0.0.9 (code " in told[0]
+    assert told[0].endswith(
+        " on node1: install the same on all hosts: the same checkout, and make setup in it"
+    )
+    empty = f"node1: data.train: {small_root}/train: an empty folder: is it mounted there? "
+    assert told[1].startswith(empty)
+    assert told[2].startswith(f"node0: {disk}: 0.1 MB free, a run needs 16.8 MB: free some")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hvdtrain: error: ")]
+    assert done.returncode == 5, done.stderr
+    assert [line.removeprefix("hvdtrain: error: ") for line in lines[:2]] == told[:2]
+    assert f"node0: {disk}: 0.1 MB free, one checkpoint needs 1.1 MB" in lines[2]
+    assert not list(disk.glob("*"))
+
+
+def test_hosts_that_cannot_be_had(lab: Lab, config: Path) -> None:
+    """A wrong key, a host that is down, a name that nobody knows; the others are looked at."""
+    lab.refuse_key(2)
+    hosts = ["--hosts", "node0,node1,node2,node9"]
+    told = faults(on(lab, 0, *HVDTRAIN, "doctor", *hosts))
+    assert "node2: ssh wants a password, or refuses the key: ssh-copy-id node2" in told
+    assert any(line.startswith("node9: the name is unknown: mend the name") for line in told)
+    assert any(line.startswith("node1: the name node9 is unknown there") for line in told)
+    stopped = on(lab, 0, *HVDTRAIN, "launch", "--hosts", "node0,node2", "--", "train", config)
+    assert stopped.returncode == 5
+    text = "hvdtrain: error: node2: ssh wants a password, or refuses the key: ssh-copy-id node2"
+    assert stopped.stderr.splitlines() == [text]
+    lab.kill(2)
+    told = faults(on(lab, 0, *HVDTRAIN, "doctor", "--hosts", "node0,node1,node2"))
+    assert len(told) == 1
+    assert told[0].startswith(("node2: the host is down", "node2: no answer to ssh"))
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun --mpi", "horovodrun --gloo", "launch"])
+def test_launchers(lab: Lab, config: Path, launcher: str) -> None:
+    """Ranks talk through cards of different names; the link between them is measured."""
+    command: list[object] = ["mpirun", *lab.mpirun_arguments(hosts=2), *HVDTRAIN]
+    if launcher == "launch":
+        command = [*HVDTRAIN, "launch", *HOSTS, "--"]
+    elif launcher != "mpirun":
+        command = [*launcher.split(), "-np", "2", "-H", "node0:1,node1:1"]
+        command += ["--network-interfaces", lab.nics[0]]  # of the launching host
+        if "--mpi" in launcher and (prefix := mpi_prefix()):
+            command += ["--mpi-args", f"--prefix {prefix}"]
+        command += HVDTRAIN
+    done = on(lab, 0, *command, "train", config, "--run-dir", "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    events = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines()]
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    [measured] = [text for text in notes if text.startswith("preflight: ")]
+    assert "2 ranks on 2 hosts, slowest link node" in measured
+    assert not [text for text in notes if "link" in text and text.startswith("warning")]
+    assert json.loads(Path("run/summary.json").read_text())["world_size"] == 2
+
+
+def test_doctor_under_a_launcher(lab: Lab, config: Path) -> None:
+    command = ["mpirun", *lab.mpirun_arguments(hosts=2), *HVDTRAIN, "doctor", config]
+    done = on(lab, 0, *command, f"comm.interface={SUBNET}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks on 2 hosts, slowest link node" in done.stdout.splitlines()[-1]
+    wrong = on(lab, 0, *command, "comm.interface=172.17.0.0/16")
+    assert wrong.returncode == 5
+    found = "docker0 172.17.0.1/16 mtu 1500 10000 Mbit/s (a network of containers inside this host)"
+    assert "comm.interface: no usable interface is 172.17.0.0/16: found " in wrong.stderr
+    assert found in wrong.stderr

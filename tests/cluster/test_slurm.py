@@ -1,0 +1,221 @@
+"""Batch scripts as `hvdtrain launch slurm` prints them, on a real Slurm of two nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.launch.allocation import node_names
+from tests.cluster.slurm import ENDED, Slurm
+from tests.launch import free_port
+
+pytestmark = pytest.mark.cluster
+
+HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+CONFIG = """
+name: {name}
+data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
+model: {{name: resnet8_gn}}
+lr: {{base: 0.02, warmup_epochs: 1, schedule: cosine}}
+phases: [{{epochs: {epochs}, image_size: 16, batch_per_worker: 16}}]
+train: {{log_every: 1}}
+comm: {{interface: lo}}
+metrics: {{port: {port}}}
+"""
+ENDLESS = 500
+LAUNCHERS = ("srun", "mpirun")
+
+
+class Jobs:
+    """Scripts of one config in one folder."""
+
+    def __init__(self, slurm: Slurm, folder: Path, images: Path) -> None:
+        self.slurm, self.folder, self.images = slurm, folder, images
+        (folder / "env.sh").write_text("")  # jobs inherit the test's environment
+
+    def script(self, name: str, *options: str, epochs: int = 1) -> Path:
+        """The printed script."""
+        config = self.folder / f"{name}.yaml"
+        settings = {"root": self.images, "port": free_port(), "epochs": epochs}
+        config.write_text(CONFIG.format(name=name, **settings))
+        common = ("--gpus", "0", "--cores", "1", "--environment", "./env.sh", "--time", "10")
+        command = [*HVDTRAIN, "launch", "slurm", config.name, *options, *common]
+        done = self.slurm.run(self.folder, *command)
+        assert done.returncode == 0, done.stderr
+        path = self.folder / f"{name}.sbatch"
+        path.write_text(done.stdout)
+        return path
+
+    def submit(self, script: Path) -> str:
+        return self.slurm.submit(self.folder, script)
+
+    def run_dir(self, name: str, job: str) -> Path:
+        return self.folder / "runs" / f"{name}-{job}"
+
+    def log(self, name: str, job: str) -> str:
+        return (self.folder / f"{name}-{job}.log").read_text()
+
+    def wait_for_steps(self, name: str, job: str, count: int) -> None:
+        """Of all sittings together; fails if the job has ended for good before."""
+        events = self.run_dir(name, job) / "events.jsonl"
+
+        def done() -> bool:
+            assert self.slurm.job(job)["JobState"] not in ENDED, self.log(name, job)
+            return events.exists() and events.read_text().count('"kind": "train"') >= count
+
+        self.slurm.until(f"{count} steps of {name}", done)
+
+
+@pytest.fixture
+def jobs(slurm: Slurm, tmp_path: Path, digits_root: Path) -> Iterator[Jobs]:
+    """Jobs in a folder of this test, none of which outlives it."""
+    yield Jobs(slurm, tmp_path, digits_root)
+    if left := slurm.run(tmp_path, "squeue", "-h", "-o", "%A").stdout.split():
+        slurm.run(tmp_path, "scancel", *left)
+        slurm.until("end of jobs", lambda: not slurm.run(tmp_path, "squeue", "-h").stdout)
+
+
+def summary(run_dir: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((run_dir / "summary.json").read_text())
+    return found
+
+
+def weights(run_dir: Path) -> str:
+    """sha256 of the weights at the end."""
+    newest = max((run_dir / "checkpoints").iterdir())
+    return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_one_node(jobs: Jobs, launcher: str) -> None:
+    script = jobs.script("one", "--ranks-per-node", "2", "--launcher", launcher)
+    job = jobs.submit(script)
+    assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log("one", job)
+    assert summary(jobs.run_dir("one", job))["world_size"] == 2
+    assert "placement: 2 ranks on 1 host (n1): 2 ranks, 1 core a rank" in jobs.log("one", job)
+
+
+def test_unequal_nodes(jobs: Jobs) -> None:
+    """Slurm fills one node with two ranks of two cores and puts the third on the other."""
+    script = jobs.script("odd", "--ranks", "3")
+    script.write_text(script.read_text().replace("--cpus-per-task=1", "--cpus-per-task=2"))
+    job = jobs.submit(script)
+    assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log("odd", job)
+    assert summary(jobs.run_dir("odd", job))["world_size"] == 3
+    shown = "3 ranks on 1 host (n1): 2 ranks, 2 cores a rank; 1 host (n2): 1 rank, 2 cores a rank"
+    assert f"placement: {shown}" in jobs.log("odd", job)
+
+
+def test_array(jobs: Jobs) -> None:
+    script = jobs.script("many", "--sweep", "lr.base=0.02,0.05")
+    job = jobs.submit(script)
+    for task, rate in enumerate((0.02, 0.05)):
+        run = f"{job}-{task}"
+        assert jobs.slurm.finish(f"{job}_{task}")["JobState"] == "COMPLETED", jobs.log("many", run)
+        resolved = (jobs.run_dir("many", run) / "config.yaml").read_text()
+        assert f"base: {rate}" in resolved
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_cancelled(jobs: Jobs, launcher: str) -> None:
+    """`scancel`: a checkpoint, exit code 75, and no return."""
+    script = jobs.script("long", "--nodes", "2", "--launcher", launcher, epochs=ENDLESS)
+    # Slurm keeps no exit code of a cancelled job's script.
+    script.write_text(script.read_text().replace('exit "$1"', 'echo "code $1"; exit "$1"'))
+    job = jobs.submit(script)
+    run_dir = jobs.run_dir("long", job)
+    jobs.wait_for_steps("long", job, 5)
+    jobs.slurm.run(jobs.folder, "scancel", job)
+    assert jobs.slurm.finish(job)["JobState"] == "CANCELLED"
+    jobs.slurm.until("the script's end", lambda: "code " in jobs.log("long", job))
+    assert "\ncode 75\n" in jobs.log("long", job)
+    assert len(list((run_dir / "checkpoints").iterdir())) == 1
+    assert jobs.slurm.job(job)["Restarts"] == "0"
+
+
+def test_preempted(jobs: Jobs) -> None:
+    """By a job of a higher partition, and by the signal before a time limit: checkpoint, requeue,
+    and in the end the weights of a run that was left alone, by either launcher."""
+    found = {}
+    for launcher, stops in (("srun", 2), ("mpirun", 1)):
+        name = f"twice-{launcher}"
+        script = jobs.script(name, "--nodes", "2", "--launcher", launcher, epochs=6)
+        job = jobs.submit(script)
+        run_dir = jobs.run_dir(name, job)
+        jobs.wait_for_steps(name, job, 10)
+        rival = jobs.slurm.submit(
+            jobs.folder, "-p", "high", "-N", 2, "--exclusive", "-o", "/dev/null", "--wrap", "true"
+        )
+        assert jobs.slurm.finish(rival)["JobState"] == "COMPLETED"
+        if stops == 2:
+            jobs.wait_for_steps(name, job, 120)
+            jobs.slurm.run(jobs.folder, "scancel", "--batch", "--signal=USR1", job)
+        assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log(name, job)
+        assert jobs.slurm.job(job)["Restarts"] == str(stops), jobs.log(name, job)
+        events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+        begun = [e["restarts_after_signal"] for e in events if e["kind"] == "start"]
+        assert begun == list(range(stops + 1))
+        found[launcher] = weights(run_dir)
+    script = jobs.script("alone", "--nodes", "2", epochs=6)
+    job = jobs.submit(script)
+    assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log("alone", job)
+    assert summary(jobs.run_dir("alone", job))["world_size"] == 2
+    expected = weights(jobs.run_dir("alone", job))
+    assert found == dict.fromkeys(LAUNCHERS, expected)
+
+
+def test_container_and_staging(jobs: Jobs) -> None:
+    """The store is a command of its own there. Apptainer is stood in for: it runs what it is told."""
+    (jobs.folder / "bin").mkdir()
+    stand_in = jobs.folder / "bin/apptainer"
+    stand_in.write_text('#!/bin/sh\n[ "$1 $2" = "exec image.sif" ] && shift 2 && exec "$@"\n')
+    stand_in.chmod(0o755)
+    packed = jobs.folder / "packed"
+    done = jobs.slurm.run(
+        jobs.folder,
+        *HVDTRAIN,
+        "data",
+        "pack",
+        f"{jobs.images}/val",
+        packed,
+        "--short-side",
+        "orig",
+    )
+    assert done.returncode == 0, done.stderr
+    options = ["--container", "apptainer", "--image", "image.sif", "--stage", str(packed)]
+    script = jobs.script("boxed", "--nodes", "2", *options)
+    text = script.read_text().replace("set -u\n", f"set -u\nPATH={jobs.folder}/bin:$PATH\n")
+    script.write_text(text.replace("launch store", "launch store --interface lo"))
+    job = jobs.submit(script)
+    assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log("boxed", job)
+    assert summary(jobs.run_dir("boxed", job))["world_size"] == 2
+    assert list(jobs.folder.glob(".store*")) == []
+
+
+def test_srun_alone_is_refused(jobs: Jobs) -> None:
+    """Tasks that do not know of each other would each train alone."""
+    script = jobs.script("refused")
+    config = script.with_suffix(".yaml")
+    done = jobs.slurm.run(jobs.folder, "srun", "-N2", "-n2", *HVDTRAIN, "train", config)
+    assert done.returncode == 5
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hvdtrain: error: ")]
+    assert len(lines) == 2
+    assert all("2 tasks that do not know of each other" in line for line in lines)
+
+
+def test_names_of_nodes(slurm: Slurm) -> None:
+    for text in ("n1", "n[1-3,07],m", "rack-a[09-11]"):
+        done = subprocess.run(
+            ["scontrol", "show", "hostnames", text],
+            env=slurm.env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert node_names(text) == done.stdout.split()

@@ -1,0 +1,227 @@
+"""The judge over made-up ranks: every fault is found, told in one line, and none where all is well."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvdtrain.errors import CommError, ConfigError, DataError, ResourceError
+from hvdtrain.launch.facts import Facts, Link, launcher_sizes
+from hvdtrain.launch.finding import raise_faults
+from hvdtrain.launch.judge import judge, measured
+from hvdtrain.launch.nic import Nic
+from hvdtrain.launch.storage import Dataset, Disk, Reads
+
+DOCS = Path(__file__).parent.parent.parent / "docs/preflight.md"
+TRAIN = Dataset("data.train", "/data/train", None, "0123456789ab", 1000)
+GB = 10**9
+
+
+def job() -> list[Facts]:
+    """Four ranks on two hosts of two GPUs: nothing wrong."""
+    ranks = []
+    for rank in range(4):
+        host = rank // 2
+        nic = Nic("eth0", f"10.0.0.{host + 1}", 24, 9000, 25_000)
+        link = Link((rank + 1) % 4, f"10.0.0.{2 - host}:40000", 21_000.0, 1e-4)
+        ranks.append(
+            Facts(
+                host=f"node{host + 1}",
+                machine=f"boot{host}",
+                rank=rank,
+                size=4,
+                local_rank=rank % 2,
+                launcher={"OMPI_COMM_WORLD_SIZE": 4},
+                versions={"hvdtrain": "0.1.0 (code aaaa)", "torch": "2.13.0", "numpy": "2.4.6"},
+                config="c0ffee",
+                clock=1000.0 + 0.1 * host,
+                disk=Disk("/runs", 50 * GB, GB, 2) if rank == 0 else None,
+                data=(TRAIN,) if rank % 2 == 0 else (),
+                nic=nic,
+                link=link if rank % 2 else None,
+                visible_gpus=2,
+                gpu=f"GPU-{rank}",
+                gpu_name="H100",
+                reads=Reads(400.0, 4000.0) if rank % 2 == 0 else None,
+            )
+        )
+    return ranks
+
+
+def changed(rank: int, **values: Any) -> list[Facts]:
+    """The job with some facts of one rank changed."""
+    ranks = job()
+    ranks[rank] = dataclasses.replace(ranks[rank], **values)
+    return ranks
+
+
+def test_nothing_wrong() -> None:
+    assert judge(job()) == []
+    assert measured(job()) == (
+        "4 ranks on 2 hosts, slowest link node1 → node2 21.00 Gbit/s, 0.10 ms (eth0), "
+        "dataset read at 400 MB/s, clocks within 0.10 s"
+    )
+
+
+CASES: list[tuple[str, list[Facts], type[Exception] | None, str]] = [
+    (
+        "size",
+        changed(2, size=1),
+        CommError,
+        "rank 2 on node2: the launcher started 4 ranks (OMPI_COMM_WORLD_SIZE), this one sees 1",
+    ),
+    (
+        "local rank",
+        changed(1, local_rank=0),
+        CommError,
+        "rank 1 on node1: has local rank 0, as rank 0 on the same host",
+    ),
+    ("gpu", changed(3, visible_gpus=1), ConfigError, "rank 3 on node2: local rank 1 sees 1 GPUs"),
+    ("gpu", changed(1, gpu="GPU-0"), ConfigError, "has the same GPU as rank 0 (GPU-0)"),
+    ("gpu", changed(3, visible_gpus=0), ConfigError, "node2: no GPU is seen there"),
+    ("gpu model", changed(3, gpu_name="A100"), None, "H100 on node1, node2; A100 on node2"),
+    (
+        "version",
+        changed(2, versions=job()[0].versions | {"torch": "2.12.0"}),
+        CommError,
+        "torch: 2.13.0 on node1, node2; 2.12.0 on node2: install the same",
+    ),
+    (
+        "version",
+        changed(2, versions=job()[0].versions | {"numpy": "2.3.0"}),
+        None,
+        "numpy: 2.4.6 on node1, node2; 2.3.0 on node2",
+    ),
+    ("config", changed(2, config="bad"), ConfigError, "the config's hash: c0ffee on node1, node2;"),
+    (
+        "data",
+        changed(2, data=(Dataset("data.train", "/data/train", "an empty folder"),)),
+        DataError,
+        "node2: data.train: /data/train: an empty folder: is it mounted there?",
+    ),
+    (
+        "manifest",
+        changed(2, data=(dataclasses.replace(TRAIN, manifest="ba9876543210", count=999),)),
+        DataError,
+        "1,000 names (0123456789ab) on node1; 999 names (ba9876543210) on node2",
+    ),
+    (
+        "disk",
+        changed(0, disk=Disk("/runs", GB // 2, GB)),
+        ResourceError,
+        "node1: /runs: 500.0 MB free, one checkpoint needs 1.0 GB: free some; output=DIR",
+    ),
+    ("disk", changed(0, disk=Disk("/runs", 10**6)), ResourceError, "1.0 MB free"),
+    (
+        "disk",
+        changed(0, disk=Disk("/runs", 9 * GB, GB, error="not writable")),
+        ResourceError,
+        "node1: /runs: not writable: output=DIR takes another disk",
+    ),
+    ("space", changed(0, disk=Disk("/runs", 2 * GB, GB)), None, "2 checkpoints and one that is"),
+    (
+        "mtu",
+        changed(2, nic=Nic("ens5", "10.0.0.2", 24, 1500, 25_000)),
+        None,
+        "9000 (eth0) on node1, node2; 1500 (ens5) on node2: large packets may be lost",
+    ),
+    (
+        "link",
+        changed(1, link=Link(2, "10.0.0.2:40000", error="cannot connect (timed out)")),
+        CommError,
+        "rank 1 on node1 (eth0) → rank 2 on node2: 10.0.0.2:40000: cannot connect (timed out)",
+    ),
+    (
+        "slow link",
+        changed(1, link=Link(2, "10.0.0.2:40000", 941.0, 1e-4)),
+        None,
+        "rank 1 on node1 (eth0) → rank 2 on node2: 0.94 Gbit/s of 25.00 Gbit/s",
+    ),
+    (
+        "slow link",
+        changed(1, link=Link(2, "10.0.0.2:40000", 400.0, 1e-4), link_gbit=1.0),
+        None,
+        "0.40 Gbit/s of 1.00 Gbit/s",
+    ),
+    (
+        "latency",
+        changed(1, link=Link(2, "10.0.0.2:40000", 21_000.0, 0.011)),
+        None,
+        "a round trip takes 11.0 ms",
+    ),
+    ("clock", [*job()[:3], *changed(3, clock=1060.0)[3:]], None, "node2: the clock is 60.0"),
+    ("storage", changed(2, reads=Reads(3.0, 40.0)), None, "node2: the dataset is read at 3.0 MB/s"),
+    ("host", changed(2, faults=("mpi: not found",)), CommError, "node2: mpi: not found"),
+]
+
+
+@pytest.mark.parametrize(("name", "facts", "kind", "text"), CASES)
+def test_one_finding(
+    name: str, facts: list[Facts], kind: type[Exception] | None, text: str
+) -> None:
+    [finding] = judge(facts)
+    assert (finding.name, finding.kind) == (name, kind)
+    assert text in str(finding)
+    assert "\n" not in str(finding)
+
+
+def test_small_files_are_slow_by_the_byte() -> None:
+    assert judge(changed(2, reads=Reads(9.0, 8000.0))) == []
+
+
+def test_a_rank_alone_under_a_launcher() -> None:
+    """srun without anything that joins the tasks: each of them is rank 0 of 1."""
+    env = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
+    alone = Facts("node1", "boot", rank=0, size=1, launcher=launcher_sizes(env))
+    [finding] = judge([alone])
+    assert "the launcher started 4 ranks (SLURM_STEP_NUM_TASKS), this one sees 1" in str(finding)
+
+
+@pytest.mark.parametrize(
+    ("env", "sizes"),
+    [
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {}),  # a batch script
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"}, {"SLURM_NTASKS": 4}),
+        # mpirun's daemons are a step of one task per host:
+        (
+            {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "8"},
+            {"OMPI_COMM_WORLD_SIZE": 8},
+        ),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, {"WORLD_SIZE": 2}),
+        ({"WORLD_SIZE": "2"}, {}),
+    ],
+)
+def test_launcher_sizes(env: dict[str, str], sizes: dict[str, int]) -> None:
+    assert launcher_sizes(env) == sizes
+
+
+def test_faults_first_and_raised_together() -> None:
+    ranks = changed(2, clock=1060.0, size=1, data=(Dataset("data.train", "/d", "an empty folder"),))
+    found = judge(ranks)
+    assert [finding.name for finding in found] == ["size", "data", "clock"]
+    with pytest.raises(CommError, match=r"this one sees 1.*\n.*an empty folder[^\n]*$") as error:
+        raise_faults(found)
+    assert error.value.everywhere
+    raise_faults(found[2:])  # warnings stop nothing
+
+
+def test_hosts_of_one_name_are_told_by_address() -> None:
+    ranks = [dataclasses.replace(one, host="localhost") for one in changed(2, config="bad")]
+    text = str(judge(ranks)[0])
+    assert (
+        "c0ffee on localhost (10.0.0.1), localhost (10.0.0.2); bad on localhost (10.0.0.2)" in text
+    )
+
+
+def test_facts_travel_as_json() -> None:
+    for one in [*job(), changed(2, faults=("a", "b"))[2]]:
+        assert Facts.from_json(one.to_json()) == one
+
+
+def test_every_finding_is_in_the_docs() -> None:
+    page = DOCS.read_text()
+    for name in {case[0] for case in CASES} | {"ssh", "python", "folder"}:
+        assert f"| {name} |" in page, name

@@ -1,0 +1,180 @@
+"""The store on one address, signals on their way to the ranks, and the command line."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.errors import ResourceError
+from hvdtrain.launch.job import STOP_NOTE, note_stop, run_job
+from hvdtrain.launch.rendezvous import rendezvous
+from hvdtrain.launch.slurm_task import tell_joined
+from hvdtrain.signals import REPEAT_S, StopSignals
+from tests.launch import environment
+
+pytestmark = pytest.mark.unit
+
+HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path, body=body)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def test_the_store_listens_on_one_address_until_all_have_joined() -> None:
+    with rendezvous("127.0.0.1", 2) as server:
+        port = server.server_port
+        assert server.socket.getsockname()[0] == "127.0.0.1"
+        assert ask(port, "GET", "/global/0")[0] == 404
+        assert ask(port, "PUT", "/global/0", b"address")[0] == 200
+        assert ask(port, "GET", "/global/0") == (200, b"address")
+        env = {"HVDTRAIN_RENDEZVOUS": f"127.0.0.1:{port}", "SLURM_STEP_NUM_TASKS": "2"}
+        tell_joined(env | {"SLURM_PROCID": "0"})
+        tell_joined(env | {"SLURM_PROCID": "0"})
+        assert ask(port, "GET", "/global/0")[0] == 200
+        tell_joined(env | {"SLURM_PROCID": "1"})
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) != 0:
+                    break
+            time.sleep(0.05)
+        else:
+            pytest.fail("still open")
+
+
+def test_the_store_closes_with_the_job() -> None:
+    with rendezvous("127.0.0.1", 2) as server:
+        port = server.server_port
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_an_address_of_another_host() -> None:
+    store = rendezvous("198.51.100.1", 2)
+    with pytest.raises(ResourceError, match=r"198\.51\.100\.1: no port to listen on"), store:
+        pass
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_exit_codes() -> None:
+    assert run_job(python("exit(7)"), os.environ, signal.SIGUSR1) == 7
+    killed = python("import os; os.kill(os.getpid(), 9)")
+    assert run_job(killed, os.environ, signal.SIGUSR1) == 137
+    with pytest.raises(ResourceError, match="no-such-launcher: cannot be started"):
+        run_job(["no-such-launcher"], os.environ, signal.SIGUSR1)
+
+
+def test_an_orderly_stop_is_told_whatever_the_launcher_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = "from hvdtrain.launch.job import note_stop; import os; note_stop(os.environ); exit(205)"
+    assert run_job(python(stop), environment(), signal.SIGUSR1) == 75
+    monkeypatch.setenv(STOP_NOTE, "elsewhere:/tmp/never")
+    note_stop(os.environ)
+    assert not Path("/tmp/never").exists()
+
+
+def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
+    """As the gentle one, so that ranks can write a checkpoint."""
+    log = tmp_path / "log"
+    child = (
+        "import signal, time, pathlib\n"
+        f"log = pathlib.Path({str(log)!r})\n"
+        "def note(number, frame):\n"
+        "    with log.open('a') as file: file.write(signal.Signals(number).name + ' ')\n"
+        "for n in (signal.SIGUSR1, signal.SIGTERM): signal.signal(n, note)\n"
+        "log.touch()\n"
+        "end = time.monotonic() + 1.5\n"
+        "while time.monotonic() < end: time.sleep(0.05)\n"
+    )
+
+    def send() -> None:
+        while not log.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    threading.Thread(target=send).start()
+    assert run_job(python(child), os.environ, signal.SIGUSR1) == 0
+    assert log.read_text() == "SIGUSR1 "
+
+
+def test_a_repeated_signal_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank gets it from Slurm and from its launcher; one that comes later kills."""
+    now = [100.0]
+    killed = []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.requested
+        now[0] += REPEAT_S + 1
+        monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
+        signal.raise_signal(signal.SIGUSR1)
+        assert killed == [signal.SIGUSR1]
+
+
+def launch(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*HVDTRAIN, "launch", *arguments],
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+
+
+def test_dry_run() -> None:
+    done = launch(
+        *("--hosts", "localhost:2", "--dry-run", "--", "train", "x", "a=1", "--resume", "auto"),
+        HVDTRAIN_TEST_TOKEN="very secret",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "placement: 2 ranks on 1 host (localhost): 2 ranks\n" in done.stdout
+    assert done.stdout.rstrip().endswith(" train x a=1 --resume auto")
+    assert "not forwarded, named like secrets: HVDTRAIN_TEST_TOKEN" in done.stderr
+    assert "very secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--", "train", "x"), "give --hosts a:4,b:4 or --hostfile FILE"),
+        (("--hosts", "a:x", "--", "train", "x"), "slots of a"),
+        (("--hosts", "a:1", "--launcher", "srun", "--", "train", "x"), "works in a Slurm job"),
+        (("slurm", "configs/demo_digits.yaml", "--container", "pyxis"), "give --image"),
+        (("slurm", "configs/demo_digits.yaml", "--sweep", "lr.bse=1,2"), "lr.bse: unknown key"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: tuple[str, ...], told: str) -> None:
+    done = launch(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    [line] = done.stderr.splitlines()
+    assert told in line
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import hvdtrain.launch_cli, sys; print([m for m in ('torch', 'horovod') if m in sys.modules])"
+    done = subprocess.run(
+        python(code), env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
