@@ -87,7 +87,7 @@ def _ping(
     to: int, source: str, address: str, port: int, token: str
 ) -> tuple[Link, socket.socket | None]:
     """The link with its latency, and the connection to go on with; None where it fails."""
-    where, step = f"{address}:{port}", "cannot connect"
+    where, step, stream = f"{address}:{port}", "cannot connect", None
     try:
         stream = socket.create_connection((address, port), TIMEOUT_S, (source, 0))
         step, trips = "no answer", []
@@ -99,6 +99,8 @@ def _ping(
             _answer(stream)
             trips.append(time.perf_counter() - began)
     except OSError as error:
+        if stream is not None:
+            stream.close()
         return Link(to, where, error=f"{step} ({_reason(error)})"), None
     return Link(to, where, latency_s=statistics.median(trips)), stream
 

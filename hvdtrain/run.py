@@ -93,7 +93,8 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     if comm.rank == 0:
         _describe(run)
         tuning.write(paths.tuning)
-        sinks.write("note", {"text": tuning.text})
+        if comm.size > 1:
+            sinks.write("note", {"text": tuning.text})
     publish(cfg.metrics, comm, paths, sinks)
     return run
 

@@ -7,7 +7,7 @@ stood in for by timed sleeps, the gradients are real and go over real TCP. The c
 turns, each started anew by mpirun, with and without fp16 on the wire. All end with a plain SGD
 update. Horovod as it comes: DistributedOptimizer, its own fusion, Open MPI's defaults, but for
 mpi_yield_when_idle, as the hosts of a lab share cores. `--out` writes points for
-`hvdtrain scaling compare`. docs/ethernet.md has the figures.
+`hvdtrain scaling compare`, `--plot` a picture. docs/ethernet.md has the figures.
 """
 
 from __future__ import annotations
@@ -79,17 +79,17 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
         "groups": [group.wire.numel() * group.wire.element_size() for group in reducer.groups],
         "release_s": [statistics.median(each) for each in zip(*releases, strict=True)],
         "compute_s": statistics.median(alone),
-        "allreduce": single(comm),
+        "allreduce": single(comm, reducer.groups[0].wire.dtype),
     }
     comm.shutdown()
     return found
 
 
-def single(comm: Comm) -> list[dict[str, float]]:
+def single(comm: Comm, dtype: torch.dtype) -> list[dict[str, float]]:
     """Blocking allreduces of several sizes."""
     found = []
     for mb in SINGLE_MB:
-        tensor = torch.zeros(mb * 2**18)
+        tensor = torch.zeros(mb * 2**20 // dtype.itemsize, dtype=dtype)
         seconds = timed(lambda t=tensor, mb=mb: comm.sum_(t, f"single.{mb}"), 3)
         found.append({"bytes": mb * 2**20, "seconds": statistics.median(seconds)})
     return found
@@ -163,7 +163,7 @@ def work(trainer: str, args: argparse.Namespace) -> None:
 
 def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for every contestant on this lab; those of hvdtrain are points for the predictor."""
-    names = [(t, c) for c in args.compressions.split(",") for t in TRAINERS]
+    names = [(t, c) for c in args.compressions.split(",") for t in args.trainers.split(",")]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(args.runs):
         for trainer, compression in names if number % 2 == 0 else names[::-1]:
@@ -171,6 +171,7 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
             command += ["--compression", compression, "--compute", str(args.compute)]
             command += ["--steps", str(args.steps), "--group-mb", str(args.group_mb)]
             env = {"OMPI_MCA_mpi_yield_when_idle": "1", "GLOO_SOCKET_IFNAME": lab.nics[0]}
+            env |= dict(each.split("=", 1) for each in args.env)
             found[trainer, compression].append(launch(lab, command, env))
     rows = []
     for (trainer, compression), runs in found.items():
@@ -186,6 +187,30 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
     return rows
 
 
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Step time over hosts of every contestant, one field per compression."""
+    from matplotlib.figure import Figure
+
+    compressions = list(dict.fromkeys(row["compression"] for row in rows))
+    figure = Figure(figsize=(5 * len(compressions), 4), layout="constrained")
+    fields = figure.subplots(1, len(compressions), squeeze=False, sharey=True)[0]
+    for axes, compression in zip(fields, compressions, strict=True):
+        mine = [row for row in rows if row["compression"] == compression]
+        for trainer in dict.fromkeys(row["trainer"] for row in rows):
+            points = [(r["hosts"], r["step_s"]) for r in mine if r["trainer"] == trainer]
+            axes.plot(*zip(*points, strict=True), marker="o", label=trainer)
+        alone = [(r["hosts"], r["compute_s"]) for r in mine if "compute_s" in r]
+        axes.plot(*zip(*alone, strict=True), "k:", label="computing alone")
+        gbit = mine[0]["link_gbit"]
+        axes.set(
+            title=f"{gbit:g} Gbit/s, compression {compression}", xlabel="hosts", ylim=(0, None)
+        )
+        axes.set_xticks(sorted({row["hosts"] for row in mine}))
+    fields[0].set_ylabel("seconds a step")
+    fields[0].legend()
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -196,8 +221,11 @@ def main() -> None:
     parser.add_argument("--group-mb", type=float, default=16.0, help="comm.group_mb of hvdtrain")
     parser.add_argument("--runs", type=int, help="runs of each contestant (default 3, quick 1)")
     parser.add_argument("--steps", type=int, help="steps of a run (default 8, quick 3)")
+    parser.add_argument("--trainers", default=",".join(TRAINERS), help="default: all three")
     parser.add_argument("--compressions", default="none,fp16", help="default none,fp16")
     parser.add_argument("--out", type=Path, help="write all rows to this file as JSON")
+    parser.add_argument("--env", action="append", default=[], help="NAME=VALUE for every rank")
+    parser.add_argument("--plot", type=Path, help="write a plot to this file")
     parser.add_argument("--worker", choices=TRAINERS, help=argparse.SUPPRESS)
     parser.add_argument("--compression", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -211,15 +239,21 @@ def main() -> None:
         with Lab(hosts, link_gbit=args.gbit) as lab:
             rows += contest(lab, args.gbit, args)
         if args.out:
-            args.out.write_text(json.dumps(rows, indent=1) + "\n")
-    times = {(r["hosts"], r["trainer"], r["compression"]): r["step_s"] for r in rows}
-    faster = {
-        f"vs_{trainer}": round(
-            min(s / times[n, "hvdtrain", c] for (n, t, c), s in times.items() if t == trainer), 3
-        )
-        for trainer in TRAINERS[1:]
-    }
-    print(json.dumps(faster | {"load_average": round(os.getloadavg()[0], 1)}))
+            points = [dict(row) for row in rows if row["trainer"] == "hvdtrain"]
+            for point in points:
+                del point["trainer"]  # the label has it, and the format no such field
+            others = [row for row in rows if row["trainer"] != "hvdtrain"]
+            found = {"points": points, "others": others}
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+    if args.plot:
+        plot(rows, args.plot)
+    times = {(r["hosts"], r["compression"], r["trainer"]): r["step_s"] for r in rows}
+    faster: dict[str, float] = {}
+    for (hosts, compression, trainer), seconds in times.items():
+        ours = times.get((hosts, compression, "hvdtrain"))
+        if ours is not None and trainer != "hvdtrain":
+            faster[trainer] = round(min(faster.get(trainer, 1e9), seconds / ours), 3)
+    print(json.dumps({"least_ratio": faster} | {"load_average": round(os.getloadavg()[0], 1)}))
 
 
 if __name__ == "__main__":

@@ -157,3 +157,15 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match="needs root"):
         Lab(2)
+
+
+@pytest.mark.parametrize(
+    ("cores", "shares", "expected"),
+    [
+        ([0, 1], 4, ["0", "1", "0", "1"]),
+        ([0, 1, 2, 3, 4, 5], 4, ["0,4", "1,5", "2", "3"]),
+        ([3, 7], 1, ["3,7", "3,7", "3,7", "3,7"]),
+    ],
+)
+def test_cores_are_dealt_in_turn(cores: list[int], shares: int, expected: list[str]) -> None:
+    assert netlab._deal(cores, shares, hosts=4) == expected
