@@ -39,9 +39,11 @@ CPU_DEFAULTS = {
 }
 NETWORK_DEFAULTS = {
     # Open MPI's own choice for several hosts exchanges halves between pairs and was seen to leave
-    # one direction of the link idle half of the time; a ring fills both. docs/ethernet.md.
+    # one direction of the link idle half of the time; a ring in segments fills both, and sums one
+    # while the next is on its way. docs/ethernet.md.
     "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
-    "OMPI_MCA_coll_tuned_allreduce_algorithm": "4",
+    "OMPI_MCA_coll_tuned_allreduce_algorithm": "5",
+    "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": "262144",
 }
 PAIR_DEFAULTS = {
     # Where two ranks send to each other, "put" sends a message whole, and the word that lets the

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hvdtrain.cli_job import AsJson, ConfigFile, Overrides, job, load_on_all
-from hvdtrain.config import Config
+from hvdtrain.config import GROUP_MB, Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.load_config import load_config
 
@@ -187,7 +187,7 @@ def _profiles(
     """One worker's profile at an image size and batch, and where it is from."""
     from hvdtrain.scaling.profile import Calibration, hand_given, read_calibration
 
-    group_bytes = cfg.comm.group_mb * 2**20
+    group_bytes = (cfg.comm.group_mb or GROUP_MB) * 2**20
     classes = cfg.model.num_classes or 1000
     by_hand = (step_ms, image_size, batch)
     if calibration is not None:
