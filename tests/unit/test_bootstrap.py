@@ -112,7 +112,7 @@ def run_failing(script: str, tmp_path: Path) -> str:
 def test_the_end_of_a_failed_commands_log_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = "for i in range(100): print('line', i)\nraise SystemExit('No space left on device')"
+    script = "for i in range(100): print('line', i, flush=True)\nraise SystemExit('No space left on device')"
     message = run_failing(script, tmp_path)
     shown = capsys.readouterr().err.splitlines()
     assert message.startswith("installing failed (log: ")
