@@ -1,9 +1,10 @@
 """What telemetry costs: a step with all of it on over the same step with all of it off.
 
 Two real ranks under mpirun train one network on one batch in memory, by hvdtrain's own loop. On:
-both metrics endpoints and the live page, asked once a second by an HTTP client in a process of its
-own, a report every 10 steps to the event file and the console (/dev/null), text files for
-node_exporter, efficiency and lost time. Off: no
+both metrics endpoints, asked every 5 seconds (as in deploy/prometheus) and the live page every 2 (as
+it does itself) by an HTTP client in a process of its own, a report every 20 steps (the default) to
+the event file and the console (/dev/null), text files for node_exporter, efficiency and lost time.
+Off: no
 endpoint and no report within the steps that are timed. The gradient noise scale is off in both.
 The client runs on the same cores, so its work counts, too. On and off take short turns with the same weights; the result is the median over rounds of time on
 / time off - 1, with the interval that holds the true median in 95 of 100 cases. Beside it stands
@@ -58,7 +59,7 @@ from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.train import train_epoch
 from pipelines.loader import Batch
 
-LOG_EVERY = 10
+LOG_EVERY = 20
 STEPS = 2 * LOG_EVERY
 """Timed steps of one turn."""
 MEMORY_FROM = 2000
