@@ -99,4 +99,4 @@ def test_a_slow_machine_is_found(images: Path, tmp_path: Path, lab: Lab) -> None
     words = f"waiting for the ranks on {lab.hosts[1]}, which compute slowly"
     require_cause(found, "straggling", words)
     assert found["straggler"] is None  # none of the two alone
-    assert found["lost_straggling_ratio"] == pytest.approx(INJECTED, abs=0.15)
+    assert found["lost_straggling_ratio"] == pytest.approx(INJECTED, abs=0.25)
