@@ -44,6 +44,9 @@ NETWORK_DEFAULTS = {
     "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
     "OMPI_MCA_coll_tuned_allreduce_algorithm": "5",
     "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": "262144",
+    # Segments go at once; by default each would first ask the receiver and wait for its answer.
+    "OMPI_MCA_btl_tcp_eager_limit": "524288",
+    "OMPI_MCA_btl_tcp_max_send_size": "524288",
 }
 PAIR_DEFAULTS = {
     # Where two ranks send to each other, "put" sends a message whole, and the word that lets the

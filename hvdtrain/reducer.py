@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hvdtrain.comm import Comm, Handle
+from hvdtrain.gradient_groups import group_limit
 from hvdtrain.stopwatch import StepClock
 
 _BLOCK = 2**16
@@ -30,13 +31,35 @@ class _Group:
         self.wire = torch.empty_like(self.flat, dtype=wire) if wire else self.flat
         self.waiting_for = len(params)
         self.handle: Handle | None = None
+        self.places: dict[nn.Parameter, torch.Tensor] = {}
+        """Where in `flat` each gradient lies."""
         offset = 0
         for p in params:
             # The gradient takes its parameter's strides, so channels_last stays as it is.
-            p.grad = self.flat[offset : offset + p.numel()].as_strided(
+            self.places[p] = self.flat[offset : offset + p.numel()].as_strided(
                 p.size(), p.stride(), self.flat.storage_offset() + offset
             )
             offset += p.numel()
+        self.complete()
+
+    def clear(self) -> None:
+        """Forget all gradients, without the time that zeros would take to write."""
+        for p in self.params:
+            p.grad = None
+
+    def take(self, p: nn.Parameter) -> None:
+        """Put a gradient that autograd made in its place; it adds later ones there itself."""
+        place = self.places[p]
+        if p.grad is not None and p.grad is not place:
+            place.copy_(p.grad)
+            p.grad = place
+
+    def complete(self) -> None:
+        """Zeros where no gradient came."""
+        for p, place in self.places.items():
+            if p.grad is None:
+                place.zero_()
+                p.grad = place
 
 
 class Reducer:
@@ -82,7 +105,7 @@ class Reducer:
                 p.register_post_accumulate_grad_hook(self._hook(group))
 
     def start_step(self, *, communicate: bool = True, measure: bool = False) -> None:
-        """Zero all gradients; with `communicate=False` this step's stay this rank's own.
+        """Forget all gradients; with `communicate=False` this step's stay this rank's own.
 
         `measure`: find what `part_squares` returns. Changes no gradient.
         """
@@ -91,7 +114,7 @@ class Reducer:
         self._squares = [[]] if self._enabled else []
         self._backward_left = self.accumulate
         for group in self.groups:
-            group.flat.zero_()
+            group.clear()
 
     def start_backward(self) -> None:
         """Announce one micro-batch's backward pass; the last one sends."""
@@ -106,6 +129,7 @@ class Reducer:
         """Announce the end of one micro-batch's backward pass."""
         self.clock.backward.stop()
         if self._measuring and not self._enabled:
+            self._complete()
             parts = self.flats()
             if self._squares:  # before the first micro-batch all gradients are zero
                 torch._foreach_sub_(self._before, parts)
@@ -114,6 +138,7 @@ class Reducer:
 
     def finish(self) -> None:
         """Send what is left and wait for all; raises CommError where a peer is gone."""
+        self._complete()
         if not self._enabled:
             return
         for group in self.groups:
@@ -146,8 +171,14 @@ class Reducer:
         """
         return torch.stack([torch.stack(squares).sum() for squares in self._squares])
 
+    def _complete(self) -> None:
+        for group in self.groups:
+            group.complete()
+
     def _hook(self, group: _Group):  # type: ignore[no-untyped-def]
-        def ready(_: torch.Tensor) -> None:
+        def ready(p: torch.Tensor) -> None:
+            assert isinstance(p, nn.Parameter)
+            group.take(p)
             group.waiting_for -= 1
             if self._enabled and self._backward_left == 0 and group.waiting_for == 0:
                 self._send(group)
@@ -177,12 +208,12 @@ def square(flat: torch.Tensor) -> torch.Tensor:
 
 
 def _split(params: list[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:
-    """Consecutive parameters of one type and device, in groups of at least `group_bytes`."""
+    """Consecutive parameters of one type and device, in groups that are full at their limit."""
     groups: list[list[nn.Parameter]] = []
     size = 0.0
     for p in params:
         like = groups and (groups[-1][0].dtype, groups[-1][0].device) == (p.dtype, p.device)
-        if not like or size >= group_bytes:
+        if not like or size >= group_limit(len(groups) - 1, group_bytes):
             groups.append([])
             size = 0.0
         groups[-1].append(p)

@@ -33,6 +33,7 @@ class _Layer(torch.autograd.Function):
 class StandIn(nn.Module):
     """The parameters of a model in its order of layers; a step of it takes `compute_s` seconds.
 
+    It has the model's buffers, too, which DDP sends to all ranks before every forward pass.
     Layers share the time by their multiplications at 224 px, as counted on shapes alone.
     """
 
@@ -44,6 +45,8 @@ class StandIn(nn.Module):
             nn.ParameterList(p.detach().clone() for p in m.parameters(recurse=False))
             for m in layers
         )
+        for number, buffer in enumerate(model.buffers()):
+            self.register_buffer(f"buffer{number}", buffer.clone())
         work = _multiplications(model, layers)
         self.seconds = [compute_s * each / sum(work) for each in work]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.gradient_groups import group_limit
 from hvdtrain.scaling.architectures import layers_of
 from hvdtrain.scaling.overlap import Group
 
@@ -85,7 +86,7 @@ def hand_given(
     for layer in layers:
         size += layer.parameters * _FP32
         done += layer.multiplications
-        if size >= group_bytes or layer is layers[-1]:
+        if size >= group_limit(len(groups), group_bytes) or layer is layers[-1]:
             groups.append(Group(size, seconds * done / total))
             size = 0.0
     return Profile(image_size, batch, step_s, seconds, tuple(groups))
