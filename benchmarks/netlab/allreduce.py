@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lab import Lab, LabError
-
+from benchmarks.netlab.lab import Lab, LabError
 from hvdtrain.comm import init_comm
 from hvdtrain.scaling.ring import ring_seconds
 

@@ -17,83 +17,27 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.netlab.host_files import host_command, write_files
+from benchmarks.netlab.namespaces import (
+    LabError,
+    alive,
+    has_own_network,
+    hold,
+    in_network,
+    kill,
+    listens_on_22,
+    until,
+    why_not,
+)
+
 ROOT = Path("/run/netlab")
 NETWORK = "10.77.0"
 SUBNET = f"{NETWORK}.0/24"
-TOOLS = {
-    "ip": "iproute2",
-    "tc": "iproute2",
-    "unshare": "util-linux",
-    "nsenter": "util-linux",
-    "setpriv": "util-linux",
-    "taskset": "util-linux",
-    "sshd": "openssh-server",
-    "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
-}
-"""Programs that a lab needs, and the Debian packages that have them."""
-
-_SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _numbers = itertools.count()
-
-# Runs as process 1 of a host, in its own network, mounts and processes. `$1`: the lab's folder,
-# `$2`: the host's name. /sys must be mounted anew to show the host's own interfaces.
-_INIT = """
-set -e
-hostname "$2"
-ip link set lo up
-mount -t sysfs sysfs /sys
-sysctl -q net.ipv4.tcp_congestion_control=cubic || true  # what most machines have
-mount -t tmpfs tmpfs /dev/shm
-mount --bind "$1/hosts" /etc/hosts
-mount --bind "$1/ssh_config" /etc/ssh/ssh_config
-exec "$3" -D -f "$1/$2/sshd_config" -E "$1/$2/sshd.log"
-"""
-
-_SSHD = """ListenAddress 0.0.0.0
-HostKey {folder}/host_key
-AuthorizedKeysFile {home}/authorized_keys
-PidFile none
-UsePAM no
-StrictModes no
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-MaxStartups 100
-SetEnv TMPDIR={home}/tmp
-"""
-
-_SSH = """Host *
-    IdentityFile {folder}/user_key
-    IdentitiesOnly yes
-    GlobalKnownHostsFile {folder}/known_hosts
-    UserKnownHostsFile {folder}/known_hosts
-    StrictHostKeyChecking yes
-    BatchMode yes
-    ConnectTimeout 5
-    LogLevel ERROR
-"""
-
-
-class LabError(Exception):
-    """A lab cannot be made or used here; the message is one line."""
-
-
-def why_not() -> str | None:
-    """What keeps this machine from having a lab, in one line; None if nothing does."""
-    if not sys.platform.startswith("linux"):
-        return "netlab: needs Linux for its network namespaces"
-    if os.geteuid() != 0:
-        return "netlab: needs root to make network namespaces: run it with sudo"
-    missing = [tool for tool in TOOLS if shutil.which(tool, path=_SYSTEM_PATH) is None]
-    if missing:
-        packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
-        return f"netlab: {', '.join(missing)} not found: apt-get install {packages}"
-    return None
 
 
 class Lab:
@@ -137,7 +81,7 @@ class Lab:
         except FileExistsError:
             raise LabError(f"netlab: there is a lab {self.name}: netlab down removes it") from None
         try:
-            self._write_files()
+            write_files(self.folder, {n: self.address(k) for k, n in enumerate(self.hosts)})
             self._start("switch", keep)
             for name, cores in zip(self.hosts, self.cores, strict=True):
                 self._start(name, keep, cores)
@@ -153,7 +97,7 @@ class Lab:
     def attach(cls, name: str) -> Lab:
         """The kept lab of that name; raises LabError if there is none."""
         state = _state(ROOT / name)
-        if state is None or not _alive(state["pids"][0]):
+        if state is None or not alive(state["pids"][0]):
             raise LabError(f"netlab: no lab {name} is up: netlab up makes one")
         lab = cls.__new__(cls)
         lab.name, lab.folder, lab.ssh_config = name, ROOT / name, ROOT / name / "ssh_config"
@@ -170,7 +114,7 @@ class Lab:
     def close(self) -> None:
         """End every process of the lab and remove its folder; nothing of it is left."""
         for pid in self._pids:
-            _kill(pid, self.folder)
+            kill(pid, self.folder)
         for child in self._children:
             child.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -256,7 +200,7 @@ class Lab:
     def kill(self, host: int) -> None:
         """The host is gone, with all that ran on it, as if its plug was pulled."""
         self._ip(0, f"ip link delete port{host}")
-        _kill(self._pids[host + 1], self.folder)
+        kill(self._pids[host + 1], self.folder)
 
     def refuse_key(self, host: int) -> None:
         """The host's sshd no longer accepts the key of the other hosts."""
@@ -265,48 +209,18 @@ class Lab:
     def _home(self, host: int) -> Path:
         return self.folder / self.hosts[host]
 
-    def _write_files(self) -> None:
-        for key in ("host_key", "user_key"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", key]
-            subprocess.run(command, check=True, cwd=self.folder)
-        host_key = (self.folder / "host_key.pub").read_text()
-        user_key = (self.folder / "user_key.pub").read_text()
-        names = [f"{self.address(k)} {name}" for k, name in enumerate(self.hosts)]
-        (self.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
-        (self.folder / "known_hosts").write_text(f"* {host_key}")
-        self.ssh_config.write_text(_SSH.format(folder=self.folder))
-        for k in range(len(self.hosts)):
-            home = self._home(k)
-            (home / "tmp").mkdir(parents=True)
-            (home / "authorized_keys").write_text(user_key)
-            (home / "sshd_config").write_text(_SSHD.format(folder=self.folder, home=home))
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it
-
     def _start(self, role: str, keep: bool, cores: str | None = None) -> None:
         """A process in namespaces of its own: the switch, or a host with its sshd."""
-        bound = ["taskset", "--cpu-list", cores] if cores else []
-        sshd = shutil.which("sshd", path=_SYSTEM_PATH)
-        if role == "switch":
-            command = ["sh", "-c", "exec sleep infinity", str(self.folder)]
-        else:
-            command = ["sh", "-c", _INIT, "netlab", str(self.folder), role, str(sshd)]
-        spaces = ["--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        mortal = [] if keep else ["setpriv", "--pdeathsig", "KILL", "--"]
-        with (self.folder / f"{role}.log").open("wb") as log:
-            child = subprocess.Popen(
-                [*mortal, *bound, "unshare", *spaces, "--", *command],
-                env={**os.environ, "PATH": _SYSTEM_PATH},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
+        command = ["sh", "-c", "exec sleep infinity", str(self.folder)]
+        if role != "switch":
+            command = host_command(self.folder, role)
+        child = hold(command, self.folder / f"{role}.log", keep=keep, cores=cores)
         self._children.append(child)
         self._pids.append(child.pid)
 
     def _wire(self, docker0: bool) -> None:
         for pid in self._pids:
-            _until(functools.partial(_own_network, pid), f"{self.name}: no network namespace")
+            until(functools.partial(has_own_network, pid), f"{self.name}: no network namespace")
         self._ip(0, "ip link add br0 type bridge")
         self._ip(0, "ip link set br0 up")
         for k, nic in enumerate(self.nics):
@@ -325,18 +239,14 @@ class Lab:
 
     def _ip(self, place: int, command: str, *, check: bool = True) -> None:
         """A command in the network of the switch (0) or of a host (1 + number)."""
-        words = ["nsenter", f"--net=/proc/{self._pids[place]}/ns/net", *command.split()]
-        env = {**os.environ, "PATH": _SYSTEM_PATH}
-        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-        if check and done.returncode != 0:
-            raise LabError(f"netlab: {command}: {' '.join(done.stderr.split())}")
+        in_network(self._pids[place], command, check=check)
 
     def _wait_for_sshd(self) -> None:
         for k, name in enumerate(self.hosts):
             pid = self._pids[k + 1]
             log = self._home(k) / "sshd.log"
-            _until(
-                functools.partial(_listens_on_22, pid),
+            until(
+                functools.partial(listens_on_22, pid),
                 f"no sshd on {name}: see {log} and {self.folder / name}.log",
             )
 
@@ -351,8 +261,8 @@ def labs() -> dict[str, bool]:
     found = {}
     for folder in sorted(ROOT.glob("*/")):
         state = _state(folder)
-        owned = state is not None and (state["owner"] is None or _alive(state["owner"]))
-        found[folder.name] = state is not None and owned and _alive(state["pids"][0])
+        owned = state is not None and (state["owner"] is None or alive(state["owner"]))
+        found[folder.name] = state is not None and owned and alive(state["pids"][0])
     return found
 
 
@@ -360,7 +270,7 @@ def remove(name: str) -> None:
     """End whatever is left of a lab, and remove its folder."""
     folder = ROOT / name
     for pid in (_state(folder) or {"pids": []})["pids"]:
-        _kill(pid, folder)
+        kill(pid, folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -376,36 +286,3 @@ def _state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return state
-
-
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def _kill(pid: int, folder: Path) -> None:
-    """Kill a process that holds namespaces of the lab, and wait; another one of that number is
-    left alone. The kernel ends all processes of its namespaces with it."""
-    with contextlib.suppress(OSError):
-        if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-
-
-def _own_network(pid: int) -> bool:
-    mine, its = Path("/proc/self/ns/net"), Path(f"/proc/{pid}/ns/net")
-    return mine.readlink() != its.readlink()
-
-
-def _listens_on_22(pid: int) -> bool:
-    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-    return any(line.split()[1].endswith(":0016") for line in lines)
-
-
-def _until(ready: Any, failure: str, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        with contextlib.suppress(OSError):
-            if ready():
-                return
-        if time.monotonic() > deadline:
-            raise LabError(f"netlab: {failure}")
-        time.sleep(0.01)

@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from lab import ROOT, SUBNET, Lab, LabError, labs, remove, why_not
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.netlab.lab import ROOT, SUBNET, Lab, LabError, labs, remove, why_not
 
 
 def up(args: argparse.Namespace) -> None:

@@ -24,12 +24,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from allreduce import launch
-from lab import NETWORK, Lab, LabError
-from stand_in import StandIn
-
+from benchmarks.netlab.allreduce import launch
+from benchmarks.netlab.lab import NETWORK, Lab, LabError
+from benchmarks.netlab.stand_in import StandIn
 from hvdtrain.comm import Comm, init_comm
 from hvdtrain.reducer import Reducer
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.netlab import lab as netlab
+from benchmarks.netlab import namespaces
 from benchmarks.netlab.lab import Lab, LabError
 from tests.launch import REPOSITORY, environment
 
@@ -148,7 +149,7 @@ def test_the_command() -> None:
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netlab, "_SYSTEM_PATH", "/nowhere")
+    monkeypatch.setattr(namespaces, "SYSTEM_PATH", "/nowhere")
     reason = netlab.why_not()
     assert reason is not None
     assert reason.endswith(

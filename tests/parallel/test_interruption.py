@@ -152,6 +152,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     config.write_text(CONFIG.format(root=digits_root, port=free_port(), epochs=2))
     options = ["lr.scaling=none", "phases.0.batch_per_worker=16", "phases.1.batch_per_worker=16"]
     options += ["train.ema_decay=0.98", "train.noise_scale_every=3"]
+    options += ["comm.tune=measure", "comm.group_mb=1"]
     whole = run(mpirun(2, *HVDTRAIN, "train", config, *options, "--run-dir", "whole"), cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     job = start(mpirun(2, *HVDTRAIN, "train", config, *options), config, started)
@@ -187,6 +188,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(
         f"resumed from {run_dir.relative_to(tmp_path) if new_ranks == 2 else run_dir}"
         in resumed.stdout
     )
+    assert "1 MiB, compression none (measured in " in out
+    assert ("(kept from tuning.json)" in resumed.stdout) == (new_ranks == 2)
     expected, summary = (
         json.loads((root / "summary.json").read_text()) for root in (tmp_path / "whole", run_dir)
     )
