@@ -13,6 +13,7 @@ mpi_yield_when_idle, as the hosts of a lab share cores. `--out` writes points fo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -34,8 +35,8 @@ from hvdtrain.reducer import Reducer
 
 MODEL = "resnet50"
 TRAINERS = ("hvdtrain", "DDP", "Horovod")
-SINGLE_MB = (1, 4, 16, 32)
-"""Allreduces measured one by one, for the predictor."""
+EXCHANGES = 5
+"""Times that the groups are exchanged without computing, for the predictor."""
 
 
 def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> dict[str, Any]:
@@ -65,33 +66,40 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
         reducer.finish()
         optimizer.step()
 
-    alone, releases = [], []
+    computing, releases = [], []
     for _ in range(3):
         comm.sum_(torch.zeros(1), "start")
         began = time.perf_counter()
         step(communicate=False)
-        alone.append(time.perf_counter() - began)
+        computing.append(time.perf_counter() - began)
         releases.append([at - began for at in released])
     seconds = timed(step, steps)
     found = {
         "seconds": seconds,
         "groups": [group.wire.numel() * group.wire.element_size() for group in reducer.groups],
         "release_s": [statistics.median(each) for each in zip(*releases, strict=True)],
-        "compute_s": statistics.median(alone),
-        "allreduce": single(comm, reducer.groups[0].wire.dtype),
+        "compute_s": statistics.median(computing),
+        "allreduce": alone(comm, reducer),
     }
     comm.shutdown()
     return found
 
 
-def single(comm: Comm, dtype: torch.dtype) -> list[dict[str, float]]:
-    """Blocking allreduces of several sizes."""
-    found = []
-    for mb in SINGLE_MB:
-        tensor = torch.zeros(mb * 2**20 // dtype.itemsize, dtype=dtype)
-        seconds = timed(lambda t=tensor, mb=mb: comm.sum_(t, f"single.{mb}"), 3)
-        found.append({"bytes": mb * 2**20, "seconds": statistics.median(seconds)})
-    return found
+def alone(comm: Comm, reducer: Reducer) -> list[dict[str, float]]:
+    """Seconds of each group's allreduce, one after the other as in a step, without computing."""
+    rounds = []
+    for _ in range(EXCHANGES):
+        comm.sum_(torch.zeros(1), "start")
+        times = [time.perf_counter()]
+        handles = [comm.sum_async_(g.wire, f"alone.{g.name}") for g in reducer.groups]
+        for handle in handles:
+            handle.wait()
+            times.append(time.perf_counter())
+        rounds.append([end - begin for begin, end in itertools.pairwise(times)])
+    return [
+        {"bytes": g.wire.numel() * g.wire.element_size(), "seconds": statistics.median(seconds)}
+        for g, seconds in zip(reducer.groups, zip(*rounds, strict=True), strict=True)
+    ]
 
 
 def ddp(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any]:

@@ -102,6 +102,33 @@ def test_only_kernels_and_matrices_are_decayed() -> None:
         assert p.unique().tolist() == [0.5 if name in ("0.weight", "4.weight") else 1.0], name
 
 
+def test_the_first_group_is_small() -> None:
+    """So that the network starts early; the others are full, but for the last."""
+    layers = nn.Sequential(*[nn.Linear(10, 10, bias=False) for _ in range(20)])
+    reducer = Reducer(layers.parameters(), Solo(), group_bytes=3200)
+    assert [len(group.params) for group in reducer.groups] == [1, 8, 8, 3]
+    assert reducer.groups[0].params == [layers[-1].weight]
+
+
+def test_a_step_sees_nothing_of_the_one_before() -> None:
+    """Nor does a parameter whose gradient comes with the second micro-batch alone."""
+    weight = nn.Parameter(torch.ones(3))
+    late = nn.Parameter(torch.ones(3))
+    reducer = Reducer([weight, late], Solo(), accumulate=2)
+    for factor in (2.0, 5.0):
+        reducer.start_step()
+        for loss in (weight.sum() * factor, (weight * late).sum() * factor):
+            reducer.start_backward()
+            loss.backward()
+            reducer.end_backward()
+        reducer.finish()
+        assert weight.grad is not None
+        assert late.grad is not None
+        assert weight.grad.tolist() == [2 * factor] * 3
+        assert late.grad.tolist() == [factor] * 3
+        assert reducer.flats()[0].tolist() == [factor] * 3 + [2 * factor] * 3
+
+
 def test_an_unused_parameter_gets_zeros() -> None:
     model = network()
     spare = nn.Parameter(torch.ones(5))
