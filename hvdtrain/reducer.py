@@ -43,9 +43,10 @@ class _Group:
         self.complete()
 
     def clear(self) -> None:
-        """Forget all gradients, without the time that zeros would take to write."""
-        for p in self.params:
-            p.grad = None
+        """Forget all gradients; zeros are written for frozen parameters alone, as no gradient will
+        come for them before the group is sent."""
+        for p, place in self.places.items():
+            p.grad = None if p.requires_grad else place.zero_()
 
     def take(self, p: nn.Parameter) -> None:
         """Put a gradient that autograd made in its place; it adds later ones there itself."""

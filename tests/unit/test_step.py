@@ -129,6 +129,20 @@ def test_a_step_sees_nothing_of_the_one_before() -> None:
         assert reducer.flats()[0].tolist() == [factor] * 3 + [2 * factor] * 3
 
 
+def test_a_parameter_that_is_frozen_later_sends_zeros() -> None:
+    """Its group may be on its way before `finish`."""
+    weight, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    reducer = Reducer([weight, frozen], Solo())
+    for trained in (True, False):
+        frozen.requires_grad_(trained)
+        reducer.start_step()
+        reducer.start_backward()
+        (3 * weight + frozen.detach() + (frozen if trained else 0)).sum().backward()
+        assert reducer.flats()[0].tolist() == [float(trained)] * 2 + [3.0] * 2
+        reducer.end_backward()
+        reducer.finish()
+
+
 def test_an_unused_parameter_gets_zeros() -> None:
     model = network()
     spare = nn.Parameter(torch.ones(5))
