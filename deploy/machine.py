@@ -71,6 +71,8 @@ def find_cuda(cuda: str, env: Mapping[str, str], site: Path) -> Path | None:
         candidates.append(Path(on_path).resolve().parent.parent)
     major = cuda.partition(".")[0]
     candidates += [Path(f"/usr/local/cuda-{cuda}"), Path("/usr/local/cuda")]
+    # Some machines have nvcc in a folder of programs, without the toolkit's other parts.
+    candidates = [home for home in candidates if (home / "include" / "cuda_runtime.h").exists()]
     candidates.append(site / "nvidia" / f"cu{major}")
     for home in candidates:
         nvcc = home / "bin" / "nvcc"

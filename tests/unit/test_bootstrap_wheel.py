@@ -99,6 +99,8 @@ def fake_cuda(home: Path, release: str) -> Path:
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
     nvcc.chmod(0o755)
+    (home / "include").mkdir()
+    (home / "include" / "cuda_runtime.h").touch()
     return home
 
 
@@ -111,6 +113,8 @@ def test_only_a_cuda_of_torchs_major_version_is_taken(tmp_path: Path) -> None:
     assert machine.find_cuda("12.8", env, tmp_path) == old
     assert machine.find_cuda("13.0", env, tmp_path) == new
     assert machine.find_cuda("14.0", env, tmp_path) is None
+    (new / "include" / "cuda_runtime.h").unlink()  # a lone compiler is no toolkit
+    assert machine.find_cuda("13.0", env, tmp_path) != new
 
 
 def test_nvcc_from_wheels_is_the_last_resort(tmp_path: Path) -> None:
