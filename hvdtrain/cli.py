@@ -17,6 +17,7 @@ from hvdtrain.doctor_cli import doctor
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.launch_cli import launch_app
 from hvdtrain.load_config import load_config
+from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.report_cli import report
 from hvdtrain.scaling_cli import scaling_app
 from hvdtrain.tune_cli import tune_app
@@ -77,7 +78,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the newest checkpoint of a run, exactly, on any number of ranks."""
-    with job() as comm:
+    with job(str(RunPaths(run_root(run)).config), overrides) as comm:
         from hvdtrain.evaluation import evaluate_run
 
         result = evaluate_run(run, overrides or [], comm)

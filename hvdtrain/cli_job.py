@@ -40,7 +40,7 @@ def load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
 
 
 @contextlib.contextmanager
-def job(config: str | None = None, overrides: list[str] | None = None) -> Iterator[Comm]:
+def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
     """Join the launcher's ranks; on a fault that only this rank has, leave at once.
 
     Waiting for the others would wait for ever: the launcher ends them when this one ends.

@@ -39,8 +39,8 @@ CPU_DEFAULTS = {
 }
 NETWORK_DEFAULTS = {
     # Open MPI's own choice for several hosts exchanges halves between pairs and was seen to leave
-    # one direction of the link idle half of the time; a ring in segments fills both, and sums one
-    # while the next is on its way. docs/ethernet.md.
+    # one direction of the link idle half of the time; a ring in segments fills both. See
+    # docs/ethernet.md.
     "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
     "OMPI_MCA_coll_tuned_allreduce_algorithm": "5",
     "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": "262144",

@@ -14,7 +14,7 @@ from hvdtrain.comm import Comm, cores_for_rank
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.load_config import load_config
 from hvdtrain.parts import checkpoint_labels, choose_device, init_state, open_loaders, share_data
-from hvdtrain.paths import RunPaths
+from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.plan import make_plan
 from hvdtrain.step import evaluate
 
@@ -48,8 +48,9 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
 
 def _find(path: Path) -> tuple[Path, Path]:
     """The checkpoint that `path` means, and its run directory."""
-    if (path / "meta.json").is_file():
-        return path, path.parent.parent
+    root = run_root(path)
+    if root != path:
+        return path, root
     newest = list_checkpoints(RunPaths(path).checkpoints)
     if not newest:
         raise CheckpointError(f"{path}: neither a run directory with checkpoints nor a checkpoint")

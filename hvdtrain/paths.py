@@ -90,6 +90,11 @@ class RunPaths:
             ) from None
 
 
+def run_root(path: Path) -> Path:
+    """The run directory that `path` is, or that the checkpoint at `path` is in."""
+    return path.parent.parent if (path / "meta.json").is_file() else path
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `path` whole or not at all; raises ResourceError if the disk refuses."""
     part = path.with_name(f".{path.name}.part")

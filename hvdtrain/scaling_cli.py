@@ -121,7 +121,7 @@ def scaling_calibrate(
     Needs no images. Start it alone, or with as many ranks as a node has: then what they share of
     the node is in it.
     """
-    with job() as comm:
+    with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.agreement import together
         from hvdtrain.analysis.calibration import calibrate_plan

@@ -10,7 +10,8 @@ from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 REPEAT_S = 3.0
-"""Launchers repeat a signal that the ranks have got already: so long it is the same wish."""
+"""Signals that come together mean one wish: launchers repeat what the ranks have got already, and
+Slurm tells a batch script and all it has started."""
 
 
 class StopSignals:

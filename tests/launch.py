@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 REPOSITORY = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
@@ -64,3 +66,14 @@ def run(
         capture_output=True,
         check=False,
     )
+
+
+def end_jobs(jobs: Sequence[subprocess.Popen[str]]) -> None:
+    """Kill what a test has left of them."""
+    for job in jobs:
+        if job.poll() is None:
+            for child in psutil.Process(job.pid).children(recursive=True):
+                child.kill()
+            job.kill()
+        if job.stdout is not None and not job.stdout.closed:
+            job.communicate()

@@ -17,12 +17,10 @@ from types import FrameType
 from typing import Any
 
 from hvdtrain.errors import Preempted, ResourceError
+from hvdtrain.signals import REPEAT_S, STOPPING
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """HOST:FILE that rank 0 makes when it was stopped and has written a checkpoint."""
-REPEAT_S = 3.0
-"""Signals that come together mean one wish: Slurm tells a batch script and all it has started."""
 
 
 def run_job(command: Sequence[str], env: Mapping[str, str], gentle: signal.Signals) -> int:

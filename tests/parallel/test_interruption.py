@@ -15,7 +15,7 @@ import psutil
 import pytest
 import safetensors.torch
 
-from tests.launch import environment, free_port, horovodrun, mpirun, run
+from tests.launch import end_jobs, environment, free_port, horovodrun, mpirun, run
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
 END_S = 30
@@ -71,13 +71,7 @@ def started(config: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Jobs started by a test; whatever is left of them is killed after it."""
     jobs: list[subprocess.Popen[str]] = []
     yield jobs
-    for job in jobs:
-        if job.poll() is None:
-            for child in psutil.Process(job.pid).children(recursive=True):
-                child.kill()
-            job.kill()
-        if job.stdout is not None and not job.stdout.closed:
-            job.communicate()
+    end_jobs(jobs)
 
 
 def start(

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch import environment, free_port
+from tests.launch import end_jobs, environment, free_port
 
 CONFIG = """
 name: long
@@ -34,12 +34,7 @@ def started(small_root: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[
     (tmp_path / "long.yaml").write_text(CONFIG.format(root=small_root, port=free_port()))
     jobs: list[subprocess.Popen[str]] = []
     yield jobs
-    for job in jobs:
-        if job.poll() is None:
-            for child in psutil.Process(job.pid).children(recursive=True):
-                child.kill()
-            job.kill()
-            job.communicate()
+    end_jobs(jobs)
 
 
 @pytest.mark.parallel
