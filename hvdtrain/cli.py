@@ -222,7 +222,11 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        tell(f"{error.format_message()}; see hvdtrain --help")
+        text = error.format_message()
+        if text.startswith("Usage: "):  # a command without its arguments: its help is no fault
+            typer.echo(text, err=True)
+        else:
+            tell(f"{text}; see hvdtrain --help")
         sys.exit(2)
     sys.exit(code or 0)
 

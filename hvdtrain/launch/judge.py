@@ -127,7 +127,9 @@ def _config(facts: Sequence[Facts], names: Names) -> Check:
 
 
 def _data(facts: Sequence[Facts], names: Names) -> Check:
+    several = len({one.machine for one in facts}) > 1
     for key in dict.fromkeys(data.key for one in facts for data in one.data):
+        mend = "is it mounted there? The images must be at the same path on all hosts"
         here = [(one, data) for one in facts for data in one.data if data.key == key]
         lost: dict[str, list[Facts]] = {}
         for one, data in here:
@@ -138,7 +140,7 @@ def _data(facts: Sequence[Facts], names: Names) -> Check:
                 "data",
                 names.hosts(where),
                 text,
-                "is it mounted there? The images must be at the same path on all hosts",
+                mend if several else f"name the images with {key}=DIR (docs/data.md)",
                 errors.DataError,
             )
         listed = [

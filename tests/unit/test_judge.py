@@ -168,6 +168,13 @@ def test_one_finding(
     assert "\n" not in str(finding)
 
 
+def test_one_machine_hears_nothing_of_hosts() -> None:
+    lost = (Dataset("data.train", "/none", "no such folder or file"),)
+    [finding] = judge([Facts("node1", "boot", rank=0, data=lost)])
+    told = "node1: data.train: /none: no such folder or file: name the images with data.train=DIR"
+    assert str(finding) == f"{told} (docs/data.md)"
+
+
 def test_small_files_are_slow_by_the_byte() -> None:
     assert judge(changed(2, reads=Reads(9.0, 8000.0))) == []
 
