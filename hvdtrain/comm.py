@@ -38,20 +38,11 @@ CPU_DEFAULTS = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 NETWORK_DEFAULTS = {
-    # Open MPI's own choice for several hosts exchanges halves between pairs and was seen to leave
-    # one direction of the link idle half of the time; a ring in segments fills both. See
-    # docs/ethernet.md.
-    "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
-    "OMPI_MCA_coll_tuned_allreduce_algorithm": "5",
-    "OMPI_MCA_coll_tuned_allreduce_algorithm_segmentsize": "262144",
-    # Segments go at once; by default each would first ask the receiver and wait for its answer.
+    # Gradients go round in messages of 256 KiB by third_party/horovod/0003-mpi-ring.patch.
+    "HOROVOD_MPI_RING_BYTES": "262144",
+    # They go at once; by default each would first ask the receiver and wait for its answer.
     "OMPI_MCA_btl_tcp_eager_limit": "524288",
     "OMPI_MCA_btl_tcp_max_send_size": "524288",
-}
-PAIR_DEFAULTS = {
-    # Where two ranks send to each other, "put" sends a message whole, and the word that lets the
-    # other direction begin waits behind it. Without it messages go in pieces.
-    "OMPI_MCA_btl_tcp_flags": "send,inplace,need-csum,hetero-rdma",
 }
 
 
@@ -228,7 +219,7 @@ def settings(env: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
     several_hosts = (here.isdigit() and int(here) < size) or (nodes.isdigit() and int(nodes) > 1)
     found = DEFAULTS | (CPU_DEFAULTS if cpu else {})
     if several_hosts:
-        found |= NETWORK_DEFAULTS | (PAIR_DEFAULTS if size == 2 else {})
+        found |= NETWORK_DEFAULTS
     return found
 
 

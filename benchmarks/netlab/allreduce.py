@@ -27,8 +27,9 @@ from hvdtrain.comm import init_comm
 from hvdtrain.scaling.ring import ring_seconds
 
 UNTUNED = {
-    "OMPI_MCA_coll_tuned_use_dynamic_rules": "0",
-    "OMPI_MCA_btl_tcp_flags": "send,put,inplace,need-ack,need-csum,hetero-rdma",
+    "HOROVOD_MPI_RING_BYTES": "0",
+    "OMPI_MCA_btl_tcp_eager_limit": "65536",
+    "OMPI_MCA_btl_tcp_max_send_size": "131072",
 }
 """Open MPI's own, from `ompi_info --param btl tcp --level 9`."""
 

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from hvdtrain.comm import CPU_DEFAULTS, NETWORK_DEFAULTS, PAIR_DEFAULTS, settings
+from hvdtrain.comm import CPU_DEFAULTS, NETWORK_DEFAULTS, settings
 
 
 @pytest.mark.parametrize(
-    ("env", "network", "pair"),
+    ("env", "network"),
     [
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False, False),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, True, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, False, False),
-        ({"PMI_SIZE": "8", "SLURM_STEP_NUM_NODES": "2"}, True, False),
-        ({"PMI_SIZE": "8", "SLURM_STEP_NUM_NODES": "1"}, False, False),
-        ({"HOROVOD_SIZE": "2"}, False, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, False),
+        ({"PMI_SIZE": "8", "SLURM_STEP_NUM_NODES": "2"}, True),
+        ({"PMI_SIZE": "8", "SLURM_STEP_NUM_NODES": "1"}, False),
+        ({"HOROVOD_SIZE": "2"}, False),
     ],
 )
-def test_the_network_is_set_only_where_there_is_one(
-    env: dict[str, str], network: bool, pair: bool
-) -> None:
+def test_the_network_is_set_only_where_there_is_one(env: dict[str, str], network: bool) -> None:
     found = settings(env, cpu=True)
     assert (found.items() >= NETWORK_DEFAULTS.items()) is network
-    assert (found.items() >= PAIR_DEFAULTS.items()) is pair
     assert found.items() >= CPU_DEFAULTS.items()
     assert not settings(env, cpu=False).items() >= CPU_DEFAULTS.items()

@@ -1,0 +1,58 @@
+"""Sums of known numbers over this job's ranks, of many lengths and types."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from hvdtrain.comm import Comm, init_comm
+
+CHUNK = 1024
+"""Bytes of a message, by the test's HOROVOD_MPI_RING_BYTES."""
+
+
+def lengths(size: int, width: int) -> list[int]:
+    """Around the shortest that goes by the ring, a piece, two, and many."""
+    chunk = CHUNK // width
+    edges = [chunk * size // 4, chunk * size, 2 * chunk * size, 3 * chunk * size]
+    return [1, size, *[edge + off for edge in edges for off in (-1, 0, 1)], 100_003]
+
+
+def check_exact(comm: Comm, dtype: torch.dtype) -> None:
+    """Small whole numbers, whose sums every type holds."""
+    for length in lengths(comm.size, torch.empty(0, dtype=dtype).element_size()):
+        numbers = torch.arange(length) % 97
+        mine = (numbers + comm.rank).to(dtype)
+        comm.sum_(mine, f"{dtype}.{length}")
+        total = comm.size * numbers + sum(range(comm.size))
+        assert torch.equal(mine.double(), total.double()), (dtype, length)
+
+
+def check_same(comm: Comm) -> None:
+    """The last bits, too, are those of every other rank, and of another time."""
+    digests = []
+    for again in range(2):
+        generator = torch.Generator().manual_seed(comm.rank)
+        mine = torch.randn(70_001, generator=generator)
+        comm.sum_(mine, f"random.{again}")
+        digests += comm.gather_text(hashlib.sha256(mine.numpy().tobytes()).hexdigest())
+    assert len(set(digests)) == 1
+
+
+def check_together(comm: Comm) -> None:
+    """Several sums under way at a time."""
+    tensors = [torch.full((20_000 + k,), float(comm.rank + k)) for k in range(6)]
+    handles = [comm.sum_async_(tensor, f"together.{k}") for k, tensor in enumerate(tensors)]
+    for k, (tensor, handle) in enumerate(zip(tensors, handles, strict=True)):
+        handle.wait()
+        assert (tensor == sum(range(comm.size)) + k * comm.size).all()
+
+
+if __name__ == "__main__":
+    comm = init_comm()
+    for dtype in (torch.float32, torch.float16, torch.float64, torch.int32):
+        check_exact(comm, dtype)
+    check_same(comm)
+    check_together(comm)
+    comm.shutdown()
