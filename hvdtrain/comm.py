@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -199,6 +200,9 @@ class _HorovodHandle:
 
     def wait(self) -> None:
         with self._comm._named(self._name):
+            # Horovod's own wait spins, on a core that decoding or the sums themselves may need.
+            while not self._comm._hvd.poll(self._handle):
+                time.sleep(5e-5)
             self._comm._hvd.synchronize(self._handle)
 
 

@@ -85,6 +85,24 @@ def test_mpirun_starts_ranks_on_every_host(lab: Lab) -> None:
     assert sorted(done.stdout.split()) == ["node0", "node0", "node1", "node1"], done.stderr
 
 
+def test_ranks_of_a_host_go_round_with_a_share_each(lab: Lab, tmp_path: Path) -> None:
+    """Exact sums of two ranks on each of two hosts, and of two beside one."""
+    mpirun = shutil.which("mpirun", path=environment()["PATH"])
+    if mpirun is None:
+        pytest.skip("needs mpirun")
+    for hosts in ("node0:2,node1:2", "node0:2,node1:1"):
+        arguments = lab.mpirun_arguments(2)
+        arguments[arguments.index("-H") + 1] = hosts
+        arguments[arguments.index("-np") + 1] = str(
+            sum(int(n) for n in re.findall(r":(\d)", hosts))
+        )
+        worker = [sys.executable, REPOSITORY / "tests/parallel/ring_worker.py"]
+        ring = ["-x", "HOROVOD_MPI_RING_BYTES"]
+        env = environment({"HOROVOD_MPI_RING_BYTES": "1024"})
+        done = lab.run(0, [mpirun, *arguments, *ring, *worker], env=env, timeout_s=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_host_that_is_down_and_one_that_refuses() -> None:
     with Lab(3, link_gbit=None) as lab:
         lab.kill(1)
