@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -44,4 +43,5 @@ def test_sixty_changes_of_size_and_batch_leave_memory_where_it_was(photographs):
     found = json.loads(done.stdout)
     assert len(found) == CHANGES
     assert max(found) - found[0] <= SPREAD_MIB
-    assert statistics.mean(found[40:]) - statistics.mean(found[20:40]) <= 20
+    # Largest values: what the kernel takes back for a while must not look like growth after it.
+    assert max(found[40:]) - max(found[:40]) <= 20
