@@ -85,7 +85,7 @@ def test_mpirun_starts_ranks_on_every_host(lab: Lab) -> None:
     assert sorted(done.stdout.split()) == ["node0", "node0", "node1", "node1"], done.stderr
 
 
-def test_ranks_of_a_host_go_round_with_a_share_each(lab: Lab, tmp_path: Path) -> None:
+def test_ranks_of_a_host_go_round_with_a_share_each(lab: Lab) -> None:
     """Exact sums of two ranks on each of two hosts, and of two beside one."""
     mpirun = shutil.which("mpirun", path=environment()["PATH"])
     if mpirun is None:
