@@ -15,19 +15,36 @@ FORWARD_SHARE = 1 / 3
 """Of the time of a step: the backward pass computes two products for each of the forward's."""
 
 
+class _Device:
+    """Computes one layer after the other, whether or not the host is late, as a GPU does."""
+
+    def __init__(self) -> None:
+        self.due: float | None = None
+        """When it has computed all of this pass that was asked for; None between passes."""
+
+    def wait(self, seconds: float) -> None:
+        """Until it has computed for so many seconds more."""
+        self.due = (self.due or time.perf_counter()) + seconds
+        left = self.due - time.perf_counter()
+        if left > 0:
+            time.sleep(left)
+
+
 class _Layer(torch.autograd.Function):
     """Passes its input on, and sleeps; every parameter gets a gradient of ones."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, seconds: float, *params: torch.Tensor) -> torch.Tensor:
-        ctx.seconds, ctx.params = seconds, params
-        _sleep(seconds * FORWARD_SHARE)
+    def forward(
+        ctx: Any, x: torch.Tensor, device: _Device, seconds: float, *params: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.device, ctx.seconds, ctx.params = device, seconds, params
+        device.wait(seconds * FORWARD_SHARE)
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        _sleep(ctx.seconds * (1 - FORWARD_SHARE))
-        return grads[0], None, *[torch.ones_like(p) for p in ctx.params]
+        ctx.device.wait(ctx.seconds * (1 - FORWARD_SHARE))
+        return grads[0], None, None, *[torch.ones_like(p) for p in ctx.params]
 
 
 class StandIn(nn.Module):
@@ -49,11 +66,14 @@ class StandIn(nn.Module):
             self.register_buffer(f"buffer{number}", buffer.clone())
         work = _multiplications(model, layers)
         self.seconds = [compute_s * each / sum(work) for each in work]
+        self.device = _Device()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [1], any number that needs a gradient."""
+        self.device.due = None
         for seconds, params in zip(self.seconds, self.layers, strict=True):
-            x = _Layer.apply(x, seconds, *params)
+            x = _Layer.apply(x, self.device, seconds, *params)
+        self.device.due = None
         return x
 
 
@@ -71,12 +91,3 @@ def _multiplications(model: nn.Module, layers: list[nn.Module]) -> list[float]:
     for handle in handles:
         handle.remove()
     return [counts[layer] for layer in layers]
-
-
-def _sleep(seconds: float) -> None:
-    """To the microsecond or so; a plain sleep is up to 0.1 ms late in each of a hundred layers."""
-    until = time.perf_counter() + seconds
-    if seconds > 2e-4:
-        time.sleep(seconds - 1e-4)
-    while time.perf_counter() < until:
-        time.sleep(0)

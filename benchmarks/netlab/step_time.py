@@ -31,6 +31,7 @@ from benchmarks.netlab.allreduce import launch
 from benchmarks.netlab.lab import NETWORK, Lab, LabError
 from benchmarks.netlab.stand_in import StandIn
 from hvdtrain.comm import Comm, init_comm
+from hvdtrain.parts import choose_device
 from hvdtrain.reducer import Reducer
 
 MODEL = "resnet50"
@@ -42,6 +43,7 @@ EXCHANGES = 5
 def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> dict[str, Any]:
     """Seconds of steps with hvdtrain's reducer, and what the predictor needs to know."""
     comm = init_comm()
+    choose_device(comm)
     reducer = Reducer(
         model.parameters(),
         comm,
@@ -214,7 +216,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         )
         axes.set_xticks(sorted({row["hosts"] for row in mine}))
     fields[0].set_ylabel("seconds a step")
-    fields[0].legend()
+    fields[-1].legend(loc="upper left")
     figure.savefig(path, dpi=100)
 
 
