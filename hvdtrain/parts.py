@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hvdtrain.agreement import require_equal, together
+from hvdtrain.allocator import keep_freed_memory
 from hvdtrain.comm import Comm, cores_for_rank
 from hvdtrain.config import GROUP_MB, Config
 from hvdtrain.errors import ConfigError, DataError
@@ -62,8 +63,9 @@ def set_up(cfg: Config, comm: Comm) -> Parts:
 
 
 def choose_device(comm: Comm) -> torch.device:
-    """One GPU per local rank where there are any, else the CPU."""
+    """One GPU per local rank where there are any, else the CPU; made ready for training."""
     if not torch.cuda.is_available():
+        keep_freed_memory()
         return torch.device("cpu")
     if comm.local_rank >= torch.cuda.device_count():
         raise ConfigError(
