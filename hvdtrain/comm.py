@@ -201,8 +201,9 @@ class _HorovodHandle:
     def wait(self) -> None:
         with self._comm._named(self._name):
             # Horovod's own wait spins, on a core that decoding or the sums themselves may need.
+            began = time.perf_counter()
             while not self._comm._hvd.poll(self._handle):
-                time.sleep(5e-5)
+                time.sleep(max(5e-5, (time.perf_counter() - began) / 500))
             self._comm._hvd.synchronize(self._handle)
 
 

@@ -15,7 +15,14 @@ import torch
 from hvdtrain.comm import Comm
 from hvdtrain.config import Config
 from hvdtrain.errors import HvdtrainError
-from hvdtrain.launch.facts import Facts, config_hash, launcher_sizes, machine_id, versions
+from hvdtrain.launch.facts import (
+    Facts,
+    config_hash,
+    congestion_control,
+    launcher_sizes,
+    machine_id,
+    versions,
+)
 from hvdtrain.launch.nic import choose_for_rank
 from hvdtrain.launch.storage import Dataset, datasets, disk_at, glance, look, read_speed
 from hvdtrain.links import ring_link
@@ -66,6 +73,7 @@ def survey(
         nic=nic,
         link_gbit=cfg.comm.link_gbit if cfg else None,
         link=link,
+        congestion=congestion_control(),
         visible_gpus=gpus,
         gpu=str(gpu.uuid) if gpu is not None else None,
         gpu_name=gpu.name if gpu is not None else "",

@@ -63,6 +63,8 @@ class Facts:
     link_gbit: float | None = None
     """The config's `comm.link_gbit`."""
     link: Link | None = None
+    congestion: str = ""
+    """The host's congestion control of TCP."""
     visible_gpus: int = 0
     gpu: str | None = None
     """Identity of the GPU of this rank."""
@@ -77,13 +79,15 @@ class Facts:
 
     @staticmethod
     def from_json(text: str) -> Facts:
-        """The facts that `to_json` wrote."""
-        values = json.loads(text)
+        """The facts that `to_json` wrote, also those of another version of it: versions are among
+        what is compared."""
+        known = {each.name for each in dataclasses.fields(Facts)}
+        values = {name: value for name, value in json.loads(text).items() if name in known}
         for name, kind in (("disk", Disk), ("nic", Nic), ("link", Link), ("reads", Reads)):
-            if values[name] is not None:
+            if values.get(name) is not None:
                 values[name] = kind(**values[name])
-        values["data"] = tuple(Dataset(**one) for one in values["data"])
-        values["faults"] = tuple(values["faults"])
+        values["data"] = tuple(Dataset(**one) for one in values.get("data", ()))
+        values["faults"] = tuple(values.get("faults", ()))
         return Facts(**values)
 
 
@@ -99,6 +103,14 @@ def machine_id() -> str:
         return f"{boot.read_text().strip()} {network.stat().st_ino} {node}"
     except OSError:
         return f"{socket.gethostname()} {node}"
+
+
+def congestion_control() -> str:
+    """What TCP uses on this host; empty where the kernel does not tell."""
+    try:
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    except OSError:
+        return ""
 
 
 def launcher_sizes(env: Mapping[str, str]) -> dict[str, int]:
@@ -165,6 +177,7 @@ def of_host(request: Mapping[str, Any]) -> Facts:
         data=data,
         nic=nic,
         link_gbit=link_gbit,
+        congestion=congestion_control(),
         visible_gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
         faults=tuple(faults),
         clock=time.time(),

@@ -188,6 +188,15 @@ def _network(facts: Sequence[Facts], names: Names) -> Check:
             text,
             "large packets may be lost on the way: set one by ip link set dev NAME mtu N",
         )
+    pausing = [one for one in facts if one.congestion == "bbr" and one.nic is not None]
+    if pausing and len({one.machine for one in facts}) > 1:
+        yield Finding(
+            "congestion",
+            names.hosts(pausing),
+            "TCP's congestion control is bbr, which nearly stops for 0.2 s every 10 s on a link in "
+            "steady use, and all ranks wait",
+            "sysctl -w net.ipv4.tcp_congestion_control=cubic",
+        )
 
 
 def _links(facts: Sequence[Facts], names: Names) -> Check:

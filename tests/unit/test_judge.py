@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,12 @@ CASES: list[tuple[str, list[Facts], type[Exception] | None, str]] = [
         "9000 (eth0) on node1, node2; 1500 (ens5) on node2: large packets may be lost",
     ),
     (
+        "congestion",
+        changed(2, congestion="bbr"),
+        None,
+        "node2: TCP's congestion control is bbr, which nearly stops for 0.2 s every 10 s",
+    ),
+    (
         "link",
         changed(1, link=Link(2, "10.0.0.2:40000", error="cannot connect (timed out)")),
         CommError,
@@ -173,6 +180,11 @@ def test_one_machine_hears_nothing_of_hosts() -> None:
     [finding] = judge([Facts("node1", "boot", rank=0, data=lost)])
     told = "node1: data.train: /none: no such folder or file: name the images with data.train=DIR"
     assert str(finding) == f"{told} (docs/data.md)"
+
+
+def test_one_machine_needs_no_congestion_control() -> None:
+    here = [dataclasses.replace(one, machine="boot", congestion="bbr") for one in job()]
+    assert "congestion" not in [finding.name for finding in judge(here)]
 
 
 def test_small_files_are_slow_by_the_byte() -> None:
@@ -226,6 +238,12 @@ def test_hosts_of_one_name_are_told_by_address() -> None:
 def test_facts_travel_as_json() -> None:
     for one in [*job(), changed(2, faults=("a", "b"))[2]]:
         assert Facts.from_json(one.to_json()) == one
+
+
+def test_facts_of_another_version_can_be_read() -> None:
+    told = json.loads(job()[0].to_json()) | {"altitude": 3}
+    del told["congestion"], told["faults"]
+    assert Facts.from_json(json.dumps(told)) == job()[0]
 
 
 def test_every_finding_is_in_the_docs() -> None:
