@@ -38,6 +38,7 @@ from hvdtrain.config import Config
 from hvdtrain.efficiency import Efficiency
 from hvdtrain.load_config import parse_config
 from hvdtrain.models import build_model
+from hvdtrain.parts import choose_device
 from pipelines.loader import Batch
 
 RANKS = 2
@@ -70,6 +71,7 @@ def own_batch(cfg: Config) -> Batch:
 def run_hvdtrain(precision: str, steps: int) -> None:
     """One rank of hvdtrain: an epoch of `steps` to warm up, and one that counts."""
     comm = init_comm()
+    choose_device(comm)  # as `hvdtrain train` begins
     cfg = config(precision)
     batch = own_batch(cfg)
     with memory_run(cfg, comm, batch, steps) as run:
