@@ -7,7 +7,7 @@ zeros, so all ranks always send the same buffers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -137,23 +137,31 @@ class Reducer:
                 parts, self._before = self._before, []
             self._squares.append([square(part) for part in parts])
 
-    def finish(self) -> None:
-        """Send what is left and wait for all; raises CommError where a peer is gone."""
+    def finish(self, arrived: Callable[[int], object] | None = None) -> None:
+        """Send what is left and wait for all; raises CommError where a peer is gone.
+
+        `arrived(k)` is called when the gradients of `groups[k]` are summed, while those of the
+        groups after it may still be on their way. Not on a single rank, which waits for nothing.
+        """
         self._complete()
         if not self._enabled:
             return
         for group in self.groups:
             if group.handle is None:
                 self._send(group)
-        self.clock.waiting.start()
-        for group in self.groups:
+        last = len(self.groups) - 1
+        for number, group in enumerate(self.groups):
+            self.clock.waiting.start()
             assert group.handle is not None
             group.handle.wait()
             group.handle = None
             if group.wire is not group.flat:
                 group.flat.copy_(group.wire)
-        self.clock.waiting.stop()
-        self.clock.flight.stop()
+            self.clock.waiting.stop(pause=number < last)
+            if number == last:
+                self.clock.flight.stop()
+            if arrived is not None:
+                arrived(number)
 
     @property
     def step_bytes(self) -> int:

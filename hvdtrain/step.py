@@ -19,8 +19,9 @@ from hvdtrain.config import Config
 from hvdtrain.errors import DataError
 from hvdtrain.mixing import Batch, Mixing
 from hvdtrain.noise_meter import NoiseMeter
-from hvdtrain.optim import optimizer_tensors, set_rates
+from hvdtrain.optim import UpdateByGroup, optimizer_tensors, set_rates
 from hvdtrain.optim.agc import AdaptiveClipping
+from hvdtrain.optim.clip import clip_
 from hvdtrain.optim.ema import Ema
 from hvdtrain.plan import Position
 from hvdtrain.reducer import Reducer, square
@@ -56,8 +57,16 @@ class State:
     gradient_norm: torch.Tensor | None = None
     """L2 norm of the last global gradient that was asked for, before clipping, on the device."""
     skipped: torch.Tensor | None = None
-    """Updates left out since the start, as gradients under a loss scale were not finite; on the
-    device, None before the first update with a loss scale."""
+    """Updates left out since the start, as gradients were not finite; on the device, None before
+    the first update with a loss scale."""
+
+    def __post_init__(self) -> None:
+        self.update_group = UpdateByGroup(self.optimizer, [g.params for g in self.reducer.groups])
+
+    @property
+    def needs_all_gradients(self) -> bool:
+        """Whether an update depends on more than its own parameter's gradient."""
+        return self.clip_norm is not None or self.agc is not None or self.scaler.is_enabled()
 
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
         """Logits [N, classes] in the run's precision; `averaged`: by the EMA if there is one."""
@@ -85,22 +94,27 @@ def train_step(
 ) -> torch.Tensor:
     """One update from this rank's share of the global batch; returns this rank's SUMS [4].
 
-    `norm`: find the norm of the gradient, too. The loss is the mean over the whole global batch, padding counted with weight 0.
-    Order: all gradients arrive → loss scale undone → clip → update → average, the same on every
-    rank. An update whose gradients are not all finite is skipped where there is a loss scale.
+    `norm`: find the norm of the gradient, too. The loss is the mean over the whole global batch,
+    padding counted with weight 0. Order: all gradients arrive → loss scale undone → clip → update →
+    average, the same on every rank. An update whose gradients are not all finite is skipped where
+    there is a loss scale. Where nothing looks at all gradients together, each group's parameters
+    are updated while later groups are still summed.
     """
     reducer = state.reducer
     measured = state.noise.due(state.step)
     _seed(state)
     reducer.start_step(measure=measured)
     sums = _backward(state, batch)
-    reducer.finish()
+    set_rates(state.optimizer, lr, momentum)
+    together = measured or norm or state.needs_all_gradients or state.comm.size == 1
+    reducer.finish(None if together else state.update_group)
     if measured:
         _measure_noise(state, sums[:, -1], len(batch.labels) * state.comm.size)
     if norm:
         state.gradient_norm = _big_square(state).sqrt() / _loss_scale(state)
-    set_rates(state.optimizer, lr, momentum)
-    _update(state)
+    if together:
+        _update(state)
+    _average(state)
     state.step += 1
     return sums.sum(dim=0)
 
@@ -140,7 +154,7 @@ def _measure_noise(state: State, counts: torch.Tensor, planned: int) -> None:
 
 
 def _big_square(state: State) -> torch.Tensor:
-    return torch.stack([square(flat) for flat in state.reducer.flats()]).sum()
+    return torch.stack([*map(square, state.reducer.flats())]).sum()
 
 
 def _loss_scale(state: State) -> torch.Tensor:
@@ -148,7 +162,7 @@ def _loss_scale(state: State) -> torch.Tensor:
 
 
 def _update(state: State) -> None:
-    """Weights, loss scale and averages from the gradients as they are."""
+    """Weights and loss scale from the gradients as they are."""
     if state.clip_norm is not None or state.agc is not None:
         state.scaler.unscale_(state.optimizer)
     if state.clip_norm is not None:
@@ -161,17 +175,11 @@ def _update(state: State) -> None:
         [left_out] = state.scaler._found_inf_per_device(state.optimizer).values()
         state.skipped = left_out if state.skipped is None else state.skipped + left_out
     state.scaler.update(state.static_loss_scale)
+
+
+def _average(state: State) -> None:
     if state.ema is not None:
         state.ema.update(state.step)
-
-
-def clip_(flats: list[torch.Tensor], max_norm: float) -> torch.Tensor:
-    """Scale all gradients so that their common L2 norm is at most `max_norm`; returns the norm."""
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([flat.norm() for flat in flats]))
-    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    for flat in flats:
-        flat.mul_(factor)
-    return norm
 
 
 def _sums(
@@ -247,6 +255,7 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
                 state.reducer.start_step(communicate=False)
                 _backward(state, batch)
                 _update(state)
+                _average(state)
             _synchronize(state.device)
             times.append((time.perf_counter() - began) / updates)
             if len(times) == 1:

@@ -9,19 +9,22 @@ import torch
 
 
 class Stopwatch:
-    """Laps of one part of the step. On a GPU they are taken by events in the stream, so a lap is
-    known a little after it ended; `total_s` and `laps` hold those that are known."""
+    """Laps of one part of the step, each of one stretch or several. On a GPU they are taken by
+    events in the stream, so a lap is known a little after it ended; `total_s` and `laps` hold those
+    that are known."""
 
     def __init__(self, device: torch.device, *, keep_laps: bool = False) -> None:
         self._device = device
         self._keep_laps = keep_laps
         self._began = 0.0
+        self._lap_s = 0.0
         self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._pauses: deque[bool] = deque()
         self._total_s = 0.0
         self._laps: list[float] = []
 
     def start(self) -> None:
-        """Begin a lap."""
+        """Begin a lap, or go on with one that is paused."""
         if self._device.type == "cuda":
             pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             pair[0].record()
@@ -29,13 +32,14 @@ class Stopwatch:
         else:
             self._began = time.perf_counter()
 
-    def stop(self) -> None:
-        """End the lap that was begun last."""
+    def stop(self, *, pause: bool = False) -> None:
+        """End the lap, or only this stretch of it."""
         if self._device.type == "cuda":
             self._events[-1][1].record()
+            self._pauses.append(pause)
             self._poll()
         else:
-            self._add(time.perf_counter() - self._began)
+            self._add(time.perf_counter() - self._began, pause)
 
     @property
     def total_s(self) -> float:
@@ -51,14 +55,18 @@ class Stopwatch:
 
     def _poll(self) -> None:
         """Take in the laps that have ended, so that none pile up."""
-        while self._events and self._events[0][1].query():
+        while self._pauses and self._events[0][1].query():
             began, ended = self._events.popleft()
-            self._add(began.elapsed_time(ended) / 1000)
+            self._add(began.elapsed_time(ended) / 1000, self._pauses.popleft())
 
-    def _add(self, seconds: float) -> None:
-        self._total_s += seconds
+    def _add(self, seconds: float, pause: bool) -> None:
+        self._lap_s += seconds
+        if pause:
+            return
+        self._total_s += self._lap_s
         if self._keep_laps:
-            self._laps.append(seconds)
+            self._laps.append(self._lap_s)
+        self._lap_s = 0.0
 
 
 class StepClock:
@@ -70,6 +78,7 @@ class StepClock:
         self.backward = Stopwatch(device)
         """Backward passes; gradients are sent meanwhile."""
         self.waiting = Stopwatch(device, keep_laps=True)
-        """From the end of backward until all gradients are there: exposed communication."""
+        """From the end of backward until all gradients are there, without updates meanwhile:
+        exposed communication."""
         self.flight = Stopwatch(device)
         """From the first gradients handed to the network until all are back."""

@@ -53,14 +53,15 @@ def network(norm: bool = False) -> nn.Module:
 
 def state_of(model: nn.Module, **options: Any) -> State:
     accumulate = options.pop("accumulate", 1)
+    comm = options.pop("comm", Solo())
     cfg = Optimizer.model_validate(options)
-    reducer = Reducer(model.parameters(), Solo(), accumulate=accumulate, group_bytes=3000)
+    reducer = Reducer(model.parameters(), comm, accumulate=accumulate, group_bytes=3000)
     return State(
         model=model,
         optimizer=build_optimizer(model, cfg),
         reducer=reducer,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        comm=Solo(),
+        comm=comm,
         device=torch.device("cpu"),
         autocast=None,
         label_smoothing=0.0,

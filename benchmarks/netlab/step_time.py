@@ -31,6 +31,7 @@ from benchmarks.netlab.allreduce import launch
 from benchmarks.netlab.lab import NETWORK, Lab, LabError
 from benchmarks.netlab.stand_in import StandIn
 from hvdtrain.comm import Comm, init_comm
+from hvdtrain.optim import UpdateByGroup
 from hvdtrain.parts import choose_device
 from hvdtrain.reducer import Reducer
 
@@ -51,6 +52,7 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
         group_bytes=group_mb * 2**20,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    update_group = UpdateByGroup(optimizer, [group.params for group in reducer.groups])
     x = torch.zeros(1, requires_grad=True)
     released = [0.0] * len(reducer.groups)
     for k, group in enumerate(reducer.groups):
@@ -65,8 +67,9 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
         reducer.start_backward()
         loss.backward()
         reducer.end_backward()
-        reducer.finish()
-        optimizer.step()
+        reducer.finish(update_group)
+        if not communicate:
+            optimizer.step()
 
     computing, releases = [], []
     for _ in range(3):

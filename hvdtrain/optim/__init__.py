@@ -1,5 +1,6 @@
 """Optimizers, clipping per unit, and averaged weights."""
 
 from hvdtrain.optim.build import build_optimizer, optimizer_tensors, set_rates, set_trained
+from hvdtrain.optim.by_group import UpdateByGroup
 
-__all__ = ["build_optimizer", "optimizer_tensors", "set_rates", "set_trained"]
+__all__ = ["UpdateByGroup", "build_optimizer", "optimizer_tensors", "set_rates", "set_trained"]

@@ -58,7 +58,15 @@ def check(comm: Comm, *, accumulate: int, channels_last: bool, compression: str)
             loss = functional.cross_entropy(net(x, extra=comm.rank == 0), y)
             reducer.start_backward()
             (loss * reducer.loss_scale).backward()
-        reducer.finish()
+        arrived: list[torch.Tensor] = []
+
+        def keep(number: int, arrived: list[torch.Tensor] = arrived) -> None:
+            assert number == len(arrived)
+            arrived.append(reducer.flats()[number].clone())
+
+        reducer.finish(keep)
+        assert len(arrived) == (len(reducer.groups) if comm.size > 1 else 0) != 1
+        assert all(map(torch.equal, arrived, reducer.flats()))
     tolerance = 2e-3 if compression == "fp16" else 1e-6
     for (name, expected), found in zip(alone.named_parameters(), net.parameters(), strict=True):
         want = torch.zeros_like(expected) if expected.grad is None else expected.grad

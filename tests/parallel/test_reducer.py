@@ -26,3 +26,10 @@ WORKER = REPOSITORY / "tests/parallel/reducer_worker.py"
 def test_gradients_are_those_of_the_whole_batch(command: list[str], tmp_path: Path) -> None:
     done = run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parallel
+def test_an_update_by_groups_is_the_update_of_all(tmp_path: Path) -> None:
+    worker = REPOSITORY / "tests/parallel/update_worker.py"
+    done = run(mpirun(2, sys.executable, worker), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -24,6 +24,19 @@ def test_laps_on_the_host() -> None:
     assert watch.laps() == []
 
 
+def test_a_paused_lap_is_one() -> None:
+    watch = Stopwatch(torch.device("cpu"), keep_laps=True)
+    began = time.perf_counter()
+    for pause in (True, False):
+        watch.start()
+        time.sleep(0.01)
+        watch.stop(pause=pause)
+        assert bool(watch.total_s) is not pause
+        time.sleep(0.1)
+    [lap] = watch.laps()
+    assert 0.02 <= lap < time.perf_counter() - began - 0.2 + 1e-3
+
+
 class Event:
     """Stands in for a CUDA event: done when the test says so."""
 
@@ -60,3 +73,18 @@ def test_laps_on_a_device_are_known_when_it_is_done(monkeypatch: pytest.MonkeyPa
     assert watch.laps() == pytest.approx([0.008])
     assert watch.total_s == pytest.approx(0.013)
     assert not watch._events
+
+
+def test_a_paused_lap_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    Event.done_until_ms = 25.0
+    watch = Stopwatch(torch.device("cuda"), keep_laps=True)
+    for began, ended, pause in ((10.0, 14.0, True), (20.0, 21.0, True), (30.0, 38.0, False)):
+        Event.now_ms = began
+        watch.start()
+        Event.now_ms = ended
+        watch.stop(pause=pause)
+    assert watch.laps() == []
+    Event.done_until_ms = 99.0
+    assert watch.laps() == pytest.approx([0.013])
+    assert watch.total_s == pytest.approx(0.013)
