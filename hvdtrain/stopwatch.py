@@ -59,7 +59,7 @@ class Stopwatch:
             began, ended = self._events.popleft()
             self._add(began.elapsed_time(ended) / 1000, self._pauses.popleft())
 
-    def _add(self, seconds: float, pause: bool) -> None:
+    def _add(self, seconds: float, pause: bool = False) -> None:
         self._lap_s += seconds
         if pause:
             return
