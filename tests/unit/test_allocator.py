@@ -25,7 +25,7 @@ for _ in range(20):
     step()
 default = faults() - before
 choose_device(Solo())
-for _ in range(3):
+for _ in range(20):  # the heap has grown to its size after 4 to 7
     step()
 before = faults()
 for _ in range(20):
@@ -46,7 +46,7 @@ def pages(**env: str) -> tuple[int, int]:
 def test_freed_memory_is_kept() -> None:
     default, kept = pages()
     assert default > 20 * 120e6 / 4096 * 0.9
-    assert kept < default / 5
+    assert kept < default / 20
 
 
 def test_what_the_environment_sets_stays() -> None:
