@@ -91,14 +91,23 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
 
 
 def alone(comm: Comm, reducer: Reducer) -> list[dict[str, float]]:
-    """Seconds of each group's allreduce, one after the other as in a step, without computing."""
+    """Seconds of each group's exchange, one after the other as in a step, without computing.
+
+    As the reducer does it: with the conversions to and from fp16.
+    """
     rounds = []
     for _ in range(EXCHANGES):
         comm.sum_(torch.zeros(1), "start")
         times = [time.perf_counter()]
-        handles = [comm.sum_async_(g.wire, f"alone.{g.name}") for g in reducer.groups]
-        for handle in handles:
+        handles = []
+        for g in reducer.groups:
+            if g.wire is not g.flat:
+                g.wire.copy_(g.flat)
+            handles.append(comm.sum_async_(g.wire, f"alone.{g.name}"))
+        for g, handle in zip(reducer.groups, handles, strict=True):
             handle.wait()
+            if g.wire is not g.flat:
+                g.flat.copy_(g.wire)
             times.append(time.perf_counter())
         rounds.append([end - begin for begin, end in itertools.pairwise(times)])
     return [
