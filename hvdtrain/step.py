@@ -154,7 +154,7 @@ def _measure_noise(state: State, counts: torch.Tensor, planned: int) -> None:
 
 
 def _big_square(state: State) -> torch.Tensor:
-    return torch.stack([*map(square, state.reducer.flats())]).sum()
+    return torch.stack([square(flat) for flat in state.reducer.flats()]).sum()
 
 
 def _loss_scale(state: State) -> torch.Tensor:

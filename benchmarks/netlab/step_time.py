@@ -91,25 +91,18 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
 
 
 def alone(comm: Comm, reducer: Reducer) -> list[dict[str, float]]:
-    """Seconds of each group's exchange, one after the other as in a step, without computing.
+    """Seconds of each group's exchange, conversions included, without computing.
 
-    As the reducer does it: with the conversions to and from fp16.
+    The gradients of the last step go round again, all groups one after the other.
     """
-    rounds = []
-    for _ in range(EXCHANGES):
+
+    def exchange() -> list[float]:
         comm.sum_(torch.zeros(1), "start")
         times = [time.perf_counter()]
-        handles = []
-        for g in reducer.groups:
-            if g.wire is not g.flat:
-                g.wire.copy_(g.flat)
-            handles.append(comm.sum_async_(g.wire, f"alone.{g.name}"))
-        for g, handle in zip(reducer.groups, handles, strict=True):
-            handle.wait()
-            if g.wire is not g.flat:
-                g.flat.copy_(g.wire)
-            times.append(time.perf_counter())
-        rounds.append([end - begin for begin, end in itertools.pairwise(times)])
+        reducer.finish(lambda _: times.append(time.perf_counter()))
+        return [end - begin for begin, end in itertools.pairwise(times)]
+
+    rounds = [exchange() for _ in range(EXCHANGES)]
     return [
         {"bytes": g.wire.numel() * g.wire.element_size(), "seconds": statistics.median(seconds)}
         for g, seconds in zip(reducer.groups, zip(*rounds, strict=True), strict=True)
