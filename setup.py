@@ -25,5 +25,5 @@ setup(
         "torch>=2.4",
         "typer>=0.15",
     ],
-    entry_points={"console_scripts": ["hvdtrain = hvdtrain.cli:main"]},
+    entry_points={"console_scripts": ["hvdtrain = hvdtrain.cli.main:main"]},
 )

@@ -3,7 +3,7 @@
     python benchmarks/allocator.py [--model resnet50 --image-size 128 --batch 16]
 
 Each turn is a process of its own, which trains one batch in memory; `hvdtrain train` keeps freed
-memory (`hvdtrain/allocator.py`). The last line is {"ratio": median over rounds, ...}.
+memory (`hvdtrain/engine/allocator.py`). The last line is {"ratio": median over rounds, ...}.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from common import in_turn, median_ratio, print_machine, print_result, print_table, random_batch
 from torch.nn import functional
 
-from hvdtrain.allocator import keep_freed_memory
-from hvdtrain.config import Model
+from hvdtrain.config.schema import Model
+from hvdtrain.engine.allocator import keep_freed_memory
 from hvdtrain.models import build_model
 
 CLASSES = 1000

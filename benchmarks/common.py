@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hvdtrain.comm import Comm
-from hvdtrain.config import Config
-from hvdtrain.efficiency import Efficiency
-from hvdtrain.parts import init_state
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import init_state
 from hvdtrain.paths import RunPaths
-from hvdtrain.plan import Epoch, make_plan
-from hvdtrain.run import Run
+from hvdtrain.plan.epochs import Epoch, make_plan
+from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.prepare import Run
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks

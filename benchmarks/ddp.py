@@ -33,12 +33,12 @@ from common import (
 )
 from torch.nn import functional
 
-from hvdtrain.comm import init_comm
-from hvdtrain.config import Config
-from hvdtrain.efficiency import Efficiency
-from hvdtrain.load_config import parse_config
+from hvdtrain.comm.ranks import init_comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import choose_device
 from hvdtrain.models import build_model
-from hvdtrain.parts import choose_device
+from hvdtrain.run.efficiency import Efficiency
 from pipelines.loader import Batch
 
 RANKS = 2

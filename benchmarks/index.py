@@ -38,8 +38,8 @@ def peak_mb() -> float:
 
 def write_packed(root: Path, count: int) -> None:
     """A packed dataset whose shards are holes: as large as named, and without blocks."""
-    from pipelines import packing
-    from pipelines.pack import PackOptions
+    from pipelines.commands import pack_folder as packing
+    from pipelines.commands.pack import PackOptions
 
     class Listing:
         classes = [f"n{k:08d}" for k in range(CLASSES)]  # noqa: RUF012
@@ -73,7 +73,7 @@ def write_packed(root: Path, count: int) -> None:
 
 def write_shards(root: Path, count: int) -> None:
     """Plain WebDataset shards with images of 16 bytes."""
-    from pipelines.shard_writer import ShardWriter
+    from pipelines.commands.shard_writer import ShardWriter
 
     root.mkdir()
     for shard, first in enumerate(range(0, count, SHARD_IMAGES)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines.pack import PackOptions, pack
+from pipelines.commands.pack import PackOptions, pack
 from pipelines.sources import open_source
 from pipelines.sources.folder import EXTENSIONS
 

@@ -23,7 +23,7 @@ from common import in_turn, median_ratio, print_machine, print_result, print_tab
 from loader_data import link
 from torch.nn import functional
 
-from hvdtrain.config import Data, Model
+from hvdtrain.config.schema import Data, Model
 from hvdtrain.models import build_model
 from pipelines.loader import Batch, Loaders
 

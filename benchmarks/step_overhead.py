@@ -29,13 +29,13 @@ from common import (
 )
 from torch.nn import functional
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config
-from hvdtrain.efficiency import Efficiency
-from hvdtrain.load_config import parse_config
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
 from hvdtrain.models import build_model
-from hvdtrain.plan import Epoch
-from hvdtrain.run import Run
+from hvdtrain.plan.epochs import Epoch
+from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.prepare import Run
 from pipelines.loader import Batch
 
 CONFIG = """

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from common import memory_run, random_batch
 
-from hvdtrain.comm import Comm, Solo
-from hvdtrain.config import Config
-from hvdtrain.efficiency import Efficiency
-from hvdtrain.step import Alone
+from hvdtrain.comm.ranks import Comm, Solo
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.step import Alone
+from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.telemetry.meter import Meter
 
 

@@ -46,13 +46,13 @@ from common import (
 from scraper import Scraper
 from telemetry_costs import collective_us, per_step, python_costs
 
-from hvdtrain.comm import Comm, init_comm
-from hvdtrain.config import Config
-from hvdtrain.efficiency import Efficiency
-from hvdtrain.load_config import parse_config
+from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
 from hvdtrain.paths import RunPaths
-from hvdtrain.plan import Epoch
-from hvdtrain.run import Run
+from hvdtrain.plan.epochs import Epoch
+from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.prepare import Run
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks

@@ -36,7 +36,9 @@ def worker_environment() -> dict[str, str]:
 def main() -> int:
     if not DATA.exists():
         print(f"writing scikit-learn's handwritten digits as JPEG files to {DATA}", flush=True)
-    subprocess.run([sys.executable, "-m", "pipelines.digits", str(DATA)], check=True)
+    subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("digits.py")), str(DATA)], check=True
+    )
     launch = ["horovodrun", "-np", str(WORKERS), "--mpi"]
     launch += [
         "--mpi-args=--mca orte_tag_output 0"

@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from hvdtrain.checkpoint import save_checkpoint
-from hvdtrain.comm import Comm
-from hvdtrain.config import Config
-from hvdtrain.efficiency import Efficiency
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import checkpoint_labels, free_parts, whiten
+from hvdtrain.engine.checkpoint import save_checkpoint
+from hvdtrain.engine.step import average_buffers, evaluate, train_step
 from hvdtrain.errors import Preempted, TrainingError
-from hvdtrain.parts import checkpoint_labels, free_parts, whiten
-from hvdtrain.plan import Epoch
-from hvdtrain.run import Run, prepare
+from hvdtrain.plan.epochs import Epoch
+from hvdtrain.report.events import restarts
+from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.prepare import Run, prepare
+from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
-from hvdtrain.step import average_buffers, evaluate, train_step
-from hvdtrain.summary import write_summary
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Meter
-from hvdtrain.telemetry.report_events import restarts
 from pipelines.loader import Batch
 
 
@@ -199,7 +199,7 @@ def _write_page(run: Run) -> None:
     if run.comm.rank > 0:
         return
     try:
-        from hvdtrain.telemetry.report import write_report
+        from hvdtrain.report.write import write_report
 
         write_report([run.paths.root], run.paths.report)
     except Exception as error:  # noqa: BLE001

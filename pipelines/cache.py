@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from hvdtrain.errors import DataError
-from pipelines import augment, order, recipes
+from pipelines import order
 from pipelines.bad import PIXEL_SIZE, REASONS, Bad, Quarantine
-from pipelines.decoder import Decoder
-from pipelines.headers import HeaderError, image_size
-from pipelines.recipes import Inputs, Recipe
+from pipelines.images import augment, recipes
+from pipelines.images.decoder import Decoder
+from pipelines.images.headers import HeaderError, image_size
+from pipelines.images.recipes import Inputs, Recipe
 from pipelines.sources import Source
 from pipelines.stream import Stream
 

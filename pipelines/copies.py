@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.config import Data, Phase
-from pipelines import augment
+from hvdtrain.config.schema import Data, Phase
+from pipelines.images import augment
 from pipelines.sources.base import Source
 from pipelines.sources.packed import Copy, Packed
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 
 from pipelines import shapes
-from pipelines.cached_lane import CachedLane
-from pipelines.dealing import EvaluationDealer
+from pipelines.cached_prefetcher import CachedLane
+from pipelines.images.windows import WindowDecoder
 from pipelines.rectangular import Rectangles
+from pipelines.sampling import EvaluationDealer
 from pipelines.sources import Source
-from pipelines.windows import WindowDecoder
 
 
 class Place(NamedTuple):

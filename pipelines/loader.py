@@ -15,13 +15,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from hvdtrain.config import Data
+from hvdtrain.config.schema import Data
 from hvdtrain.errors import DataError
 from pipelines.bad import PIXEL_LEVEL, Bad, Quarantine
 from pipelines.cache import Cache
-from pipelines.cached_lane import CachedLane
-from pipelines.colour import ColourJitter
-from pipelines.dealing import (
+from pipelines.cached_prefetcher import CachedLane
+from pipelines.exchange import Exchange, Place
+from pipelines.images.colour import ColourJitter
+from pipelines.images.decoder import Decoder
+from pipelines.images.rand_augment import RandAugment
+from pipelines.images.recipes import Recipe
+from pipelines.images.windows import WindowDecoder
+from pipelines.memory import limit_arenas
+from pipelines.prefetcher import Lane
+from pipelines.sampling import (
     Dealer,
     EpochSpec,
     EvaluationDealer,
@@ -29,15 +36,8 @@ from pipelines.dealing import (
     TrainingDealer,
     shard_starts,
 )
-from pipelines.decoder import Decoder
-from pipelines.exchange import Exchange, Place
-from pipelines.lane import Lane
-from pipelines.memory import limit_arenas
-from pipelines.rand_augment import RandAugment
-from pipelines.recipes import Recipe
 from pipelines.sources import Source, check_same_classes, open_source
 from pipelines.stream import READERS, Batch
-from pipelines.windows import WindowDecoder
 
 __all__ = ["Batch", "EpochSpec", "Loaders"]
 

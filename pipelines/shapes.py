@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from hvdtrain.errors import DataError
-from pipelines.headers import HeaderError, image_size
+from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source
 from pipelines.sources.packed import Packed
 

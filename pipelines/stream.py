@@ -14,10 +14,10 @@ import torch
 from hvdtrain.errors import DataError
 from pipelines.bad import PIXEL, PIXEL_SIZE, Bad, Quarantine
 from pipelines.channel import Channel
-from pipelines.decoder import DEPTH, DecodeError, Decoder
-from pipelines.headers import HeaderError, image_size
+from pipelines.images.decoder import DEPTH, DecodeError, Decoder
+from pipelines.images.headers import HeaderError, image_size
+from pipelines.images.recipes import Inputs, Recipe
 from pipelines.order import Share
-from pipelines.recipes import Inputs, Recipe
 from pipelines.sources import Source
 
 READERS = 8

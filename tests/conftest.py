@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import digits
+import digits
 
 
 @pytest.fixture(scope="session")

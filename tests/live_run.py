@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Metrics, Phase
 from hvdtrain.telemetry.live import Live
 from hvdtrain.telemetry.lost_time import lost_time, sentence
 from hvdtrain.telemetry.meter import Interval

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvdtrain.comm import Comm
-from hvdtrain.config import Optimizer
-from hvdtrain.noise_meter import NoiseMeter
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Optimizer
+from hvdtrain.engine.noise_meter import NoiseMeter
+from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.step import State, train_step
 from hvdtrain.optim import build_optimizer
-from hvdtrain.reducer import Reducer
-from hvdtrain.step import State, train_step
 from tests.step_samples import Images, drained
 
 FEATURES = 64

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Optimizer
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Optimizer
+from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.step import State
 from hvdtrain.optim import build_optimizer
-from hvdtrain.reducer import Reducer
-from hvdtrain.step import State
 
 
 @dataclass

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Metrics, Phase
-from hvdtrain.efficiency import Efficiency
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Metrics, Phase
+from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.step import Alone
 from hvdtrain.paths import RunPaths
-from hvdtrain.reducer import Reducer
-from hvdtrain.step import Alone
+from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.telemetry.meter import Interval, Meter
 from hvdtrain.telemetry.sinks import Sinks
 from tests.launch import free_port

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvdtrain.config import Model
+from hvdtrain.config.schema import Model
 from hvdtrain.models import build_model
 
 FORWARD_SHARE = 1 / 3

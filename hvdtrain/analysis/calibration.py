@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from hvdtrain.analysis.largest_batch import noise
-from hvdtrain.comm import Comm
-from hvdtrain.config import Config
-from hvdtrain.efficiency import about
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import choose_device, init_state
+from hvdtrain.engine.step import Alone, State, calibrate
 from hvdtrain.errors import ConfigError
-from hvdtrain.parts import choose_device, init_state
-from hvdtrain.step import Alone, State, calibrate
+from hvdtrain.run.efficiency import about
 
 
 def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import torch
 
-from hvdtrain.agreement import any_rank
-from hvdtrain.step import State, calibrate
+from hvdtrain.comm.agreement import any_rank
+from hvdtrain.engine.step import State, calibrate
 from pipelines.loader import Batch
 
 HEADROOM = 0.1

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hvdtrain.engine.mixing import Batch
+from hvdtrain.engine.step import State, restored, train_step
 from hvdtrain.errors import TrainingError
-from hvdtrain.mixing import Batch
-from hvdtrain.plan import Epoch
-from hvdtrain.schedules import lr_scale
-from hvdtrain.step import State, restored, train_step
+from hvdtrain.plan.epochs import Epoch
+from hvdtrain.plan.schedules import lr_scale
 from pipelines.loader import Loaders
 
 SMOOTHING = 0.98

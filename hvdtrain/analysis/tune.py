@@ -8,17 +8,17 @@ from typing import Any
 
 import yaml
 
-from hvdtrain.agreement import together
 from hvdtrain.analysis.largest_batch import Memory, Trial, best, largest_batch
 from hvdtrain.analysis.lr_range import LRRange, as_dict, lr_range_test, plot
-from hvdtrain.comm import Comm
-from hvdtrain.config import Config
+from hvdtrain.comm.agreement import together
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import Parts, free_parts, set_up, whiten
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.load_config import parse_config
 from hvdtrain.models.weights import load_weights
-from hvdtrain.parts import Parts, free_parts, set_up, whiten
 from hvdtrain.paths import write_atomically
-from hvdtrain.plan import make_plan
+from hvdtrain.plan.epochs import make_plan
 
 
 def tune_lr(

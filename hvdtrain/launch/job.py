@@ -96,4 +96,4 @@ def own_command() -> list[str]:
     script = Path(sys.executable).with_name("hvdtrain")
     if os.access(script, os.X_OK):
         return [str(script)]
-    return [sys.executable, "-m", "hvdtrain.cli"]
+    return [sys.executable, "-m", "hvdtrain"]

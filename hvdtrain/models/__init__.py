@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from hvdtrain import config
+from hvdtrain.config import schema as config
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import external, nfnet, options, resnet, resnet_cifar, small, wide_resnet
 from hvdtrain.models.freezing import freeze

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvdtrain import config
+from hvdtrain.config import schema as config
 from hvdtrain.errors import ConfigError
 from hvdtrain.models.layers import Network, ResidualBlock, init_weights
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvdtrain.config import Optimizer as OptimizerConfig
+from hvdtrain.config.schema import Optimizer as OptimizerConfig
 from hvdtrain.errors import ConfigError
 from hvdtrain.optim.lamb import Lamb
 from hvdtrain.optim.lars import Lars

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from hvdtrain.config_fields import NotNegative, Positive, PositiveFloat, Section
+from hvdtrain.config.fields import NotNegative, Positive, PositiveFloat, Section
 from hvdtrain.errors import ResourceError
 from hvdtrain.scaling.network import Cost
 from hvdtrain.scaling.overlap import Group, make_step

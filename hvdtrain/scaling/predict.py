@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from hvdtrain.config import Config
+from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
-from hvdtrain.plan import make_plan
+from hvdtrain.plan.epochs import make_plan
 from hvdtrain.scaling.network import Cluster
 from hvdtrain.scaling.overlap import STRAGGLER_SIGMA, Group, Step, make_step
 from hvdtrain.scaling.profile import Profile

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hvdtrain.engine.gradient_groups import group_limit
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.gradient_groups import group_limit
 from hvdtrain.scaling.architectures import layers_of
 from hvdtrain.scaling.overlap import Group
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.comm import Comm
-from hvdtrain.config import Data
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Data
 from hvdtrain.errors import DataError
 from hvdtrain.paths import write_atomically
 from hvdtrain.telemetry.sinks import Sinks

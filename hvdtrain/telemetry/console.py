@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from hvdtrain.comm import launched
-from hvdtrain.telemetry.report_text import duration
+from hvdtrain.comm.ranks import launched
+from hvdtrain.report.text import duration
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two plain progress lines."""

@@ -11,9 +11,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.agreement import together
-from hvdtrain.comm import Comm
-from hvdtrain.config import Metrics
+from hvdtrain.comm.agreement import together
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Metrics
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths, write_atomically
 from hvdtrain.telemetry.sinks import Sinks

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
-from hvdtrain.config import Metrics
+from hvdtrain.config.schema import Metrics
 from hvdtrain.errors import ResourceError
 
 PORTS = 64

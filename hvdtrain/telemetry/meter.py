@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hvdtrain.comm import Comm
-from hvdtrain.step import SUMS
-from hvdtrain.stopwatch import Stopwatch
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.engine.step import SUMS
+from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.telemetry.hardware import LinkUse
 
 

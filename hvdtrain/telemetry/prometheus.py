@@ -19,9 +19,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from hvdtrain.comm import Comm
-from hvdtrain.config import Config
-from hvdtrain.reducer import Reducer
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.reducer import Reducer
 from hvdtrain.telemetry.endpoint import Endpoint
 from hvdtrain.telemetry.hardware import Network, open_gpu
 from hvdtrain.telemetry.live import Live

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from hvdtrain.comm import Comm
-from hvdtrain.config import Config
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.reducer import Reducer
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
-from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.console import open_console
 from hvdtrain.telemetry.live import Live
 from hvdtrain.telemetry.lost_time import LostTime

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hvdtrain import run, train
-from hvdtrain.comm import init_comm
-from hvdtrain.load_config import load_config
+from hvdtrain import train
+from hvdtrain.comm.ranks import init_comm
+from hvdtrain.config.load import load_config
+from hvdtrain.run import prepare as run
 
 LIMIT_S = 120.0
 """Nobody waits longer."""

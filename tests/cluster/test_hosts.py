@@ -18,7 +18,7 @@ from benchmarks.netlab.lab import SUBNET, Lab, why_not
 from hvdtrain.launch.commands import mpi_prefix
 from tests.launch import REPOSITORY, environment
 
-HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 HOSTS = ["--hosts", "node0:1,node1:1"]
 
 pytestmark = [

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Metrics, Phase
+from hvdtrain.engine.reducer import Reducer
 from hvdtrain.paths import RunPaths
-from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry.discovery import publish, withdraw
 from hvdtrain.telemetry.sinks import Sinks
 from tests.launch import REPOSITORY, environment, free_port, mpirun

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Metrics, Phase
 from hvdtrain.telemetry.metrics import METRICS
 from hvdtrain.telemetry.prometheus import Exporter
 from tests.launch import REPOSITORY, free_port

@@ -17,7 +17,7 @@ from tests.launch import free_port
 
 pytestmark = pytest.mark.cluster
 
-HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
 name: {name}
 data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hvdtrain.load_config import load_config
-from hvdtrain.plan import make_plan
-from hvdtrain.plan_report import plan_text
+from hvdtrain.config.load import load_config
+from hvdtrain.plan.epochs import make_plan
+from hvdtrain.plan.text import plan_text
 
 FOLDER = Path(__file__).parent
 CONFIGS = FOLDER.parents[1] / "configs"

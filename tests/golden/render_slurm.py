@@ -7,7 +7,7 @@ import contextlib
 import io
 from pathlib import Path
 
-from hvdtrain.launch_cli import launch_app
+from hvdtrain.cli.launch import launch_app
 
 ROOT = Path(__file__).parents[2]
 IMAGENET = [

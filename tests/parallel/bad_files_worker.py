@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hvdtrain.comm import init_comm
+from hvdtrain.comm.ranks import init_comm
+from hvdtrain.config.load import parse_config
 from hvdtrain.errors import HvdtrainError
-from hvdtrain.load_config import parse_config
 from hvdtrain.train import train
 from pipelines.sources import ImageFolder
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.comm import init_comm
-from hvdtrain.load_config import parse_config
-from hvdtrain.step import State
+from hvdtrain.comm.ranks import init_comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.engine.step import State
 from hvdtrain.train import train
 from pipelines.sources import folder
 

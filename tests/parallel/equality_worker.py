@@ -8,9 +8,9 @@ from pathlib import Path
 
 import safetensors.torch
 
-from hvdtrain.checkpoint import list_checkpoints
-from hvdtrain.comm import init_comm
-from hvdtrain.load_config import parse_config
+from hvdtrain.comm.ranks import init_comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.engine.checkpoint import list_checkpoints
 from hvdtrain.train import train
 
 CONFIG = """

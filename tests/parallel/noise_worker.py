@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from hvdtrain.comm import Comm, Solo, init_comm
-from hvdtrain.config import Optimizer
+from hvdtrain.comm.ranks import Comm, Solo, init_comm
+from hvdtrain.config.schema import Optimizer
+from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.step import State, train_step
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.optim.agc import AdaptiveClipping
-from hvdtrain.reducer import Reducer
-from hvdtrain.step import State, train_step
 from tests.noise_problem import batches, measured, state_on
 from tests.step_samples import Images, drained, images, network
 

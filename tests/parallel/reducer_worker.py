@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hvdtrain.agreement import any_rank
-from hvdtrain.comm import Comm, init_comm
-from hvdtrain.reducer import Reducer
+from hvdtrain.comm.agreement import any_rank
+from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.engine.reducer import Reducer
 
 PER_RANK = 6
 

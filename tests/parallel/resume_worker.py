@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from hvdtrain.comm import Comm, init_comm
-from hvdtrain.load_config import parse_config
-from hvdtrain.parts import open_loaders, share_data
-from hvdtrain.plan import Plan, Position, make_plan
+from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.engine.build import open_loaders, share_data
+from hvdtrain.plan.epochs import Plan, Position, make_plan
 from pipelines.loader import Loaders
 
 CONFIG = """

@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from hvdtrain.comm import Comm, init_comm
+from hvdtrain.comm.ranks import Comm, init_comm
 
 CHUNK = 1024
 """Bytes of a message, by the test's HOROVOD_MPI_RING_BYTES."""

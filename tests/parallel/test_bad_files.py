@@ -64,7 +64,7 @@ def test_a_strict_run_ends_and_names_a_bad_file(images: Path, tmp_path: Path) ->
         f"data: {{train: {images}, decode_threads: 1}}\nmodel: {{name: resnet8_gn}}\n"
         "phases: [{epochs: 2, image_size: 16, batch_per_worker: 32}]\nmetrics: {enabled: false}\n"
     )
-    command = [sys.executable, "-m", "hvdtrain.cli", "train", config]
+    command = [sys.executable, "-m", "hvdtrain", "train", config]
     done = run(mpirun(2, *command), cwd=tmp_path, timeout_s=60)
     assert done.returncode == 3, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if "hvdtrain: error: " in line]

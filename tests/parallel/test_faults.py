@@ -12,7 +12,7 @@ import pytest
 
 from tests.launch import BIN, free_port, mpirun, run
 
-HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
 name: small
 data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}

@@ -17,7 +17,7 @@ import safetensors.torch
 
 from tests.launch import end_jobs, environment, free_port, horovodrun, mpirun, run
 
-HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 END_S = 30
 CONFIG = """
 name: long
@@ -60,7 +60,7 @@ def ranks_of(job: subprocess.Popen[str], config: Path) -> list[psutil.Process]:
         child
         for child in psutil.Process(job.pid).children(recursive=True)
         if str(config) in child.cmdline()
-        and "hvdtrain.cli" in child.cmdline()
+        and "hvdtrain" in child.cmdline()
         and "train" in child.cmdline()
         and Path(child.exe()).name.startswith("python")
     ]

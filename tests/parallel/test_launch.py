@@ -40,7 +40,7 @@ def started(small_root: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[
 @pytest.mark.parallel
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_told_to_end(launcher: str, tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
-    command = [sys.executable, "-m", "hvdtrain.cli", "launch", "--hosts", "localhost:2"]
+    command = [sys.executable, "-m", "hvdtrain", "launch", "--hosts", "localhost:2"]
     command += [*LAUNCHERS[launcher], "--", "train", "long.yaml", "--run-dir", "run"]
     job = subprocess.Popen(
         command,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.load_config import load_config
+from hvdtrain.config.load import load_config
 from tests.launch import mpirun, run
 
-HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
 data: {{train: {root}/train, augment: pad_crop, decode_threads: 1}}
 model: {{name: resnet8_gn}}
@@ -21,7 +21,7 @@ phases: [{{epochs: 1, image_size: 16, batch_per_worker: 32}}]
 ONE_RANK_RUNS_OUT = """
 import sys
 import torch
-from hvdtrain import cli
+from hvdtrain.cli import main as cli
 from hvdtrain.analysis import largest_batch
 
 true = largest_batch.calibrate

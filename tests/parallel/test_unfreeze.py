@@ -11,7 +11,7 @@ import torch
 
 from tests.launch import mpirun, run
 
-HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
 data: {{train: {root}/train, augment: pad_crop, decode_threads: 1}}
 model: {{name: resnet8_gn, freeze: [stem, stages.0, stages.1]}}

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from hvdtrain.comm import init_comm
-from hvdtrain.comm_tune import tune
-from hvdtrain.load_config import parse_config
+from hvdtrain.comm.ranks import init_comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.run.exchange_tuning import tune
 
 CONFIG = """
 comm: {tune: measure, compression: auto}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hvdtrain.comm import init_comm
-from hvdtrain.step import train_step
+from hvdtrain.comm.ranks import init_comm
+from hvdtrain.engine.step import train_step
 from tests.step_samples import images, network, state_of
 
 if __name__ == "__main__":

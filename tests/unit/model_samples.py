@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hvdtrain import config
+from hvdtrain.config import schema as config
 from hvdtrain.models import build_model
 
 

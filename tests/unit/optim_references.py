@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hvdtrain.comm import Solo
-from hvdtrain.reducer import Reducer
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.engine.reducer import Reducer
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 MOMENTUM, BETA2, EPS, DECAY, TRUST = 0.9, 0.99, 1e-6, 0.05, 0.02

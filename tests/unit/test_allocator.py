@@ -10,8 +10,8 @@ import sys
 _CHILD = """
 import json, resource
 import torch
-from hvdtrain.comm import Solo
-from hvdtrain.parts import choose_device
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.engine.build import choose_device
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Data, Metrics, Phase
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Data, Metrics, Phase
 from hvdtrain.errors import DataError
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.prometheus import Exporter

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvdtrain.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.step import State, train_step
 from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.optim import optimizer_tensors
-from hvdtrain.plan import Position
-from hvdtrain.step import State, train_step
+from hvdtrain.plan.epochs import Position
 from tests.step_samples import images, network, state_of
 
 LABELS = {"model": "tiny", "classes": 7}
@@ -161,7 +161,7 @@ def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    from hvdtrain import checkpoint
+    from hvdtrain.engine import checkpoint
 
     path = save_checkpoint(trained(), tmp_path, 2, LABELS)
     meta = json.loads((path / "meta.json").read_bytes())["meta"]

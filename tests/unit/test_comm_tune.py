@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvdtrain import comm_tune
-from hvdtrain.comm import Solo
-from hvdtrain.comm_tune import Exchange, choose_compression, choose_group_mb, tune
-from hvdtrain.config import Config
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
-from hvdtrain.load_config import parse_config
+from hvdtrain.run import exchange_tuning as comm_tune
+from hvdtrain.run.exchange_tuning import Exchange, choose_compression, choose_group_mb, tune
 
 
 def exchanges(latency_s: float, mb_per_s: float, *, half_s: float = 0.0) -> list[Exchange]:

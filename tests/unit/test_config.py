@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.config import Config
-from hvdtrain.config_reference import reference
+from hvdtrain.config.load import load_config, parse_config
+from hvdtrain.config.reference import reference
+from hvdtrain.config.schema import Config
+from hvdtrain.config.yaml_source import parse_yaml
 from hvdtrain.errors import ConfigError
-from hvdtrain.load_config import load_config, parse_config
-from hvdtrain.yaml_source import parse_yaml
 
 MINIMAL = "phases: [{epochs: 1}]\n"
 

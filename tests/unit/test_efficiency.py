@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from hvdtrain import efficiency
-from hvdtrain.comm import Solo
-from hvdtrain.config import Comm as CommConfig
-from hvdtrain.config import Config, Metrics, Phase
-from hvdtrain.efficiency import Efficiency
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Comm as CommConfig
+from hvdtrain.config.schema import Config, Metrics, Phase
+from hvdtrain.engine.step import Alone
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
-from hvdtrain.step import Alone
+from hvdtrain.run import efficiency
+from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.telemetry.lost_time import CAUSES
 from hvdtrain.telemetry.meter import Interval
 

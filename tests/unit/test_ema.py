@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hvdtrain.checkpoint import load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.step import State, evaluate, train_step
 from hvdtrain.errors import CheckpointError
 from hvdtrain.optim.ema import Ema
-from hvdtrain.step import State, evaluate, train_step
 from tests.step_samples import images, network, state_of
 
 LABELS = {"model": "tiny", "classes": 7}

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from hvdtrain.config import Metrics
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Metrics
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.load_config import parse_config
 from hvdtrain.telemetry import endpoint as module
 from hvdtrain.telemetry.endpoint import MAX_CONNECTIONS, PORTS, Endpoint
 from tests.launch import free_port

@@ -15,11 +15,11 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Metrics, Phase
+from hvdtrain.engine.reducer import Reducer
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
-from hvdtrain.reducer import Reducer
 from hvdtrain.telemetry import discovery
 from hvdtrain.telemetry.hardware import Gpu, Network
 from hvdtrain.telemetry.metrics import GPU, METRICS, table

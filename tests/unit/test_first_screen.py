@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hvdtrain.cli import main
+from hvdtrain.cli.main import main
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

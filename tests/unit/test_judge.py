@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from hvdtrain.errors import CommError, ConfigError, DataError, ResourceError
-from hvdtrain.launch.facts import Facts, Link, launcher_sizes
-from hvdtrain.launch.finding import raise_faults
-from hvdtrain.launch.judge import judge, measured
 from hvdtrain.launch.nic import Nic
-from hvdtrain.launch.storage import Dataset, Disk, Reads
+from hvdtrain.preflight.facts import Facts, Link, launcher_sizes
+from hvdtrain.preflight.finding import raise_faults
+from hvdtrain.preflight.judge import judge, measured
+from hvdtrain.preflight.storage import Dataset, Disk, Reads
 
 DOCS = Path(__file__).parent.parent.parent / "docs/preflight.md"
 TRAIN = Dataset("data.train", "/data/train", None, "0123456789ab", 1000)

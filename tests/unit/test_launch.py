@@ -8,7 +8,7 @@ from signal import SIGTERM, SIGUSR1
 import pytest
 from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 
-from hvdtrain.comm import launched_size
+from hvdtrain.comm.ranks import launched_size
 from hvdtrain.errors import CommError, ConfigError, ResourceError
 from hvdtrain.launch import commands
 from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement

@@ -23,7 +23,7 @@ from tests.launch import environment
 
 pytestmark = pytest.mark.unit
 
-HVDTRAIN = [sys.executable, "-m", "hvdtrain.cli"]
+HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
@@ -173,7 +173,7 @@ def test_wrong_use_is_one_line(arguments: tuple[str, ...], told: str) -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import hvdtrain.launch_cli, sys; print([m for m in ('torch', 'horovod') if m in sys.modules])"
+    code = "import hvdtrain.cli.launch, sys; print([m for m in ('torch', 'horovod') if m in sys.modules])"
     done = subprocess.run(
         python(code), env=environment(), capture_output=True, text=True, check=True
     )

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from hvdtrain import links
-from hvdtrain.comm import Solo
-from hvdtrain.launch.facts import Link
+from hvdtrain.comm.ranks import Solo
 from hvdtrain.launch.nic import Nic
+from hvdtrain.preflight import links
+from hvdtrain.preflight.facts import Link
 
 NIC = Nic("lo", "127.0.0.1", 8, 65536, 0)
 

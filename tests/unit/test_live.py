@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvdtrain.comm import Solo
+from hvdtrain.comm.ranks import Solo
 from hvdtrain.telemetry.history import LIMIT
 from hvdtrain.telemetry.live import FRESH_S, NOTES, QUIET_INTERVALS, QUIET_S, Live
 from hvdtrain.telemetry.meter import Interval

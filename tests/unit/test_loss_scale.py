@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain.checkpoint import load_checkpoint, save_checkpoint, verify
-from hvdtrain.comm import Solo
-from hvdtrain.load_config import parse_config
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.engine.build import init_state
+from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.step import State, calibrate, train_step
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.optim.lars import Lars
-from hvdtrain.parts import init_state
-from hvdtrain.step import State, calibrate, train_step
 from tests.step_samples import images, network, state_of
 
 

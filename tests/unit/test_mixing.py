@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hvdtrain.mixing import Mixing
+from hvdtrain.engine.mixing import Mixing
 
 KINDS = {"mixup": {"mixup": 0.4}, "cutmix": {"cutmix": 1.0}, "both": {"mixup": 0.4, "cutmix": 1.0}}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hvdtrain import config
+from hvdtrain.config import schema as config
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import build_model
 from hvdtrain.models.layers import ResidualBlock

@@ -11,16 +11,16 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hvdtrain import config
-from hvdtrain.comm import Solo
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config import schema as config
+from hvdtrain.config.load import parse_config
+from hvdtrain.engine.build import whiten
 from hvdtrain.errors import CheckpointError
-from hvdtrain.load_config import parse_config
 from hvdtrain.models import MODELS
 from hvdtrain.models.convert import Moments, resnet_to_nf
 from hvdtrain.models.nfnet import nf_resnet
 from hvdtrain.models.resnet import Bottleneck, ResNet
 from hvdtrain.models.weights import load_weights, read_tensors
-from hvdtrain.parts import whiten
 from hvdtrain.train import train
 
 

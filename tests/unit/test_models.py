@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain import config
+from hvdtrain.config import schema as config
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import MODELS, build_model
 from hvdtrain.models.resnet import BasicBlock, Bottleneck

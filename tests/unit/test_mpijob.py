@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from hvdtrain.load_config import load_config
-from hvdtrain.plan import make_plan
+from hvdtrain.config.load import load_config
+from hvdtrain.plan.epochs import make_plan
 from tests.launch import REPOSITORY as ROOT
 
 CONTAINERS = ROOT / "deploy/containers"

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from hvdtrain.config.load import parse_config
 from hvdtrain.errors import CommError, ConfigError
 from hvdtrain.launch import nic
 from hvdtrain.launch.nic import Interface, Nic, choose, choose_for_rank, peers_of, tell
-from hvdtrain.load_config import parse_config
 
 LO = Interface("lo", ("127.0.0.1/8",), 65536, True, 0)
 DOCKER = Interface("docker0", ("172.17.0.1/16",), 1500, True, 0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hvdtrain.comm import Solo
-from hvdtrain.noise_meter import NoiseMeter
-from hvdtrain.noise_scale import DECAY, NoiseScale, advice
-from hvdtrain.reducer import square
-from hvdtrain.step import State, train_step
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.engine.noise_meter import NoiseMeter
+from hvdtrain.engine.noise_scale import DECAY, NoiseScale, advice
+from hvdtrain.engine.reducer import square
+from hvdtrain.engine.step import State, train_step
 from tests.noise_problem import BATCH, EXACT, batches, measured, state_on
 from tests.step_samples import drained, images, network, state_of
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain.config import Optimizer
+from hvdtrain.config.schema import Optimizer
 from hvdtrain.optim import build_optimizer, optimizer_tensors, set_rates
 from tests.unit.optim_references import (
     BETA2,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from hvdtrain.config.load import parse_config
+from hvdtrain.engine.step import train_step
 from hvdtrain.errors import ConfigError
-from hvdtrain.load_config import parse_config
 from hvdtrain.optim.agc import AdaptiveClipping
-from hvdtrain.step import train_step
 from tests.step_samples import images, network, state_of
 from tests.unit.optim_references import Array, mixture
 

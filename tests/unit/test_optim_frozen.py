@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from hvdtrain.engine.step import train_step
 from hvdtrain.errors import ConfigError
 from hvdtrain.optim import optimizer_tensors, set_trained
-from hvdtrain.step import train_step
 from tests.step_samples import images, network, state_of
 from tests.unit.optim_references import REFERENCES
 

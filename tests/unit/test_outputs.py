@@ -16,8 +16,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Metrics, Phase
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Metrics, Phase
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
 from hvdtrain.telemetry import outputs

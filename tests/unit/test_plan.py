@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdtrain.config import Config
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
-from hvdtrain.load_config import parse_config
-from hvdtrain.plan import Plan, Position, make_plan
-from hvdtrain.plan_report import plan_dict, plan_text
+from hvdtrain.plan.epochs import Plan, Position, make_plan
+from hvdtrain.plan.text import plan_dict, plan_text
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -251,9 +251,9 @@ def test_the_text_tells_what_the_phases_change() -> None:
 
 def test_plan_and_help_import_neither_torch_nor_horovod_nor_dali() -> None:
     code = (
-        "import sys, hvdtrain.cli, hvdtrain.plan_report\n"
+        "import sys, hvdtrain.cli.main, hvdtrain.plan.text\n"
         "sys.argv = ['hvdtrain', 'plan', sys.argv[1], '--world-size', '256']\n"
-        "try:\n    hvdtrain.cli.main()\n"
+        "try:\n    hvdtrain.cli.main.main()\n"
         "except SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
         "heavy = {'torch', 'horovod', 'nvidia', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hvdtrain import recipe_check
-from hvdtrain.load_config import load_config, parse_config
-from hvdtrain.plan import make_plan
-from hvdtrain.recipe_check import RULES, recipe_warnings
+from hvdtrain.config.load import load_config, parse_config
+from hvdtrain.plan import recipe_check
+from hvdtrain.plan.epochs import make_plan
+from hvdtrain.plan.recipe_check import RULES, recipe_warnings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GOYAL = "imagenet_resnet50_goyal_32x8"
@@ -141,7 +141,7 @@ def test_piecewise_points_and_broken_cycles() -> None:
 
 
 def test_a_run_tells_its_warnings_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hvdtrain import run
+    from hvdtrain.run import prepare as run
 
     cfg = load_config(CONFIGS / f"{GOYAL}.yaml", ["lr.warmup=none"])
     notes: list[dict[str, str]] = []

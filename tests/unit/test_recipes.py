@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hvdtrain.load_config import load_config
-from hvdtrain.plan import Plan, make_plan
+from hvdtrain.config.load import load_config
+from hvdtrain.plan.epochs import Plan, make_plan
 from tests.golden.render import CONFIGS, FOLDER, WORLD_SIZES, render
 
 RENEW = "if the change is meant: python -m tests.golden.render"

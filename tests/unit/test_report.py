@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.telemetry import report_plots
-from hvdtrain.telemetry.report import write_report
-from hvdtrain.telemetry.report_figures import Prices, Target
-from hvdtrain.telemetry.report_run import read_run
+from hvdtrain.report import plots as report_plots
+from hvdtrain.report.figures import Prices, Target
+from hvdtrain.report.run import read_run
+from hvdtrain.report.write import write_report
 from tests.report_runs import Log, restarted
 from tests.unit.report_page import assert_fetches_nothing, assert_references_hold, read
 

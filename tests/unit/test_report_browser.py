@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.telemetry.report import write_report
-from hvdtrain.telemetry.report_figures import Prices, Target
+from hvdtrain.report.figures import Prices, Target
+from hvdtrain.report.write import write_report
 from tests.report_runs import restarted
 
 CHROMIUM = next(

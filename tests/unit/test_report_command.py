@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.cli import main
+from hvdtrain.cli.main import main
 from tests.report_runs import restarted
 
 SCRIPT = """
 import sys
-from hvdtrain.cli import main
+from hvdtrain.cli.main import main
 try:
     main()
 finally:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.telemetry.report_events import restarts
-from hvdtrain.telemetry.report_figures import (
+from hvdtrain.report.events import restarts
+from hvdtrain.report.figures import (
     Prices,
     Target,
     node_hours,
@@ -18,7 +18,7 @@ from hvdtrain.telemetry.report_figures import (
     run_dict,
     target_dict,
 )
-from hvdtrain.telemetry.report_run import RunRecord, read_run, told_apart
+from hvdtrain.report.run import RunRecord, read_run, told_apart
 from tests.report_runs import Log, restarted
 
 PRICES = Prices(on_demand=24.48, spot=7.3)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.comm import Solo
-from hvdtrain.load_config import parse_config
-from hvdtrain.telemetry.report import write_report
-from hvdtrain.telemetry.report_figures import Target
-from hvdtrain.telemetry.report_run import read_run
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.report.figures import Target
+from hvdtrain.report.run import read_run
+from hvdtrain.report.write import write_report
 from hvdtrain.train import train
 from tests.unit.report_page import assert_fetches_nothing, assert_references_hold, read
 
@@ -50,7 +50,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
     def broken(*_: object) -> None:
         raise ValueError("no ink")
 
-    monkeypatch.setattr("hvdtrain.telemetry.report.write_report", broken)
+    monkeypatch.setattr("hvdtrain.report.write.write_report", broken)
     cfg = parse_config(CONFIG.format(root=small_root).replace("worker: 64", "worker: 8"))
     summary = train(cfg, Solo(), run_dir=tmp_path)
     assert summary["epochs"] == 2

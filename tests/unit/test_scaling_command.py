@@ -13,13 +13,13 @@ import torch
 
 from hvdtrain.analysis.calibration import _released, calibrate_plan
 from hvdtrain.analysis.largest_batch import noise
-from hvdtrain.cli import main
-from hvdtrain.comm import Solo
+from hvdtrain.cli.main import main
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.engine.build import init_state
+from hvdtrain.engine.step import calibrate
 from hvdtrain.errors import ConfigError
-from hvdtrain.load_config import parse_config
-from hvdtrain.parts import init_state
 from hvdtrain.scaling.profile import read_calibration
-from hvdtrain.step import calibrate
 from tests.launch import REPOSITORY
 
 DIUX = str(REPOSITORY / "configs/imagenet_resnet50_diux_4.yaml")
@@ -52,8 +52,8 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | Non
 
 def test_a_prediction_needs_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, hvdtrain.cli\n"
-        "try:\n    hvdtrain.cli.main()\n"
+        "import sys, hvdtrain.cli.main\n"
+        "try:\n    hvdtrain.cli.main.main()\n"
         "except SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
         "heavy = {'torch', 'horovod', 'nvidia', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

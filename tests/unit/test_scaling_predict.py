@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.config import Config
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.load_config import parse_config
-from hvdtrain.plan import make_plan
+from hvdtrain.plan.epochs import make_plan
 from hvdtrain.scaling.network import NETWORKS, Cluster, Network
 from hvdtrain.scaling.overlap import Group, straggler
 from hvdtrain.scaling.predict import Setting, advise, predict, update
@@ -112,10 +112,10 @@ def test_other_sizes_and_batches_are_scaled_and_said() -> None:
 
 def test_groups_are_bundled_as_the_reducer_does() -> None:
     """The same groups, but for a norm that falls on the other side of a border."""
-    from hvdtrain import config as schema
-    from hvdtrain.comm import Solo
+    from hvdtrain.comm.ranks import Solo
+    from hvdtrain.config import schema
+    from hvdtrain.engine.reducer import Reducer
     from hvdtrain.models import build_model
-    from hvdtrain.reducer import Reducer
 
     model = build_model(schema.Model(name="resnet50"), 1000)
     for limit in (1e6, 16 * 2**20, 1e9):

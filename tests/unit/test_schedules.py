@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from hvdtrain.config.load import parse_config
 from hvdtrain.errors import ConfigError
-from hvdtrain.load_config import parse_config
-from hvdtrain.plan import Plan, make_plan
+from hvdtrain.plan.epochs import Plan, make_plan
 
 EPOCHS, STEPS = 12, 10
 """Of all runs here: epochs, and steps of each."""

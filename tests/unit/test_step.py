@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Optimizer
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Config, Optimizer
+from hvdtrain.engine.noise_meter import NoiseMeter
+from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.step import calibrate, evaluate, resolve_precision, train_step
 from hvdtrain.errors import DataError
-from hvdtrain.noise_meter import NoiseMeter
 from hvdtrain.optim import build_optimizer, optimizer_tensors, set_rates
 from hvdtrain.optim.ema import Ema
-from hvdtrain.reducer import Reducer
-from hvdtrain.step import calibrate, evaluate, resolve_precision, train_step
 from tests.step_samples import Images, drained, images, network, state_of
 
 

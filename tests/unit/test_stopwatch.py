@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hvdtrain.stopwatch import Stopwatch
+from hvdtrain.engine.stopwatch import Stopwatch
 
 
 def test_laps_on_the_host() -> None:

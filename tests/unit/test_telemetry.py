@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hvdtrain.comm import Solo
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.errors import ResourceError
-from hvdtrain.stopwatch import Stopwatch
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Meter

@@ -15,15 +15,15 @@ import yaml
 
 from hvdtrain.analysis import largest_batch, lr_range, tune
 from hvdtrain.analysis.largest_batch import Memory, Trial, best
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config, Model, Phase
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config, Model, Phase
+from hvdtrain.engine.build import Parts, set_up
+from hvdtrain.engine.step import Alone, train_step
 from hvdtrain.errors import ConfigError, ResourceError, TrainingError
-from hvdtrain.load_config import parse_config
 from hvdtrain.models import build_model
 from hvdtrain.optim import optimizer_tensors
-from hvdtrain.parts import Parts, set_up
-from hvdtrain.plan import make_plan
-from hvdtrain.step import Alone, train_step
+from hvdtrain.plan.epochs import make_plan
 
 CONFIG = """
 data: {{train: {root}/train, augment: pad_crop, decode_threads: 1}}

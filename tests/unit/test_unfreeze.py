@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from hvdtrain.comm import Solo
-from hvdtrain.config import Config
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import set_up
 from hvdtrain.errors import ConfigError
-from hvdtrain.load_config import parse_config
-from hvdtrain.parts import set_up
-from hvdtrain.plan import make_plan
-from hvdtrain.plan_report import plan_text
+from hvdtrain.plan.epochs import make_plan
+from hvdtrain.plan.text import plan_text
 from hvdtrain.train import train
 
 CONFIG = """

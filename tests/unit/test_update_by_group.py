@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hvdtrain.engine.step import State
 from hvdtrain.optim import UpdateByGroup, optimizer_tensors, set_rates, set_trained
-from hvdtrain.step import State
 from tests.step_samples import network, state_of
 from tests.unit.optim_references import REFERENCES
 

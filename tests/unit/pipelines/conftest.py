@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hvdtrain.config import Data
+from hvdtrain.config.schema import Data
+from pipelines.commands.pack import pack
 from pipelines.loader import Loaders
-from pipelines.pack import pack
 from tests.unit.pipelines.pack_samples import TWO
 from tests.unit.pipelines.samples import CLASSES, PER_CLASS, photograph
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import augment
+from pipelines.images import augment
 
 ASPECT = (0.75, 4 / 3)
 sides = st.integers(1, 3000)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from hvdtrain.errors import DataError
 from pipelines.bad import PIXEL_LEVEL, Bad, Quarantine
-from pipelines.headers import HeaderError, image_size
+from pipelines.images.headers import HeaderError, image_size
 from tests import bad_files
 from tests.bad_files import BAD, ON_DISK, SILENT, SOUND, Kind
 from tests.unit.pipelines.samples import Epoch, photograph

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.colour import ColourJitter
 from pipelines.hashing import uniforms
+from pipelines.images.colour import ColourJitter
 from tests.unit.pipelines.samples import Epoch, photograph
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]

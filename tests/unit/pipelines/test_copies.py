@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hvdtrain.config import Data, Phase
+from hvdtrain.config.schema import Data, Phase
+from pipelines.commands.pack import PackOptions, pack
 from pipelines.copies import enlargement, evaluation_side, readings, training_side
-from pipelines.pack import PackOptions, pack
 from pipelines.sources import open_source
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain import cli, data_cli
-from pipelines import pack as packing
+from hvdtrain.cli import data as data_cli
+from hvdtrain.cli import main as cli
+from pipelines.commands import pack as packing
 
 CONFIG = "phases: [{epochs: 1, image_size: 24, batch_per_worker: 2}, {epochs: 1, image_size: 60, batch_per_worker: 2}]\n"
 
@@ -114,9 +115,9 @@ def test_defaults_are_those_of_the_library():
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys, hvdtrain.cli\n"
+        "import sys, hvdtrain.cli.main\n"
         "sys.argv = ['hvdtrain', 'data', 'pack', '--help']\n"
-        "try:\n    hvdtrain.cli.main()\n"
+        "try:\n    hvdtrain.cli.main.main()\n"
         "except SystemExit as stop:\n    assert stop.code == 0, stop.code\n"
         "heavy = {'torch', 'horovod', 'nvidia', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

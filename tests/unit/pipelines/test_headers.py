@@ -9,7 +9,7 @@ import pytest
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from pipelines.headers import image_size
+from pipelines.images.headers import image_size
 from tests.unit.pipelines.samples import photograph
 
 FORMATS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from pipelines import augment
+from pipelines.images import augment
 from pipelines.sources import ImageFolder
 from tests.unit.pipelines.loaded import pixels, rank_pixels
 from tests.unit.pipelines.samples import COUNT, Epoch, photograph

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hvdtrain.errors import DataError
-from pipelines.pack import PackOptions, pack, parse_short_sides
+from pipelines.commands.pack import PackOptions, pack, parse_short_sides
 from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.pack_samples import contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, Epoch, photograph

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import DataError, ResourceError
-from pipelines import packing
-from pipelines.pack import PackOptions, pack
+from pipelines.commands import pack_folder as packing
+from pipelines.commands.pack import PackOptions, pack
 from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.pack_samples import TWO, contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
@@ -20,7 +20,7 @@ from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
 def test_it_goes_on_after_a_kill_and_makes_the_very_same(folder, packed, tmp_path):
     program = (
         "import os, signal, sys\n"
-        "from pipelines.pack import PackOptions, pack\n"
+        "from pipelines.commands.pack import PackOptions, pack\n"
         "def progress(done, _all):\n"
         "    if done >= 10:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -177,7 +177,7 @@ def test_a_full_disk_is_told(folder, tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.shard_writer.os.fsync", full)
+    monkeypatch.setattr("pipelines.commands.shard_writer.os.fsync", full)
     with pytest.raises(ResourceError, match="cannot be written: No space left on device"):
         pack(str(folder), str(tmp_path / "p"), PackOptions())
     monkeypatch.undo()

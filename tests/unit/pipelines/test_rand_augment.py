@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
 
-from hvdtrain.config import Data
-from pipelines import rand_augment
-from pipelines.rand_augment import OPERATIONS, RandAugment
+from hvdtrain.config.schema import Data
+from pipelines.images import rand_augment
+from pipelines.images.rand_augment import OPERATIONS, RandAugment
 from tests.unit.pipelines.samples import Epoch, photograph
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hvdtrain.config import Data
-from pipelines import augment
+from hvdtrain.config.schema import Data
+from pipelines.images import augment
 from pipelines.loader import Loaders
 from pipelines.rectangular import GROUP, Rectangles
 from tests.unit.pipelines.samples import Epoch, photograph

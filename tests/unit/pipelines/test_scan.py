@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from hvdtrain.errors import DataError, ResourceError
-from pipelines.scan import scan
+from pipelines.commands.scan import scan
 from pipelines.sources import open_source
 from tests.unit.pipelines.samples import CLASSES, PER_CLASS, Epoch, photograph
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ConfigError, DataError, ResourceError
-from pipelines.pack import PackOptions, pack
+from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.stage import stage
 from pipelines.sources import open_source
-from pipelines.stage import stage
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hvdtrain.cli import app
+from hvdtrain.cli.main import app
 from hvdtrain.errors import DataError
+from pipelines.commands.stage import stage
 from pipelines.sources import open_source, tar_index
 from pipelines.sources.tar import write_index
-from pipelines.stage import stage
 from tests.unit.pipelines.tar_samples import contents, make, sample
 
 

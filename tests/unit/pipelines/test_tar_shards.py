@@ -188,7 +188,7 @@ def read_by_dali(paths: Iterable[Path], count: int) -> list[tuple[bytes, int]]:
 
 
 def test_packed_shards_are_read_by_dali(tmp_path, folder):
-    from pipelines.pack import PackOptions, pack
+    from pipelines.commands.pack import PackOptions, pack
 
     pack(str(folder), str(tmp_path / "p"), PackOptions((None, 32), shard_images=8))
     source = open_source(str(tmp_path / "p"), "data.train")
@@ -207,7 +207,7 @@ def test_packed_shards_are_read_by_dali(tmp_path, folder):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # it leaves its files open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_packed_shards_are_read_by_webdataset(tmp_path, folder):
-    from pipelines.pack import PackOptions, pack
+    from pipelines.commands.pack import PackOptions, pack
 
     pack(str(folder), str(tmp_path / "p"), PackOptions((None,), shard_images=8))
     source = open_source(str(tmp_path / "p"), "data.train")

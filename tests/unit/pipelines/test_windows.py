@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hvdtrain.config import Data
-from pipelines import recipes, windows
-from pipelines.decoder import Decoder
-from pipelines.headers import image_size
+from hvdtrain.config.schema import Data
+from pipelines.images import recipes, windows
+from pipelines.images.decoder import Decoder
+from pipelines.images.headers import image_size
 from tests.unit.pipelines.samples import photograph
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]

@@ -1,0 +1,5 @@
+"""`python -m hvdtrain`: the command line."""
+
+from hvdtrain.cli.main import main
+
+main()

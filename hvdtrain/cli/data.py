@@ -1,0 +1,221 @@
+"""`hvdtrain data`: pack, scan and stage datasets. Parse, call, print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hvdtrain.cli.job import AsJson
+from hvdtrain.errors import ConfigError
+
+data_app = typer.Typer(
+    help="Pack, check, index and copy datasets.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads. Default: the cores this process may use.")
+]
+
+_DATASET = "A dataset of any kind that data.train takes."
+
+
+@data_app.command()
+def pack(
+    src: Annotated[str, typer.Argument(metavar="SRC", help=_DATASET)],
+    dst: Annotated[
+        str, typer.Argument(metavar="DST", help="Folder to pack into; new, empty, or half packed.")
+    ],
+    short_side: Annotated[
+        str,
+        typer.Option(
+            metavar="SIDES",
+            help="Copies to make: short sides in pixels, and orig for the images byte for byte; "
+            "for example 160,256,orig.",
+        ),
+    ] = "orig",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of copies.")] = 92,
+    shard_images: Annotated[int, typer.Option(min=1, help="Images in a tar file.")] = 4096,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
+    ] = False,
+    shuffle: Annotated[
+        bool,
+        typer.Option(
+            "--shuffle", help="Mix the classes in the shards, for training with shuffle: shards."
+        ),
+    ] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a dataset into tar shards with checksums, in one or several resolutions.
+
+    SRC is only read. Each training phase then reads the smallest copy that is large enough for
+    its image size. Killed at any time, the same command goes on where it stopped.
+    """
+    from pipelines.commands.pack import PackOptions, parse_short_sides
+    from pipelines.commands.pack import pack as run_packing
+
+    try:
+        sides = parse_short_sides(short_side)
+    except ValueError as error:
+        raise ConfigError(f"--short-side {short_side}: {error}") from None
+    options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
+    with _bar("packing", "images") as progress:
+        about = run_packing(src, dst, options, progress)
+    typer.echo(json.dumps(_pack_summary(dst, about)) if as_json else _pack_text(dst, about))
+
+
+@data_app.command()
+def scan(
+    path: Annotated[str, typer.Argument(metavar="PATH", help=_DATASET)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Manifest to write. Default: .hvdtrain-scan.npz in the folder, where training "
+            "finds it and then checks every image it reads."
+        ),
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decode every image, count sizes, modes, classes and duplicates, and write a manifest.
+
+    Bad images are listed with reasons, and the exit code is 3.
+    """
+    from pipelines.commands.scan import scan as run_scan
+
+    with _bar("scanning", "images") as progress:
+        report = run_scan(path, output, threads or _cores(), progress)
+    typer.echo(json.dumps(report) if as_json else _scan_text(report))
+    if report["bad"]:
+        raise typer.Exit(3)
+
+
+@data_app.command()
+def index(
+    path: Annotated[
+        str, typer.Argument(metavar="SHARDS", help="Tar shards: a folder, a file or a pattern.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Save what is in tar shards beside them, so that training need not read all their headers.
+
+    For shards that others made; what data pack makes has its index. Nothing else is changed.
+    """
+    from pipelines.sources.tar import write_index
+
+    file, shards, images = write_index(path)
+    if as_json:
+        typer.echo(json.dumps({"index": str(file), "shards": shards, "images": images}))
+    else:
+        typer.echo(f"{path}: {images:,} images in {shards:,} shards\n  index  {file}")
+
+
+@data_app.command()
+def stage(
+    src: Annotated[
+        str, typer.Argument(metavar="SRC", help="A packed dataset, or any folder of files.")
+    ],
+    dst: Annotated[str, typer.Argument(metavar="DST", help="Folder on a disk of this machine.")],
+    copies: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Copies to take, for example 160,256. Default: all."),
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a dataset to a local disk, checked by checksum; skips what is there and right."""
+    from pipelines.commands.stage import stage as run_staging
+
+    wanted = [name.strip() for name in copies.split(",")] if copies else None
+    with _bar("staging", "bytes") as progress:
+        report = run_staging(src, dst, copies=wanted, threads=threads or 4, progress=progress)
+    typer.echo(json.dumps(report) if as_json else _stage_text(report))
+
+
+@contextlib.contextmanager
+def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, if that is a terminal: call with what is done, and all of it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counts = (
+        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    )
+    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn()]
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _pack_summary(dst: str, about: dict[str, Any]) -> dict[str, Any]:
+    copies = {
+        name: {
+            "short_side": copy["short_side"],
+            "size_bytes": sum(
+                file["size"] for path, file in about["files"].items() if path.startswith(f"{name}/")
+            ),
+        }
+        for name, copy in about["copies"].items()
+    }
+    return {
+        "path": dst,
+        "images": about["images"],
+        "classes": len(about["classes"]),
+        "copies": copies,
+        "skipped": about["skipped"],
+    }
+
+
+def _pack_text(dst: str, about: dict[str, Any]) -> str:
+    summary = _pack_summary(dst, about)
+    lines = [f"{dst}: {summary['images']:,} images of {summary['classes']:,} classes"]
+    for name, copy in summary["copies"].items():
+        each = copy["size_bytes"] / summary["images"] / 1e3
+        lines.append(f"  {name:<6} {copy['size_bytes'] / 1e9:10.3f} GB  {each:6.1f} kB an image")
+    lines += [f"  left out: {bad['name']}: {bad['reason']}" for bad in summary["skipped"]]
+    return "\n".join(lines)
+
+
+def _scan_text(report: dict[str, Any]) -> str:
+    counts = report["class_counts"]
+    sides = report["short_side"]
+    lines = [
+        f"{report['path']}: {report['images']:,} images of {len(counts):,} classes "
+        f"({min(counts.values()):,} to {max(counts.values()):,} in a class), "
+        f"{report['size_bytes'] / 1e9:.3f} GB",
+        f"  short side  {sides['min']} to {sides['max']} px, median {sides['median']}",
+        "  formats     " + ", ".join(f"{k} {v:,}" for k, v in report["modes"].items()),
+        f"  duplicates  {sum(len(d['names']) - 1 for d in report['duplicates']):,}"
+        f" ({report['conflicts']} sets with different labels)",
+        f"  bad         {len(report['bad']):,}",
+        *(f"    {bad['name']}: {bad['reason']}" for bad in report["bad"]),
+        f"  manifest    {report['manifest']}",
+    ]
+    return "\n".join(lines)
+
+
+def _stage_text(report: dict[str, Any]) -> str:
+    return (
+        f"{report['path']}: {report['copied']:,} files copied ({report['copied_bytes'] / 1e9:.3f} GB "
+        f"in {report['seconds']:.1f} s), {report['kept']:,} were there"
+    )

@@ -1,0 +1,235 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hvdtrain import __version__
+from hvdtrain.cli.data import data_app
+from hvdtrain.cli.doctor import doctor
+from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all, tell
+from hvdtrain.cli.launch import launch_app
+from hvdtrain.cli.report import report
+from hvdtrain.cli.scaling import scaling_app
+from hvdtrain.cli.tune import tune_app
+from hvdtrain.config.load import load_config
+from hvdtrain.config.schema import Config
+from hvdtrain.errors import HvdtrainError
+from hvdtrain.paths import RunPaths, run_root
+
+EXIT_CODES = """
+Exit codes: 0 done; 2 config or command line; 3 data; 4 checkpoint; 5 communication;
+6 port, disk or run directory; 7 loss not finite; 75 stopped by a signal, after a checkpoint.
+"""
+
+app = typer.Typer(
+    help="Train image classifiers with large batches on clusters joined by Ethernet.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Show a resolved config, or the schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(tune_app, name="tune")
+app.add_typer(scaling_app, name="scaling")
+app.add_typer(launch_app, name="launch")
+app.command()(report)
+app.command()(doctor)
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="never|auto|RUN",
+            help="auto: go on with the newest unfinished run of this name and config, else start "
+            "anew. RUN: go on with that run directory.",
+        ),
+    ] = "never",
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run directory, in place of OUTPUT/<name>-<time>.")
+    ] = None,
+) -> None:
+    """Train; start it alone, or by hvdtrain launch, mpirun, horovodrun: one process per rank."""
+    with job(config, overrides) as comm:
+        cfg = load_on_all(comm, config, overrides)
+        from hvdtrain.train import train as run_training
+
+        summary = run_training(cfg, comm, resume=resume, run_dir=run_dir)
+        if comm.rank == 0:
+            typer.echo(_summary_text(summary))
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory, or one checkpoint in it.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate the newest checkpoint of a run, exactly, on any number of ranks."""
+    with job(str(RunPaths(run_root(run)).config), overrides) as comm:
+        from hvdtrain.run.evaluation import evaluate_run
+
+        result = evaluate_run(run, overrides or [], comm)
+        if comm.rank == 0:
+            text = json.dumps(result) if as_json else _eval_text(result)
+            typer.echo(text)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    world_size: Annotated[int, typer.Option(min=1, help="Number of ranks to plan for.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a run would do: phases, steps, batches, learning rates and warnings."""
+    from hvdtrain.plan.epochs import make_plan
+    from hvdtrain.plan.text import plan_dict, plan_text
+
+    cfg = load_config(config, overrides)
+    num_images, reads = _look_at_data(cfg)
+    made = make_plan(cfg, world_size, cfg.data.train_size or num_images)
+    text = json.dumps(plan_dict(cfg, made, reads)) if as_json else plan_text(cfg, made, reads)
+    typer.echo(text)
+
+
+@app.command()
+def models() -> None:
+    """List the models that `model.name` takes."""
+    from hvdtrain.models import describe_models
+
+    typer.echo("\n".join(describe_models()))
+
+
+@app.command()
+def metrics() -> None:
+    """List the metrics that every rank serves, as Markdown."""
+    from hvdtrain.telemetry.metrics import table
+
+    typer.echo(table())
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the config with everything resolved, as YAML."""
+    import yaml
+
+    cfg = load_config(config, overrides)
+    typer.echo(yaml.safe_dump(cfg.model_dump(), sort_keys=False, allow_unicode=True).rstrip())
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the schema as JSON Schema, for editors."""
+    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every field with its values and meaning, as Markdown."""
+    from hvdtrain.config.reference import reference
+
+    typer.echo(reference().rstrip())
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hvdtrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _look_at_data(cfg: Config) -> tuple[int | None, list[dict[str, Any]]]:
+    """Number of training images, if it is needed or quickly told, and what each phase reads."""
+    path = cfg.data.train
+    if path is None:
+        return None, []
+    from pipelines.copies import readings
+    from pipelines.sources import open_source
+    from pipelines.sources.packed import is_packed
+
+    if cfg.data.train_size is not None and not is_packed(path):
+        return None, []
+    source = open_source(path, "data.train")
+    return len(source), readings(source, cfg.data, cfg.phases)
+
+
+def _eval_text(result: dict[str, Any]) -> str:
+    return (
+        f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  loss {result['loss']:.4f}  "
+        f"({result['images']:,} images, {result['checkpoint']})"
+    )
+
+
+def _summary_text(summary: dict[str, Any]) -> str:
+    lines = []
+    if "top1" in summary:
+        lines.append(f"top-1               {summary['top1']:.4f}  (top-5 {summary['top5']:.4f})")
+    lines += [
+        f"images/s            {summary['images_per_second']:,.0f} on {summary['world_size']} ranks",
+        f"time                {summary['train_seconds']:.1f} s training, "
+        f"{summary['wall_seconds']:.1f} s in all",
+        f"files               {summary['run_dir']}",
+    ]
+    if summary["scaling_efficiency"] is not None:
+        lost = sorted(summary["lost_time"].items(), key=lambda item: -item[1])
+        told = ", ".join(f"{cause} {share:.0%}" for cause, share in lost if share >= 0.01)
+        text = f"scaling efficiency  {summary['scaling_efficiency']:.0%}"
+        lines.insert(-2, f"{text}  (lost to {told})" if told else text)
+    if noise := summary["noise_scale"]:
+        text = (
+            f"noise scale         {noise['images']:,.0f} images; the batch was {noise['batch']:,}: "
+            f"twice that needs {noise['doubling_steps']:.0%} of the steps, "
+            f"{noise['doubling_images']:.0%} of the images"
+        )
+        lines.insert(-2, text)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point: users see one line per fault, and a documented exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except HvdtrainError as error:
+        tell(str(error))
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        text = error.format_message()
+        if text.startswith("Usage: "):  # a command without its arguments: its help is no fault
+            typer.echo(text, err=True)
+        else:
+            tell(f"{text}; see hvdtrain --help")
+        sys.exit(2)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""How a YAML file becomes a Config.
+
+Unknown keys are refused, every fault is reported at once as `file:line:col: key: message`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hvdtrain.config.schema import Config, Phase
+from hvdtrain.config.yaml_source import KeyPath, Source, apply_override, parse_yaml, read_yaml
+from hvdtrain.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read `path` with all it `extends:`, lay `key=value` overrides over it, and check it.
+
+    Raises ConfigError with one line for every fault found.
+    """
+    source = _read_extended(Path(path), ())
+    for override in overrides or []:
+        apply_override(source, override)
+    return _validate(source)
+
+
+def parse_config(text: str, name: str = "config") -> Config:
+    """A config from YAML text without `extends:`; raises ConfigError like `load_config`."""
+    return _validate(parse_yaml(text, name))
+
+
+def _read_extended(path: Path, children: tuple[Path, ...]) -> Source:
+    source = read_yaml(path)
+    parent = source.data.pop("extends", None)
+    if parent is None:
+        return source
+    where = source.marks.pop(("extends",))
+    if not isinstance(parent, str):
+        raise ConfigError(f"{where}: extends: expected the name of one YAML file")
+    resolved = (path.parent / parent).resolve()
+    if resolved in (*children, path.resolve()):
+        raise ConfigError(f"{where}: extends: {parent} extends itself")
+    if not resolved.is_file():
+        raise ConfigError(f"{where}: extends: no such file: {resolved}")
+    base = _read_extended(resolved, (*children, path.resolve()))
+    base.merge(source)
+    return base
+
+
+def _validate(source: Source) -> Config:
+    try:
+        return Config.model_validate(source.data)
+    except ValidationError as errors:
+        raise ConfigError(*_explain(errors, source)) from None
+
+
+def _explain(errors: ValidationError, source: Source) -> list[str]:
+    """One line per faulty key: the first fault that pydantic found there."""
+    lines: dict[str, str] = {}
+    for error in errors.errors(include_url=False):
+        path = _written_path(error["loc"], source.data)
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = "unknown key" + _nearest(path)
+        elif error["type"] == "missing":
+            message = "required"
+        elif not isinstance(error["input"], (dict, list)):
+            message = f"{message[0].lower()}{message[1:]}, found {error['input']!r}"
+        key = ".".join(map(str, path))
+        lines.setdefault(key, f"{source.where(path)}: {key}: {message}")
+    return list(lines.values())
+
+
+def _written_path(loc: tuple[Any, ...], data: Any) -> KeyPath:
+    """`loc` without the names that pydantic adds for the members of a union."""
+    path: KeyPath = ()
+    for position, part in enumerate(loc):
+        is_item = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if is_item or (isinstance(data, dict) and part in data):
+            data = data[part]
+        elif not (isinstance(data, dict) and position == len(loc) - 1):
+            continue
+        path = (*path, part)
+    return path
+
+
+def _nearest(path: KeyPath) -> str:
+    """The known key most like the last part of `path`, or all that are known there."""
+    section: Any = Config
+    for part in path[:-1]:
+        section = Phase if isinstance(part, int) else section.model_fields[part].annotation
+    known = list(section.model_fields)
+    match = difflib.get_close_matches(str(path[-1]), known, n=1)
+    return f"; did you mean {match[0]}?" if match else f"; known here: {', '.join(known)}"

@@ -1,0 +1,189 @@
+"""What trains, before it belongs to a run: device, data, model, optimizer."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hvdtrain.comm.agreement import require_equal, together
+from hvdtrain.comm.ranks import Comm, cores_for_rank
+from hvdtrain.config.schema import GROUP_MB, Config
+from hvdtrain.engine.allocator import keep_freed_memory
+from hvdtrain.engine.mixing import Mixing
+from hvdtrain.engine.noise_meter import NoiseMeter
+from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.step import State, resolve_precision
+from hvdtrain.errors import ConfigError, DataError
+from hvdtrain.models import build_model
+from hvdtrain.models.freezing import freeze, unfreeze
+from hvdtrain.models.small import Airbench
+from hvdtrain.optim import build_optimizer, set_trained
+from hvdtrain.optim.agc import AdaptiveClipping
+from hvdtrain.optim.ema import Ema
+from hvdtrain.plan.epochs import Epoch, Plan, make_plan
+from pipelines.loader import Loaders
+
+
+@dataclass
+class Parts:
+    """What trains, before it belongs to a run: made by `set_up`, to be used as a context."""
+
+    plan: Plan
+    loaders: Loaders
+    state: State
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loaders.close()
+
+
+def set_up(cfg: Config, comm: Comm) -> Parts:
+    """Open the training data and build the state as the seed makes it.
+
+    A fault on any rank is raised on all of them.
+    """
+    device = choose_device(comm)
+    cores = cores_for_rank(comm)
+    torch.set_num_threads(cores)
+    with together(comm):
+        if cfg.data.train is None:
+            raise ConfigError("data.train: not set: name the training images with data.train=DIR")
+        loaders = open_loaders(cfg, comm, device, cores)
+    require_equal(comm, "data.train: the list of images", loaders.fingerprint, DataError)
+    share_data(comm, loaders)
+    with together(comm):
+        plan = make_plan(cfg, comm.size, loaders.num_train)
+        state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
+    return Parts(plan, loaders, state)
+
+
+def choose_device(comm: Comm) -> torch.device:
+    """One GPU per local rank where there are any, else the CPU; made ready for training."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+        return torch.device("cpu")
+    if comm.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{comm.local_size} ranks on {socket.gethostname()}, which has "
+            f"{torch.cuda.device_count()} GPUs: start one rank per GPU"
+        )
+    torch.cuda.set_device(comm.local_rank)
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda", comm.local_rank)
+
+
+def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> Loaders:
+    """The data of this rank; raises DataError if it is not as the config says."""
+    threads = cfg.data.decode_threads or cores
+    loaders = Loaders(
+        cfg.data.model_copy(update={"decode_threads": threads}),
+        seed=cfg.seed,
+        rank=comm.rank,
+        world_size=comm.size,
+        local_rank=comm.local_rank,
+        local_size=comm.local_size,
+        device=device,
+        rect_val=any(phase.rect_val for phase in cfg.phases),
+    )
+    expected = {"data.train_size": (cfg.data.train_size, loaders.num_train)}
+    expected["model.num_classes"] = (cfg.model.num_classes, len(loaders.classes))
+    for key, (wanted, found) in expected.items():
+        if wanted is not None and wanted != found:
+            loaders.close()
+            raise DataError(f"{key}: the config says {wanted}, {cfg.data.train} has {found}")
+    return loaders
+
+
+def share_data(comm: Comm, loaders: Loaders) -> None:
+    """Let the loaders of all ranks exchange what they need of each other before the first pass."""
+    with together(comm):
+        offer = loaders.offer()
+    offers = comm.gather_text(offer)
+    with together(comm):
+        loaders.accept(offers)
+
+
+def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) -> State:
+    """Model, optimizer and reducer as the seed makes them, equal on all ranks."""
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg.model, num_classes).to(device)
+    for phase in cfg.phases:  # reducer and optimizer know all that will ever be trained
+        unfreeze(model, phase.unfreeze)
+    if cfg.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autocast = resolve_precision(cfg, device)
+    reducer = Reducer(
+        model.parameters(),
+        comm,
+        accumulate=cfg.train.accumulate,
+        # A run has both resolved; a command that does not train takes the plain ones.
+        compression="fp16" if cfg.comm.compression == "fp16" else "none",
+        group_bytes=(cfg.comm.group_mb or GROUP_MB) * 2**20,
+    )
+    train, agc = cfg.train, cfg.optimizer.agc
+    static = None if train.loss_scale == "dynamic" else float(train.loss_scale)
+    return State(
+        model=model,
+        optimizer=build_optimizer(model, cfg.optimizer),
+        reducer=reducer,
+        scaler=torch.amp.GradScaler(
+            device.type, init_scale=static or 2.0**16, enabled=autocast == torch.float16
+        ),
+        comm=comm,
+        device=device,
+        autocast=autocast,
+        label_smoothing=train.label_smoothing,
+        clip_norm=cfg.optimizer.clip_norm,
+        agc=AdaptiveClipping(model, agc) if agc is not None else None,
+        static_loss_scale=static,
+        ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
+        noise=NoiseMeter(
+            train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
+        ),
+        mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
+        seed=cfg.seed,
+    )
+
+
+def free_parts(state: State, cfg: Config, epoch: Epoch) -> None:
+    """Freeze what `model.freeze` names, but for what the phases up to `epoch`'s free again.
+
+    To be called at the start of every epoch, on every rank alike.
+    """
+    if not any(phase.unfreeze for phase in cfg.phases):
+        return
+    freeze(state.model, cfg.model.freeze)
+    for phase in cfg.phases[: epoch.phase_index + 1]:
+        unfreeze(state.model, phase.unfreeze)
+    set_trained(state.model, state.optimizer)
+
+
+def whiten(state: State, cfg: Config, images: torch.Tensor) -> None:
+    """Before the first step: set a whitening layer, if the model has one, from the first batch.
+
+    `images` [N,3,H,W] are this rank's; the layer is made from all ranks', and equal on all. Does
+    nothing in a run that goes on, or starts from `model.weights`. Every rank must call.
+    """
+    model, comm = state.model, state.comm
+    if isinstance(model, Airbench) and state.step == 0 and cfg.model.weights is None:
+        model.whiten(images, lambda sums: comm.sum_(sums, "whitening"))
+        comm.broadcast_({"whitening": model.whitening.weight.data})
+
+
+def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
+    """What a checkpoint must have in common with a run that loads it."""
+    data = cfg.data
+    order = data.shuffle if data.shuffle == "full" else f"shards, {data.shuffle_window}"
+    return {
+        "model": cfg.model.name,
+        "classes": len(loaders.classes),
+        "train_images": loaders.num_train,
+        "seed": cfg.seed,
+        "optimizer": cfg.optimizer.name,
+        "order": order,
+    }

@@ -1,0 +1,206 @@
+"""Checkpoints that are whole or absent, and verified to the last bit before they are used.
+
+A checkpoint is a directory: weights, optimizer state and, if the run keeps them, averaged weights
+as safetensors, and `meta.json` with the position of the run and the sha256 of everything else. It is written under another name and
+renamed when all its bytes are on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from hvdtrain.engine.noise_scale import NoiseScale
+from hvdtrain.engine.step import State
+from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.optim import optimizer_tensors
+from hvdtrain.plan.epochs import Position
+
+FORMAT = 1
+FILES = ("model.safetensors", "optimizer.safetensors")
+EMA_FILE = "ema.safetensors"
+
+
+def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, Any]) -> Path:
+    """Write `directory/e<epoch>-s<sample>`, then delete all but the newest `keep`.
+
+    `labels` (model name, classes) are stored to be compared on load. One rank only.
+    Raises ResourceError if the disk refuses; older checkpoints stay as they are.
+    """
+    final = directory / f"e{state.position.epoch:04d}-s{state.position.sample:010d}"
+    part = directory / f".{final.name}.part"
+    contents = _contents(state)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        digests = {}
+        for name, tensors in contents.items():
+            data = safetensors.torch.save({k: t.cpu().contiguous() for k, t in tensors.items()})
+            digests[name] = hashlib.sha256(data).hexdigest()
+            _write(part / name, data)
+        meta = {
+            "format": FORMAT,
+            "position": {"epoch": state.position.epoch, "sample": state.position.sample},
+            "step": state.step,
+            "samples": state.samples,
+            "train_seconds": state.train_seconds,
+            "world_size": state.comm.size,
+            "scaler": state.scaler.state_dict(),
+            "noise_scale": state.noise.scale.state(),
+            "labels": labels,
+            "sha256": digests,
+        }
+        _write(part / "meta.json", _sealed(meta))
+        _sync_directory(part)
+        _remove(final)
+        part.rename(final)
+        _sync_directory(directory)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise ResourceError(
+            f"{final}: checkpoint not written: {error.strerror or error}; "
+            "the older checkpoints are untouched"
+        ) from None
+    for old in list_checkpoints(directory)[keep:]:
+        _remove(old)
+    return final
+
+
+def _contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of every file; they are those of `state` itself."""
+    contents = {
+        FILES[0]: dict(state.model.state_dict()),
+        FILES[1]: optimizer_tensors(state.model, state.optimizer),
+    }
+    if state.ema is not None:
+        contents[EMA_FILE] = state.ema.tensors
+    return contents
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints below `directory`, newest first; not yet verified."""
+    return sorted(directory.glob("e[0-9]*-s[0-9]*/"), reverse=True)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint whose every byte is as it was written.
+
+    Raises CheckpointError that names the file and what is wrong with it.
+    """
+    meta = _read_meta(path)
+    for name in sorted({*FILES, *meta["sha256"]}):
+        try:
+            found = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{path / name}: cannot be read: {error.strerror}") from None
+        if found != meta["sha256"][name]:
+            raise CheckpointError(
+                f"{path / name}: damaged: sha256 is {found[:12]}…, "
+                f"written was {meta['sha256'][name][:12]}…; delete {path} to go on from an older one"
+            )
+    return meta
+
+
+def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict[str, Any]) -> None:
+    """Put a checkpoint, whose `meta` came from `verify`, into `state`.
+
+    Raises CheckpointError if it was made by another run or model; `state` is then untouched.
+    """
+    for key, expected in labels.items():
+        found = meta["labels"].get(key, expected)  # older checkpoints lack newer labels
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: made by another run: its {key} is {found}, this run's is {expected}"
+            )
+    targets = _contents(state)
+    if missing := sorted(targets.keys() - meta["sha256"].keys()):
+        raise CheckpointError(
+            f"{path}: has no {missing[0]}: it was made without train.ema_decay; leave that out"
+        )
+    loaded = {name: safetensors.torch.load_file(path / name) for name in targets}
+    for name, target in targets.items():
+        _check_fit(path / name, loaded[name], target)
+    with torch.no_grad():
+        for name, target in targets.items():
+            for key, tensor in target.items():
+                tensor.copy_(loaded[name][key])
+    if state.scaler.is_enabled() and meta["scaler"]:
+        state.scaler.load_state_dict(meta["scaler"])
+    state.noise.scale = NoiseScale(**meta.get("noise_scale", {}))
+    state.position = Position(**meta["position"])
+    state.step = meta["step"]
+    state.samples = meta["samples"]
+    state.train_seconds = meta["train_seconds"]
+
+
+def _check_fit(
+    file: Path, loaded: dict[str, torch.Tensor], target: dict[str, torch.Tensor]
+) -> None:
+    missing, extra = sorted(target.keys() - loaded.keys()), sorted(loaded.keys() - target.keys())
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this model has not"
+        raise CheckpointError(f"{file}: made by another model: it {what}")
+    for key, tensor in target.items():
+        if loaded[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"{file}: made by another model: {key} is {list(loaded[key].shape)}, "
+                f"this model's is {list(tensor.shape)}"
+            )
+
+
+def _sealed(meta: dict[str, Any]) -> bytes:
+    body = json.dumps(meta, sort_keys=True)
+    return json.dumps({"meta": meta, "seal": hashlib.sha256(body.encode()).hexdigest()}).encode()
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    file = path / "meta.json"
+    try:
+        sealed = json.loads(file.read_bytes())
+        meta: dict[str, Any] = sealed["meta"]
+        body = json.dumps(meta, sort_keys=True)
+        whole = hashlib.sha256(body.encode()).hexdigest() == sealed["seal"]
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        whole = False
+        meta = {}
+    if not whole:
+        raise CheckpointError(f"{file}: damaged; delete {path} to go on from an older checkpoint")
+    if meta["format"] != FORMAT:
+        raise CheckpointError(
+            f"{file}: format {meta['format']}, this version reads {FORMAT}: use the hvdtrain that wrote it"
+        )
+    return meta
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; killed on the way, it leaves nothing that looks like one."""
+    if path.exists():
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

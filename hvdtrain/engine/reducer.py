@@ -1,0 +1,230 @@
+"""Gradients summed over all ranks while the backward pass still runs.
+
+Every gradient is a view into one of a few flat buffers. A buffer is sent as soon as its last
+gradient is ready; the next ones are computed meanwhile. A parameter that got no gradient leaves
+zeros, so all ranks always send the same buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from hvdtrain.comm.ranks import Comm, Handle
+from hvdtrain.engine.gradient_groups import group_limit
+from hvdtrain.engine.stopwatch import StepClock
+
+_BLOCK = 2**16
+
+
+class _Group:
+    """Some parameters whose gradients lie in one flat buffer, fp32 [numel]."""
+
+    def __init__(self, name: str, params: list[nn.Parameter], wire: torch.dtype | None) -> None:
+        self.name = name
+        self.params = params
+        size = sum(p.numel() for p in params)
+        self.flat = torch.zeros(size, dtype=params[0].dtype, device=params[0].device)
+        self.wire = torch.empty_like(self.flat, dtype=wire) if wire else self.flat
+        self.waiting_for = len(params)
+        self.handle: Handle | None = None
+        self.places: dict[nn.Parameter, torch.Tensor] = {}
+        """Where in `flat` each gradient lies."""
+        offset = 0
+        for p in params:
+            # The gradient takes its parameter's strides, so channels_last stays as it is.
+            self.places[p] = self.flat[offset : offset + p.numel()].as_strided(
+                p.size(), p.stride(), self.flat.storage_offset() + offset
+            )
+            offset += p.numel()
+        self.complete()
+
+    def clear(self) -> None:
+        """Forget all gradients; zeros are written for frozen parameters alone, as no gradient will
+        come for them before the group is sent."""
+        for p, place in self.places.items():
+            p.grad = None if p.requires_grad else place.zero_()
+
+    def take(self, p: nn.Parameter) -> None:
+        """Put a gradient that autograd made in its place; it adds later ones there itself."""
+        place = self.places[p]
+        if p.grad is not None and p.grad is not place:
+            place.copy_(p.grad)
+            p.grad = place
+
+    def complete(self) -> None:
+        """Zeros where no gradient came."""
+        for p, place in self.places.items():
+            if p.grad is None:
+                place.zero_()
+                p.grad = place
+
+
+class Reducer:
+    """Averages gradients over ranks and micro-batches.
+
+    The loss handed to `backward` must be multiplied by `loss_scale`: dividing there costs
+    nothing and keeps sums in fp16 from overflowing. Between `start_step` and `finish` gradients
+    are this rank's; after `finish` they are the mean over the global batch, equal on all ranks.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        comm: Comm,
+        *,
+        accumulate: int = 1,
+        compression: Literal["none", "fp16"] = "none",
+        group_bytes: float = 16 * 2**20,
+    ) -> None:
+        self.comm = comm
+        self.accumulate = accumulate
+        self.loss_scale = 1.0 / (comm.size * accumulate)
+        # Gradients arrive in about the reverse order of the parameters.
+        trained = [p for p in params if p.requires_grad][::-1]
+        self.clock = StepClock(trained[0].device if trained else torch.device("cpu"))
+        """Seconds of backward passes and of communication."""
+        self.bytes_sent = 0
+        """Bytes of gradients handed to allreduce, since the start of the run."""
+        self.calls = 0
+        """Allreduces of gradients since the start of the run."""
+        self._enabled = True
+        self._measuring = False
+        self._squares: list[list[torch.Tensor]] = []
+        self._before: list[torch.Tensor] = []
+        self._backward_left = accumulate
+        wire = torch.float16 if compression == "fp16" and comm.size > 1 else None
+        self.groups = [
+            _Group(f"grad.{index}", members, wire)
+            for index, members in enumerate(_split(trained, group_bytes))
+        ]
+        for group in self.groups:
+            for p in group.params:
+                p.register_post_accumulate_grad_hook(self._hook(group))
+
+    def start_step(self, *, communicate: bool = True, measure: bool = False) -> None:
+        """Forget all gradients; with `communicate=False` this step's stay this rank's own.
+
+        `measure`: find what `part_squares` returns. Changes no gradient.
+        """
+        self._enabled = communicate and self.comm.size > 1
+        self._measuring = measure
+        self._squares = [[]] if self._enabled else []
+        self._backward_left = self.accumulate
+        for group in self.groups:
+            group.clear()
+
+    def start_backward(self) -> None:
+        """Announce one micro-batch's backward pass; the last one sends."""
+        self._backward_left -= 1
+        for group in self.groups:
+            group.waiting_for = sum(p.requires_grad for p in group.params)
+        if self._measuring and not self._enabled and self._squares:
+            self._before = [flat.clone() for flat in self.flats()]
+        self.clock.backward.start()
+
+    def end_backward(self) -> None:
+        """Announce the end of one micro-batch's backward pass."""
+        self.clock.backward.stop()
+        if self._measuring and not self._enabled:
+            self._complete()
+            parts = self.flats()
+            if self._squares:  # before the first micro-batch all gradients are zero
+                torch._foreach_sub_(self._before, parts)
+                parts, self._before = self._before, []
+            self._squares.append([square(part) for part in parts])
+
+    def finish(self, arrived: Callable[[int], object] | None = None) -> None:
+        """Send what is left and wait for all; raises CommError where a peer is gone.
+
+        `arrived(k)` is called when the gradients of `groups[k]` are summed, while those of the
+        groups after it may still be on their way. Not on a single rank, which waits for nothing.
+        """
+        self._complete()
+        if not self._enabled:
+            return
+        for group in self.groups:
+            if group.handle is None:
+                self._send(group)
+        last = len(self.groups) - 1
+        for number, group in enumerate(self.groups):
+            self.clock.waiting.start()
+            assert group.handle is not None
+            group.handle.wait()
+            group.handle = None
+            if group.wire is not group.flat:
+                group.flat.copy_(group.wire)
+            self.clock.waiting.stop(pause=number < last)
+            if number == last:
+                self.clock.flight.stop()
+            if arrived is not None:
+                arrived(number)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of gradients that one update hands to allreduce."""
+        return sum(group.wire.numel() * group.wire.element_size() for group in self.groups)
+
+    def flats(self) -> list[torch.Tensor]:
+        """The flat gradient buffers, for norms and checks over all gradients at once."""
+        return [group.flat for group in self.groups]
+
+    def part_squares(self) -> torch.Tensor:
+        """‖·‖² of the gradient's parts in a measured step that is finished, [parts] float64.
+
+        One part, this rank's share of the global gradient; on a single rank those of the
+        micro-batches.
+        """
+        return torch.stack([torch.stack(squares).sum() for squares in self._squares])
+
+    def _complete(self) -> None:
+        for group in self.groups:
+            group.complete()
+
+    def _hook(self, group: _Group):  # type: ignore[no-untyped-def]
+        def ready(p: torch.Tensor) -> None:
+            assert isinstance(p, nn.Parameter)
+            group.take(p)
+            group.waiting_for -= 1
+            if self._enabled and self._backward_left == 0 and group.waiting_for == 0:
+                self._send(group)
+
+        return ready
+
+    def _send(self, group: _Group) -> None:
+        if all(other.handle is None for other in self.groups):
+            self.clock.flight.start()
+        if self._measuring:
+            self._squares[0].append(square(group.flat))
+        if group.wire is not group.flat:
+            group.wire.copy_(group.flat)
+        self.calls += 1
+        self.bytes_sent += group.wire.numel() * group.wire.element_size()
+        group.handle = self.comm.sum_async_(group.wire, group.name)
+
+
+def square(flat: torch.Tensor) -> torch.Tensor:
+    """‖flat‖², a float64 scalar on the device, to about 1e-6.
+
+    By blocks: torch sums fp32 numbers on a CPU with an error that grows with their number, and in
+    float64 it takes twenty times as long.
+    """
+    norms = torch.stack(torch._foreach_norm(flat.split(_BLOCK)))
+    return norms.double().square().sum()
+
+
+def _split(params: list[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:
+    """Consecutive parameters of one type and device, in groups that are full at their limit."""
+    groups: list[list[nn.Parameter]] = []
+    size = 0.0
+    for p in params:
+        like = groups and (groups[-1][0].dtype, groups[-1][0].device) == (p.dtype, p.device)
+        if not like or size >= group_limit(len(groups) - 1, group_bytes):
+            groups.append([])
+            size = 0.0
+        groups[-1].append(p)
+        size += p.numel() * p.element_size()
+    return groups

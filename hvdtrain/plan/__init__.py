@@ -1,0 +1,1 @@
+"""Arithmetic: config and world size to epochs, steps, batches and rates."""

@@ -1,0 +1,215 @@
+"""Config × world size → the whole run as arithmetic: epochs, steps, sizes, batches, rates.
+
+Pure: needs neither torch nor Horovod nor the images, so `hvdtrain plan` answers on a laptop.
+Everything is a function of samples seen, so it does not change when a run is resumed with
+another number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hvdtrain.config.schema import Config, LearningRate, Phase
+from hvdtrain.errors import ConfigError
+from hvdtrain.plan.schedules import cycled_momentum, lr_scale, ramp, scheduled_lr
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """How far a run has come: whole epochs, and samples of the next one (all ranks together)."""
+
+    epoch: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch (or what is left of it): sizes are per rank unless named global."""
+
+    index: int
+    phase_index: int
+    first_of_phase: int
+    phase: Phase
+    rates: LearningRate
+    total_epochs: int
+    accumulate: int
+    world_size: int
+    num_samples: int
+    momentum_value: float
+    start: int = 0
+
+    @property
+    def image_size(self) -> int:
+        """Side of training images in pixels."""
+        return self.phase.image_size_at(self.index - self.first_of_phase)
+
+    @property
+    def val_image_size(self) -> int:
+        """Side of evaluation images in pixels."""
+        return self.phase.val_image_size or self.phase.largest_image_size
+
+    @property
+    def rect_val(self) -> bool:
+        """Whether evaluation images are rectangles of like shape, not squares."""
+        return self.phase.rect_val
+
+    @property
+    def min_crop_area(self) -> float:
+        """Smallest share of an image's area kept by a random crop."""
+        return self.phase.min_crop_area
+
+    @property
+    def crop_aspect(self) -> list[float] | None:
+        """Smallest and largest width/height of a random crop; None: those of the dataset."""
+        return self.phase.crop_aspect
+
+    @property
+    def interpolation(self) -> str:
+        """Filter of all resizing: bilinear or bicubic."""
+        return self.phase.interpolation
+
+    @property
+    def batch_per_worker(self) -> int:
+        """Images of one forward pass on one rank."""
+        return self.phase.batch_per_worker
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one update, all ranks and micro-batches together."""
+        return self.batch_per_worker * self.accumulate * self.world_size
+
+    @property
+    def steps(self) -> int:
+        """Updates left in this epoch; the last one may hold fewer than a whole batch."""
+        return math.ceil((self.num_samples - self.start) / self.global_batch_size)
+
+    def samples_after(self, i: int) -> int:
+        """Samples of this epoch consumed once step `i` of those left is done."""
+        return min(self.start + (i + 1) * self.global_batch_size, self.num_samples)
+
+    def position_after(self, i: int) -> Position:
+        """Where the run stands once step `i` is done; the next epoch's start after the last."""
+        consumed = self.samples_after(i)
+        whole = consumed == self.num_samples
+        return Position(self.index + 1, 0) if whole else Position(self.index, consumed)
+
+    def lr(self, i: int) -> float:
+        """Learning rate of step `i` of those left in this epoch."""
+        return self.lr_at(self._time(i))
+
+    def lr_at(self, t: float) -> float:
+        """Learning rate at `t` epochs since the start of the run, at this epoch's batch."""
+        batch = self.global_batch_size
+        if self.phase.lr is not None:
+            return lr_scale(self.rates, batch) * ramp(self.phase.lr, self._done(t))
+        return scheduled_lr(self.rates, t, self.total_epochs, batch)
+
+    def momentum(self, i: int) -> float:
+        """Momentum (β1 of LAMB and AdamW) of step `i` of those left in this epoch."""
+        return self.momentum_at(self._time(i))
+
+    def momentum_at(self, t: float) -> float:
+        """Momentum at `t` epochs since the start of the run."""
+        if self.phase.momentum is not None:
+            return ramp(self.phase.momentum, self._done(t))
+        cycled = cycled_momentum(self.rates, t, self.total_epochs)
+        return self.momentum_value if cycled is None else cycled
+
+    def _time(self, i: int) -> float:
+        """Epochs since the start of the run when step `i` of those left in this epoch begins."""
+        consumed = self.start + i * self.global_batch_size
+        return self.index + consumed / self.num_samples
+
+    def _done(self, t: float) -> float:
+        """Share of the phase that has passed at `t`."""
+        return (t - self.first_of_phase) / self.phase.epochs
+
+    def should_log(self, i: int, every: int) -> bool:
+        """True at every `every`-th step of the epoch, and at its last."""
+        return (i + 1) % every == 0 or i + 1 == self.steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All epochs of a run at one world size."""
+
+    epochs: tuple[Epoch, ...]
+    world_size: int
+    num_samples: int
+
+    def epochs_from(self, position: Position) -> Iterator[Epoch]:
+        """The epochs left after `position`; the first of them may be partial."""
+        for epoch in self.epochs[position.epoch :]:
+            start = position.sample if epoch.index == position.epoch else 0
+            yield replace(epoch, start=start)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return sum(epoch.steps for epoch in self.epochs)
+
+    @property
+    def phases(self) -> list[list[Epoch]]:
+        """The epochs, grouped by phase."""
+        groups: dict[int, list[Epoch]] = {}
+        for epoch in self.epochs:
+            groups.setdefault(epoch.phase_index, []).append(epoch)
+        return list(groups.values())
+
+
+def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> Plan:
+    """The plan of `cfg` on `world_size` ranks over `num_samples` images (data.train_size if None).
+
+    Raises ConfigError if the dataset's size is unknown or smaller than a global batch.
+    """
+    samples = cfg.data.train_size if num_samples is None else num_samples
+    if samples is None:
+        raise ConfigError(
+            "data.train_size: unknown number of training images: set it, or point data.train to them"
+        )
+    epochs: list[Epoch] = []
+    total = sum(phase.epochs for phase in cfg.phases)
+    for phase_index, phase in enumerate(cfg.phases):
+        first = len(epochs)
+        first_epoch = Epoch(
+            index=first,
+            phase_index=phase_index,
+            first_of_phase=first,
+            phase=phase,
+            rates=cfg.lr,
+            total_epochs=total,
+            accumulate=cfg.train.accumulate,
+            world_size=world_size,
+            num_samples=samples,
+            momentum_value=cfg.optimizer.first_momentum,
+        )
+        _check_batch(first_epoch)
+        epochs += [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
+    _check_momentum(cfg, epochs[0].momentum_value)
+    return Plan(tuple(epochs), world_size, samples)
+
+
+def _check_momentum(cfg: Config, constant: float) -> None:
+    """Momentum that changes needs a momentum buffer, which the optimizer has only above 0."""
+    changing = [(f"phases.{i}.momentum", phase.momentum) for i, phase in enumerate(cfg.phases)]
+    for key, value in [("lr.cycle_momentum", cfg.lr.cycle_momentum), *changing]:
+        if value is not None and constant == 0:
+            raise ConfigError(f"{key}: {value} needs optimizer.momentum above 0, found 0")
+
+
+def _check_batch(epoch: Epoch) -> None:
+    where = f"phases.{epoch.phase_index}.batch_per_worker"
+    if epoch.world_size > epoch.num_samples:
+        raise ConfigError(
+            f"{where}: {epoch.world_size} ranks share {epoch.num_samples} training images: "
+            "use fewer ranks"
+        )
+    if epoch.global_batch_size > epoch.num_samples:
+        shard = epoch.num_samples // epoch.world_size
+        raise ConfigError(
+            f"{where}: {epoch.batch_per_worker} × accumulate {epoch.accumulate} is more than the "
+            f"{shard} images each of {epoch.world_size} ranks has ({epoch.num_samples} in all): "
+            f"use at most {max(1, shard // epoch.accumulate)}"
+        )

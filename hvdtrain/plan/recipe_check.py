@@ -1,0 +1,249 @@
+"""The rules of large-batch training that a plan bends, each with its reason and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hvdtrain.config.schema import Config, LearningRate
+from hvdtrain.plan.epochs import Plan
+from hvdtrain.plan.schedules import lr_scale
+
+PLAIN_SGD_BATCH_LIMIT = 8192
+"""Largest batch at which plain SGD kept its accuracy. Source: Goyal et al. 2017, fig. 1."""
+AGC_BATCH = 1024
+"""Batch from which on a missing AGC is told. Source: Brock et al. 2021, 4.1: nets without batch
+norm train well unclipped at small batches and become unstable at 2048 to 4096."""
+LARGE_BATCH = 1024
+"""Batch from which on a rate without warmup is told."""
+WITHOUT_BATCH_NORM = ("resnet8_gn", "vgg_small")
+GOYAL_WARMUP_EPOCHS = 5.0
+"""Source: Goyal et al. 2017, 2.2."""
+
+
+def recipe_warnings(cfg: Config, plan: Plan) -> list[str]:
+    """One line for every rule of `RULES` that the plan bends; [] if it bends none."""
+    return [text for rule in RULES if (text := rule(cfg, plan)) is not None]
+
+
+def sgd_beyond_limit(cfg: Config, plan: Plan) -> str | None:
+    """Plain SGD at a batch at which it is known to lose accuracy."""
+    batch = _largest_batch(plan)
+    if cfg.optimizer.name != "sgd" or batch <= PLAIN_SGD_BATCH_LIMIT:
+        return None
+    return (
+        f"global batch {batch} with plain SGD: accuracy was kept up to {PLAIN_SGD_BATCH_LIMIT} "
+        "only (Goyal et al. 2017, fig. 1); optimizer.name lars or lamb go further"
+    )
+
+
+def batch_norm_batch_changes(cfg: Config, plan: Plan) -> str | None:
+    """The images over which batch norm takes its statistics are part of the loss."""
+    batches = sorted({epoch.batch_per_worker for epoch in plan.epochs})
+    if len(batches) == 1 or not has_batch_norm(cfg):
+        return None
+    return (
+        f"batch-norm batch changes between phases ({', '.join(map(str, batches))}): "
+        "it is part of the loss being optimised (Goyal et al. 2017, 3.1)"
+    )
+
+
+def decay_on_norms(cfg: Config, _: Plan) -> str | None:
+    """Weight decay on what normalises."""
+    if not cfg.optimizer.decay_norms_and_biases or cfg.optimizer.weight_decay == 0:
+        return None
+    return (
+        "weight decay on batch-norm scales and shifts: without it top-5 rose from 93.2 to "
+        "93.48 % (fast.ai 2018; Goyal et al. 2017, 5.1): set optimizer.decay_norms_and_biases=false"
+    )
+
+
+def last_gamma_not_zero(cfg: Config, plan: Plan) -> str | None:
+    """Residual blocks that do not start as the identity, at a large batch."""
+    if cfg.model.zero_gamma or not has_batch_norm(cfg):
+        return None
+    if _largest_batch(plan) < PLAIN_SGD_BATCH_LIMIT:
+        return None
+    return (
+        "the last batch-norm scale of residual blocks starts at 1: starting at 0 helps, most of all "
+        "at large batches (Goyal et al. 2017, 5.1): set model.zero_gamma=true"
+    )
+
+
+def agc_off(cfg: Config, plan: Plan) -> str | None:
+    """A net without batch norm at a large batch, unclipped."""
+    batch = _largest_batch(plan)
+    if not is_normalizer_free(cfg) or cfg.optimizer.agc is not None or batch < AGC_BATCH:
+        return None
+    return (
+        f"{cfg.model.name} at batch {batch} without adaptive gradient clipping: nets without batch "
+        "norm lose accuracy or diverge at large batches (Brock et al. 2021, arXiv 2102.06171, "
+        "4.1): set optimizer.agc, 0.01 at 4096, more at smaller batches"
+    )
+
+
+def rate_scaled_twice(cfg: Config, plan: Plan) -> str | None:
+    """A rate that looks as if it were given for the whole batch already."""
+    k = _k(cfg, plan)
+    if not _scheduled(cfg) or cfg.lr.scaling != "linear" or cfg.lr.base < 1 or k < 8:
+        return None
+    return (
+        f"learning rate {cfg.lr.base:g} at batch {cfg.lr.base_batch} is scaled ×{k:g} to "
+        f"{cfg.lr.base * k:g}: if it was chosen for the whole batch, set lr.base_batch to that "
+        "batch, and lr.warmup_start to where it is to rise from (Goyal et al. 2017, 2.1: 0.1 at 256)"
+    )
+
+
+def linear_scaling_of_adam(cfg: Config, plan: Plan) -> str | None:
+    """The linear rule is one of SGD."""
+    if cfg.optimizer.name not in ("lamb", "adamw") or cfg.lr.scaling != "linear":
+        return None
+    if _k(cfg, plan) < 4:
+        return None
+    return (
+        f"linear scaling ×{_k(cfg, plan):g} with {cfg.optimizer.name}: adaptive optimizers scale "
+        "with the square root of the batch (You et al. 2020, arXiv 1904.00962, 4): set "
+        "lr.scaling=sqrt"
+    )
+
+
+def no_warmup(cfg: Config, plan: Plan) -> str | None:
+    """A scaled rate from the first step on."""
+    k = _k(cfg, plan)
+    rises = cfg.lr.cycles or (cfg.lr.schedule == "piecewise" and cfg.lr.points[0][1] < 1)
+    if not _scheduled(cfg) or k < 4 or cfg.lr.warmup != "none" or rises:
+        return None
+    return (
+        f"learning rate scaled ×{k:g} without warmup: at ×32 this cost 1.1 points of "
+        "top-1 against gradual warmup (Goyal et al. 2017, table 1)"
+    )
+
+
+def constant_warmup(cfg: Config, plan: Plan) -> str | None:
+    """A rate that jumps at the end of the warmup."""
+    k = _k(cfg, plan)
+    if not _scheduled(cfg) or k < 4 or cfg.lr.warmup != "constant":
+        return None
+    return (
+        f"constant warmup jumps to a rate ×{k:g}: at ×32 this cost 2.1 points of top-1 against "
+        "gradual warmup, more than none at all (Goyal et al. 2017, table 1): set lr.warmup=gradual"
+    )
+
+
+def short_warmup(cfg: Config, plan: Plan) -> str | None:
+    """A gradual warmup that is shorter than the one the rule was tested with."""
+    k = _k(cfg, plan)
+    if not _scheduled(cfg) or cfg.lr.warmup != "gradual" or k < 8:
+        return None
+    if cfg.lr.warmup_epochs >= GOYAL_WARMUP_EPOCHS:
+        return None
+    return (
+        f"warmup of {cfg.lr.warmup_epochs:g} epochs to a rate ×{k:g}: "
+        f"{GOYAL_WARMUP_EPOCHS:g} epochs were used from ×2 to ×32 (Goyal et al. 2017, 2.2)"
+    )
+
+
+def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
+    """A warmup from the full rate, at a batch that needs one."""
+    batch = plan.epochs[0].global_batch_size
+    if not _scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_start is not None:
+        return None
+    if _k(cfg, plan) > 1 or batch < LARGE_BATCH:
+        return None
+    return (
+        f"the warmup has no effect: it rises from lr.base, {cfg.lr.base:g}, which is the rate at "
+        f"batch {batch} already: set lr.warmup_start, for example 0"
+    )
+
+
+def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
+    """A rate that jumps while the buffer holds it."""
+    jumps = [phase.lr is not None for phase in cfg.phases[1:]]
+    stepped = _scheduled(cfg) and cfg.lr.schedule == "step" and cfg.lr.milestones
+    if cfg.optimizer.name != "lars" or not (stepped or any(jumps)):
+        return None
+    return (
+        "the rate jumps, and LARS keeps it inside its momentum buffer: the old rate fades over "
+        f"{1 / (1 - cfg.optimizer.momentum):.0f} updates (Goyal et al. 2017, remark 2): set "
+        "lr.schedule to polynomial or cosine, as LARS is used"
+    )
+
+
+def warmup_longer_than_run(cfg: Config, plan: Plan) -> str | None:
+    """A warmup that never ends."""
+    total = len(plan.epochs)
+    if not _scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_epochs < total:
+        return None
+    return f"the warmup, {cfg.lr.warmup_epochs:g} epochs, takes the whole run, {total}"
+
+
+def turns_beyond_end(cfg: Config, plan: Plan) -> str | None:
+    """Milestones or points that the run does not reach, or a cycle that it breaks off."""
+    total, lr = len(plan.epochs), cfg.lr
+    if not _scheduled(cfg):
+        return None
+    late = {
+        "step": [m for m in lr.milestones if m >= total],
+        "piecewise": [epoch for epoch, _ in lr.points if epoch > total],
+    }.get(lr.schedule, [])
+    if late:
+        name = "milestones" if lr.schedule == "step" else "points"
+        return f"{name} {late} lie beyond the last epoch, {total}"
+    if lr.schedule == "cyclical" and lr.cycle_epochs and total % lr.cycle_epochs:
+        return (
+            f"the run ends after {total / lr.cycle_epochs:g} cycles: the rate is lowest, and the "
+            "result best, at the end of a whole one (Smith 2015, arXiv 1506.01186, 3.2)"
+        )
+    return None
+
+
+def schedule_unused(cfg: Config, _: Plan) -> str | None:
+    """A schedule that no phase follows."""
+    if _scheduled(cfg) or cfg.lr.schedule == LearningRate().schedule or cfg.lr.cycle_momentum:
+        return None
+    return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has a rate of its own"
+
+
+RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
+    sgd_beyond_limit,
+    batch_norm_batch_changes,
+    decay_on_norms,
+    last_gamma_not_zero,
+    agc_off,
+    rate_scaled_twice,
+    linear_scaling_of_adam,
+    no_warmup,
+    constant_warmup,
+    short_warmup,
+    warmup_without_effect,
+    momentum_not_corrected,
+    warmup_longer_than_run,
+    turns_beyond_end,
+    schedule_unused,
+)
+"""All rules, in the order they are told. One more cannot be broken here, so the plan states it:
+gradients are averaged over micro-batches too."""
+
+
+def _scheduled(cfg: Config) -> bool:
+    """Whether any phase follows `lr.schedule`."""
+    return any(phase.lr is None for phase in cfg.phases)
+
+
+def _k(cfg: Config, plan: Plan) -> float:
+    """What the base rate is multiplied with at the start."""
+    return lr_scale(cfg.lr, plan.epochs[0].global_batch_size)
+
+
+def _largest_batch(plan: Plan) -> int:
+    return max(epoch.global_batch_size for epoch in plan.epochs)
+
+
+def is_normalizer_free(cfg: Config) -> bool:
+    """Whether the model is an NF-ResNet or NFNet, also one of timm's."""
+    name = cfg.model.name.rpartition(":")[2]
+    return any(part in name for part in ("nfnet", "nf_resnet", "nf_regnet", "nf_ecaresnet"))
+
+
+def has_batch_norm(cfg: Config) -> bool:
+    """Whether the model takes statistics over its batch, as far as its name tells."""
+    return not is_normalizer_free(cfg) and cfg.model.name not in WITHOUT_BATCH_NORM

@@ -1,0 +1,293 @@
+"""The plan as text: what `hvdtrain plan` prints and a run writes to its log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+from hvdtrain.config.schema import Config
+from hvdtrain.plan.epochs import Plan
+from hvdtrain.plan.recipe_check import has_batch_norm, recipe_warnings
+from hvdtrain.plan.schedules import FASTAI_FINAL_DIV, lr_scale, turns
+
+
+def plan_text(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> str:
+    """A table of phases, the facts a large-batch run stands on, the rates at the turns, warnings.
+
+    `reads`: for each phase which copy of a packed dataset it reads, as `text`.
+    """
+    facts = _facts(cfg, plan)
+    facts += [
+        (f"epochs {epochs[0].index}-{epochs[-1].index + 1} read", read["text"])
+        for epochs, read in zip(plan.phases, reads, strict=False)
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [_table(plan, cropped=cfg.data.augment == "random_resized_crop"), ""]
+    lines += [f"{name:<{width}}  {value}" for name, value in facts]
+    lines += ["", "learning rate at the turns", *_turns(cfg, plan)]
+    lines += [f"warning: {text}" for text in recipe_warnings(cfg, plan)]
+    return "\n".join(lines)
+
+
+def plan_dict(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The same for programs: one entry per phase, rates at each phase's first and last step."""
+    return {
+        "world_size": plan.world_size,
+        "num_samples": plan.num_samples,
+        "total_steps": plan.total_steps,
+        "warnings": recipe_warnings(cfg, plan),
+        "phases": [
+            {
+                "epochs": [epochs[0].index, epochs[-1].index + 1],
+                "image_size": epochs[0].image_size,
+                "image_size_last": epochs[-1].image_size,
+                "val_image_size": epochs[0].val_image_size,
+                "rect_val": epochs[0].rect_val,
+                "batch_per_worker": epochs[0].batch_per_worker,
+                "global_batch_size": epochs[0].global_batch_size,
+                "min_crop_area": epochs[0].min_crop_area,
+                "steps_per_epoch": epochs[0].steps,
+                "lr_first": epochs[0].lr(0),
+                "lr_last": epochs[-1].lr(epochs[-1].steps - 1),
+                "momentum_first": epochs[0].momentum(0),
+                "momentum_last": epochs[-1].momentum(epochs[-1].steps - 1),
+                "reads": read,
+            }
+            for epochs, read in zip_longest(plan.phases, reads)
+        ],
+    }
+
+
+def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
+    first = plan.epochs[0]
+    batches = ", ".join(map(str, sorted({epoch.batch_per_worker for epoch in plan.epochs})))
+    statistics = f"{batches} images per forward pass, per worker"
+    return [
+        ("model", _model(cfg)),
+        ("images", f"{plan.num_samples:,} an epoch, each once{_reading(cfg)}"),
+        ("augmentation", _augmentation(cfg)),
+        ("workers", f"{plan.world_size} × accumulate {first.accumulate}"),
+        ("updates", f"{plan.total_steps:,} in {len(plan.epochs)} epochs"),
+        ("learning rate", _rate(cfg, plan)),
+        ("warmup", _warmup(cfg)),
+        ("schedule", _schedule(cfg)),
+        ("batch-norm batch", statistics if has_batch_norm(cfg) else "no batch norm"),
+        ("averaged over", "all images of the global batch, micro-batches included"),
+        ("optimizer", _optimizer(cfg)),
+        ("momentum", _momentum(cfg, plan)),
+        ("clipping", _clipping(cfg)),
+        *_frozen(cfg, plan),
+        ("decayed", _decay(cfg)),
+        ("evaluated", _evaluated(cfg)),
+    ]
+
+
+def _table(plan: Plan, *, cropped: bool) -> str:
+    head = (
+        "epochs",
+        "image",
+        "val",
+        "batch/worker",
+        "global batch",
+        "steps/epoch",
+        "crop area",
+        "lr",
+    )
+    rows = [head]
+    for epochs in plan.phases:
+        first, last = epochs[0], epochs[-1]
+        rows.append(
+            (
+                f"{first.index}-{last.index + 1}",
+                _side(first.image_size, last.image_size),
+                f"{first.val_image_size} px{' rect' if first.rect_val else ''}",
+                str(first.batch_per_worker),
+                str(first.global_batch_size),
+                str(first.steps),
+                f"{first.min_crop_area:g}-1" if cropped else "-",
+                f"{first.lr(0):.4g} → {last.lr(last.steps - 1):.4g}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+
+
+def _side(first: int, last: int) -> str:
+    return f"{first} px" if first == last else f"{first}-{last} px"
+
+
+def _turns(cfg: Config, plan: Plan) -> list[str]:
+    """The rate before and at every epoch where its formula changes, and momentum if it changes."""
+    total = len(plan.epochs)
+    low, high = _momentum_range(cfg, plan)
+    places = {float(epochs[0].index) for epochs in plan.phases}
+    if any(phase.lr is None for phase in cfg.phases):
+        places.update(turns(cfg.lr, total))
+    last = plan.epochs[-1]
+    end = last.index + (last.steps - 1) * last.global_batch_size / last.num_samples
+    lines = []
+    for t in [0.0, *sorted(turn for turn in places if 0 < turn < total), end]:
+        epoch = plan.epochs[int(t)]
+        text = f"{epoch.lr_at(t):.5g}"
+        if 0 < t < end:
+            text = f"{plan.epochs[int(t - 1e-9)].lr_at(t - 1e-9):.5g} → {text}"
+        if low < high:
+            text += f", momentum {epoch.momentum_at(t):.4g}"
+        lines.append(f"  epoch {total if t == end else t:>6g}  {text}")
+    return [*lines[:-1], f"{lines[-1]} (last step)"]
+
+
+def _rate(cfg: Config, plan: Plan) -> str:
+    lr, batch = cfg.lr, plan.epochs[0].global_batch_size
+    scale = lr_scale(lr, batch)
+    if all(phase.lr is not None for phase in cfg.phases):
+        return (
+            f"given by phase at {lr.base_batch}, × {scale:g} ({lr.scaling} scaling) at {batch}, "
+            "and so on with the batch"
+        )
+    return (
+        f"{lr.base:g} at {lr.base_batch} × {scale:g} ({lr.scaling} scaling) "
+        f"= {lr.base * scale:g} at {batch}"
+    )
+
+
+def _model(cfg: Config) -> str:
+    model = cfg.model
+    words = [model.name]
+    if model.width is not None:
+        words.append(f"width {model.width}")
+    if model.pool is not None:
+        words.append(f"{model.pool} pooling")
+    if model.blurpool:
+        words.append("blurpool")
+    if model.dropout is not None:
+        words.append(f"dropout {model.dropout:g}")
+    if model.stochastic_depth is not None:
+        words.append(f"stochastic depth {model.stochastic_depth:g}")
+    return ", ".join(words)
+
+
+def _optimizer(cfg: Config) -> str:
+    name = cfg.optimizer.name
+    if name == "sgd":
+        return (
+            f"SGD{', Nesterov' if cfg.optimizer.nesterov else ''}; rate outside the momentum "
+            "buffer, so no momentum correction is needed"
+        )
+    return {"lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}[name]
+
+
+def _momentum_range(cfg: Config, plan: Plan) -> tuple[float, float]:
+    """Lowest and highest momentum of the run."""
+    found: list[float] = []
+    for phase in cfg.phases:
+        if isinstance(phase.momentum, list):
+            found += phase.momentum
+        elif phase.momentum is not None:
+            found.append(phase.momentum)
+        else:
+            found += cfg.lr.cycle_momentum or [plan.epochs[0].momentum_value]
+    return min(found), max(found)
+
+
+def _momentum(cfg: Config, plan: Plan) -> str:
+    low, high = _momentum_range(cfg, plan)
+    if low == high:
+        return f"{low:g}"
+    if cfg.lr.cycle_momentum:
+        return f"{low:g} at the highest rate, {high:g} at the lowest"
+    return f"{low:g}-{high:g} by phase"
+
+
+def _clipping(cfg: Config) -> str:
+    words = []
+    if cfg.optimizer.agc is not None:
+        words.append(f"AGC {cfg.optimizer.agc:g}, classifier excluded")
+    if cfg.optimizer.clip_norm is not None:
+        words.append(f"global norm {cfg.optimizer.clip_norm:g}")
+    return "; ".join(words) or "none"
+
+
+def _decay(cfg: Config) -> str:
+    amount = f"{cfg.optimizer.weight_decay:.5g}"
+    if cfg.optimizer.decay_norms_and_biases:
+        return f"{amount} on all parameters"
+    return f"{amount} on convolution and linear weights; not on norm scales, shifts and biases"
+
+
+def _evaluated(cfg: Config) -> str:
+    if cfg.train.ema_decay is None:
+        return "the weights themselves"
+    return f"moving average of the weights, decay {cfg.train.ema_decay:g}"
+
+
+def _reading(cfg: Config) -> str:
+    data = cfg.data
+    words = []
+    if data.shuffle == "shards":
+        words.append(f"shards in random order, mixed within {data.shuffle_window:,}")
+    if data.cache != "none":
+        words.append(f"decoded once, kept in {data.cache}")
+    if data.on_bad == "mask":
+        words.append(f"up to {data.max_bad_ratio:.2%} bad ones masked")
+    return "".join(f"; {word}" for word in words)
+
+
+def _augmentation(cfg: Config) -> str:
+    data, train = cfg.data, cfg.train
+    words: list[str] = [data.augment]
+    if data.flip:
+        words.append("flip")
+    if data.rand_augment:
+        words.append("RandAugment {} × {}".format(*data.rand_augment))
+    if any(data.color_jitter):
+        words.append("colour jitter " + "/".join(f"{x:g}" for x in data.color_jitter))
+    words += [
+        f"{name} {alpha:g}"
+        for name, alpha in (("mixup", train.mixup), ("CutMix", train.cutmix))
+        if alpha
+    ]
+    return ", ".join(words)
+
+
+def _warmup(cfg: Config) -> str:
+    lr = cfg.lr
+    if lr.warmup == "none" or all(phase.lr is not None for phase in cfg.phases):
+        return "none"
+    kind = "rises every iteration from" if lr.warmup == "gradual" else "holds"
+    start = lr.base if lr.warmup_start is None else lr.warmup_start
+    return f"{lr.warmup}: {kind} {start:g} for {lr.warmup_epochs:g} epochs"
+
+
+def _schedule(cfg: Config) -> str:
+    lr = cfg.lr
+    if all(phase.lr is not None for phase in cfg.phases):
+        return "by phase"
+    return {
+        "constant": "constant",
+        "step": f"step: × {lr.gamma:g} at epochs {', '.join(f'{m:g}' for m in lr.milestones)}",
+        "cosine": "cosine to 0",
+        "polynomial": f"polynomial: (1 - share done)^{lr.power:g}",
+        "piecewise": "piecewise: " + ", ".join(f"×{y:g} at {x:g}" for x, y in lr.points),
+        "onecycle": f"one cycle: from 1/{lr.div_factor:g} up in {lr.pct_start:.0%} of the run, "
+        f"down to 1/{lr.div_factor * lr.final_div_factor:g}, {lr.anneal}",
+        "onecycle_fastai": f"one cycle (fastai): from 1/{lr.div_factor:g} up and back in "
+        f"{1 - lr.pct_final:.0%} of the run, then to 1/{lr.div_factor * FASTAI_FINAL_DIV:g}",
+        "cyclical": f"cyclical: {lr.cycle_mode} from 1/{lr.div_factor:g}, "
+        f"{lr.cycle_epochs or 0:g} epochs a cycle",
+    }[lr.schedule]
+
+
+def _frozen(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
+    if not cfg.model.freeze:
+        return []
+    freed = [
+        f"{', '.join(epochs[0].phase.unfreeze)} trained from epoch {epochs[0].index}"
+        for epochs in plan.phases
+        if epochs[0].phase.unfreeze
+    ]
+    return [("frozen", "; ".join([", ".join(cfg.model.freeze), *freed]))]

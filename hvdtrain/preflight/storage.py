@@ -1,0 +1,137 @@
+"""Disks of a run as one host sees them: where it writes, and what it reads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from hvdtrain.config.schema import Config
+from hvdtrain.errors import HvdtrainError
+
+READ_S = 0.3
+READ_BYTES = 64 * 2**20
+"""Reading of the dataset is timed until one of them is reached."""
+READ_AT_LEAST_BYTES = 256 * 2**10
+"""From less no speed is told."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Where the run directory will be."""
+
+    path: str
+    free_bytes: int = 0
+    need_bytes: int | None = None
+    """Of one checkpoint."""
+    keep: int = 2
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One of the config's datasets, as this host sees it."""
+
+    key: str
+    path: str
+    error: str | None = None
+    manifest: str | None = None
+    """Hash of what is listed: of the names at its top, or of all names and labels."""
+    count: int = 0
+    """Entries at its top, or images."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The dataset's disk, one file after the other."""
+
+    mb_per_s: float
+    files_per_s: float
+
+
+def disk_at(path: Path, need_bytes: int | None = None, keep: int = 2) -> Disk:
+    """Free space where `path` is or will be made, and whether it can be written."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free = psutil.disk_usage(str(place)).free
+    except OSError as error:
+        return Disk(str(place), 0, need_bytes, keep, f"cannot be read: {error.strerror}")
+    fault = None if os.access(place, os.W_OK) else "not writable"
+    return Disk(str(place), free, need_bytes, keep, fault)
+
+
+def glance(key: str, path: str) -> Dataset:
+    """The names at the top of a dataset: cheap, also of a million images on a network disk."""
+    place = Path(path)
+    if not place.exists():
+        if any(sign in path for sign in "{*?[:"):
+            return Dataset(key, path)  # a pattern: read as a whole when the run opens it
+        return Dataset(key, path, "no such folder or file")
+    try:
+        if place.is_file():
+            names = [f"{place.stat().st_size} bytes"]
+        else:
+            names = sorted(entry.name for entry in os.scandir(place))
+    except OSError as error:
+        return Dataset(key, path, f"cannot be read: {error.strerror}")
+    if not names:
+        return Dataset(key, path, "an empty folder")
+    text = "\0".join(names).encode("utf-8", "surrogateescape")
+    return Dataset(key, path, None, hashlib.sha256(text).hexdigest()[:12], len(names))
+
+
+def look(key: str, path: str) -> Dataset:
+    """The whole list of a dataset's images."""
+    seen = glance(key, path)
+    if seen.error is not None:
+        return seen
+    from pipelines.sources import open_source
+
+    try:
+        source = open_source(path, key)
+    except HvdtrainError as error:
+        return Dataset(key, path, str(error).removeprefix(f"{key}: ").removeprefix(f"{path}: "))
+    return Dataset(key, path, None, source.fingerprint[:12], len(source))
+
+
+def datasets(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Key and path of each that the config names."""
+    for key, path in (("data.train", cfg.data.train), ("data.val", cfg.data.val)):
+        if path is not None:
+            yield key, path
+
+
+def read_speed(path: str) -> Reads | None:
+    """How fast the dataset's files come from their disk, not from memory; None from too little."""
+    done, files, began = 0, 0, time.perf_counter()
+    with contextlib.suppress(OSError):  # told by whoever opens the dataset
+        for file in _some_files(Path(path)):
+            files += 1
+            with file.open("rb", buffering=0) as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                while chunk := opened.read(2**20):
+                    done += len(chunk)
+                    if time.perf_counter() - began > READ_S or done > READ_BYTES:
+                        break
+            if time.perf_counter() - began > READ_S or done > READ_BYTES:
+                break
+    seconds = time.perf_counter() - began
+    if done < READ_AT_LEAST_BYTES:
+        return None
+    return Reads(done / seconds / 1e6, files / seconds)
+
+
+def _some_files(place: Path) -> Iterator[Path]:
+    if place.is_file():
+        yield place
+    elif place.is_dir():
+        for folder, _, names in os.walk(place):
+            yield from (Path(folder, name) for name in names)

@@ -1,0 +1,266 @@
+"""Which curves a report shows, and how they are drawn: SVG for the page, PNG for slides."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+from hvdtrain.report.events import number
+from hvdtrain.report.figures import Target, ratio_names
+from hvdtrain.report.run import Point, RunRecord
+
+COLORS = ("#0068b5", "#d55e00", "#00876c", "#b0468e", "#8f6b00", "#2f9bd8", "#6a51b8", "#6b7280")
+"""One for each run, in turn; the page has lighter ones for a dark background."""
+INK, GRID, MARK = "#454545", "#dcdcdc", "#010203"
+POINTS = 200
+"""Points of a curve; more are averaged in groups."""
+GRADIENT = {
+    "gradient_norm": "gradient norm",
+    "grad_norm": "gradient norm",
+    "gradient_noise_scale": "gradient noise scale (images)",
+    "loss_scale": "loss scale",
+}
+"""Keys of training intervals that are drawn where a run has them."""
+
+Axis = Callable[[Point], float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve; `run` gives its colour. Styles: line, dashed, faint, marked, step."""
+
+    run: int
+    xs: list[float]
+    ys: list[float]
+    style: str = "line"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture. `stem` is its file name, `note` says what the line styles mean."""
+
+    stem: str
+    title: str
+    xlabel: str
+    series: list[Series]
+    note: str = ""
+    marks: tuple[float, ...] = ()
+    """Heights of horizontal lines: the targets."""
+    percent: bool = False
+    from_zero: bool = False
+    log: bool = False
+
+
+def sections(runs: list[RunRecord], targets: list[Target]) -> list[tuple[str, list[Plot]]]:
+    """The plots by section; those without a point are left out."""
+    ratios = dict.fromkeys(name for run in runs for name in ratio_names(run))
+    found = [
+        ("Accuracy and loss", [*_accuracy(runs, targets), _loss(runs, targets)]),
+        (
+            "Learning rate, image size and batch",
+            [
+                _of_train(runs, "lr", "learning rate", "line"),
+                _of_train(runs, "image_size", "image size (pixels)", "step"),
+                _of_train(runs, "global_batch_size", "global batch (images)", "step"),
+            ],
+        ),
+        ("Throughput", [_of_train(runs, "images_per_second", "images/s, all ranks", "line")]),
+        (
+            "Efficiency",
+            [_of_train(runs, "efficiency", "scaling efficiency", "line", True)]
+            + [
+                _of_train(runs, f"{name}_ratio", f"share of time: {_words(name)}", "line", True)
+                for name in ratios
+            ],
+        ),
+        ("Gradients", [_of_train(runs, key, title, "line") for key, title in GRADIENT.items()]),
+    ]
+    drawn = [(title, [plot for plot in plots if plot.series]) for title, plots in found]
+    return [(title, plots) for title, plots in drawn if plots]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _accuracy(runs: list[RunRecord], targets: list[Target]) -> list[Plot]:
+    points = [point for run in runs for point in run.evals]
+    scale, unit = time_unit(max((p.train_s for p in points), default=0.0))
+    wall_scale, wall_unit = time_unit(max((p.wall_s for p in points), default=0.0))
+    million = max((p.samples for p in points), default=0.0) >= 1e6
+    images, of = (1e6, "million") if million else (1e3, "thousand")
+    axes: list[tuple[str, str, Axis]] = [
+        ("epochs", "epochs", lambda point: point.epoch),
+        ("samples", f"training images, {of}", lambda point: point.samples / images),
+        ("training-time", f"training time, {unit}", lambda point: point.train_s / scale),
+        ("wall-time", f"wall time, {wall_unit}", lambda point: point.wall_s / wall_scale),
+    ]
+    marks = tuple(target.value for target in targets if target.metric != "loss")
+    plots = []
+    for stem, xlabel, x in axes:
+        series = []
+        for index, run in enumerate(runs):
+            for key, style in (("top1", "marked"), ("top5", "dashed")):
+                series += _series(index, run.evals, x, key, style)
+        plots.append(
+            Plot(
+                stem=f"accuracy-{stem}",
+                title=f"accuracy over {stem.replace('-', ' ')}",
+                xlabel=xlabel,
+                series=series,
+                note="top-1 solid, top-5 dashed" + ("; targets dotted" if marks else ""),
+                marks=marks,
+                percent=True,
+            )
+        )
+    return plots
+
+
+def _loss(runs: list[RunRecord], targets: list[Target]) -> Plot:
+    series = []
+    for index, run in enumerate(runs):
+        series += _series(index, run.train, lambda point: point.epoch, "loss", "faint")
+        series += _series(index, run.evals, lambda point: point.epoch, "loss", "marked")
+    marks = tuple(target.value for target in targets if target.metric == "loss")
+    note = "evaluation solid, training faint" + ("; targets dotted" if marks else "")
+    return Plot("loss", "loss per image", "epochs", series, note, marks)
+
+
+def _of_train(
+    runs: list[RunRecord], key: str, title: str, style: str, percent: bool = False
+) -> Plot:
+    series = [
+        one
+        for index, run in enumerate(runs)
+        for one in _series(index, run.train, lambda point: point.epoch, key, style)
+    ]
+    heights = [y for one in series for y in one.ys]
+    if style == "step" and len(set(heights)) == 1:
+        series = []  # the table of phases says it
+    log = (
+        key in GRADIENT and bool(heights) and min(heights) > 0 and max(heights) > 50 * min(heights)
+    )
+    stem = key.removesuffix("_ratio").replace("_", "-")
+    return Plot(
+        stem=re.sub(r"[^\w-]", "", stem),
+        title=title,
+        xlabel="epochs",
+        series=series,
+        percent=percent,
+        from_zero=key.endswith("_ratio"),
+        log=log,
+    )
+
+
+def _series(index: int, points: Iterable[Point], x: Axis, key: str, style: str) -> list[Series]:
+    """One curve, or none where no point has `key`."""
+    pairs = [(x(p), value) for p in points if (value := number(p.values, key)) is not None]
+    if not pairs:
+        return []
+    if style in ("line", "faint"):
+        pairs = _thinned(pairs)
+    xs, ys = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return [Series(index, xs, ys, style)]
+
+
+def _thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most POINTS: means of neighbours."""
+    size = -(-len(pairs) // POINTS)
+    groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds of the unit that suits a span, and its name."""
+    if seconds >= 2 * 3600:
+        return 3600.0, "hours"
+    return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
+
+
+def svg(plot: Plot) -> str:
+    """An `<svg>` element for a page: colours are variables of the page, no address outside it."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9.5}):
+        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        FigureCanvasSVG(figure)
+        _draw(figure.add_subplot(), plot)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    return _for_page(buffer.getvalue(), plot.stem)
+
+
+def _for_page(text: str, stem: str) -> str:
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text[text.index("<svg") :])
+    text = text.replace(' id="', f' id="{stem}-')
+    text = re.sub(r'(url\(|href=")#', rf"\1#{stem}-", text)
+    names = {INK: "--ink-2", GRID: "--grid", MARK: "--ink"}
+    names |= {color: f"--run-{index}" for index, color in enumerate(COLORS)}
+    for color, name in names.items():
+        text = text.replace(color, f"var({name})")
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1).strip()
+
+
+def png(plot: Plot, labels: list[str], path: Path) -> None:
+    """The same as a picture of its own, with a legend where there are several runs."""
+    with matplotlib.rc_context({"font.size": 10}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may have letters that the font has not
+        figure = Figure(figsize=(7, 4.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        _draw(axes, plot)
+        title = axes.set_title(plot.title + (f"\n{plot.note}" if plot.note else ""), fontsize=10)
+        title.set_parse_math(False)
+        shown = sorted({one.run for one in plot.series})
+        if len(labels) > 1:
+            lines = [Line2D([], [], color=COLORS[run % len(COLORS)]) for run in shown]
+            legend = axes.legend(lines, [str(run) for run in shown], frameon=False)
+            for text, run in zip(legend.get_texts(), shown, strict=True):
+                text.set_parse_math(False)
+                text.set_text(labels[run])
+        figure.savefig(path, dpi=140)
+
+
+def _draw(axes: Axes, plot: Plot) -> None:
+    for mark in plot.marks:
+        axes.axhline(mark, color=MARK, linewidth=1, linestyle=":")
+    for one in plot.series:
+        color = COLORS[one.run % len(COLORS)]
+        if one.style == "step":
+            axes.step(one.xs, one.ys, where="pre", color=color, linewidth=1.6)
+        elif one.style == "faint" or (one.style == "line" and len(one.xs) > 60):
+            alpha = 0.45 if one.style == "faint" else 1.0
+            axes.plot(one.xs, one.ys, color=color, linewidth=1.0, alpha=alpha)
+        elif one.style == "dashed":
+            axes.plot(one.xs, one.ys, "--", color=color, linewidth=1.3)
+        else:
+            dot = "." if one.style == "marked" or len(one.xs) == 1 else ""
+            axes.plot(one.xs, one.ys, marker=dot, color=color, linewidth=1.6)
+    if plot.from_zero:
+        axes.set_ylim(bottom=0)
+    if plot.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    elif max(y for one in plot.series for y in one.ys) >= 1000:
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    if plot.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 4, 5, 10]))
+    axes.set_xlabel(plot.xlabel)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.tick_params(colors=INK, length=0)
+    axes.xaxis.label.set_color(INK)

@@ -1,0 +1,197 @@
+"""A run directory as a report needs it: sittings, training intervals and evaluations that count.
+
+Files of older versions and of runs that were killed are read as far as they go: keys may be
+missing, lines may be damaged, nothing but `events.jsonl` must be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.errors import ResourceError
+from hvdtrain.paths import RunPaths
+from hvdtrain.report.events import (
+    Event,
+    interval_s,
+    number,
+    read_lines,
+    read_mapping,
+    split,
+    surviving,
+    whole,
+)
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """The run's life from one start to its end, or to the last thing it wrote; Unix seconds."""
+
+    began: float
+    ended: float
+    world_size: int | None
+    nodes: int | None
+    first_epoch: float | None
+    last_epoch: float | None
+    finished: bool
+    """Whether the whole run ended here."""
+
+    @property
+    def seconds(self) -> float:
+        """From start to end."""
+        return self.ended - self.began
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training interval or evaluation; sums run over the steps that led to it."""
+
+    values: Event
+    epoch: float
+    samples: float
+    """Training images used, all ranks."""
+    train_s: float
+    """Time of the training steps alone."""
+    wall_s: float
+    """Time since the run's first start, pauses between sittings included."""
+    seconds: float
+    """Of this interval; 0 for an evaluation."""
+    began_at: float
+    """Epochs done when this interval began."""
+    sitting: int
+
+
+@dataclass
+class RunRecord:
+    """What a run directory tells. `label` is unique among the runs of one report."""
+
+    paths: RunPaths
+    label: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    summary: dict[str, Any]
+    sittings: list[Sitting]
+    train: list[Point]
+    evals: list[Point]
+    checkpoints: list[Event]
+    notes: list[Event]
+    bad_samples: list[Event]
+    damaged_lines: int
+    redone_s: float
+    """Training time of steps made before a restart and made again after it."""
+
+    @property
+    def name(self) -> str:
+        """The run's name, or that of its directory."""
+        return str(self.config.get("name") or self.paths.root.resolve().name)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.summary) or any(sitting.finished for sitting in self.sittings)
+
+    @property
+    def wall_s(self) -> float:
+        """From the first start to the last event, pauses included."""
+        return max(0.0, self.sittings[-1].ended - self.sittings[0].began)
+
+    @property
+    def last(self) -> Point | None:
+        """The last training interval, or the last evaluation of a run that has none."""
+        points = self.train or self.evals
+        return points[-1] if points else None
+
+
+def read_run(root: Path) -> RunRecord:
+    """All that `root` tells; raises ResourceError if it is no run directory or tells nothing."""
+    paths = RunPaths(root)
+    if not paths.events.is_file():
+        raise ResourceError(
+            f"{root}: not a run directory: it has no events.jsonl; "
+            "name one that hvdtrain train has made"
+        )
+    events, damaged = read_lines(paths.events)
+    timed = [event for event in events if number(event, "time") is not None]
+    damaged += len(events) - len(timed)
+    if not timed:
+        why = f"all {damaged} lines of it are damaged" if damaged else "it is empty"
+        raise ResourceError(f"{paths.events}: no event to report: {why}")
+    has_bad = paths.bad_samples.is_file()
+    bad_samples, bad_damaged = read_lines(paths.bad_samples) if has_bad else ([], 0)
+    groups = split(timed)
+    sittings = [_sitting(group) for group in groups]
+    kept, redone_s = surviving(groups)
+    train, evals = _points(kept, sittings)
+    return RunRecord(
+        paths=paths,
+        label=root.resolve().name,
+        config=read_mapping(paths.config),
+        environment=read_mapping(paths.environment),
+        summary=read_mapping(paths.summary),
+        sittings=sittings,
+        train=train,
+        evals=evals,
+        checkpoints=[event for group in groups for event in group if event["kind"] == "checkpoint"],
+        notes=[event for group in groups for event in group if event["kind"] == "note"],
+        bad_samples=bad_samples,
+        damaged_lines=damaged + bad_damaged,
+        redone_s=redone_s,
+    )
+
+
+def _sitting(group: list[Event]) -> Sitting:
+    """When it began and ended: notes alone do not tell, they may belong to the next one."""
+    telling = [event for event in group if event["kind"] != "note"] or group
+    started = next((event for event in group if event["kind"] == "start"), {})
+    ended = next((event for event in group if event["kind"] == "end"), {})
+    first = telling[0]
+    back = {"start": "setup_seconds", "train": "seconds", "end": "wall_seconds"}
+    began = [first["time"] - (number(first, back.get(first["kind"], "")) or 0.0)]
+    began += [
+        event["time"] - (number(event, back[event["kind"]]) or 0.0)
+        for event in (started, ended)
+        if event
+    ]
+    epochs = [value for event in telling if (value := number(event, "epoch")) is not None]
+    return Sitting(
+        began=min(began),
+        ended=max(telling[-1]["time"], min(began)),
+        world_size=whole(started, "world_size") or whole(ended, "world_size"),
+        nodes=whole(started, "nodes"),
+        first_epoch=epochs[0] if epochs else None,
+        last_epoch=epochs[-1] if epochs else None,
+        finished=bool(ended),
+    )
+
+
+def _points(
+    kept: list[tuple[int, Event]], sittings: list[Sitting]
+) -> tuple[list[Point], list[Point]]:
+    """Training intervals and evaluations with the sums up to each."""
+    points = list(_walk(kept, sittings[0].began))
+    train = [point for point in points if point.values["kind"] == "train"]
+    evals = [point for point in points if point.values["kind"] == "eval"]
+    return train, evals
+
+
+def _walk(kept: list[tuple[int, Event]], began: float) -> Iterator[Point]:
+    samples = train_s = epoch = 0.0
+    for sitting, event in kept:
+        seconds = interval_s(event) if event["kind"] == "train" else 0.0
+        if event["kind"] == "train":
+            samples += number(event, "samples") or 0.0
+            train_s += seconds
+        began_at, found = epoch, number(event, "epoch")
+        epoch = epoch if found is None else found
+        wall_s = max(0.0, event["time"] - began)
+        yield Point(event, epoch, samples, train_s, wall_s, seconds, began_at, sitting)
+
+
+def told_apart(runs: list[RunRecord]) -> None:
+    """Give runs whose directories have one name the path as label."""
+    names = [run.label for run in runs]
+    for run in runs:
+        if names.count(run.label) > 1:
+            run.label = str(run.paths.root)

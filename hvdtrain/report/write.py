@@ -1,0 +1,52 @@
+"""`report.html`: one page about one run or several, readable anywhere, for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.errors import ResourceError
+from hvdtrain.paths import write_atomically
+from hvdtrain.report import page as report_page
+from hvdtrain.report import plots as report_plots
+from hvdtrain.report.figures import Prices, Target, run_dict
+from hvdtrain.report.run import RunRecord, read_run, told_apart
+
+NO_PRICES = Prices()
+
+
+def write_report(
+    run_dirs: Sequence[Path],
+    output: Path,
+    targets: Sequence[Target] = (),
+    prices: Prices = NO_PRICES,
+    png: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Write the page `output`, and with `png` every plot to that folder; the figures of each run.
+
+    A directory named twice is shown once. Raises ResourceError where one is no run directory, has
+    no event, or where `output` or `png` cannot be written.
+    """
+    distinct: dict[Path, Path] = {}
+    for path in run_dirs:
+        distinct.setdefault(path.resolve(), path)
+    runs = [read_run(path) for path in distinct.values()]
+    told_apart(runs)
+    figures = [run_dict(run, list(targets), prices) for run in runs]
+    text = report_page.render(runs, figures, list(targets), prices)
+    write_atomically(output, text.encode("utf-8", errors="replace"))
+    if png is not None:
+        _write_pictures(runs, list(targets), png)
+    return figures
+
+
+def _write_pictures(runs: list[RunRecord], targets: list[Target], folder: Path) -> None:
+    labels = [run.label for run in runs]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for _title, plots in report_plots.sections(runs, targets):
+            for plot in plots:
+                report_plots.png(plot, labels, folder / f"{plot.stem}.png")
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be written: {error.strerror}") from None

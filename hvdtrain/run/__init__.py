@@ -1,0 +1,1 @@
+"""One run: its directory, its set-up, its efficiency, what it leaves."""

@@ -1,0 +1,62 @@
+"""Which directory a run writes to: a new one, a named one, or that of the run it goes on with."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from hvdtrain.comm.agreement import together
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.load import load_config
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.checkpoint import list_checkpoints
+from hvdtrain.errors import CheckpointError
+from hvdtrain.paths import RunPaths
+
+
+def run_directory(
+    cfg: Config, comm: Comm, resume: str, run_dir: Path | None
+) -> tuple[RunPaths, bool]:
+    """The run's directory, by rank 0's word, and whether it must hold a checkpoint."""
+    choice = ""
+    with together(comm):
+        if comm.rank == 0:
+            choice = json.dumps(_choose_directory(cfg, resume, run_dir))
+    root, must = json.loads(comm.gather_text(choice)[0])
+    return RunPaths(Path(root)), must
+
+
+def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> tuple[str, bool]:
+    if resume not in ("never", "auto"):
+        if not Path(resume).is_dir():
+            raise CheckpointError(f"--resume {resume}: no such run directory")
+        return resume, True
+    if run_dir is not None:
+        paths = RunPaths(run_dir)
+        if resume == "never" and list_checkpoints(paths.checkpoints):
+            raise CheckpointError(
+                f"--run-dir {run_dir}: holds a run already: add --resume auto to go on with it"
+            )
+        return str(run_dir), False
+    if resume == "auto":
+        for root in sorted(Path(cfg.output).glob(f"{cfg.name}-[0-9]*-[0-9]*/"), reverse=True):
+            paths = RunPaths(root)
+            unfinished = not paths.summary.exists() and list_checkpoints(paths.checkpoints)
+            if unfinished and _training_part(load_config(paths.config)) == _training_part(cfg):
+                return str(root), True
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    root = Path(cfg.output) / f"{cfg.name}-{stamp}"
+    number = 1
+    while root.exists():
+        number += 1
+        root = Path(cfg.output) / f"{cfg.name}-{stamp}-{number}"
+    return str(root), False
+
+
+def _training_part(cfg: Config) -> dict[str, Any]:
+    """The config without what does not change the result."""
+    return cfg.model_dump(
+        exclude={"output": True, "metrics": True, "checkpoint": True, "comm": True}
+    )

@@ -1,0 +1,197 @@
+"""Scaling efficiency while the run goes on, and where the rest of the time goes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from hvdtrain.comm.agreement import together
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.step import Alone, State, calibrate
+from hvdtrain.errors import ResourceError
+from hvdtrain.paths import write_atomically
+from hvdtrain.plan.epochs import Epoch
+from hvdtrain.run.prepare import Run
+from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
+from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
+from hvdtrain.telemetry.meter import Interval
+
+
+class _Key(NamedTuple):
+    """What one worker's speed depends on within a run."""
+
+    image_size: int
+    batch: int
+    """Images of one update on one rank."""
+    trained: int
+    """The phase that freed parts of the network last; 0 if none does."""
+
+
+class Efficiency:
+    """Throughput over that of as many workers that do not communicate; the same on all ranks.
+
+    The baseline is measured at each new image size, batch and set of trained parts, on all ranks at
+    the same time, or comes from `metrics.calibration`. Of the ranks' own speeds it is the (lower)
+    median of their times, so a slow machine is seen as a loss.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._stored = _stored(run)
+        self._stored_here = _of_this_run(run)
+        self._baselines: dict[_Key, Alone] = {}
+        self._key = _Key(0, 0, 0)
+        self._actual_s = 0.0
+        self._ideal_s = 0.0
+        self._lost_s = dict.fromkeys(CAUSES, 0.0)
+        self.lost: LostTime | None = None
+        """Of the last interval."""
+
+    def enter(self, epoch: Epoch, batch: Any) -> None:
+        """Have a baseline for `epoch`, whose first batch is given; every rank must call."""
+        run = self._run
+        trained = epoch.phase_index if any(p.unfreeze for p in run.cfg.phases) else 0
+        self._key = _Key(epoch.image_size, len(batch.labels), trained)
+        if run.comm.size == 1 or self._key in self._baselines:
+            return
+        self._baselines[self._key] = self._stored.get(self._key) or _measure(run, batch)
+        if run.comm.rank == 0:
+            _write(run, self._stored_here | self._baselines)
+
+    def add(self, interval: Interval) -> dict[str, Any]:
+        """Take in one interval: efficiency (0-1) in it and since the start, its ceiling, the lost
+        shares of the time, and the cause, as values of a report; nothing with one rank."""
+        alone = self._baselines.get(self._key)
+        if alone is None:
+            return {"efficiency": None}
+        ranks = self._run.comm.size
+        speed = ranks * alone.images_per_second
+        ideal_s = interval.values["samples"] / speed
+        places = ranks * self._key.batch * interval.step_s.shape[1]
+        lost = lost_time(
+            interval.step_s, interval.data_s, interval.wait_s, ideal_s, places / speed - ideal_s
+        )
+        self.lost = lost
+        self._actual_s += lost.seconds
+        self._ideal_s += ideal_s
+        for cause in CAUSES:
+            self._lost_s[cause] += lost.by_cause[cause]
+        ceiling = self._ceiling(alone, interval)
+        if ceiling is not None and ceiling < ideal_s / lost.seconds:
+            ceiling = None  # another way than the link that the kernel counts
+        network = network_text(interval.link_speeds, interval.resent, self._run.hosts, ceiling)
+        return {
+            "efficiency": ideal_s / lost.seconds,
+            "efficiency_so_far": self._ideal_s / self._actual_s,
+            "efficiency_ceiling": ceiling,
+            **{f"lost_{cause}_ratio": ratio for cause, ratio in lost.ratios.items()},
+            "cause": lost.cause,
+            "straggler": lost.straggler if lost.cause == "straggling" else None,
+            "explanation": sentence(lost, self._run.hosts, network),
+        }
+
+    def overall(self) -> dict[str, Any]:
+        """Of all intervals so far: scaling_efficiency (0-1), and lost_time, the lost shares of the
+        time by cause; None with one rank."""
+        if not self._actual_s:
+            return {"scaling_efficiency": None, "lost_time": None}
+        lost = {cause: seconds / self._actual_s for cause, seconds in self._lost_s.items()}
+        return {"scaling_efficiency": self._ideal_s / self._actual_s, "lost_time": lost}
+
+    def _ceiling(self, alone: Alone, interval: Interval) -> float | None:
+        """What the link allows; None on one machine, or where its speed is not known."""
+        run, told = self._run, self._run.cfg.comm.link_gbit
+        speed = told * 1e9 / 8 if told is not None else interval.link_bytes_per_s
+        if len(set(run.hosts)) == 1 or speed is None:
+            return None
+        alone_s = self._key.batch / alone.images_per_second
+        network_s = ring_seconds(run.state.reducer.step_bytes, run.comm.size, speed)
+        return efficiency_ceiling(alone_s, alone.backward_s, network_s)
+
+
+def _measure(run: Run, batch: Any) -> Alone:
+    run.comm.sum_(torch.zeros(1), "calibrate.start")  # all at the same time
+    mine = torch.tensor(calibrate(run.state, batch), dtype=torch.float64)
+    by_speed = sorted(run.comm.gather(mine, "calibrate").tolist(), reverse=True)
+    return Alone(*by_speed[(len(by_speed) - 1) // 2])
+
+
+def about(cfg: Config, state: State) -> dict[str, Any]:
+    """What a stored calibration must agree with besides size and batch."""
+    device = state.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    precision = str(state.autocast or "fp32").removeprefix("torch.")
+    return {"model": cfg.model.name, "precision": precision, "device": name}
+
+
+def _write(run: Run, baselines: dict[_Key, Alone]) -> None:
+    accumulate = {"accumulate": run.cfg.train.accumulate}
+    entries = [
+        {**key._asdict(), **accumulate, **alone._asdict()} for key, alone in baselines.items()
+    ]
+    content = {**about(run.cfg, run.state), "entries": entries}
+    try:
+        write_atomically(run.paths.calibration, json.dumps(content, indent=1).encode())
+    except ResourceError as error:
+        run.sinks.write("note", {"text": f"warning: {error}"})
+
+
+def _stored(run: Run) -> dict[_Key, Alone]:
+    """`metrics.calibration`, which rank 0 alone needs to see. Raises ResourceError on all ranks
+    where it cannot be used."""
+    name, comm = run.cfg.metrics.calibration, run.comm
+    if name is None:
+        return {}
+    entries: list[dict[str, Any]] = []
+    with together(comm):
+        if comm.rank == 0:
+            entries = _read(Path(name), about(run.cfg, run.state))
+    return _by_key(json.loads(comm.gather_text(json.dumps(entries))[0]))
+
+
+def _of_this_run(run: Run) -> dict[_Key, Alone]:
+    """What an earlier sitting measured, so that the file keeps it; for rank 0."""
+    try:
+        stored = (
+            _read(run.paths.calibration, about(run.cfg, run.state)) if run.comm.rank == 0 else []
+        )
+        return _by_key(stored)
+    except ResourceError:
+        return {}
+
+
+def _by_key(entries: list[dict[str, Any]]) -> dict[_Key, Alone]:
+    return {
+        _Key(*(entry[field] for field in _Key._fields)): Alone(
+            *(entry[field] for field in Alone._fields)
+        )
+        for entry in entries
+    }
+
+
+def _read(file: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
+    where = f"metrics.calibration: {file}"
+    try:
+        content = json.loads(file.read_bytes())
+        found = {key: content[key] for key in expected}
+        entries: list[dict[str, Any]] = content["entries"]
+        for entry in entries:
+            if any(type(entry[field]) is not int for field in _Key._fields):
+                raise ValueError("a size that is no whole number")
+            if any(type(entry[field]) is not float for field in Alone._fields):
+                raise ValueError("a speed that is no number")
+            if not (0 < entry["images_per_second"] < math.inf and entry["backward_s"] >= 0):
+                raise ValueError("a speed that cannot be")
+    except OSError as error:
+        raise ResourceError(f"{where}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResourceError(
+            f"{where}: expected the calibration.json of a run, found another file ({error})"
+        ) from None
+    if found != expected:
+        raise ResourceError(f"{where}: made for {found}, this run has {expected}; measure it anew")
+    return entries

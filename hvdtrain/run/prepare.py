@@ -1,0 +1,182 @@
+"""A run on one rank: its directory, its endpoints, and the state it starts or goes on from."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from hvdtrain.comm.agreement import together
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import checkpoint_labels, set_up
+from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
+from hvdtrain.engine.noise_scale import NoiseScale
+from hvdtrain.engine.step import State
+from hvdtrain.errors import CheckpointError
+from hvdtrain.launch.placement import Found, found_placement, placement_text
+from hvdtrain.models.weights import load_weights
+from hvdtrain.optim import optimizer_tensors
+from hvdtrain.paths import RunPaths, write_atomically
+from hvdtrain.plan.epochs import Plan, Position
+from hvdtrain.plan.recipe_check import recipe_warnings
+from hvdtrain.preflight.finding import raise_faults
+from hvdtrain.preflight.judge import judge, measured
+from hvdtrain.preflight.survey import survey
+from hvdtrain.run.directory import run_directory
+from hvdtrain.run.exchange_tuning import tune
+from hvdtrain.telemetry.bad_samples import BadSamples
+from hvdtrain.telemetry.discovery import publish
+from hvdtrain.telemetry.sinks import Sinks
+from hvdtrain.versions import installed_versions
+from pipelines.loader import Loaders
+
+
+@dataclass
+class Run:
+    """Everything of one run on one rank."""
+
+    cfg: Config
+    comm: Comm
+    paths: RunPaths
+    plan: Plan
+    loaders: Loaders
+    sinks: Sinks
+    state: State
+    bad: BadSamples
+    hosts: list[str]
+    """The host of every rank."""
+    begun: bool = False
+    """Whether this sitting has its first batch: until then its pipelines are filling."""
+
+    def close(self) -> None:
+        """Stop loaders and sinks."""
+        self.loaders.close()
+        self.sinks.close()
+
+
+def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
+    """`set_up`, the run directory and the endpoints, and the state of a run that goes on.
+
+    A fault on any rank is raised on all of them.
+    """
+    paths, resumed = run_directory(cfg, comm, resume, run_dir)
+    facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
+    found = judge(facts)
+    raise_faults(found)
+    tuning = tune(cfg, comm, paths.tuning)
+    cfg = tuning.config
+    parts = set_up(cfg, comm)
+    with together(comm):
+        if comm.rank == 0:
+            paths.create()
+    own = (socket.gethostname(), torch.get_num_threads(), torch.cuda.device_count())
+    ranks = [Found(*json.loads(text)) for text in comm.gather_text(json.dumps(own))]
+    hosts = [rank.host for rank in ranks]
+    with together(comm):
+        sinks = Sinks(cfg, comm, paths, hosts)
+    bad = BadSamples(cfg.data, comm, paths.bad_samples)
+    run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts)
+    for finding in found:
+        sinks.write("note", {"text": f"warning: {finding}"})
+    if comm.size > 1:
+        sinks.write("note", {"text": f"placement: {placement_text(found_placement(ranks))}"})
+    if comm.size > 1 and facts:
+        sinks.write("note", {"text": f"preflight: {measured(facts)}"})
+    restore(run, must=resumed)
+    if comm.rank == 0:
+        _describe(run)
+        tuning.write(paths.tuning)
+        if comm.size > 1:
+            sinks.write("note", {"text": tuning.text})
+    publish(cfg.metrics, comm, paths, sinks)
+    return run
+
+
+def _describe(run: Run) -> None:
+    """Write the resolved config and the environment beside the results."""
+    config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
+    write_atomically(run.paths.config, config.encode())
+    environment = {
+        "versions": installed_versions(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": str(run.state.device),
+        "device_name": (
+            torch.cuda.get_device_name()
+            if run.state.device.type == "cuda"
+            else platform.processor()
+        ),
+        "world_size": run.comm.size,
+        "threads_per_rank": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+    write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
+    for text in recipe_warnings(run.cfg, run.plan):
+        run.sinks.write("note", {"text": f"warning: {text}"})
+    if order := run.loaders.order_warning():
+        run.sinks.write("note", {"text": f"warning: {order}"})
+
+
+def restore(run: Run, *, must: bool) -> None:
+    """Newest intact checkpoint of the run, if there is one; then every rank gets rank 0's state.
+
+    A run that starts anew begins with `model.weights`, if given. Only rank 0 needs to see the
+    files. Raises CheckpointError if `must` and none is usable, or if one was made by another model.
+    """
+    state, comm = run.state, run.comm
+    with together(comm):
+        if comm.rank == 0:
+            loaded = _load_newest(run)
+            if must and not loaded:
+                raise CheckpointError(
+                    f"{run.paths.checkpoints}: no usable checkpoint to resume from"
+                )
+            if not loaded and run.cfg.model.weights is not None:
+                for text in load_weights(state.model, run.cfg.model.weights):
+                    run.sinks.write("note", {"text": text})
+    header = {
+        "position": [state.position.epoch, state.position.sample],
+        "step": state.step,
+        "samples": state.samples,
+        "train_seconds": state.train_seconds,
+        "scaler": state.scaler.state_dict(),
+        "noise_scale": state.noise.scale.state(),
+        "bad": run.bad.read(),
+    }
+    header = json.loads(comm.gather_text(json.dumps(header))[0])
+    state.position = Position(*header["position"])
+    state.step, state.samples = header["step"], header["samples"]
+    state.train_seconds = header["train_seconds"]
+    state.noise.scale = NoiseScale(**header["noise_scale"])
+    run.loaders.set_aside(run.bad.restore(header["bad"]))
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(header["scaler"])
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    optimizer = optimizer_tensors(state.model, state.optimizer)
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
+    comm.broadcast_(tensors)
+
+
+def _load_newest(run: Run) -> bool:
+    for path in list_checkpoints(run.paths.checkpoints):
+        try:
+            meta = verify(path)
+        except CheckpointError as error:
+            run.sinks.write("note", {"text": f"warning: {error}"})
+            continue
+        load_checkpoint(run.state, path, meta, checkpoint_labels(run.cfg, run.loaders))
+        at = run.state.position
+        run.sinks.write(
+            "note", {"text": f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"}
+        )
+        return True
+    return False

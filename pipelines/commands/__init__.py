@@ -1,0 +1,1 @@
+"""What `hvdtrain data` does."""

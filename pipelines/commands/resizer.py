@@ -1,0 +1,120 @@
+"""Whole images decoded, and made smaller: for packing and scanning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nvidia.dali import Pipeline, fn, types
+
+from pipelines.images.decoder import DecodeError
+
+BATCH = 16
+"""Most images decoded at once, or a few for every thread where those are more."""
+_BATCH_PIXELS = 2**26
+"""Pixels decoded at once, unless one image has more."""
+_JPEG_SIDE = 65_500
+"""Longest side that libjpeg writes."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+class Resizer:
+    """Decodes images as training does, upright and RGB, and shrinks them step by step.
+
+    Copies are made from large to small, each from the one before, with a cubic filter that is
+    widened by the factor of reduction.
+    """
+
+    def __init__(self, sides: list[int], threads: int = 1) -> None:
+        """`sides`: the short sides of the copies in pixels; `threads` decode."""
+        self._sides = sorted(sides, reverse=True)
+        self._threads = threads
+        self._most = max(BATCH, 4 * threads)
+        self._pipeline: Any = None
+
+    def __call__(
+        self, encoded: list[np.ndarray], sizes: list[Size]
+    ) -> list[dict[int, np.ndarray] | str]:
+        """For each image of `encoded` ([bytes] uint8 each) and `sizes`, in order: its copies by
+        short side, [H, W, 3] uint8, without those that would not be smaller; or what is wrong."""
+        result: list[dict[int, np.ndarray] | str] = []
+        for first, last in _batches(sizes, self._most):
+            result += self._batch(encoded[first:last], sizes[first:last])
+        return result
+
+    def close(self) -> None:
+        """End the decoding threads."""
+        if self._pipeline is not None:
+            self._pipeline.__del__()  # cycles inside would keep it alive
+            self._pipeline = None
+
+    def _batch(
+        self, encoded: list[np.ndarray], sizes: list[Size]
+    ) -> list[dict[int, np.ndarray] | str]:
+        try:
+            return self._run(encoded, sizes)  # type: ignore[return-value]
+        except RuntimeError as error:
+            self.close()
+            if len(encoded) == 1:
+                return [str(DecodeError(error))]
+        pairs = zip(encoded, sizes, strict=True)
+        return [self._batch([image], [size])[0] for image, size in pairs]
+
+    def _run(self, encoded: list[np.ndarray], sizes: list[Size]) -> list[dict[int, np.ndarray]]:
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        self._pipeline.feed_input("encoded", encoded)
+        for side in self._sides:
+            targets = [np.array(smaller(size, side), dtype=np.float32) for size in sizes]
+            self._pipeline.feed_input(f"size{side}", targets)
+        _images, *copies = self._pipeline.run()
+        return [
+            {
+                side: np.asarray(copy[k])
+                for side, copy in zip(self._sides, copies, strict=True)
+                if smaller(size, side) != size
+            }
+            for k, size in enumerate(sizes)
+        ]
+
+    def _build(self) -> Any:
+        pipeline = Pipeline(
+            batch_size=self._most,
+            num_threads=self._threads,
+            device_id=None,
+            prefetch_queue_depth=1,
+        )
+        with pipeline:
+            data = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+            images = fn.decoders.image(data, output_type=types.RGB)
+            outputs = [images]
+            for side in self._sides:
+                size = fn.external_source(name=f"size{side}", dtype=types.FLOAT, ndim=1)
+                images = fn.resize(images, size=size, interp_type=types.INTERP_CUBIC)
+                outputs.append(images)
+            pipeline.set_outputs(*outputs)
+        pipeline.build()
+        return pipeline
+
+
+def smaller(size: Size, short_side: int) -> Size:
+    """Height and width with this short side and the same aspect.
+
+    `size` itself if it is no larger, or so long that no JPEG file could hold the result.
+    """
+    short = min(size)
+    height, width = (round(side * short_side / short) for side in size)
+    return size if short <= short_side or max(height, width) > _JPEG_SIDE else (height, width)
+
+
+def _batches(sizes: list[Size], most: int) -> list[tuple[int, int]]:
+    """First and last + 1 of every batch."""
+    result, first, pixels = [], 0, 0
+    for k, (height, width) in enumerate(sizes):
+        if k > first and (k - first == most or pixels + height * width > _BATCH_PIXELS):
+            result.append((first, k))
+            first, pixels = k, 0
+        pixels += height * width
+    return [*result, (first, len(sizes))] if sizes else []

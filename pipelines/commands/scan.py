@@ -1,0 +1,167 @@
+"""Every image of a dataset decoded once: what it is made of, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from hvdtrain.errors import DataError, ResourceError
+from pipelines.commands.resizer import Resizer, Size
+from pipelines.images.headers import HeaderError, image_size
+from pipelines.sources import Source, open_source
+from pipelines.sources.packed import Packed
+from pipelines.sources.scanned import manifest_path, write_manifest
+
+_CHUNK = 64  # images read while as many are decoded
+
+
+class _Look(NamedTuple):
+    """One image, read and not yet decoded."""
+
+    encoded: np.ndarray | None
+    size: Size
+    mode: str
+    """PIL's names of format and mode."""
+    content: int
+    """64 bits of its sha256."""
+    reason: str
+    """What is wrong with it; empty: nothing so far."""
+
+
+def scan(
+    path: str,
+    output: Path | None,
+    threads: int,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> dict[str, Any]:
+    """Decode all images of the dataset at `path` and write a manifest; returns the report.
+
+    The manifest (`output`, or where `open_source` finds it) holds a crc32 for every image and
+    the list of bad ones; a packed dataset has its own and gets one only where `output` says so.
+    `progress(images done, all images)`. Raises DataError where there is no dataset,
+    ResourceError where the manifest cannot be written.
+    """
+    source = open_source(path, "PATH", check=False)
+    found = _Findings(source)
+    resizer = Resizer([], threads)
+    chunks = [range(k, min(k + _CHUNK, len(source))) for k in range(0, len(source), _CHUNK)]
+    with ThreadPoolExecutor(threads, thread_name_prefix="hvdtrain-scan") as pool:
+        reading = pool.map(lambda i: _look(source, i), chunks[0])
+        for number, chunk in enumerate(chunks):
+            looks = list(reading)
+            if number + 1 < len(chunks):
+                reading = pool.map(lambda i: _look(source, i), chunks[number + 1])
+            found.add(chunk, looks, resizer)
+            progress(chunk.stop, len(source))
+    resizer.close()
+    manifest = output or (None if isinstance(source, Packed) else manifest_path(path))
+    if manifest is not None:
+        try:
+            write_manifest(manifest, source, found.columns, found.bad)
+        except OSError as error:
+            raise ResourceError(
+                f"--output: {manifest}: cannot be written: {error.strerror}; name another file"
+            ) from None
+    return {"path": path, "manifest": manifest and str(manifest), **found.report()}
+
+
+def _look(source: Source, i: int) -> _Look:
+    """Read image `i` and its header; runs in a thread of its own."""
+    try:
+        encoded = source.read(i)
+    except DataError as error:
+        return _Look(None, (0, 0), "", 0, str(error).removeprefix(f"{source.name(i)}: "))
+    content = int.from_bytes(hashlib.sha256(encoded.data).digest()[:8], "little")
+    try:
+        size = image_size(encoded)
+        with Image.open(io.BytesIO(encoded.data)) as image:
+            mode = f"{image.format} {image.mode}"
+    except HeaderError as error:
+        return _Look(encoded, (0, 0), "", content, str(error))
+    except Exception as error:  # noqa: BLE001 - PIL raises many kinds on damaged data
+        return _Look(encoded, (0, 0), "", content, f"damaged ({error})")
+    return _Look(encoded, size, mode, content, "")
+
+
+class _Findings:
+    """What has been found out so far."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        count = len(source)
+        self.columns: dict[str, np.ndarray] = {
+            "crc32": np.zeros(count, dtype=np.uint32),
+            "size": np.zeros(count, dtype=np.uint32),
+            "height": np.zeros(count, dtype=np.uint32),
+            "width": np.zeros(count, dtype=np.uint32),
+            "content": np.zeros(count, dtype=np.uint64),
+        }
+        self.bad: dict[int, str] = {}
+        self._modes: Counter[str] = Counter()
+
+    def add(self, ids: range, looks: list[_Look], resizer: Resizer) -> None:
+        """Decode what was read of samples `ids`, and take note of it."""
+        good = [(i, look) for i, look in zip(ids, looks, strict=True) if not look.reason]
+        encoded = [look.encoded for _i, look in good if look.encoded is not None]
+        decoded = resizer(encoded, [look.size for _i, look in good])
+        for (i, look), result in zip(good, decoded, strict=True):
+            if isinstance(result, str):
+                self.bad[i] = result
+            else:
+                self._modes[look.mode] += 1
+        for i, look in zip(ids, looks, strict=True):
+            if look.reason:
+                self.bad[i] = look.reason
+            if look.encoded is not None:
+                self.columns["crc32"][i] = zlib.crc32(look.encoded.data)
+                self.columns["size"][i] = len(look.encoded)
+            self.columns["height"][i], self.columns["width"][i] = look.size
+            self.columns["content"][i] = look.content
+
+    def report(self) -> dict[str, Any]:
+        """Counts and lists, as JSON takes them."""
+        source = self._source
+        good = np.ones(len(source), dtype=bool)
+        good[list(self.bad)] = False
+        duplicates = self._duplicates(good)
+        per_class = np.bincount(source.labels, minlength=len(source.classes)).tolist()
+        short = np.minimum(self.columns["height"], self.columns["width"])[good]
+        return {
+            "images": len(source),
+            "size_bytes": int(self.columns["size"].sum(dtype=np.int64)),
+            "class_counts": dict(zip(source.classes, per_class, strict=True)),
+            "modes": dict(self._modes.most_common()),
+            "short_side": {
+                "min": int(short.min(initial=2**31)) if len(short) else 0,
+                "median": int(np.median(short)) if len(short) else 0,
+                "max": int(short.max(initial=0)),
+            },
+            "duplicates": [
+                {
+                    "names": [source.name(i) for i in group],
+                    "classes": sorted({source.classes[source.labels[i]] for i in group}),
+                }
+                for group in duplicates
+            ],
+            "conflicts": sum(len(set(source.labels[group].tolist())) > 1 for group in duplicates),
+            "bad": [
+                {"name": source.name(i), "reason": reason} for i, reason in sorted(self.bad.items())
+            ],
+        }
+
+    def _duplicates(self, good: np.ndarray) -> list[list[int]]:
+        """Groups of good samples with the same contents."""
+        ids = np.flatnonzero(good)
+        content = self.columns["content"][ids]
+        order = np.argsort(content, kind="stable")
+        groups = np.split(ids[order], np.flatnonzero(np.diff(content[order])) + 1)
+        return sorted(group.tolist() for group in groups if len(group) > 1)

@@ -1,0 +1,142 @@
+"""A built DALI pipeline, fed and drained batch by batch from one thread."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline
+from torch.utils.dlpack import from_dlpack
+
+from pipelines.bad import PIXEL, PIXEL_SIZE
+from pipelines.images.graphs import GRAPHS
+from pipelines.images.recipes import Inputs, Recipe
+
+DEPTH = 2
+"""Batches DALI works on at once: its threads start on the next while one batch tails off."""
+
+
+class DecodeError(Exception):
+    """A batch could not be decoded; the message is DALI's reason in one line."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        text = str(error)
+        match = re.search(
+            r"encountered:\s*(.*?)\s*(?:C\+\+ context|Current pipeline|$)", text, re.DOTALL
+        )
+        super().__init__(" ".join((match.group(1) if match else text).split())[:300])
+        numbered = re.search(r"sample #(\d+)", text)
+        self.sample = int(numbered.group(1)) if numbered else None
+        """Place in its batch of the sample that DALI names, if it names one."""
+
+
+class Decoder:
+    """Runs the graph of `recipe`: `submit` a batch, take its images by `result`, in order.
+
+    At most `DEPTH` batches may be submitted and not taken. Any batch size works: the pipeline
+    is built again (about 0.05 s) for one larger than all before. After DecodeError every
+    batch submitted and not taken is lost, and the decoder can be used again.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        mean: list[float],
+        std: list[float],
+        threads: int,
+        device: torch.device,
+    ) -> None:
+        self._recipe = recipe
+        self._mean, self._std = mean, std
+        self._threads = threads
+        self._device = device
+        self._pipeline: Pipeline | None = None
+        self._largest = 1
+        self._kept: deque[list[np.ndarray]] = deque()  # DALI reads these without a copy
+
+    def fits(self, batch: int) -> bool:
+        """Whether a batch of this size can be submitted without building the pipeline again."""
+        return self._pipeline is not None and batch <= self._largest
+
+    def submit(self, encoded: list[np.ndarray], inputs: Inputs) -> None:
+        """Start on one batch: `encoded` [N] arrays of bytes and the graph's other inputs."""
+        if not self.fits(len(encoded)):
+            self._build(max(len(encoded), self._largest))
+        assert self._pipeline is not None
+        self._kept.append(encoded)
+        try:
+            _feed(self._pipeline, encoded, inputs)
+            self._pipeline.schedule_run()
+        except RuntimeError as error:  # of this batch, or of one before it
+            self.reset()
+            raise DecodeError(error) from None
+
+    def result(self) -> torch.Tensor:
+        """The images of the oldest batch submitted: [N, 3, S, S] float32 on the device, a view
+        with channels_last memory that stays valid as long as it is referenced."""
+        assert self._pipeline is not None
+        try:
+            outputs = self._pipeline.outputs()
+        except RuntimeError as error:
+            self.reset()
+            raise DecodeError(error) from None
+        self._kept.popleft()
+        return self._images(outputs)
+
+    def drain(self) -> None:
+        """Let go of all batches that were submitted and not taken."""
+        with suppress(DecodeError):  # which empties it
+            while self._kept:
+                self.result()
+
+    def reset(self) -> None:
+        """Drop the pipeline with its threads, and all that was submitted to it."""
+        if self._pipeline is not None:
+            # Cycles inside would keep it alive until the garbage collector comes by.
+            self._pipeline.__del__()
+            self._pipeline = None
+        self._kept.clear()
+
+    def _build(self, batch: int) -> None:
+        if self._kept:
+            raise RuntimeError("a larger batch was submitted while others are decoded")
+        self.reset()
+        on_gpu = self._device.type == "cuda"
+        pipeline = Pipeline(
+            batch_size=batch,
+            num_threads=self._threads,
+            device_id=self._device.index if on_gpu else None,
+            prefetch_queue_depth=DEPTH,
+        )
+        with pipeline:
+            pipeline.set_outputs(*self._outputs("mixed" if on_gpu else "cpu"))
+        pipeline.build()
+        self._prime(pipeline)
+        self._pipeline, self._largest = pipeline, batch
+
+    def _outputs(self, decode: str) -> tuple[Any, ...]:
+        """The outputs of the graph."""
+        return (GRAPHS[self._recipe.graph](decode, self._mean, self._std),)
+
+    def _images(self, outputs: Any) -> torch.Tensor:
+        """The images of a batch from what the graph put out."""
+        return from_dlpack(outputs[0].as_tensor()).permute(0, 3, 1, 2)
+
+    def _prime(self, pipeline: Pipeline) -> None:
+        """DALI's first `schedule_run` starts DEPTH runs at once: spend it on single pixels."""
+        inputs = self._recipe.inputs(np.zeros(1, dtype=np.int64), np.array([PIXEL_SIZE]))
+        for _ in range(DEPTH):
+            _feed(pipeline, [PIXEL], inputs)
+        pipeline.schedule_run()
+        for _ in range(DEPTH):
+            pipeline.outputs()
+
+
+def _feed(pipeline: Pipeline, encoded: list[np.ndarray], inputs: Inputs) -> None:
+    pipeline.feed_input("encoded", encoded)
+    for name, values in inputs.items():
+        pipeline.feed_input(name, np.ascontiguousarray(values))

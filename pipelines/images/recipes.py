@@ -1,0 +1,84 @@
+"""What each way of preparing images feeds to its graph, from image sizes and sample ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvdtrain.config.schema import Data
+from pipelines.images import augment
+
+Inputs = dict[str, np.ndarray]
+"""Graph inputs by name, all but the bytes: [N] or [N, k]."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A graph and the function that computes its inputs."""
+
+    graph: str
+    """Name in `graphs.GRAPHS`."""
+    inputs: Callable[[np.ndarray, np.ndarray], Inputs]
+    """(sample ids [N], heights and widths [N, 2]) -> inputs."""
+
+
+FILTERS = ("bilinear", "bicubic")
+"""What the graph input "filter" numbers."""
+
+
+def training(
+    data: Data,
+    *,
+    seed: int,
+    epoch: int,
+    image_size: int,
+    min_area: float,
+    aspect: tuple[float, float],
+    interpolation: str,
+) -> Recipe:
+    """The recipe of `data.augment` for one epoch."""
+
+    def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
+        draws = augment.draw(ids, seed=seed, epoch=epoch)
+        if data.augment == "random_resized_crop":
+            windows = augment.random_resized_crop(sizes, draws, min_area=min_area, aspect=aspect)
+        else:
+            windows = augment.whole(sizes)
+        result = windowed(windows, np.array([image_size, image_size]), interpolation)
+        result["mirror"] = ((draws.flip < 0.5) & data.flip).astype(np.int32)
+        if data.augment == "pad_crop":
+            pad, result["offset"] = augment.pad_offsets(draws, image_size)
+            result["pad"] = np.full((len(ids), 1), pad, dtype=np.int32)
+        return result
+
+    return Recipe("padded_crop" if data.augment == "pad_crop" else "window", inputs)
+
+
+def evaluation(
+    data: Data, targets: Callable[[np.ndarray], np.ndarray], interpolation: str
+) -> Recipe:
+    """Resize, then centre crop; nothing random.
+
+    `targets`: sample ids [N] -> heights and widths [N, 2] of their crops, all of a batch equal.
+    """
+
+    def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
+        target = targets(ids)
+        windows, regions = augment.centre_crop(sizes, target, data.val_crop_ratio)
+        result = windowed(windows, target, interpolation)
+        result["region_start"], result["region_end"] = regions[:, :2], regions[:, 2:]
+        return result
+
+    return Recipe("region", inputs)
+
+
+def windowed(windows: np.ndarray, size: np.ndarray, interpolation: str = FILTERS[0]) -> Inputs:
+    """Inputs for `windows` [N, 4], resized to the height and width `size` [N, 2] or [2]."""
+    return {
+        "filter": np.full(len(windows), FILTERS.index(interpolation), dtype=np.int32),
+        "anchor": windows[:, :2],
+        "extent": windows[:, 2:],
+        "size": np.broadcast_to(size, (len(windows), 2)).astype(np.int32),
+    }

@@ -1,0 +1,93 @@
+"""The passes over one dataset: at most one in use, and those prepared to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+
+from pipelines import copies
+from pipelines.images.decoder import Decoder
+from pipelines.images.recipes import Recipe
+from pipelines.sampling import Dealer, Pass
+from pipelines.sources import Source
+from pipelines.stream import Batch, Stream
+
+
+class Lane:
+    """Starts, prepares and ends streams over `source`, all through one decoder."""
+
+    def __init__(
+        self,
+        source: Source,
+        dealer: Dealer,
+        make_decoder: Callable[[Recipe], Decoder],
+        readers: ThreadPoolExecutor,
+        depth: int,
+    ) -> None:
+        self.source = source
+        self._dealer = dealer
+        self._make_decoder = make_decoder
+        self._decoder: Decoder | None = None
+        self._readers = readers
+        self._depth = depth
+        self._current: Stream | None = None
+        self._prepared: dict[Pass, Stream] = {}
+
+    def open(self, spec: Pass) -> Stream:
+        """The stream of `spec`, prepared earlier or started now; every other one ends."""
+        ready = self._prepared.pop(spec, None)
+        self._end_streams()
+        self._current = ready or self._start(spec, None)
+        self._current.hurry()
+        return self._current
+
+    def prepare(self, spec: Pass, after: Stream) -> None:
+        """Start on `spec` as soon as `after` has decoded its last batch.
+
+        Streams share one decoder, so every stream but `after` and an equal one ends.
+        """
+        if spec in self._prepared:
+            return
+        current = self._current
+        self._current = None if current is after else current
+        self._end_streams()
+        self._current = after if current is after else None
+        self._prepared = {spec: self._start(spec, after)}
+
+    def batches(self, stream: Stream) -> Generator[Batch, None, None]:
+        """Yield what `stream` holds, and end it however the iteration ends."""
+        try:
+            while (batch := stream.get()) is not None:
+                yield batch
+        finally:
+            stream.close()
+
+    def close(self) -> None:
+        """End all threads."""
+        self._end_streams()
+        if self._decoder is not None:
+            self._decoder.reset()
+
+    def _end_streams(self) -> None:
+        if self._current is not None:
+            self._current.close()
+            self._current = None
+        for stream in self._prepared.values():
+            stream.close()
+        self._prepared = {}
+
+    def _start(self, spec: Pass, after: Stream | None) -> Stream:
+        recipe = self._dealer.recipe(spec)
+        if self._decoder is None:
+            self._decoder = self._make_decoder(recipe)
+        return Stream(
+            copies.view(self.source, self._dealer.short_side(spec)),
+            lambda: self._dealer.shares(spec),
+            recipe,
+            self._decoder,
+            self._readers,
+            self._depth,
+            after,
+            spec.epoch,
+            self._dealer.quarantine,
+        )

@@ -1,0 +1,260 @@
+"""From an epoch of the plan to the samples of each step of one rank, and to their preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from hvdtrain.config.schema import Data
+from hvdtrain.errors import DataError
+from pipelines import copies, order
+from pipelines.bad import Quarantine
+from pipelines.images import recipes
+from pipelines.images.recipes import Recipe
+from pipelines.rectangular import Rectangles
+from pipelines.sources import Source
+
+FILES_PER_SHARD = 1024
+"""Single files in listing order that `data.shuffle: shards` takes for a shard."""
+
+
+GOOD_MIX = 0.9
+"""Share of a full shuffle's classes per batch below which a run warns."""
+
+
+class EpochSpec(Protocol):
+    """What the loaders need to know of an epoch."""
+
+    @property
+    def index(self) -> int:
+        """Number of the epoch in the run."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the training images in pixels."""
+
+    @property
+    def val_image_size(self) -> int:
+        """Side of the evaluation images in pixels."""
+
+    @property
+    def rect_val(self) -> bool:
+        """Whether evaluation images are rectangles of like shape."""
+
+    @property
+    def min_crop_area(self) -> float:
+        """Smallest share of the image that a random resized crop keeps."""
+
+    @property
+    def crop_aspect(self) -> list[float] | None:
+        """Smallest and largest width/height of a random resized crop; None: `data.crop_aspect`."""
+
+    @property
+    def interpolation(self) -> str:
+        """Filter of all resizing: bilinear or bicubic."""
+
+    @property
+    def batch_per_worker(self) -> int:
+        """Images per rank in one forward pass."""
+
+    @property
+    def accumulate(self) -> int:
+        """Forward passes per step."""
+
+    @property
+    def start(self) -> int:
+        """Samples of this epoch that all ranks together have consumed already."""
+
+    @property
+    def steps(self) -> int:
+        """Steps left in this epoch."""
+
+
+class Pass(NamedTuple):
+    """All that decides the batches of one pass; equal passes give equal batches."""
+
+    epoch: int
+    image_size: int
+    min_crop_area: float
+    batch: int
+    """Images per rank."""
+    start: int
+    """First place of the order."""
+    interpolation: str
+    """Filter of all resizing: bilinear or bicubic."""
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest width/height of a random resized crop."""
+    rectangular: bool = False
+    """Not squares: groups of images of like shape."""
+
+
+class Dealer(Protocol):
+    """How one rank gets from a pass to its samples and to their preparation."""
+
+    quarantine: Quarantine | None
+    """Where bad samples go; None: the first one ends the pass."""
+
+    def spec(self, epoch: EpochSpec) -> Pass:
+        """The pass over this dataset in `epoch`."""
+
+    def shares(self, spec: Pass) -> Iterator[order.Share]:
+        """What this rank does in each step of a pass."""
+
+    def recipe(self, spec: Pass) -> Recipe:
+        """How its images are prepared."""
+
+    def short_side(self, spec: Pass) -> int | None:
+        """Short side in pixels that a copy must have, where the source has copies; None: the
+        largest copy."""
+
+
+class TrainingDealer:
+    """Every image once, in an order that only the seed and the epoch decide."""
+
+    def __init__(
+        self,
+        data: Data,
+        num_samples: int,
+        shard_starts: np.ndarray,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        quarantine: Quarantine | None,
+    ) -> None:
+        self.quarantine = quarantine
+        self._data, self._seed, self._num_samples = data, seed, num_samples
+        self._rank, self._world_size = rank, world_size
+        self._shard_starts = shard_starts
+
+    def spec(self, epoch: EpochSpec) -> Pass:
+        """What is left of `epoch`; raises DataError if the plan counts other steps."""
+        batch = epoch.batch_per_worker * epoch.accumulate
+        left = order.steps_left(
+            self._num_samples, start=epoch.start, global_batch=batch * self._world_size
+        )
+        if left != epoch.steps:
+            raise DataError(
+                f"data.train: {self._num_samples} images make {left} steps in epoch "
+                f"{epoch.index}, the plan has {epoch.steps}; is data.train_size right?"
+            )
+        low, high = epoch.crop_aspect or self._data.crop_aspect
+        return Pass(
+            epoch.index,
+            epoch.image_size,
+            epoch.min_crop_area,
+            batch,
+            epoch.start,
+            epoch.interpolation,
+            (low, high),
+        )
+
+    def shares(self, spec: Pass) -> Iterator[order.Share]:
+        """One share a step; the last is filled up with weight 0."""
+        return order.shares(
+            self._order(spec.epoch), spec.start, spec.batch, self._rank, self._world_size
+        )
+
+    def order_warning(self, labels: np.ndarray) -> str | None:
+        """One line if batches of `data.shuffle: shards` hold too few classes, else None.
+
+        `labels` [num_samples]: class of each sample. Judged on the first epoch.
+        """
+        if self._data.shuffle == "full":
+            return None
+        full = order.permutation(self._num_samples, seed=self._seed, epoch=0)
+        best = order.classes_per_batch(labels, full)
+        found = order.classes_per_batch(labels, self._order(0))
+        if found >= GOOD_MIX * best:
+            return None
+        return (
+            f"data.shuffle: shards: 256 images in a row have {found:.0f} classes on average, "
+            f"{best:.0f} with shuffle full: accuracy may suffer; raise data.shuffle_window "
+            f"({self._data.shuffle_window}), or shuffle the images before packing"
+        )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._data.shuffle == "full":
+            return order.permutation(self._num_samples, seed=self._seed, epoch=epoch)
+        return order.shard_permutation(
+            self._shard_starts,
+            self._num_samples,
+            window=self._data.shuffle_window,
+            seed=self._seed,
+            epoch=epoch,
+        )
+
+    def recipe(self, spec: Pass) -> Recipe:
+        """The recipe of `data.augment`."""
+        return recipes.training(
+            self._data,
+            seed=self._seed,
+            epoch=spec.epoch,
+            image_size=spec.image_size,
+            min_area=spec.min_crop_area,
+            aspect=spec.crop_aspect,
+            interpolation=spec.interpolation,
+        )
+
+    def short_side(self, spec: Pass) -> int | None:
+        """Enough for the crops of `data.augment`."""
+        return copies.training_side(spec.image_size, spec.min_crop_area, self._data.augment)
+
+
+class EvaluationDealer:
+    """Every image once: in the order of the source, or grouped by shape."""
+
+    def __init__(self, data: Data, num_samples: int, *, rank: int, world_size: int) -> None:
+        self.quarantine: Quarantine | None = None
+        self._data, self._num_samples = data, num_samples
+        self._rank, self._world_size = rank, world_size
+        self.rectangles: Rectangles | None = None
+        """The groups, once the shapes of all images are known."""
+
+    def spec(self, epoch: EpochSpec) -> Pass:
+        """Equal batches, as few as `batch_per_worker` allows, with next to no padding."""
+        if epoch.rect_val:
+            batch = self._groups().batch(epoch.batch_per_worker)
+            return Pass(
+                0, epoch.val_image_size, 1.0, batch, 0, epoch.interpolation, rectangular=True
+            )
+        steps = order.steps_left(
+            self._num_samples, start=0, global_batch=epoch.batch_per_worker * self._world_size
+        )
+        batch = -(-self._num_samples // (steps * self._world_size))
+        return Pass(0, epoch.val_image_size, 1.0, batch, 0, epoch.interpolation)
+
+    def shares(self, spec: Pass) -> Iterator[order.Share]:
+        """One share a step; the last is filled up with weight 0."""
+        if spec.rectangular:
+            return self._groups().shares(spec.batch, self._rank, self._world_size)
+        ids = np.arange(self._num_samples)
+        return order.shares(ids, spec.start, spec.batch, self._rank, self._world_size)
+
+    def recipe(self, spec: Pass) -> Recipe:
+        """Resize, then centre crop."""
+        if spec.rectangular:
+            return recipes.evaluation(
+                self._data,
+                self._groups().targets(spec.image_size).__getitem__,
+                spec.interpolation,
+            )
+        square = np.array([spec.image_size, spec.image_size])
+        return recipes.evaluation(self._data, lambda _ids: square, spec.interpolation)
+
+    def short_side(self, spec: Pass) -> int | None:
+        """Enough for what is resized before the crop."""
+        return copies.evaluation_side(spec.image_size, self._data.val_crop_ratio)
+
+    def _groups(self) -> Rectangles:
+        if self.rectangles is None:
+            raise RuntimeError("phases.rect_val: Loaders.accept was not called")
+        return self.rectangles
+
+
+def shard_starts(source: Source) -> np.ndarray:
+    """The first sample of each shard of `source`; of runs of files where it has no shards."""
+    starts: np.ndarray | None = getattr(source, "shard_starts", None)
+    return np.arange(0, len(source), FILES_PER_SHARD) if starts is None else starts
