@@ -106,7 +106,7 @@ def train_epoch(
 
 def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: Meter) -> None:
     """What an epoch needs of its first batch, which is no training time; nor is the wait for the
-    first batch of a sitting."""
+    first batch of an attempt."""
     began = time.perf_counter()
     whiten(run.state, run.cfg, batch.images)
     efficiency.enter(epoch, batch)
@@ -186,7 +186,7 @@ def save(run: Run) -> None:
 
 
 def _start(run: Run, setup_s: float) -> None:
-    """What a report must know to tell sittings apart and what they cost."""
+    """What a report must know to tell attempts apart and what they cost."""
     nodes = len(set(run.hosts))
     values = {"world_size": run.comm.size, "nodes": nodes, "setup_seconds": setup_s}
     if run.comm.rank == 0:

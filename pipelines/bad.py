@@ -19,7 +19,7 @@ PIXEL_LEVEL = 128 / 255
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadSample:
     """A bad sample, and when it was found to be one."""
 
     index: int
@@ -42,21 +42,21 @@ class Quarantine:
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, Bad] = {}
+        self._found: dict[int, BadSample] = {}
 
-    def add(self, found: Iterable[Bad]) -> None:
+    def add(self, found: Iterable[BadSample]) -> None:
         """Set samples aside; the earliest epoch counts."""
         for bad in found:
             known = self._found.get(bad.index)
             if known is None or bad.epoch < known.epoch:
                 self._found[bad.index] = bad
 
-    def find(self, index: int, epoch: int) -> Bad | None:
+    def find(self, index: int, epoch: int) -> BadSample | None:
         """Why sample `index` is masked in `epoch`; None if it is not."""
         bad = self._found.get(index)
         return bad if bad is not None and bad.epoch <= epoch else None
 
-    def among(self, indices: np.ndarray, epoch: int) -> dict[int, Bad]:
+    def among(self, indices: np.ndarray, epoch: int) -> dict[int, BadSample]:
         """The masked ones among sample ids [N] in `epoch`, by their place in `indices`."""
         if not self._found:
             return {}

@@ -19,7 +19,7 @@ import torch
 
 from hvdtrain.errors import DataError
 from pipelines import order
-from pipelines.bad import PIXEL_SIZE, REASONS, Bad, Quarantine
+from pipelines.bad import PIXEL_SIZE, REASONS, BadSample, Quarantine
 from pipelines.images import augment, recipes
 from pipelines.images.decoder import Decoder
 from pipelines.images.headers import HeaderError, image_size
@@ -119,10 +119,12 @@ class Cache:
         for bad in found.values():
             self._faults[bad.index] = 1 + REASONS.index(bad.reason)
 
-    def faults(self) -> list[Bad]:
+    def faults(self) -> list[BadSample]:
         """The images that any rank of the node could not decode, once all have filled."""
         return [
-            Bad(i, 0, REASONS[self._faults[i] - 1], self._source.name(i), "found by the cache")
+            BadSample(
+                i, 0, REASONS[self._faults[i] - 1], self._source.name(i), "found by the cache"
+            )
             for i in np.flatnonzero(self._faults).tolist()
         ]
 

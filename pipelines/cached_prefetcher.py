@@ -15,12 +15,12 @@ from torch.nn import functional
 from pipelines.cache import Cache
 from pipelines.images.recipes import FILTERS, Inputs, Recipe
 from pipelines.order import Share
-from pipelines.sampling import Dealer, Pass
+from pipelines.sampling import Pass, Sampler
 from pipelines.sources import Source
 from pipelines.stream import Batch
 
 
-class CachedLane:
+class CachedPrefetcher:
     """Makes the batches of passes over `source` from the pixels of its `cache`.
 
     With `on_device` the pixels are copied to `device` and stay there.
@@ -29,7 +29,7 @@ class CachedLane:
     def __init__(
         self,
         source: Source,
-        dealer: Dealer,
+        sampler: Sampler,
         cache: Cache,
         *,
         mean: list[float],
@@ -39,7 +39,7 @@ class CachedLane:
     ) -> None:
         self.source = source
         self.cache = cache
-        self.dealer = dealer
+        self.sampler = sampler
         self._device = device
         self._on_device = on_device
         self._pixels: torch.Tensor | None = None
@@ -50,8 +50,8 @@ class CachedLane:
         """The batches of `spec`."""
         if self._pixels is None:
             self._take_up()
-        recipe = self.dealer.recipe(spec)
-        return (self._batch(share, recipe) for share in self.dealer.shares(spec))
+        recipe = self.sampler.recipe(spec)
+        return (self._batch(share, recipe) for share in self.sampler.shares(spec))
 
     def prepare(self, spec: Pass, after: object) -> None:
         """Nothing to prepare."""
@@ -69,8 +69,8 @@ class CachedLane:
         """Begin to use the cache, which by now all ranks of the node have filled."""
         if not len(self.cache.pixels):
             raise RuntimeError("data.cache: Loaders.accept was not called")
-        if self.dealer.quarantine is not None:
-            self.dealer.quarantine.add(self.cache.faults())
+        if self.sampler.quarantine is not None:
+            self.sampler.quarantine.add(self.cache.faults())
         self._pixels = self.cache.pixels
         if self._on_device:
             self._pixels = self._pixels.to(self._device)

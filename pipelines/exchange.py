@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from pipelines import shapes
-from pipelines.cached_prefetcher import CachedLane
+from pipelines.cached_prefetcher import CachedPrefetcher
 from pipelines.images.windows import WindowDecoder
 from pipelines.rectangular import Rectangles
 from pipelines.sampling import EvaluationDealer
@@ -36,7 +36,7 @@ class Exchange:
     def __init__(
         self,
         place: Place,
-        caches: list[CachedLane],
+        caches: list[CachedPrefetcher],
         shaped: tuple[Source, EvaluationDealer] | None,
         readers: ThreadPoolExecutor,
     ) -> None:
@@ -49,10 +49,14 @@ class Exchange:
     def offer(self) -> str:
         """What other ranks need of this one. Raises DataError where it cannot be had."""
         place = self._place
-        addresses = [lane.cache.offer() for lane in self._caches] if not place.local_rank else []
+        addresses = (
+            [prefetcher.cache.offer() for prefetcher in self._caches]
+            if not place.local_rank
+            else []
+        )
         sizes = []
         if self._shaped is not None:
-            source, _dealer = self._shaped
+            source, _sampler = self._shaped
             ids = shapes.share(len(source), place.rank, place.world_size)
             sizes = shapes.read_sizes(source, ids, self._readers).tolist()
         return json.dumps({"host": socket.gethostname(), "caches": addresses, "sizes": sizes})
@@ -61,21 +65,21 @@ class Exchange:
         """Take up the offers of all ranks, in rank order, and decode a share of what is cached."""
         told = [json.loads(offer) for offer in offers]
         if self._shaped is not None:
-            source, dealer = self._shaped
+            source, sampler = self._shaped
             parts = [about["sizes"] for about in told]
-            dealer.rectangles = Rectangles(shapes.joined(len(source), parts))
+            sampler.rectangles = Rectangles(shapes.joined(len(source), parts))
         here = socket.gethostname()
         addresses: list[str] = next(
             (a["caches"] for a in told if a["host"] == here and a["caches"]), []
         )
-        for lane, address in zip(self._caches, addresses, strict=True):
-            lane.cache.attach(address)
-            lane.cache.fill(
+        for prefetcher, address in zip(self._caches, addresses, strict=True):
+            prefetcher.cache.attach(address)
+            prefetcher.cache.fill(
                 lambda recipe: WindowDecoder(
                     recipe, [0.0] * 3, [1 / 255] * 3, decode_threads, torch.device("cpu")
                 ),
                 self._readers,
-                lane.dealer.quarantine,
+                prefetcher.sampler.quarantine,
                 self._place.local_rank,
                 self._place.local_size,
             )

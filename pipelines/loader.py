@@ -17,9 +17,9 @@ import torch
 
 from hvdtrain.config.schema import Data
 from hvdtrain.errors import DataError
-from pipelines.bad import PIXEL_LEVEL, Bad, Quarantine
+from pipelines.bad import PIXEL_LEVEL, BadSample, Quarantine
 from pipelines.cache import Cache
-from pipelines.cached_prefetcher import CachedLane
+from pipelines.cached_prefetcher import CachedPrefetcher
 from pipelines.exchange import Exchange, Place
 from pipelines.images.colour import ColourJitter
 from pipelines.images.decoder import Decoder
@@ -27,12 +27,12 @@ from pipelines.images.rand_augment import RandAugment
 from pipelines.images.recipes import Recipe
 from pipelines.images.windows import WindowDecoder
 from pipelines.memory import limit_arenas
-from pipelines.prefetcher import Lane
+from pipelines.prefetcher import Prefetcher
 from pipelines.sampling import (
-    Dealer,
     EpochSpec,
     EvaluationDealer,
     Pass,
+    Sampler,
     TrainingDealer,
     shard_starts,
 )
@@ -43,7 +43,7 @@ __all__ = ["Batch", "EpochSpec", "Loaders"]
 
 
 class Passes(Protocol):
-    """The passes over one dataset, see `Lane`; what `open` returns is its own affair."""
+    """The passes over one dataset, see `Prefetcher`; what `open` returns is its own affair."""
 
     source: Source
 
@@ -118,16 +118,20 @@ class Loaders:
             world_size=world_size,
             quarantine=self._quarantine,
         )
-        self._dealers: dict[str, Dealer] = {"train": training, "val": evaluation}
+        self._samplers: dict[str, Sampler] = {"train": training, "val": evaluation}
         self._training, self._sources = training, sources
         self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
-        self._lanes: dict[str, Passes] = {
+        self._prefetchers: dict[str, Passes] = {
             kind: self._new_lane(kind, source) for kind, source in sources.items()
         }
         self._exchange = Exchange(
             Place(rank, world_size, local_rank, local_size),
-            [lane for lane in self._lanes.values() if isinstance(lane, CachedLane)],
+            [
+                prefetcher
+                for prefetcher in self._prefetchers.values()
+                if isinstance(prefetcher, CachedPrefetcher)
+            ],
             (sources["val"], evaluation) if rect_val and self.num_val else None,
             self._readers,
         )
@@ -145,8 +149,8 @@ class Loaders:
 
     def close(self) -> None:
         """End all threads; iterators still open get no more batches."""
-        for lane in self._lanes.values():
-            lane.close()
+        for prefetcher in self._prefetchers.values():
+            prefetcher.close()
         self._readers.shutdown(cancel_futures=True)
 
     def offer(self) -> str:
@@ -173,14 +177,14 @@ class Loaders:
         nothing waits where one pass ends and the next begins.
         Raises DataError where a file cannot be read or decoded, or the plan does not fit.
         """
-        lane = self._lane("train")
-        training, evaluation = self._dealers["train"], self._dealers["val"]
-        stream = lane.open(training.spec(epoch))
+        prefetcher = self._prefetcher("train")
+        training, evaluation = self._samplers["train"], self._samplers["val"]
+        stream = prefetcher.open(training.spec(epoch))
         if then is not None:
             if self.num_val:
-                self._lanes["val"].prepare(evaluation.spec(epoch), stream)
-            lane.prepare(training.spec(then), stream)
-        batches = self._deliver(lane.batches(stream), epoch.index)
+                self._prefetchers["val"].prepare(evaluation.spec(epoch), stream)
+            prefetcher.prepare(training.spec(then), stream)
+        batches = self._deliver(prefetcher.batches(stream), epoch.index)
         return enumerate(batches)
 
     def val(self, epoch: EpochSpec) -> Iterator[Batch]:
@@ -189,9 +193,9 @@ class Loaders:
         Over all ranks every image has weight 1 exactly once; every rank gets equally many
         batches of one size, at most `batch_per_worker`. Raises DataError like `train`.
         """
-        lane = self._lane("val")
-        stream = lane.open(self._dealers["val"].spec(epoch))
-        return self._deliver(lane.batches(stream))
+        prefetcher = self._prefetcher("val")
+        stream = prefetcher.open(self._samplers["val"].spec(epoch))
+        return self._deliver(prefetcher.batches(stream))
 
     def order_warning(self) -> str | None:
         """One line if the order of training images mixes classes badly, else None."""
@@ -199,19 +203,19 @@ class Loaders:
             return None
         return self._training.order_warning(self._sources["train"].labels)
 
-    def set_aside(self, found: Iterable[Bad]) -> None:
+    def set_aside(self, found: Iterable[BadSample]) -> None:
         """Mask training samples that this or another rank, or an earlier part of the run, found
         to be bad. Nothing with `data.on_bad: fail`."""
         if self._quarantine is not None:
             self._quarantine.add(found)
 
     def _new_lane(self, kind: str, source: Source) -> Passes:
-        data, dealer = self._data, self._dealers[kind]
+        data, sampler = self._data, self._samplers[kind]
         if data.cache == "none":
-            return Lane(source, dealer, self._decoder, self._readers, data.prefetch)
-        return CachedLane(
+            return Prefetcher(source, sampler, self._decoder, self._readers, data.prefetch)
+        return CachedPrefetcher(
             source,
-            dealer,
+            sampler,
             Cache(source, f"data.{kind}"),
             mean=data.mean,
             std=data.std,
@@ -219,10 +223,10 @@ class Loaders:
             on_device=data.cache == "device",
         )
 
-    def _lane(self, kind: str) -> Passes:
-        if kind not in self._lanes:
+    def _prefetcher(self, kind: str) -> Passes:
+        if kind not in self._prefetchers:
             raise DataError(f"data.{kind}: not set")
-        return self._lanes[kind]
+        return self._prefetchers[kind]
 
     def _decoder(self, recipe: Recipe) -> Decoder:
         data = self._data

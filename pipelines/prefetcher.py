@@ -8,24 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pipelines import copies
 from pipelines.images.decoder import Decoder
 from pipelines.images.recipes import Recipe
-from pipelines.sampling import Dealer, Pass
+from pipelines.sampling import Pass, Sampler
 from pipelines.sources import Source
 from pipelines.stream import Batch, Stream
 
 
-class Lane:
+class Prefetcher:
     """Starts, prepares and ends streams over `source`, all through one decoder."""
 
     def __init__(
         self,
         source: Source,
-        dealer: Dealer,
+        sampler: Sampler,
         make_decoder: Callable[[Recipe], Decoder],
         readers: ThreadPoolExecutor,
         depth: int,
     ) -> None:
         self.source = source
-        self._dealer = dealer
+        self._sampler = sampler
         self._make_decoder = make_decoder
         self._decoder: Decoder | None = None
         self._readers = readers
@@ -77,17 +77,17 @@ class Lane:
         self._prepared = {}
 
     def _start(self, spec: Pass, after: Stream | None) -> Stream:
-        recipe = self._dealer.recipe(spec)
+        recipe = self._sampler.recipe(spec)
         if self._decoder is None:
             self._decoder = self._make_decoder(recipe)
         return Stream(
-            copies.view(self.source, self._dealer.short_side(spec)),
-            lambda: self._dealer.shares(spec),
+            copies.view(self.source, self._sampler.short_side(spec)),
+            lambda: self._sampler.shares(spec),
             recipe,
             self._decoder,
             self._readers,
             self._depth,
             after,
             spec.epoch,
-            self._dealer.quarantine,
+            self._sampler.quarantine,
         )

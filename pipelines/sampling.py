@@ -90,7 +90,7 @@ class Pass(NamedTuple):
     """Not squares: groups of images of like shape."""
 
 
-class Dealer(Protocol):
+class Sampler(Protocol):
     """How one rank gets from a pass to its samples and to their preparation."""
 
     quarantine: Quarantine | None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hvdtrain.errors import DataError
-from pipelines.bad import PIXEL, PIXEL_SIZE, Bad, Quarantine
+from pipelines.bad import PIXEL, PIXEL_SIZE, BadSample, Quarantine
 from pipelines.channel import Channel
 from pipelines.images.decoder import DEPTH, DecodeError, Decoder
 from pipelines.images.headers import HeaderError, image_size
@@ -39,7 +39,7 @@ class Batch:
     """[N] int64 sample ids."""
     size_bytes: int
     """Size of the encoded images that were read for it."""
-    bad: tuple[Bad, ...] = ()
+    bad: tuple[BadSample, ...] = ()
     """The samples whose place is held by a grey image of weight 0."""
 
 
@@ -176,7 +176,7 @@ class Stream:
         detail = detail.removeprefix(f"{name}: ")
         if self._quarantine is None:
             raise DataError(f"{name}: {detail}")
-        self._quarantine.add([Bad(i, self._epoch, reason, name, detail)])
+        self._quarantine.add([BadSample(i, self._epoch, reason, name, detail)])
         return PIXEL, PIXEL_SIZE
 
     def _submit(self, work: _Work, decoding: deque[_Work]) -> None:

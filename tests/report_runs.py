@@ -59,7 +59,7 @@ class Log:
 def restarted(root: Path, *, starts: bool = True) -> Log:
     """Killed at step 30, ten steps after its checkpoint; goes on 948 s later on twice the nodes.
 
-    Training 40 s, of which none twice but 10 s lost. First sitting 990-1032 on two nodes, second
+    Training 40 s, of which none twice but 10 s lost. First attempt 990-1032 on two nodes, second
     1980-2024 on four. Top-1 is 0.5 after epoch 1, 0.8 after epoch 2. Without `starts` as older
     versions wrote it: the first 10 s are not told, nor the nodes.
     """

@@ -15,7 +15,7 @@ import torch
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Config, Metrics, Phase
 from hvdtrain.engine.reducer import Reducer
-from hvdtrain.engine.step import Alone
+from hvdtrain.engine.step import WorkerSpeed
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.telemetry.meter import Interval, Meter
@@ -43,7 +43,7 @@ def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
     state = SimpleNamespace(device=torch.device("cpu"), autocast=None)
     run: Any = SimpleNamespace(cfg=cfg, comm=comm, hosts=["a", "a"], paths=paths, state=state)
     efficiency = Efficiency(run)
-    efficiency._baselines[efficiency._key] = Alone(1000.0, 0.01)
+    efficiency._baselines[efficiency._key] = WorkerSpeed(1000.0, 0.01)
     sums, more = torch.tensor([8.0, 1, 3, 4]), torch.zeros(4, dtype=torch.float64)
 
     def drive(steps: int) -> None:

@@ -15,7 +15,7 @@ from hvdtrain.analysis.largest_batch import noise
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import choose_device, init_state
-from hvdtrain.engine.step import Alone, State, calibrate
+from hvdtrain.engine.step import State, WorkerSpeed, calibrate
 from hvdtrain.errors import ConfigError
 from hvdtrain.run.efficiency import about
 
@@ -45,7 +45,7 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
         with _released(state) as released:
             mine = calibrate(state, images)
         rows = comm.gather(torch.tensor(mine, dtype=torch.float64), "calibrate").tolist()
-        alone = Alone(*sorted(rows, reverse=True)[(len(rows) - 1) // 2])
+        alone = WorkerSpeed(*sorted(rows, reverse=True)[(len(rows) - 1) // 2])
         before_end = released()
         release_s = [max(0.0, alone.backward_s - seconds) for seconds in before_end]
         entries.append(

@@ -31,9 +31,9 @@ def doctor(
 ) -> None:
     """Check this machine, all ranks, or hosts, before a run does.
 
-    Alone: versions, Horovod's features, MPI, image decoding, ports. Under mpirun, horovodrun or
+    WorkerSpeed: versions, Horovod's features, MPI, image decoding, ports. Under mpirun, horovodrun or
     srun: also whether all ranks fit together, and the links between them. With --hosts: whether
-    ssh gets in, and all hosts have the same. docs/preflight.md lists every finding with its mend.
+    ssh gets in, and all hosts have the same. docs/preflight.md lists every finding with its fix.
     Exit code 1: a fault was found.
     """
     if hosts is not None:
@@ -49,24 +49,24 @@ def doctor(
 def _ask_hosts(hosts: str, config: str | None, overrides: list[str], as_json: bool) -> bool:
     from hvdtrain.launch.hosts import parse_hosts
     from hvdtrain.preflight.finding import as_dicts
-    from hvdtrain.preflight.hosts import Request, check_hosts, report_text
+    from hvdtrain.preflight.hosts import HostQuery, check_hosts, hosts_text
 
     if config is not None:
         load_config(config, overrides)  # its faults are told once, not by every host
-    report = check_hosts(parse_hosts(hosts), Request(config, overrides))
+    report = check_hosts(parse_hosts(hosts), HostQuery(config, overrides))
     if as_json:
         facts = {name: dataclasses.asdict(one) for name, one in report.facts.items()}
         found = as_dicts(report.findings)
         typer.echo(json.dumps({"ok": report.ok, "findings": found, "facts": facts}))
     else:
-        typer.echo(report_text(report))
+        typer.echo(hosts_text(report))
     return report.ok
 
 
 def _check_ranks(cfg: Config | None, comm: Comm, as_json: bool) -> bool:
     from hvdtrain.preflight.finding import as_dicts, findings_text
     from hvdtrain.preflight.judge import judge, measured
-    from hvdtrain.preflight.machine import examine, report_text
+    from hvdtrain.preflight.machine import examine, machine_text
     from hvdtrain.preflight.survey import survey
 
     machine: dict[str, Any] = examine() if comm.local_rank == 0 else {"checks": []}
@@ -81,6 +81,6 @@ def _check_ranks(cfg: Config | None, comm: Comm, as_json: bool) -> bool:
         told = {"ok": ok, "findings": as_dicts(found)}
         typer.echo(json.dumps(machine | told | {"ranks": [dataclasses.asdict(f) for f in facts]}))
     elif comm.rank == 0:
-        lines = [report_text(machine), *findings_text(found)]
+        lines = [machine_text(machine), *findings_text(found)]
         typer.echo("\n".join([*lines, measured(facts)] if comm.size > 1 else lines))
     return ok

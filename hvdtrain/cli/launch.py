@@ -26,7 +26,7 @@ from hvdtrain.launch.placement import Placement, place, placement_text
 from hvdtrain.launch.sbatch import Script, render
 from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
 from hvdtrain.paths import write_atomically
-from hvdtrain.preflight.hosts import Request, require_hosts
+from hvdtrain.preflight.hosts import HostQuery, require_hosts
 
 Launcher = Literal["auto", "mpirun", "horovodrun", "srun"]
 Controller = Literal["mpi", "gloo"]
@@ -86,9 +86,9 @@ def run(
     controller = controller or ("gloo" if launcher == "srun" else "mpi")
     remote = not _all_here(placement)
     if remote and not (in_slurm or dry_run):
-        require_hosts(placement.hosts, Request(*_config(arguments)))
+        require_hosts(placement.hosts, HostQuery(*_config(arguments)))
     nic = _nic(placement, arguments)
-    request = commands.Request(
+    request = commands.LaunchRequest(
         placement,
         (*own_command(), *arguments),
         tuple(forwarded(env, forward or ())),
@@ -125,7 +125,7 @@ def slurm(
     ] = None,
     gpus: Annotated[int, typer.Option(min=0, help="GPUs of each node; 0: train on CPUs.")] = 8,
     cores: Annotated[int, typer.Option(min=1, help="CPU cores of each rank.")] = 8,
-    time: Annotated[str, typer.Option(help="Time limit of one sitting.")] = "1-00:00:00",
+    time: Annotated[str, typer.Option(help="Time limit of one attempt.")] = "1-00:00:00",
     partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
     launcher: Annotated[BatchLauncher, typer.Option(help="What starts the ranks.")] = "srun",
     container: Annotated[Container | None, typer.Option(help="Run in containers.")] = None,
@@ -226,7 +226,7 @@ def _config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _command(
-    request: commands.Request, launcher: Launcher, controller: Controller
+    request: commands.LaunchRequest, launcher: Launcher, controller: Controller
 ) -> commands.Command:
     if launcher == "srun":
         return commands.srun(request, controller)
@@ -240,7 +240,7 @@ def _command(
 
 def _start(
     command: commands.Command,
-    request: commands.Request,
+    request: commands.LaunchRequest,
     launcher: Launcher,
     controller: Controller,
     nic: Nic | None,
@@ -259,4 +259,4 @@ def _start(
             store = stack.enter_context(rendezvous(address, placement.size))
             where = f"{address}:{store.server_port}"
             env = {**env, RENDEZVOUS: where, RANKS: str(placement.size)}
-        return run_job(command.words, env, command.gentle)
+        return run_job(command.words, env, command.checkpoint_signal)

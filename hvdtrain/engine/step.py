@@ -227,7 +227,7 @@ def average_buffers(state: State) -> None:
         buffer.copy_(part.view_as(buffer))
 
 
-class Alone(NamedTuple):
+class WorkerSpeed(NamedTuple):
     """One worker without communication."""
 
     images_per_second: float
@@ -235,7 +235,7 @@ class Alone(NamedTuple):
     """Of one update: its last backward pass, the time in which gradients can be sent."""
 
 
-def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> Alone:
+def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> WorkerSpeed:
     """Speed of one worker alone: the same update without communication, the batch at hand.
 
     All ranks calibrate at the same time, so what they share of a machine is in the figure.
@@ -262,7 +262,7 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
                 first_s = backward.total_s
         passes = (len(times) - 1) * updates * state.reducer.accumulate
         backward_s = (backward.total_s - first_s) / passes
-    return Alone(len(batch.labels) / statistics.median(times[1:]), backward_s)
+    return WorkerSpeed(len(batch.labels) / statistics.median(times[1:]), backward_s)
 
 
 @contextlib.contextmanager

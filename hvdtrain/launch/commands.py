@@ -24,7 +24,7 @@ SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 
 
 @dataclass(frozen=True)
-class Request:
+class LaunchRequest:
     """What to start, and where."""
 
     placement: Placement
@@ -47,7 +47,7 @@ class Command:
     """A command line, and the signal that it passes on to the ranks for a checkpoint."""
 
     words: tuple[str, ...]
-    gentle: Signals
+    checkpoint_signal: Signals
     warnings: tuple[str, ...] = ()
 
 
@@ -62,7 +62,7 @@ def open_mpi_version() -> tuple[int, ...]:
     return int(match[1]), int(match[2])
 
 
-def mpirun(request: Request, version: tuple[int, ...], prefix: str | None) -> Command:
+def mpirun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None) -> Command:
     """`mpirun` of Open MPI 4.1 or 5, whose runtime has other options; `prefix`: its folder."""
     five = version >= (5,)
     runtime = "--prtemca" if five else "-mca"
@@ -85,7 +85,7 @@ def mpirun(request: Request, version: tuple[int, ...], prefix: str | None) -> Co
 
 
 def horovodrun(
-    request: Request, controller: str, version: tuple[int, ...], prefix: str | None = None
+    request: LaunchRequest, controller: str, version: tuple[int, ...], prefix: str | None = None
 ) -> Command:
     """`horovodrun` over MPI or gloo; it forwards the whole environment it is given.
 
@@ -114,7 +114,7 @@ def horovodrun(
     return Command((*words, *request.training), SIGTERM, tuple(warnings))
 
 
-def srun(request: Request, controller: str, more: Sequence[str] = ()) -> Command:
+def srun(request: LaunchRequest, controller: str, more: Sequence[str] = ()) -> Command:
     """`srun` in an allocation: gloo by way of our own store, or MPI by PMIx."""
     words = ["srun", "--ntasks", str(request.placement.size)]
     words += ["--nodes", str(len(request.placement.hosts)), f"--wait={LATE_S}"]

@@ -23,10 +23,12 @@ STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """HOST:FILE that rank 0 makes when it was stopped and has written a checkpoint."""
 
 
-def run_job(command: Sequence[str], env: Mapping[str, str], gentle: signal.Signals) -> int:
+def run_job(
+    command: Sequence[str], env: Mapping[str, str], checkpoint_signal: signal.Signals
+) -> int:
     """Start `command` and wait; returns its exit code, 128 + n if signal n killed it.
 
-    On SIGTERM, SIGUSR1 or SIGINT it gets `gentle`, which it passes on, so that ranks write a
+    On SIGTERM, SIGUSR1 or SIGINT it gets `checkpoint_signal`, which it passes on, so that ranks write a
     checkpoint; on another one more than `REPEAT_S` later SIGTERM. If rank 0 told of an orderly
     stop, the code is that of Preempted. Raises ResourceError.
     """
@@ -42,7 +44,7 @@ def run_job(command: Sequence[str], env: Mapping[str, str], gentle: signal.Signa
             waiting.append(number)
         elif first is None:
             first = time.monotonic()
-            child.send_signal(gentle)
+            child.send_signal(checkpoint_signal)
         elif time.monotonic() - first > REPEAT_S:
             child.send_signal(signal.SIGTERM)
 

@@ -77,7 +77,7 @@ def place(
 
 
 @dataclass(frozen=True)
-class Found:
+class RankPlace:
     """What a rank found of its place."""
 
     host: str
@@ -86,9 +86,9 @@ class Found:
     """All that it sees."""
 
 
-def found_placement(ranks: Sequence[Found]) -> Placement:
+def actual_placement(ranks: Sequence[RankPlace]) -> Placement:
     """The placement as it came to be, from what every rank found, in rank order."""
-    by_host: dict[str, list[Found]] = {}
+    by_host: dict[str, list[RankPlace]] = {}
     for rank in ranks:
         by_host.setdefault(rank.host, []).append(rank)
     hosts = [Host(name, len(here)) for name, here in by_host.items()]

@@ -17,11 +17,11 @@ class Finding:
     name: str
     where: str
     found: str
-    mend: str
+    fix: str
     kind: type[HvdtrainError] | None = None
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, self.found, self.mend) if part)
+        return ": ".join(part for part in (self.where, self.found, self.fix) if part)
 
 
 def raise_faults(found: Iterable[Finding]) -> None:
@@ -46,7 +46,7 @@ def as_dicts(found: Iterable[Finding]) -> list[dict[str, object]]:
             "fault": one.kind is not None,
             "where": one.where,
             "found": one.found,
-            "mend": one.mend,
+            "fix": one.fix,
         }
         for one in found
     ]

@@ -28,7 +28,7 @@ ANSWER_S = 60
 AT_ONCE = 64
 
 REFUSALS = (
-    ("could not resolve", "the name is unknown", "mend the name, or add it to DNS or /etc/hosts"),
+    ("could not resolve", "the name is unknown", "fix the name, or add it to DNS or /etc/hosts"),
     ("timed out", "no answer to ssh", "is the host up, and the firewall open for ssh?"),
     ("no route to host", "the host is down", "start it, or leave it out of --hosts"),
     ("network is unreachable", "no route to it", "connect this host to its network"),
@@ -37,11 +37,11 @@ REFUSALS = (
      " add it to known_hosts: ssh-keyscan HOST >> ~/.ssh/known_hosts"),
     ("permission denied", "ssh wants a password, or refuses the key", "ssh-copy-id HOST"),
 )  # fmt: skip
-"""What ssh says, what it means and what mends it."""
+"""What ssh says, what it means and what fixes it."""
 
 
 @dataclass(frozen=True)
-class Request:
+class HostQuery:
     """What to ask of every host."""
 
     config: str | None = None
@@ -64,7 +64,7 @@ class Report:
         return all(finding.kind is None for finding in self.findings)
 
 
-def check_hosts(hosts: Sequence[Host], request: Request) -> Report:
+def check_hosts(hosts: Sequence[Host], request: HostQuery) -> Report:
     """Ask all hosts, and lay what they say side by side, and beside this host's versions."""
     names = [host.name for host in hosts]
     with ThreadPoolExecutor(min(AT_ONCE, len(hosts))) as pool:
@@ -81,13 +81,13 @@ def check_hosts(hosts: Sequence[Host], request: Request) -> Report:
     return Report(sorted(findings, key=lambda finding: finding.kind is None), facts)
 
 
-def require_hosts(hosts: Sequence[Host], request: Request) -> None:
+def require_hosts(hosts: Sequence[Host], request: HostQuery) -> None:
     """Before a launch: raise the first fault's error, with a line for each; warnings are left to
     the run, which finds them again."""
     raise_faults(check_hosts(hosts, request).findings)
 
 
-def _ask(name: str, request: Request, names: Sequence[str]) -> Facts | Finding:
+def _ask(name: str, request: HostQuery, names: Sequence[str]) -> Facts | Finding:
     """The facts of a host; its clock is what it is ahead of this host's."""
     asked = dataclasses.asdict(request) | {
         "peers": [other for other in names if other != name],
@@ -124,37 +124,37 @@ def refusal(name: str, code: int, stderr: str) -> Finding:
     """What a failed ssh means, by its exit code and what it said."""
     said = " ".join(stderr.split())
     if code == 255:
-        for sign, meaning, mend in REFUSALS:
+        for sign, meaning, fix in REFUSALS:
             if sign in said.lower():
-                return Finding("ssh", name, meaning, mend.replace("HOST", name), CommError)
+                return Finding("ssh", name, meaning, fix.replace("HOST", name), CommError)
         return Finding("ssh", name, f"ssh: {said}", f"try ssh {name} true", CommError)
     if code in (126, 127):
-        mend = "make setup in the same folder there, or mount the one of this host"
-        return Finding("python", name, f"no {sys.executable} there", mend, CommError)
+        fix = "make setup in the same folder there, or mount the one of this host"
+        return Finding("python", name, f"no {sys.executable} there", fix, CommError)
     if "cd:" in said:
-        mend = "the checkout and the run directory must be at the same path on all hosts"
-        return Finding("folder", name, f"no folder {Path.cwd()} there", mend, CommError)
+        fix = "the checkout and the run directory must be at the same path on all hosts"
+        return Finding("folder", name, f"no folder {Path.cwd()} there", fix, CommError)
     if code == 0 or "No module named" in said:
-        mend = "install the same on all hosts: the same checkout, and make setup in it"
+        fix = "install the same on all hosts: the same checkout, and make setup in it"
         text = "hvdtrain is missing there, or another version that cannot answer"
-        return Finding("version", name, text, mend, CommError)
+        return Finding("version", name, text, fix, CommError)
     last = stderr.strip().split("\n")[-1]
-    return Finding("host", name, f"hvdtrain fails there: {last}", "mend it there", CommError)
+    return Finding("host", name, f"hvdtrain fails there: {last}", "fix it there", CommError)
 
 
 def _slots(host: Host, facts: Mapping[str, Facts]) -> Iterator[Finding]:
     one = facts[host.name]
     if one.visible_gpus and host.slots > one.visible_gpus:
         text = f"{host.slots} ranks for {one.visible_gpus} GPUs"
-        mend = f"name it as {host.name}:{one.visible_gpus}"
-        yield Finding("gpu", host.name, text, mend, ConfigError)
+        fix = f"name it as {host.name}:{one.visible_gpus}"
+        yield Finding("gpu", host.name, text, fix, ConfigError)
     first = next(name for name, other in facts.items() if other.machine == one.machine)
     if first != host.name:
-        mend = "name it once, with all its slots"
-        yield Finding("local rank", host.name, f"is the same machine as {first}", mend, CommError)
+        fix = "name it once, with all its slots"
+        yield Finding("local rank", host.name, f"is the same machine as {first}", fix, CommError)
 
 
-def report_text(report: Report) -> str:
+def hosts_text(report: Report) -> str:
     """Lines for a person: every host that answered, then what was found."""
     lines = []
     for name, one in report.facts.items():

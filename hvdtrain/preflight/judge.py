@@ -116,20 +116,20 @@ def _versions(facts: Sequence[Facts], names: Names) -> Check:
         text = differ(((one, one.versions.get(package, "none")) for one in facts), names)
         if text is not None:
             kind = errors.CommError if package in STRICT else None
-            mend = "install the same on all hosts: the same checkout, and make setup in it"
-            yield Finding("version", package, text, mend, kind)
+            fix = "install the same on all hosts: the same checkout, and make setup in it"
+            yield Finding("version", package, text, fix, kind)
 
 
 def _config(facts: Sequence[Facts], names: Names) -> Check:
     if text := differ(((one, one.config) for one in facts), names):
-        mend = "copy the same file to all hosts, and to its parents named by extends"
-        yield Finding("config", "the config's hash", text, mend, errors.ConfigError)
+        fix = "copy the same file to all hosts, and to its parents named by extends"
+        yield Finding("config", "the config's hash", text, fix, errors.ConfigError)
 
 
 def _data(facts: Sequence[Facts], names: Names) -> Check:
     several = len({one.machine for one in facts}) > 1
     for key in dict.fromkeys(data.key for one in facts for data in one.data):
-        mend = "is it mounted there? The images must be at the same path on all hosts"
+        fix = "is it mounted there? The images must be at the same path on all hosts"
         here = [(one, data) for one in facts for data in one.data if data.key == key]
         lost: dict[str, list[Facts]] = {}
         for one, data in here:
@@ -140,7 +140,7 @@ def _data(facts: Sequence[Facts], names: Names) -> Check:
                 "data",
                 names.hosts(where),
                 text,
-                mend if several else f"name the images with {key}=DIR (docs/data.md)",
+                fix if several else f"name the images with {key}=DIR (docs/data.md)",
                 errors.DataError,
             )
         listed = [

@@ -56,7 +56,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def report_text(findings: dict[str, Any]) -> str:
+def machine_text(findings: dict[str, Any]) -> str:
     """The findings for a person: one line each, faults with what to do."""
     machine = findings["machine"]
     lines = [f"{name:<20}  {version}" for name, version in findings["versions"].items()]

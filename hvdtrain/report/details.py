@@ -1,4 +1,4 @@
-"""What a report tells of one run alone: notes, sittings, plan, bad images, environment."""
+"""What a report tells of one run alone: notes, attempts, plan, bad images, environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def alone(run: RunRecord, index: int, titled: bool) -> Html:
     plan = plan_of(run)
     parts = [
         tag("h3", "Notes") + _notes(run) if run.notes else "",
-        tag("h3", "Sittings") + _sittings(run),
+        tag("h3", "Attempts") + _attempts(run),
         tag("h3", "Plan") + (tag("pre", plan) if "\n" in plan else tag("p", plan, "quiet")),
         tag("h3", "Bad images") + _bad_samples(run) if run.bad_samples else "",
         tag("h3", "Checkpoints") + _checkpoints(run) if run.checkpoints else "",
@@ -39,17 +39,17 @@ def _notes(run: RunRecord) -> Html:
     return table(["time", "note"], rows)
 
 
-def _sittings(run: RunRecord) -> Html:
+def _attempts(run: RunRecord) -> Html:
     rows = [
         [
-            f"{when(sitting.began)}",
-            duration(sitting.seconds),
-            _span(sitting.first_epoch, sitting.last_epoch),
-            count(sitting.world_size),
-            count(sitting.nodes),
-            "run finished" if sitting.finished else "stopped" if following else "not told",
+            f"{when(attempt.began)}",
+            duration(attempt.seconds),
+            _span(attempt.first_epoch, attempt.last_epoch),
+            count(attempt.world_size),
+            count(attempt.nodes),
+            "run finished" if attempt.finished else "stopped" if following else "not told",
         ]
-        for sitting, following in zip_longest(run.sittings, run.sittings[1:])
+        for attempt, following in zip_longest(run.attempts, run.attempts[1:])
     ]
     return table(["start", "wall time", "epochs", "ranks", "nodes", "end"], rows)
 

@@ -1,4 +1,4 @@
-"""The events of a run as they were written: read, parted into sittings, what was lost left out."""
+"""The events of a run as they were written: read, parted into attempts, what was lost left out."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def split(events: list[Event]) -> list[list[Event]]:
-    """The events of each sitting; a start, a resume or steps that go back begin one.
+    """The events of each attempt; a start, a resume or steps that go back begin one.
 
-    The first lines of a resumed sitting are its notes, then its start.
+    The first lines of a resumed attempt are its notes, then its start.
     """
     groups: list[list[Event]] = [[]]
     seen: set[str] = set()
@@ -87,23 +87,23 @@ def split(events: list[Event]) -> list[list[Event]]:
 
 
 def restarts(path: Path) -> dict[str, int]:
-    """How often the run whose next sitting begins has been stopped, by a signal or by a crash."""
-    sittings = [
+    """How often the run whose next attempt begins has been stopped, by a signal or by a crash."""
+    attempts = [
         kinds
         for group in split(read_lines(path)[0])
         if "start" in (kinds := {event["kind"] for event in group}) and "end" not in kinds
     ]
-    by_signal = sum("stop" in kinds for kinds in sittings)
+    by_signal = sum("stop" in kinds for kinds in attempts)
     return {
         "restarts_after_signal": by_signal,
-        "restarts_after_crash": len(sittings) - by_signal,
+        "restarts_after_crash": len(attempts) - by_signal,
     }
 
 
 def surviving(groups: list[list[Event]]) -> tuple[list[tuple[int, Event]], float]:
-    """Intervals and evaluations of the way that led to the run's end, with their sitting.
+    """Intervals and evaluations of the way that led to the run's end, with their attempt.
 
-    What came after the checkpoint that a later sitting resumed from was lost and made again.
+    What came after the checkpoint that a later attempt resumed from was lost and made again.
     Second value: training seconds of what was lost.
     """
     kept: list[tuple[int, Event]] = []

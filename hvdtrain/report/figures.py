@@ -95,29 +95,29 @@ def best(run: RunRecord, metric: str) -> tuple[float, Point] | None:
     return choose(found, key=lambda pair: pair[0])
 
 
-def nodes_of(run: RunRecord, sitting: int, override: int | None = None) -> tuple[int, bool]:
-    """Machines of one sitting, and whether the run or the user told (else 1 is assumed)."""
-    told = override or run.sittings[sitting].nodes or whole(run.environment, "nodes")
-    ranks = run.sittings[sitting].world_size or whole(run.environment, "world_size")
+def nodes_of(run: RunRecord, attempt: int, override: int | None = None) -> tuple[int, bool]:
+    """Machines of one attempt, and whether the run or the user told (else 1 is assumed)."""
+    told = override or run.attempts[attempt].nodes or whole(run.environment, "nodes")
+    ranks = run.attempts[attempt].world_size or whole(run.environment, "world_size")
     return told or 1, told is not None or ranks == 1
 
 
 def node_hours(run: RunRecord, nodes: int | None = None, until_s: float = math.inf) -> float:
-    """Billed: nodes × wall time of every sitting, up to `until_s` after the run's first start.
+    """Billed: nodes × wall time of every attempt, up to `until_s` after the run's first start.
 
-    Set-up, evaluation, checkpoints and steps made twice count; pauses between sittings do not.
+    Set-up, evaluation, checkpoints and steps made twice count; pauses between attempts do not.
     """
-    began = run.sittings[0].began
+    began = run.attempts[0].began
     total = 0.0
-    for index, sitting in enumerate(run.sittings):
-        seconds = min(sitting.ended, began + until_s) - sitting.began
+    for index, attempt in enumerate(run.attempts):
+        seconds = min(attempt.ended, began + until_s) - attempt.began
         total += max(0.0, seconds) * nodes_of(run, index, nodes)[0]
     return total / 3600
 
 
 def paused_s(run: RunRecord) -> float:
-    """Wall time between sittings, when nothing ran."""
-    return sum(max(0.0, b.began - a.ended) for a, b in itertools.pairwise(run.sittings))
+    """Wall time between attempts, when nothing ran."""
+    return sum(max(0.0, b.began - a.ended) for a, b in itertools.pairwise(run.attempts))
 
 
 def ratio_names(run: RunRecord) -> list[str]:
@@ -179,8 +179,8 @@ def _efficiency(points: list[Point]) -> float | None:
     for point in points:
         value = number(point.values, "efficiency")
         if value is not None:
-            last[point.sitting] = value
-            seconds[point.sitting] = seconds.get(point.sitting, 0.0) + point.seconds
+            last[point.attempt] = value
+            seconds[point.attempt] = seconds.get(point.attempt, 0.0) + point.seconds
     total = sum(seconds.values())
     return sum(last[key] * seconds[key] for key in last) / total if total else None
 
@@ -221,7 +221,7 @@ def run_dict(run: RunRecord, targets: list[Target], prices: Prices) -> dict[str,
     top = best(run, "top1")
     train_s = last.train_s if last else 0.0
     samples = last.samples if last else 0.0
-    nodes = [nodes_of(run, index, prices.nodes) for index in range(len(run.sittings))]
+    nodes = [nodes_of(run, index, prices.nodes) for index in range(len(run.attempts))]
     planned = whole(run.summary, "epochs") or (whole(last.values, "epochs") if last else None)
     return {
         "run": run.label,
@@ -238,15 +238,15 @@ def run_dict(run: RunRecord, targets: list[Target], prices: Prices) -> dict[str,
         "images_per_second": samples / train_s if train_s else None,
         "scaling_efficiency": _overall_efficiency(run),
         "noise_scale": _noise_scale(run),
-        "world_size": run.sittings[-1].world_size or whole(run.environment, "world_size"),
+        "world_size": run.attempts[-1].world_size or whole(run.environment, "world_size"),
         "nodes": nodes[-1][0],
         "nodes_assumed": not all(told for _nodes, told in nodes),
         "train_seconds": train_s,
         "wall_seconds": run.wall_s,
-        "billed_seconds": sum(sitting.seconds for sitting in run.sittings),
+        "billed_seconds": sum(attempt.seconds for attempt in run.attempts),
         "paused_seconds": paused_s(run),
         "redone_seconds": run.redone_s,
-        "sittings": len(run.sittings),
+        "attempts": len(run.attempts),
         **cost_dict(run, prices),
         "bad_samples": len(run.bad_samples),
         "damaged_lines": run.damaged_lines,

@@ -93,8 +93,8 @@ def _comparison(figures: list[dict[str, Any]]) -> Html:
         ("ranks", [count(f["world_size"]) for f in figures]),
         ("training time", [duration(f["train_seconds"]) for f in figures]),
         ("wall time", [duration(f["wall_seconds"]) for f in figures]),
-        ("sittings", [count(f["sittings"]) for f in figures]),
-        ("paused between sittings", [duration(f["paused_seconds"] or None) for f in figures]),
+        ("attempts", [count(f["attempts"]) for f in figures]),
+        ("paused between attempts", [duration(f["paused_seconds"] or None) for f in figures]),
         ("steps made twice", [duration(f["redone_seconds"] or None) for f in figures]),
         ("bad images", [count(f["bad_samples"] or None) for f in figures]),
     ]
@@ -181,9 +181,9 @@ def _cost(figures: list[dict[str, Any]], prices: Prices) -> list[Html]:
         if price is not None
     ]
     text = (
-        f"Prices per node-hour: {', '.join(given)}. Counted is the wall time of every sitting times "
+        f"Prices per node-hour: {', '.join(given)}. Counted is the wall time of every attempt times "
         "its nodes: set-up, evaluation, checkpoints and steps made twice after a restart. Not "
-        "counted: pauses between sittings, what a killed sitting ran after its last event, and "
+        "counted: pauses between attempts, what a killed attempt ran after its last event, and "
         "what comes before and after hvdtrain itself (booting nodes, copying data)."
     )
     if any(run["nodes_assumed"] for run in figures):

@@ -15,7 +15,7 @@ from hvdtrain.report.run import RunRecord
 
 def plan_of(run: RunRecord) -> str:
     """`plan_text` of the run's config, or one line that says why there is none."""
-    ranks = run.sittings[-1].world_size or whole(run.environment, "world_size")
+    ranks = run.attempts[-1].world_size or whole(run.environment, "world_size")
     if not run.paths.config.is_file() or ranks is None:
         missing = "environment.json" if run.paths.config.is_file() else "config.yaml"
         return f"No plan: the run directory has no {missing}."

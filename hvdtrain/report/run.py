@@ -1,4 +1,4 @@
-"""A run directory as a report needs it: sittings, training intervals and evaluations that count.
+"""A run directory as a report needs it: attempts, training intervals and evaluations that count.
 
 Files of older versions and of runs that were killed are read as far as they go: keys may be
 missing, lines may be damaged, nothing but `events.jsonl` must be there.
@@ -26,7 +26,7 @@ from hvdtrain.report.events import (
 
 
 @dataclass(frozen=True)
-class Sitting:
+class Attempt:
     """The run's life from one start to its end, or to the last thing it wrote; Unix seconds."""
 
     began: float
@@ -55,12 +55,12 @@ class Point:
     train_s: float
     """Time of the training steps alone."""
     wall_s: float
-    """Time since the run's first start, pauses between sittings included."""
+    """Time since the run's first start, pauses between attempts included."""
     seconds: float
     """Of this interval; 0 for an evaluation."""
     began_at: float
     """Epochs done when this interval began."""
-    sitting: int
+    attempt: int
 
 
 @dataclass
@@ -72,7 +72,7 @@ class RunRecord:
     config: dict[str, Any]
     environment: dict[str, Any]
     summary: dict[str, Any]
-    sittings: list[Sitting]
+    attempts: list[Attempt]
     train: list[Point]
     evals: list[Point]
     checkpoints: list[Event]
@@ -90,12 +90,12 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return bool(self.summary) or any(sitting.finished for sitting in self.sittings)
+        return bool(self.summary) or any(attempt.finished for attempt in self.attempts)
 
     @property
     def wall_s(self) -> float:
         """From the first start to the last event, pauses included."""
-        return max(0.0, self.sittings[-1].ended - self.sittings[0].began)
+        return max(0.0, self.attempts[-1].ended - self.attempts[0].began)
 
     @property
     def last(self) -> Point | None:
@@ -121,16 +121,16 @@ def read_run(root: Path) -> RunRecord:
     has_bad = paths.bad_samples.is_file()
     bad_samples, bad_damaged = read_lines(paths.bad_samples) if has_bad else ([], 0)
     groups = split(timed)
-    sittings = [_sitting(group) for group in groups]
+    attempts = [_attempt(group) for group in groups]
     kept, redone_s = surviving(groups)
-    train, evals = _points(kept, sittings)
+    train, evals = _points(kept, attempts)
     return RunRecord(
         paths=paths,
         label=root.resolve().name,
         config=read_mapping(paths.config),
         environment=read_mapping(paths.environment),
         summary=read_mapping(paths.summary),
-        sittings=sittings,
+        attempts=attempts,
         train=train,
         evals=evals,
         checkpoints=[event for group in groups for event in group if event["kind"] == "checkpoint"],
@@ -141,7 +141,7 @@ def read_run(root: Path) -> RunRecord:
     )
 
 
-def _sitting(group: list[Event]) -> Sitting:
+def _attempt(group: list[Event]) -> Attempt:
     """When it began and ended: notes alone do not tell, they may belong to the next one."""
     telling = [event for event in group if event["kind"] != "note"] or group
     started = next((event for event in group if event["kind"] == "start"), {})
@@ -155,7 +155,7 @@ def _sitting(group: list[Event]) -> Sitting:
         if event
     ]
     epochs = [value for event in telling if (value := number(event, "epoch")) is not None]
-    return Sitting(
+    return Attempt(
         began=min(began),
         ended=max(telling[-1]["time"], min(began)),
         world_size=whole(started, "world_size") or whole(ended, "world_size"),
@@ -167,10 +167,10 @@ def _sitting(group: list[Event]) -> Sitting:
 
 
 def _points(
-    kept: list[tuple[int, Event]], sittings: list[Sitting]
+    kept: list[tuple[int, Event]], attempts: list[Attempt]
 ) -> tuple[list[Point], list[Point]]:
     """Training intervals and evaluations with the sums up to each."""
-    points = list(_walk(kept, sittings[0].began))
+    points = list(_walk(kept, attempts[0].began))
     train = [point for point in points if point.values["kind"] == "train"]
     evals = [point for point in points if point.values["kind"] == "eval"]
     return train, evals
@@ -178,7 +178,7 @@ def _points(
 
 def _walk(kept: list[tuple[int, Event]], began: float) -> Iterator[Point]:
     samples = train_s = epoch = 0.0
-    for sitting, event in kept:
+    for attempt, event in kept:
         seconds = interval_s(event) if event["kind"] == "train" else 0.0
         if event["kind"] == "train":
             samples += number(event, "samples") or 0.0
@@ -186,7 +186,7 @@ def _walk(kept: list[tuple[int, Event]], began: float) -> Iterator[Point]:
         began_at, found = epoch, number(event, "epoch")
         epoch = epoch if found is None else found
         wall_s = max(0.0, event["time"] - began)
-        yield Point(event, epoch, samples, train_s, wall_s, seconds, began_at, sitting)
+        yield Point(event, epoch, samples, train_s, wall_s, seconds, began_at, attempt)
 
 
 def told_apart(runs: list[RunRecord]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from hvdtrain.comm.agreement import together
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.step import Alone, State, calibrate
+from hvdtrain.engine.step import State, WorkerSpeed, calibrate
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import write_atomically
 from hvdtrain.plan.epochs import Epoch
@@ -43,7 +43,7 @@ class Efficiency:
         self._run = run
         self._stored = _stored(run)
         self._stored_here = _of_this_run(run)
-        self._baselines: dict[_Key, Alone] = {}
+        self._baselines: dict[_Key, WorkerSpeed] = {}
         self._key = _Key(0, 0, 0)
         self._actual_s = 0.0
         self._ideal_s = 0.0
@@ -102,7 +102,7 @@ class Efficiency:
         lost = {cause: seconds / self._actual_s for cause, seconds in self._lost_s.items()}
         return {"scaling_efficiency": self._ideal_s / self._actual_s, "lost_time": lost}
 
-    def _ceiling(self, alone: Alone, interval: Interval) -> float | None:
+    def _ceiling(self, alone: WorkerSpeed, interval: Interval) -> float | None:
         """What the link allows; None on one machine, or where its speed is not known."""
         run, told = self._run, self._run.cfg.comm.link_gbit
         speed = told * 1e9 / 8 if told is not None else interval.link_bytes_per_s
@@ -113,11 +113,11 @@ class Efficiency:
         return efficiency_ceiling(alone_s, alone.backward_s, network_s)
 
 
-def _measure(run: Run, batch: Any) -> Alone:
+def _measure(run: Run, batch: Any) -> WorkerSpeed:
     run.comm.sum_(torch.zeros(1), "calibrate.start")  # all at the same time
     mine = torch.tensor(calibrate(run.state, batch), dtype=torch.float64)
     by_speed = sorted(run.comm.gather(mine, "calibrate").tolist(), reverse=True)
-    return Alone(*by_speed[(len(by_speed) - 1) // 2])
+    return WorkerSpeed(*by_speed[(len(by_speed) - 1) // 2])
 
 
 def about(cfg: Config, state: State) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def about(cfg: Config, state: State) -> dict[str, Any]:
     return {"model": cfg.model.name, "precision": precision, "device": name}
 
 
-def _write(run: Run, baselines: dict[_Key, Alone]) -> None:
+def _write(run: Run, baselines: dict[_Key, WorkerSpeed]) -> None:
     accumulate = {"accumulate": run.cfg.train.accumulate}
     entries = [
         {**key._asdict(), **accumulate, **alone._asdict()} for key, alone in baselines.items()
@@ -140,7 +140,7 @@ def _write(run: Run, baselines: dict[_Key, Alone]) -> None:
         run.sinks.write("note", {"text": f"warning: {error}"})
 
 
-def _stored(run: Run) -> dict[_Key, Alone]:
+def _stored(run: Run) -> dict[_Key, WorkerSpeed]:
     """`metrics.calibration`, which rank 0 alone needs to see. Raises ResourceError on all ranks
     where it cannot be used."""
     name, comm = run.cfg.metrics.calibration, run.comm
@@ -153,8 +153,8 @@ def _stored(run: Run) -> dict[_Key, Alone]:
     return _by_key(json.loads(comm.gather_text(json.dumps(entries))[0]))
 
 
-def _of_this_run(run: Run) -> dict[_Key, Alone]:
-    """What an earlier sitting measured, so that the file keeps it; for rank 0."""
+def _of_this_run(run: Run) -> dict[_Key, WorkerSpeed]:
+    """What an earlier attempt measured, so that the file keeps it; for rank 0."""
     try:
         stored = (
             _read(run.paths.calibration, about(run.cfg, run.state)) if run.comm.rank == 0 else []
@@ -164,10 +164,10 @@ def _of_this_run(run: Run) -> dict[_Key, Alone]:
         return {}
 
 
-def _by_key(entries: list[dict[str, Any]]) -> dict[_Key, Alone]:
+def _by_key(entries: list[dict[str, Any]]) -> dict[_Key, WorkerSpeed]:
     return {
-        _Key(*(entry[field] for field in _Key._fields)): Alone(
-            *(entry[field] for field in Alone._fields)
+        _Key(*(entry[field] for field in _Key._fields)): WorkerSpeed(
+            *(entry[field] for field in WorkerSpeed._fields)
         )
         for entry in entries
     }
@@ -182,7 +182,7 @@ def _read(file: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
         for entry in entries:
             if any(type(entry[field]) is not int for field in _Key._fields):
                 raise ValueError("a size that is no whole number")
-            if any(type(entry[field]) is not float for field in Alone._fields):
+            if any(type(entry[field]) is not float for field in WorkerSpeed._fields):
                 raise ValueError("a speed that is no number")
             if not (0 < entry["images_per_second"] < math.inf and entry["backward_s"] >= 0):
                 raise ValueError("a speed that cannot be")

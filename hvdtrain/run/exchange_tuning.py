@@ -57,7 +57,7 @@ class Tuning:
 def tune(cfg: Config, comm: Comm, file: Path) -> Tuning:
     """Resolve `comm.group_mb` and `comm.compression`; every rank must call.
 
-    What `file` of an earlier sitting with as many ranks holds is kept, as other groups or types
+    What `file` of an earlier attempt with as many ranks holds is kept, as other groups or types
     would change the run's arithmetic. Only rank 0 needs to see the file.
     """
     if cfg.comm.tune == "fixed" or comm.size == 1:
@@ -153,7 +153,7 @@ def _resolve(
 
 
 def _read(file: Path, ranks: int) -> dict[str, Any] | None:
-    """What an earlier sitting chose; None if there is nothing that fits this one."""
+    """What an earlier attempt chose; None if there is nothing that fits this one."""
     try:
         record: dict[str, Any] = json.loads(file.read_bytes())
         size, compression = record["group_mb"], record["compression"]

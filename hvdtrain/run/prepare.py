@@ -20,7 +20,7 @@ from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.step import State
 from hvdtrain.errors import CheckpointError
-from hvdtrain.launch.placement import Found, found_placement, placement_text
+from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
 from hvdtrain.models.weights import load_weights
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.paths import RunPaths, write_atomically
@@ -53,7 +53,7 @@ class Run:
     hosts: list[str]
     """The host of every rank."""
     begun: bool = False
-    """Whether this sitting has its first batch: until then its pipelines are filling."""
+    """Whether this attempt has its first batch: until then its pipelines are filling."""
 
     def close(self) -> None:
         """Stop loaders and sinks."""
@@ -77,7 +77,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
         if comm.rank == 0:
             paths.create()
     own = (socket.gethostname(), torch.get_num_threads(), torch.cuda.device_count())
-    ranks = [Found(*json.loads(text)) for text in comm.gather_text(json.dumps(own))]
+    ranks = [RankPlace(*json.loads(text)) for text in comm.gather_text(json.dumps(own))]
     hosts = [rank.host for rank in ranks]
     with together(comm):
         sinks = Sinks(cfg, comm, paths, hosts)
@@ -86,7 +86,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     for finding in found:
         sinks.write("note", {"text": f"warning: {finding}"})
     if comm.size > 1:
-        sinks.write("note", {"text": f"placement: {placement_text(found_placement(ranks))}"})
+        sinks.write("note", {"text": f"placement: {placement_text(actual_placement(ranks))}"})
     if comm.size > 1 and facts:
         sinks.write("note", {"text": f"preflight: {measured(facts)}"})
     restore(run, must=resumed)

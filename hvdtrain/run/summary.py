@@ -14,7 +14,7 @@ def write_summary(
     run: Run, result: dict[str, float], efficiency: dict[str, Any], wall_s: float
 ) -> dict[str, Any]:
     """`summary.json` by rank 0; the same values on every rank. `result` of the last evaluation,
-    `efficiency` of this sitting."""
+    `efficiency` of this attempt."""
     state = run.state
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
     summary = {

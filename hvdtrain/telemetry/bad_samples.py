@@ -13,7 +13,7 @@ from hvdtrain.config.schema import Data
 from hvdtrain.errors import DataError
 from hvdtrain.paths import write_atomically
 from hvdtrain.telemetry.sinks import Sinks
-from pipelines.bad import Bad
+from pipelines.bad import BadSample
 
 NAMED = 5
 """Bad images named in one line of the log; the list in the run directory has them all."""
@@ -30,8 +30,8 @@ class BadSamples:
         self._limit = data.max_bad_ratio
         self._comm = comm
         self._path = path
-        self._listed: dict[int, Bad] = {}
-        self._unlisted: dict[int, Bad] = {}
+        self._listed: dict[int, BadSample] = {}
+        self._unlisted: dict[int, BadSample] = {}
         self._masked = 0
         self._masked_in_epoch = 0
 
@@ -41,16 +41,16 @@ class BadSamples:
             return []
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
-    def restore(self, entries: list[dict[str, Any]]) -> list[Bad]:
+    def restore(self, entries: list[dict[str, Any]]) -> list[BadSample]:
         """Take up what rank 0 has `read`, on every rank."""
-        self._listed = {entry["index"]: Bad(**entry) for entry in entries}
+        self._listed = {entry["index"]: BadSample(**entry) for entry in entries}
         return list(self._listed.values())
 
     def start_epoch(self) -> None:
         """Begin to count towards `max_bad_ratio` anew."""
         self._masked_in_epoch = 0
 
-    def add(self, found: Iterable[Bad], sinks: Sinks) -> None:
+    def add(self, found: Iterable[BadSample], sinks: Sinks) -> None:
         """The images masked in one batch of this rank."""
         for bad in found:
             self._masked += 1
@@ -62,7 +62,7 @@ class BadSamples:
         """This rank's images masked since `settle`, and of these the ones not listed yet."""
         return self._masked, len(self._unlisted)
 
-    def settle(self, masked: int, unlisted: int, num_samples: int, sinks: Sinks) -> list[Bad]:
+    def settle(self, masked: int, unlisted: int, num_samples: int, sinks: Sinks) -> list[BadSample]:
         """Name the new ones; every rank calls with the sums of `counts` over all ranks.
 
         Returns the new ones of all ranks. Raises DataError on every rank once more than
@@ -85,17 +85,17 @@ class BadSamples:
             raise fault
         return found
 
-    def _exchange(self) -> list[Bad]:
+    def _exchange(self) -> list[BadSample]:
         mine = json.dumps([asdict(bad) for bad in self._unlisted.values()])
         texts = self._comm.gather_text(mine)
-        entries = [Bad(**entry) for text in texts for entry in json.loads(text)]
+        entries = [BadSample(**entry) for text in texts for entry in json.loads(text)]
         found = {bad.index: bad for bad in sorted(entries, key=lambda bad: bad.index)}
         self._listed.update(found)
         self._unlisted.clear()
         return list(found.values())
 
 
-def _note(found: list[Bad], path: Path) -> str:
+def _note(found: list[BadSample], path: Path) -> str:
     names = ", ".join(f"{bad.name} ({bad.reason}: {bad.detail})" for bad in found[:NAMED])
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return f"warning: {len(found)} bad images masked, listed in {path}: {names}{more}"

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hvdtrain.errors import DataError, ResourceError
-from pipelines.commands.pack_folder import Bad, PackingFolder
+from pipelines.commands.pack_folder import PackingFolder, Rejected
 from pipelines.commands.resizer import BATCH, Resizer, Size
 from pipelines.commands.shard_writer import ShardWriter
 from pipelines.images.headers import HeaderError, image_size
@@ -134,7 +134,7 @@ class _Shard:
         self._quality = options.quality
         self._sides = {str(side or "orig"): side for side in options.short_sides}
         self._rows: list[tuple[int, ...]] = []
-        self._bad: list[Bad] = []
+        self._bad: list[Rejected] = []
 
     def make(self, resizer: Resizer, advance: Callable[[int], None], stop: threading.Event) -> None:
         """Write the files, then the record that they are complete. Nothing if stopped."""
@@ -162,11 +162,11 @@ class _Shard:
                 encoded = self._source.read(i)
                 good.append((i, encoded, image_size(encoded)))
             except (DataError, HeaderError) as error:
-                self._bad.append(Bad(i, str(error).removeprefix(f"{self._source.name(i)}: ")))
+                self._bad.append(Rejected(i, str(error).removeprefix(f"{self._source.name(i)}: ")))
         copies = resizer([encoded for _i, encoded, _size in good], [size for *_, size in good])
         for (i, encoded, size), made in zip(good, copies, strict=True):
             if isinstance(made, str):
-                self._bad.append(Bad(i, made))
+                self._bad.append(Rejected(i, made))
                 continue
             row = [i, *size]
             for name, side in self._sides.items():

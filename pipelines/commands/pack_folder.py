@@ -33,7 +33,7 @@ _BAD = "bad.txt"
 _SHOWN = 10  # bad images named in a message
 
 
-class Bad(NamedTuple):
+class Rejected(NamedTuple):
     """An image that cannot be packed."""
 
     sample: int
@@ -117,7 +117,7 @@ class PackingFolder:
         shard: int,
         rows: list[tuple[int, ...]],
         files: list[tuple[int, int]],
-        bad: list[Bad],
+        bad: list[Rejected],
     ) -> None:
         """A shard is complete. `rows`: id, height, width, then offset, size and crc32 of every
         copy; `files`: size and crc32 of the shard of every copy."""

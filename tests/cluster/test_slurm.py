@@ -62,7 +62,7 @@ class Jobs:
         return (self.folder / f"{name}-{job}.log").read_text()
 
     def wait_for_steps(self, name: str, job: str, count: int) -> None:
-        """Of all sittings together; fails if the job has ended for good before."""
+        """Of all attempts together; fails if the job has ended for good before."""
         events = self.run_dir(name, job) / "events.jsonl"
 
         def done() -> bool:

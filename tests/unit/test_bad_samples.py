@@ -13,7 +13,7 @@ from hvdtrain.config.schema import Config, Data, Metrics, Phase
 from hvdtrain.errors import DataError
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.prometheus import Exporter
-from pipelines.bad import REASONS, Bad
+from pipelines.bad import REASONS, BadSample
 from tests.launch import free_port
 
 
@@ -32,11 +32,11 @@ class Notes:
         self.reasons.append(reason)
 
 
-def bad(index: int, reason: str = "decode") -> Bad:
-    return Bad(index, 0, reason, f"a/{index}.jpg", "damaged")
+def bad(index: int, reason: str = "decode") -> BadSample:
+    return BadSample(index, 0, reason, f"a/{index}.jpg", "damaged")
 
 
-def settle(samples: BadSamples, sinks: Any, num_samples: int = 100) -> list[Bad]:
+def settle(samples: BadSamples, sinks: Any, num_samples: int = 100) -> list[BadSample]:
     return samples.settle(*samples.counts(), num_samples, sinks)
 
 

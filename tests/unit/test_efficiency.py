@@ -14,7 +14,7 @@ import torch
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Comm as CommConfig
 from hvdtrain.config.schema import Config, Metrics, Phase
-from hvdtrain.engine.step import Alone
+from hvdtrain.engine.step import WorkerSpeed
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
 from hvdtrain.run import efficiency
@@ -59,9 +59,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was calibrated; one worker alone makes 100 images/s."""
     calls: list[Any] = []
 
-    def calibrate(_state: object, batch: Any) -> Alone:
+    def calibrate(_state: object, batch: Any) -> WorkerSpeed:
         calls.append(batch)
-        return Alone(100.0, 0.06)
+        return WorkerSpeed(100.0, 0.06)
 
     monkeypatch.setattr(efficiency, "calibrate", calibrate)
     return calls

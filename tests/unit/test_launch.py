@@ -14,7 +14,7 @@ from hvdtrain.launch import commands
 from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement
 from hvdtrain.launch.forwarding import forwarded, kept_back
 from hvdtrain.launch.hosts import Host, parse_hosts, read_hostfile
-from hvdtrain.launch.placement import Found, found_placement, place, placement_text
+from hvdtrain.launch.placement import RankPlace, actual_placement, place, placement_text
 from hvdtrain.launch.slurm_task import horovod_variables, tasks_per_node
 
 pytestmark = pytest.mark.unit
@@ -90,8 +90,8 @@ def test_cores_and_gpus() -> None:
 
 
 def test_placement_as_ranks_found_it() -> None:
-    ranks = [Found("a", 2, 0), Found("b", 4, 0), Found("a", 2, 0)]  # dealt in turn
-    assert placement_text(found_placement(ranks)) == (
+    ranks = [RankPlace("a", 2, 0), RankPlace("b", 4, 0), RankPlace("a", 2, 0)]  # dealt in turn
+    assert placement_text(actual_placement(ranks)) == (
         "3 ranks on 1 host (a): 2 ranks, 2 cores a rank, no GPU; "
         "1 host (b): 1 rank, 4 cores a rank, no GPU"
     )
@@ -204,7 +204,7 @@ def test_secrets_stay_here() -> None:
         forwarded(env, ["MISSING"])
 
 
-REQUEST = commands.Request(
+REQUEST = commands.LaunchRequest(
     place(TWO),
     ("/v/bin/hvdtrain", "train", "x.yaml"),
     ("PATH",),
@@ -224,7 +224,7 @@ def test_mpirun_4() -> None:
         *("-mca", "odls_base_sigkill_timeout", "10", "-x", "PATH"),
         *("/v/bin/hvdtrain", "train", "x.yaml"),
     )
-    assert command.gentle == SIGUSR1
+    assert command.checkpoint_signal == SIGUSR1
 
 
 def test_mpirun_5() -> None:
@@ -237,19 +237,19 @@ def test_mpirun_5() -> None:
 
 
 def test_mpirun_on_one_host_and_in_slurm() -> None:
-    alone = commands.Request(place([Host("localhost", 2)]), ("hvdtrain",))
+    alone = commands.LaunchRequest(place([Host("localhost", 2)]), ("hvdtrain",))
     words = commands.mpirun(alone, (4, 1), "/v").words
     assert not {"--prefix", "plm_rsh_args", "btl_tcp_if_include"} & set(words)
-    other = commands.Request(place([Host("b", 2)]), ("hvdtrain",), remote=True)
+    other = commands.LaunchRequest(place([Host("b", 2)]), ("hvdtrain",), remote=True)
     assert {"--prefix", "plm_rsh_args"} <= set(commands.mpirun(other, (4, 1), "/v").words)
-    inside = commands.Request(place(TWO), ("hvdtrain",), remote=True, in_slurm=True)
+    inside = commands.LaunchRequest(place(TWO), ("hvdtrain",), remote=True, in_slurm=True)
     assert "-H" not in commands.mpirun(inside, (4, 1), "/v").words
 
 
 def test_horovodrun() -> None:
     command = commands.horovodrun(REQUEST, "mpi", (4, 1), "/v")
     assert command.words[:6] == ("horovodrun", "--mpi", "-np", "6", "-H", "a:4,b:2")
-    assert command.gentle == SIGTERM
+    assert command.checkpoint_signal == SIGTERM
     gloo = commands.horovodrun(REQUEST, "gloo", ())
     assert any("isolated networks only" in text for text in gloo.warnings)
     with pytest.raises(ConfigError, match="Open MPI 5 refuses"):
@@ -260,4 +260,4 @@ def test_srun() -> None:
     command = commands.srun(REQUEST, "gloo")
     assert command.words[:6] == ("srun", "--ntasks", "6", "--nodes", "2", "--wait=60")
     assert "--mpi=pmix" in commands.srun(REQUEST, "mpi").words
-    assert command.gentle == SIGUSR1
+    assert command.checkpoint_signal == SIGUSR1

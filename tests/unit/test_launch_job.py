@@ -91,7 +91,7 @@ def test_an_orderly_stop_is_told_whatever_the_launcher_says(
 
 
 def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
-    """As the gentle one, so that ranks can write a checkpoint."""
+    """As the one that asks for a checkpoint, so that ranks can write a checkpoint."""
     log = tmp_path / "log"
     child = (
         "import signal, time, pathlib\n"

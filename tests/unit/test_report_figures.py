@@ -67,7 +67,7 @@ def test_the_whole_of_a_restarted_run(tmp_path: Path) -> None:
     restarted(tmp_path)
     run = read_run(tmp_path)
     found = run_dict(run, [], PRICES)
-    assert [(s.began, s.ended, s.world_size) for s in run.sittings] == [
+    assert [(s.began, s.ended, s.world_size) for s in run.attempts] == [
         (990.0, 1032, 4),
         (1980.0, 2024, 8),
     ]
@@ -77,11 +77,11 @@ def test_the_whole_of_a_restarted_run(tmp_path: Path) -> None:
     assert found["node_hours"] == pytest.approx((2 * 42 + 4 * 44) / 3600)
     assert found["cost"] == pytest.approx((2 * 42 + 4 * 44) / 3600 * 24.48)
     assert (found["samples"], found["images_per_second"]) == (400.0, 10.0)
-    assert (found["finished"], found["sittings"], found["nodes_assumed"]) == (True, 2, False)
+    assert (found["finished"], found["attempts"], found["nodes_assumed"]) == (True, 2, False)
     assert len(run.checkpoints) == 2
 
 
-def test_nodes_by_the_user_replace_those_of_every_sitting(tmp_path: Path) -> None:
+def test_nodes_by_the_user_replace_those_of_every_attempt(tmp_path: Path) -> None:
     restarted(tmp_path)
     run = read_run(tmp_path)
     assert node_hours(run, nodes=16) == pytest.approx(16 * (42 + 44) / 3600)
@@ -91,7 +91,7 @@ def test_nodes_by_the_user_replace_those_of_every_sitting(tmp_path: Path) -> Non
 def test_an_old_run_without_starts_is_parted_where_its_steps_go_back(tmp_path: Path) -> None:
     restarted(tmp_path, starts=False)
     run = read_run(tmp_path)
-    assert [(s.began, s.ended) for s in run.sittings] == [(1000.0, 1032), (1980.0, 2024)]
+    assert [(s.began, s.ended) for s in run.attempts] == [(1000.0, 1032), (1980.0, 2024)]
     found = run_dict(run, [Target("top1", 0.75)], PRICES)
     assert found["targets"][0]["train_seconds"] == 40.0
     assert found["targets"][0]["wall_seconds"] == 2022 - 1000
@@ -99,25 +99,25 @@ def test_an_old_run_without_starts_is_parted_where_its_steps_go_back(tmp_path: P
     assert found["node_hours"] == pytest.approx((32 + 44) / 3600)
 
 
-def test_notes_before_a_resume_do_not_lengthen_the_sitting_before(tmp_path: Path) -> None:
+def test_notes_before_a_resume_do_not_lengthen_the_attempt_before(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.train(1010, 10)
     log.write(1900, "note", text="warning: e2: damaged")
     log.write(1901, "note", text="resumed from e1: epoch 0, image 100")
     log.train(2010, 20)
     run = read_run(tmp_path)
-    assert [(s.began, s.ended) for s in run.sittings] == [(1000.0, 1010), (2000.0, 2010)]
+    assert [(s.began, s.ended) for s in run.attempts] == [(1000.0, 1010), (2000.0, 2010)]
     assert run.train[-1].train_s == 20.0
     assert [note["time"] for note in run.notes] == [1900, 1901]
 
 
-def test_a_start_that_came_to_nothing_is_a_sitting(tmp_path: Path) -> None:
+def test_a_start_that_came_to_nothing_is_a_attempt(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.write(100, "start", world_size=1, nodes=1, setup_seconds=40.0)
     log.write(500, "start", world_size=1, nodes=1, setup_seconds=40.0)
     log.train(520, 10)
     run = read_run(tmp_path)
-    assert [s.seconds for s in run.sittings] == [40.0, 60.0]
+    assert [s.seconds for s in run.attempts] == [40.0, 60.0]
     assert not run.finished
 
 
@@ -135,7 +135,7 @@ def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
         log.train(time + 2, 10 * number)
         if ended == "stop":
             log.write(time + 3, "stop", cause="signal", step=10)
-    log.write(5000.0, "note", text="resumed from c")  # of the sitting that asks
+    log.write(5000.0, "note", text="resumed from c")  # of the attempt that asks
     assert restarts(log.root / "events.jsonl") == {
         "restarts_after_signal": 1,
         "restarts_after_crash": 3,

@@ -19,7 +19,7 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config, Model, Phase
 from hvdtrain.engine.build import Parts, set_up
-from hvdtrain.engine.step import Alone, train_step
+from hvdtrain.engine.step import WorkerSpeed, train_step
 from hvdtrain.errors import ConfigError, ResourceError, TrainingError
 from hvdtrain.models import build_model
 from hvdtrain.optim import optimizer_tensors
@@ -195,10 +195,10 @@ def test_the_picture_and_the_figures_are_written(digits_root: Path, tmp_path: Pa
 def search(parts: Parts, monkeypatch: pytest.MonkeyPatch, room: int, most: int) -> list[Trial]:
     """A device that holds `room` images."""
 
-    def calibrate(_state: object, batch: lr_range.Batch, **_: object) -> Alone:
+    def calibrate(_state: object, batch: lr_range.Batch, **_: object) -> WorkerSpeed:
         if len(batch.labels) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return Alone(100.0 + len(batch.labels), 0.0)
+        return WorkerSpeed(100.0 + len(batch.labels), 0.0)
 
     monkeypatch.setattr(largest_batch, "calibrate", calibrate)
     memory = Memory(parts.state, 1e12)

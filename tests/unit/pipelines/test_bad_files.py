@@ -13,7 +13,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image, ImageOps
 
 from hvdtrain.errors import DataError
-from pipelines.bad import PIXEL_LEVEL, Bad, Quarantine
+from pipelines.bad import PIXEL_LEVEL, BadSample, Quarantine
 from pipelines.images.headers import HeaderError, image_size
 from tests import bad_files
 from tests.bad_files import BAD, ON_DISK, SILENT, SOUND, Kind
@@ -138,7 +138,7 @@ def test_masking_leaves_all_other_pixels_as_they_are(make_loaders, mixed, tmp_pa
 def test_a_quarantined_sample_is_not_decoded_again(make_loaders, mixed, monkeypatch):
     loaders, _epochs = passes(make_loaders, mixed)
     names = {str(mixed[name]) for name in {**BAD, **ON_DISK}}
-    source = loaders._lanes["train"].source
+    source = loaders._prefetchers["train"].source
     read, original = [], source.read
 
     def reading(i):
@@ -165,7 +165,7 @@ def test_a_sample_found_bad_by_another_rank_is_masked_in_batches_made_already(ma
     )
     batches = loaders.train(epoch)
     next(batches)
-    loaders.set_aside([Bad(victim, 2, "decode", "elsewhere", "damaged")])
+    loaders.set_aside([BadSample(victim, 2, "decode", "elsewhere", "damaged")])
     found = [bad for _i, b in batches for bad in b.bad]
     assert victim in {bad.index for bad in found}
     assert victim not in {bad.index for bad in upcoming}
@@ -173,8 +173,8 @@ def test_a_sample_found_bad_by_another_rank_is_masked_in_batches_made_already(ma
 
 def test_quarantine_counts_from_the_epoch_of_the_failure():
     quarantine = Quarantine()
-    quarantine.add([Bad(7, 5, "decode", "x", "y"), Bad(7, 3, "decode", "x", "y")])
-    quarantine.add([Bad(7, 4, "decode", "x", "y")])
+    quarantine.add([BadSample(7, 5, "decode", "x", "y"), BadSample(7, 3, "decode", "x", "y")])
+    quarantine.add([BadSample(7, 4, "decode", "x", "y")])
     assert [quarantine.find(7, epoch) is not None for epoch in (2, 3, 4)] == [False, True, True]
     assert set(quarantine.among(np.array([1, 7, 2, 7]), 3)) == {1, 3}
     assert quarantine.among(np.array([1, 7]), 2) == {}

@@ -124,7 +124,7 @@ def test_resized_images_are_within_two_levels(make, make_loaders, small, augment
 
 def test_ranks_of_a_node_share_one_copy_and_decode_a_part_each(make, make_loaders, small):
     ranks = node(make, small, size=3)
-    caches = [loaders._lanes["train"].cache for loaders in ranks]
+    caches = [loaders._prefetchers["train"].cache for loaders in ranks]
     before = caches[2].pixels[0, 0, 0, 0].item()
     caches[0].pixels[0, 0, 0, 0] = 255 - before
     assert caches[2].pixels[0, 0, 0, 0].item() == 255 - before
@@ -144,7 +144,7 @@ from pipelines.loader import Loaders
 data = Data(train={str(small)!r}, augment="pad_crop", cache="ram", decode_threads=1)
 loaders = Loaders(data, seed=0, rank=0, world_size=1, device=torch.device("cpu"))
 loaders.accept([loaders.offer()])
-assert loaders._lanes["train"].cache.pixels.any()
+assert loaders._prefetchers["train"].cache.pixels.any()
 os.kill(os.getpid(), signal.SIGKILL)
 """
     before = set(Path("/dev/shm").iterdir())
