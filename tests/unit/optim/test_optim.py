@@ -11,7 +11,7 @@ from torch import nn
 
 from hvdtrain.config.schema import Optimizer
 from hvdtrain.optim import build_optimizer, optimizer_tensors, set_rates
-from tests.unit.optim_references import (
+from tests.unit.optim.optim_references import (
     BETA2,
     DECAY,
     EPS,

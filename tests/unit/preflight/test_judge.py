@@ -16,7 +16,7 @@ from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.storage import Dataset, Disk, Reads
 
-DOCS = Path(__file__).parent.parent.parent / "docs/preflight.md"
+DOCS = Path(__file__).parents[3] / "docs/preflight.md"
 TRAIN = Dataset("data.train", "/data/train", None, "0123456789ab", 1000)
 GB = 10**9
 

@@ -19,7 +19,7 @@ from hvdtrain.errors import ConfigError
 from hvdtrain.plan.epochs import Plan, Position, make_plan
 from hvdtrain.plan.text import plan_dict, plan_text
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def plan_of(text: str, world_size: int = 1, samples: int = 1000) -> Plan:

@@ -10,7 +10,7 @@ from hvdtrain.errors import ConfigError
 from hvdtrain.models import build_model
 from hvdtrain.models.layers import ResidualBlock
 from hvdtrain.models.options import BlurConv2d, ConcatPool, is_random
-from tests.unit.model_samples import build
+from tests.unit.models.model_samples import build
 
 
 @pytest.mark.parametrize("size", [(7, 7), (8, 6), (1, 1)])

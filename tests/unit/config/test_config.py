@@ -208,12 +208,12 @@ def test_every_field_is_described() -> None:
 
 
 def test_shipped_configs_are_valid() -> None:
-    configs = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    configs = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
     assert configs
     for path in configs:
         load_config(path)
 
 
 def test_the_reference_in_docs_is_the_schemas() -> None:
-    written = (Path(__file__).parents[2] / "docs/config.md").read_text()
+    written = (Path(__file__).parents[3] / "docs/config.md").read_text()
     assert written == reference().rstrip() + "\n", "run: hvdtrain config reference > docs/config.md"

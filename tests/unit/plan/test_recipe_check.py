@@ -13,7 +13,7 @@ from hvdtrain.plan import recipe_check
 from hvdtrain.plan.epochs import make_plan
 from hvdtrain.plan.recipe_check import RULES, recipe_warnings
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 GOYAL = "imagenet_resnet50_goyal_32x8"
 NFNET = "imagenet_nfnet_f0"
 

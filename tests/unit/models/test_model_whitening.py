@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from hvdtrain.models.small import patch_moments
-from tests.unit.model_samples import build
+from tests.unit.models.model_samples import build
 
 
 def patches(images: torch.Tensor) -> torch.Tensor:

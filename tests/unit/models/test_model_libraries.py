@@ -11,7 +11,7 @@ from torch import nn
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import describe_models
 from hvdtrain.models.options import BlurConv2d, classifier_of
-from tests.unit.model_samples import build
+from tests.unit.models.model_samples import build
 
 
 class _Other(nn.Module):

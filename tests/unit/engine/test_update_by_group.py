@@ -8,7 +8,7 @@ import torch
 from hvdtrain.engine.step import State
 from hvdtrain.optim import UpdateByGroup, optimizer_tensors, set_rates, set_trained
 from tests.step_samples import network, state_of
-from tests.unit.optim_references import REFERENCES
+from tests.unit.optim.optim_references import REFERENCES
 
 
 def update(state: State, step: int, *, in_parts: bool) -> None:

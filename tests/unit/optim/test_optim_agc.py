@@ -11,7 +11,7 @@ from hvdtrain.engine.step import train_step
 from hvdtrain.errors import ConfigError
 from hvdtrain.optim.agc import AdaptiveClipping
 from tests.step_samples import images, network, state_of
-from tests.unit.optim_references import Array, mixture
+from tests.unit.optim.optim_references import Array, mixture
 
 
 def agc64(w: Array, g: Array, clipping: float) -> Array:

@@ -12,7 +12,7 @@ from hvdtrain.report.figures import Target
 from hvdtrain.report.run import read_run
 from hvdtrain.report.write import write_report
 from hvdtrain.train import train
-from tests.unit.report_page import assert_fetches_nothing, assert_references_hold, read
+from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
 
 CONFIG = """
 name: tiny

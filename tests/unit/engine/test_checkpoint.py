@@ -135,14 +135,14 @@ def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """A process that saves without end is killed; what is there must verify."""
     code = (
         "import sys, pathlib\n"
-        "from tests.unit.test_checkpoint import *\n"
+        "from tests.unit.engine.test_checkpoint import *\n"
         "state, folder = trained(), pathlib.Path(sys.argv[1])\n"
         "for epoch in range(10**6):\n"
         "    state.position = Position(epoch, 0)\n"
         "    save_checkpoint(state, folder, 2, LABELS)\n"
         "    if epoch == 3: print('ready', flush=True)\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     for delay in (0.0, 0.011, 0.023):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.PIPE

@@ -10,7 +10,7 @@ from hvdtrain.engine.step import train_step
 from hvdtrain.errors import ConfigError
 from hvdtrain.optim import optimizer_tensors, set_trained
 from tests.step_samples import images, network, state_of
-from tests.unit.optim_references import REFERENCES
+from tests.unit.optim.optim_references import REFERENCES
 
 
 def train_only(model: nn.Module, names: set[str]) -> None:

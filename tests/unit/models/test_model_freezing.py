@@ -7,7 +7,7 @@ import torch
 
 from hvdtrain.errors import ConfigError
 from hvdtrain.models.freezing import freeze, unfreeze
-from tests.unit.model_samples import build
+from tests.unit.models.model_samples import build
 
 
 def test_frozen_parts_stay_as_they_are() -> None:

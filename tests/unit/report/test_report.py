@@ -13,7 +13,7 @@ from hvdtrain.report.figures import Prices, Target
 from hvdtrain.report.run import read_run
 from hvdtrain.report.write import write_report
 from tests.report_runs import Log, restarted
-from tests.unit.report_page import assert_fetches_nothing, assert_references_hold, read
+from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
 
 MALICIOUS = "<script>alert('x')</script> $\\frac{$ & \"quoted\" _"
 
