@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,18 +92,3 @@ class RunPaths:
 def run_root(path: Path) -> Path:
     """The run directory that `path` is, or that the checkpoint at `path` is in."""
     return path.parent.parent if (path / "meta.json").is_file() else path
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `path` whole or not at all; raises ResourceError if the disk refuses."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None

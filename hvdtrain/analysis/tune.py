@@ -16,8 +16,8 @@ from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import Parts, free_parts, set_up, whiten
 from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.files import write_atomically
 from hvdtrain.models.weights import load_weights
-from hvdtrain.paths import write_atomically
 from hvdtrain.plan.epochs import make_plan
 
 

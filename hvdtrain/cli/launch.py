@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from hvdtrain.cli.job import ConfigFile, Overrides
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import ConfigError
+from hvdtrain.files import write_atomically
 from hvdtrain.launch import commands
 from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement
 from hvdtrain.launch.forwarding import forwarded, kept_back
@@ -25,7 +26,6 @@ from hvdtrain.launch.nic import Nic, choose
 from hvdtrain.launch.placement import Placement, place, placement_text
 from hvdtrain.launch.sbatch import Script, render
 from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
-from hvdtrain.paths import write_atomically
 from hvdtrain.preflight.hosts import HostQuery, require_hosts
 
 Launcher = Literal["auto", "mpirun", "horovodrun", "srun"]

@@ -125,7 +125,7 @@ def scaling_calibrate(
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.analysis.calibration import calibrate_plan
         from hvdtrain.comm.agreement import together
-        from hvdtrain.paths import write_atomically
+        from hvdtrain.files import write_atomically
 
         content = calibrate_plan(cfg, comm)
         with together(comm):

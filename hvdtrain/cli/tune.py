@@ -66,7 +66,7 @@ def tune_batch(
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.analysis import tune
         from hvdtrain.comm.agreement import together
-        from hvdtrain.paths import write_atomically
+        from hvdtrain.files import write_atomically
 
         with together(comm):
             if write is not None and comm.rank == 0:

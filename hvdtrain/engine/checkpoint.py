@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.step import State
 from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.files import sync_folder, whole_file
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.plan.epochs import Position
 
@@ -45,7 +45,8 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
         for name, tensors in contents.items():
             data = safetensors.torch.save({k: t.cpu().contiguous() for k, t in tensors.items()})
             digests[name] = hashlib.sha256(data).hexdigest()
-            _write(part / name, data)
+            with whole_file(part / name) as file:
+                file.write(data)
         meta = {
             "format": FORMAT,
             "position": {"epoch": state.position.epoch, "sample": state.position.sample},
@@ -58,11 +59,11 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
             "labels": labels,
             "sha256": digests,
         }
-        _write(part / "meta.json", _sealed(meta))
-        _sync_directory(part)
+        with whole_file(part / "meta.json") as file:
+            file.write(_sealed(meta))
         _remove(final)
         part.rename(final)
-        _sync_directory(directory)
+        sync_folder(directory)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise ResourceError(
@@ -182,13 +183,6 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _remove(path: Path) -> None:
     """Delete a checkpoint; killed on the way, it leaves nothing that looks like one."""
     if path.exists():
@@ -196,11 +190,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

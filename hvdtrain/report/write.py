@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.paths import write_atomically
+from hvdtrain.files import write_atomically
 from hvdtrain.report import page as report_page
 from hvdtrain.report import plots as report_plots
 from hvdtrain.report.figures import Prices, Target, run_dict

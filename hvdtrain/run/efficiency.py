@@ -13,7 +13,7 @@ from hvdtrain.comm.agreement import together
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.step import State, WorkerSpeed, calibrate
 from hvdtrain.errors import ResourceError
-from hvdtrain.paths import write_atomically
+from hvdtrain.files import write_atomically
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.prepare import Run
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds

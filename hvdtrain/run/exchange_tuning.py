@@ -16,7 +16,7 @@ import torch
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import GROUP_MB, Config
 from hvdtrain.engine.build import choose_device
-from hvdtrain.paths import write_atomically
+from hvdtrain.files import write_atomically
 
 SIZES_MB = (1, 2, 4, 8, 16, 32, 64)
 """Sizes that are measured, up to the first that takes longer than LONG_S."""

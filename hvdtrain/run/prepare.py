@@ -20,10 +20,11 @@ from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.step import State
 from hvdtrain.errors import CheckpointError
+from hvdtrain.files import write_atomically
 from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
 from hvdtrain.models.weights import load_weights
 from hvdtrain.optim import optimizer_tensors
-from hvdtrain.paths import RunPaths, write_atomically
+from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Plan, Position
 from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from hvdtrain.engine.noise_scale import advice
-from hvdtrain.paths import write_atomically
+from hvdtrain.files import write_atomically
 from hvdtrain.run.prepare import Run
 
 

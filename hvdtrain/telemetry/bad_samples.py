@@ -11,7 +11,7 @@ from typing import Any
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Data
 from hvdtrain.errors import DataError
-from hvdtrain.paths import write_atomically
+from hvdtrain.files import write_atomically
 from hvdtrain.telemetry.sinks import Sinks
 from pipelines.bad import BadSample
 

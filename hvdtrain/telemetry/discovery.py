@@ -15,7 +15,8 @@ from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Metrics
 from hvdtrain.errors import ResourceError
-from hvdtrain.paths import RunPaths, write_atomically
+from hvdtrain.files import write_atomically
+from hvdtrain.paths import RunPaths
 from hvdtrain.telemetry.sinks import Sinks
 
 

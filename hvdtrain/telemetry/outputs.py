@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest,
 from prometheus_client.registry import Collector
 
 from hvdtrain.errors import ResourceError
+from hvdtrain.files import PartFile
 
 Note = Callable[[str], None]
 """Tells the user one line."""
@@ -65,11 +66,9 @@ class TextFile:
         self._path = folder / "hvdtrain_{run}_{rank}.prom".format(**labels)
         self._metrics = _Labelled(registry, labels)
         self._note, self._clock = note, clock
-        self._part = self._path.with_name(f".{self._path.name}.part")
         self._next = clock()
         try:
-            self._part.write_bytes(b"")
-            self._part.unlink()
+            PartFile(self._path).discard()
         except OSError as error:
             raise ResourceError(
                 f"metrics.textfile_dir: {folder}: cannot be written: {error.strerror}: it must be "
@@ -95,14 +94,14 @@ class TextFile:
 
     def _replace(self) -> None:
         """Not synced to the disk, which could take long: a file lost in a crash is of no use."""
+        part = PartFile(self._path)
         try:
-            self._part.write_bytes(generate_latest(self._metrics))
-            self._part.chmod(0o644)  # node_exporter is another user
-            self._part.replace(self._path)
+            part.file.write(generate_latest(self._metrics))
+            part.part.chmod(0o644)  # node_exporter is another user
         except OSError:
-            with contextlib.suppress(OSError):
-                self._part.unlink(missing_ok=True)
+            part.discard()
             raise
+        part.keep(sync=False)
 
 
 class _Labelled(Collector):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from hvdtrain.errors import DataError
+from hvdtrain.files import whole_file
 from pipelines.sources import Source
 from pipelines.sources.base import Names, fingerprint
 from pipelines.sources.packed import DATASET, FORMAT, INDEX
@@ -122,8 +123,7 @@ class PackingFolder:
         """A shard is complete. `rows`: id, height, width, then offset, size and crc32 of every
         copy; `files`: size and crc32 of the shard of every copy."""
         columns = 3 + 3 * len(self._copies)
-        part = self._part(shard).with_suffix(".tmp")
-        with part.open("wb") as file:
+        with whole_file(self._part(shard)) as file:
             np.savez(
                 file,
                 rows=np.array(rows, dtype=np.int64).reshape(-1, columns),
@@ -131,9 +131,6 @@ class PackingFolder:
                 bad=np.array([b.sample for b in bad], dtype=np.int64),
                 reasons=np.array([b.reason for b in bad], dtype=np.str_),
             )
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._part(shard))
 
     def finish(self, source: Source, *, skip_bad: bool) -> None:
         """Write index and description. Raises DataError with the bad images unless skipped."""
@@ -150,7 +147,8 @@ class PackingFolder:
         if bad and (not skip_bad or not len(rows)):
             raise DataError(self._complaint(bad))
         columns = self._columns(source, parts, rows)
-        _write_index(self._root / INDEX, columns)
+        with whole_file(self._root / INDEX) as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]
         names = Names(columns["names"].tobytes(), columns["name_ends"])
         crcs = [columns[f"{copy}.crc32"] for copy in self._copies]
         about = {
@@ -252,19 +250,6 @@ class PackingFolder:
         return "\n".join([head, *lines])
 
 
-def _write_index(path: Path, columns: dict[str, np.ndarray]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        np.savez(file, **columns)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 import zlib
 from pathlib import Path
 
+from hvdtrain.files import PartFile
 from pipelines.sources.shards import BLOCK
 
 _END = 2 * BLOCK  # zeros at the end of a tar file
@@ -28,9 +28,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.part")
-        self._file = self._part.open("wb")
+        self._file = PartFile(path)
         self.size = 0
         """Bytes written."""
         self.crc32 = 0
@@ -45,15 +43,11 @@ class ShardWriter:
     def close(self) -> None:
         """Finish the file and give it its name."""
         self._write(b"\0" * _END)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self._path)
+        self._file.keep()
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        self._file.discard()
 
     def _member(self, name: str, content: bytes | memoryview) -> int:
         info = tarfile.TarInfo(name)
@@ -65,7 +59,7 @@ class ShardWriter:
         return offset
 
     def _write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+        self._file.file.write(data)
         self.crc32 = zlib.crc32(data, self.crc32)
         self.size += len(data)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain.errors import ConfigError, DataError, ResourceError
+from hvdtrain.files import PartFile, whole_file
 from pipelines.sources.packed import DATASET, INDEX
 
 _CHUNK = 4 * 2**20  # bytes read at once
@@ -73,7 +74,8 @@ def stage(
                 count.stopped.set()
                 raise
             if about is not None:
-                _write(target / DATASET, json.dumps(about, indent=1).encode())
+                with whole_file(target / DATASET) as file:
+                    file.write(json.dumps(about, indent=1).encode())
     except OSError as error:
         raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
     return {
@@ -189,27 +191,25 @@ def _require_room(target: Path, needed: int) -> None:
 def _copy(source: Path, target: Path, file: _File, count: _Count) -> None:
     """Copy one file, and give it its name once its checksum is right and it is on the disk."""
     place = target / file.name
-    part = place.with_name(f".{place.name}.part")
     place.parent.mkdir(parents=True, exist_ok=True)
     size = crc32 = 0
+    part = PartFile(place)
     try:
-        with _opened(source / file.name) as reader, part.open("wb", buffering=0) as writer:
+        with _opened(source / file.name) as reader:
             while (chunk := reader.read(_CHUNK)) and not count.stopped.is_set():
-                view = memoryview(chunk)
-                while view:
-                    view = view[writer.write(view) :]
+                part.file.write(chunk)
                 crc32 = zlib.crc32(chunk, crc32)
                 size += len(chunk)
                 count.add(len(chunk))
-            os.fsync(writer.fileno())
         if count.stopped.is_set():
             return
         if size != file.size or file.crc32 not in (None, crc32):
             raise DataError(f"SRC: {source / file.name}: damaged: size or checksum is another")
-        _keep_time(source / file.name, part)
-        part.replace(place)
+        part.file.flush()  # a write after it would set the time anew
+        _keep_time(source / file.name, part.part)
+        part.keep()
     finally:
-        part.unlink(missing_ok=True)
+        part.discard()
 
 
 def _opened(path: Path) -> Any:
@@ -217,12 +217,3 @@ def _opened(path: Path) -> Any:
         return path.open("rb", buffering=0)
     except OSError as error:
         raise DataError(f"SRC: {path}: cannot read: {error.strerror}") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from hvdtrain.errors import DataError
+from hvdtrain.files import whole_file
 from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import Source
 
@@ -74,8 +74,7 @@ def write_manifest(
     manifest: Path, source: Source, columns: dict[str, np.ndarray], bad: dict[int, str]
 ) -> None:
     """Write the manifest of `source` whole or not at all; raises OSError."""
-    part = manifest.with_name(f"{manifest.name}.part")
-    with part.open("wb") as file:
+    with whole_file(manifest) as file:
         np.savez(
             file,
             fingerprint=np.array(source.fingerprint),
@@ -83,6 +82,3 @@ def write_manifest(
             reasons=np.array(list(bad.values()), dtype=np.str_),
             **columns,  # type: ignore[arg-type]
         )
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(manifest)

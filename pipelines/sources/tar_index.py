@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hvdtrain.errors import DataError
+from hvdtrain.files import whole_file
 from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import EXTENSIONS, Names
 from pipelines.sources.shards import Member, ShardReader, members
@@ -73,8 +74,7 @@ def write(reader: ShardReader, file: Path) -> TarIndex:
     """Read all headers, and save the index whole or not at all. Raises DataError, OSError."""
     states = _states(reader.paths)
     index = read_headers(reader)
-    part = file.with_name(f"{file.name}.part")
-    with part.open("wb") as stream:
+    with whole_file(file) as stream:
         np.savez(
             stream,
             format=np.array(_FORMAT),
@@ -87,9 +87,6 @@ def write(reader: ShardReader, file: Path) -> TarIndex:
             texts=np.array(index.texts, dtype=np.str_),
             **states,  # type: ignore[arg-type]
         )
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
     return index
 
 
