@@ -116,7 +116,7 @@ def main() -> None:
     with memory_run(cfg, Solo(), batch, STEPS) as run:
         turns = {
             "hvdtrain": Product(run).turn,
-            "bare torch": Bare(cfg, batch, run.state.autocast).turn,
+            "bare torch": Bare(cfg, batch, run.state.settings.autocast).turn,
         }
         in_turn(turns, rounds=2)  # the first steps choose kernels and touch memory
         times = in_turn(turns, args.rounds or (12 if args.quick else 40))

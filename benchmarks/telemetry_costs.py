@@ -13,7 +13,7 @@ from common import memory_run, random_batch
 
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.step import WorkerSpeed
+from hvdtrain.engine.calibrate import WorkerSpeed
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.telemetry.meter import Meter
 
@@ -48,7 +48,11 @@ def python_costs(cfg: Config, ranks: int, rounds: int) -> dict[str, float]:
         assert exporter is not None
         efficiency = Efficiency(run)
         efficiency._baselines[efficiency._key] = WorkerSpeed(100.0, 0.01)
-        meter, sums, clock = Meter(run.state.device), torch.ones(4), run.state.reducer.clock
+        meter, sums, clock = (
+            Meter(run.state.settings.device),
+            torch.ones(4),
+            run.state.reducer.clock,
+        )
         nothing = torch.zeros(0, dtype=torch.float64)
         values = {"epoch": 0.5, "epochs": 1, "image_size": 32, "lr": 0.1, "step": 1}
         for _ in range(rounds):

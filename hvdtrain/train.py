@@ -15,7 +15,8 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import checkpoint_labels, free_parts, whiten
 from hvdtrain.engine.checkpoint import save_checkpoint
-from hvdtrain.engine.step import average_buffers, evaluate, train_step
+from hvdtrain.engine.evaluate import average_buffers, evaluate
+from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import restarts
@@ -43,7 +44,7 @@ def train(
         _start(run, time.perf_counter() - began)
         efficiency = Efficiency(run)
         last = len(run.plan.epochs)
-        epochs = list(run.plan.epochs_from(run.state.position))
+        epochs = list(run.plan.epochs_from(run.state.progress.position))
         for epoch, following in zip_longest(epochs, epochs[1:]):
             stopping = train_epoch(run, epoch, following, efficiency, stop)
             done = epoch.index + 1
@@ -69,7 +70,7 @@ def train_epoch(
     The first batches of the `following` epoch are decoded while the last of this one are used.
     """
     state, loaders, sinks = run.state, run.loaders, run.sinks
-    meter = Meter(state.device, LinkUse() if run.comm.local_rank == 0 else None)
+    meter = Meter(state.settings.device, LinkUse() if run.comm.local_rank == 0 else None)
     run.bad.start_epoch()
     free_parts(state, run.cfg, epoch)
     meter.start(loaders.data_wait_s)
@@ -81,7 +82,7 @@ def train_epoch(
         due = epoch.should_log(i, run.cfg.train.log_every)
         sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
         run.bad.add(batch.bad, sinks)
-        state.position = epoch.position_after(i)
+        state.progress = state.progress.at(epoch.position_after(i))
         step_s = meter.add(sums, loaders.data_wait_s)
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
         if due:
@@ -98,7 +99,7 @@ def train_epoch(
             loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, values | efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
-            if stopping and state.position.epoch == epoch.index:
+            if stopping and state.progress.position.epoch == epoch.index:
                 save(run)
                 raise _preempted(run)
     return stopping
@@ -119,18 +120,17 @@ def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: 
 
 def _report(run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any]) -> None:
     state = run.state
-    state.samples += round(values["samples"])
-    state.train_seconds += values["seconds"]
+    state.progress = state.progress.after_report(round(values["samples"]), values["seconds"])
     progress = epoch.index + epoch.samples_after(i) / epoch.num_samples
     if not math.isfinite(values["loss"]):
         raise TrainingError(
-            f"the loss is {values['loss']} at epoch {progress:.2f}, step {state.step}, learning rate "
+            f"the loss is {values['loss']} at epoch {progress:.2f}, step {state.progress.step}, learning rate "
             f"{lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm or agc"
         )
     run.sinks.write(
         "train",
         {
-            "step": state.step,
+            "step": state.progress.step,
             "epoch": progress,
             "epochs": len(run.plan.epochs),
             "progress": progress / len(run.plan.epochs),
@@ -141,7 +141,7 @@ def _report(run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any]) -
             "image_size": epoch.image_size,
             "batch_per_worker": epoch.batch_per_worker,
             "global_batch_size": epoch.global_batch_size,
-            "total_samples": state.samples,
+            "total_samples": state.progress.samples,
             "lr": lr,
             "momentum": epoch.momentum(i),
             "gradient_norm": _finite(state.gradient_norm),
@@ -163,7 +163,11 @@ def report_evaluation(run: Run, epoch: Epoch) -> dict[str, float]:
     if not run.loaders.num_val:
         return {}
     result = evaluate(run.state, run.loaders.val(epoch), run.loaders.num_val)
-    place = {"epoch": float(epoch.index + 1), "step": run.state.step, "images": run.loaders.num_val}
+    place = {
+        "epoch": float(epoch.index + 1),
+        "step": run.state.progress.step,
+        "images": run.loaders.num_val,
+    }
     run.sinks.write("eval", {**place, **result})
     return result
 
@@ -181,7 +185,12 @@ def save(run: Run) -> None:
         )
         seconds = time.perf_counter() - began
         size = sum(file.stat().st_size for file in path.iterdir())
-        values = {"path": str(path), "seconds": seconds, "bytes": size, "step": run.state.step}
+        values = {
+            "path": str(path),
+            "seconds": seconds,
+            "bytes": size,
+            "step": run.state.progress.step,
+        }
         run.sinks.write("checkpoint", values)
 
 
@@ -208,8 +217,8 @@ def _write_page(run: Run) -> None:
 
 def _preempted(run: Run) -> Preempted:
     withdraw(run.cfg.metrics, run.comm, run.paths)  # an orderly end: nobody is missing
-    run.sinks.write("stop", {"cause": "signal", "step": run.state.step})
-    at = run.state.position
+    run.sinks.write("stop", {"cause": "signal", "step": run.state.progress.step})
+    at = run.state.progress.position
     return Preempted(
         f"stopped by a signal at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
         f"{run.paths.checkpoints}; go on with --resume {run.paths.root}"

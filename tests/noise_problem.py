@@ -11,7 +11,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Optimizer
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.reducer import Reducer
-from hvdtrain.engine.step import State, train_step
+from hvdtrain.engine.step import State, StepSettings, train_step
 from hvdtrain.optim import build_optimizer
 from tests.step_samples import Images, drained
 
@@ -32,10 +32,7 @@ def state_on(comm: Comm, *, every: int, accumulate: int = 1, **options: Any) -> 
         reducer=Reducer(model.parameters(), comm, accumulate=accumulate, group_bytes=100),
         optimizer=build_optimizer(model, Optimizer(weight_decay=0.0)),
         comm=comm,
-        device=torch.device("cpu"),
-        autocast=None,
-        label_smoothing=0.0,
-        clip_norm=None,
+        settings=StepSettings(torch.device("cpu")),
         noise=NoiseMeter(every, parts),
         **{"scaler": torch.amp.GradScaler("cpu", enabled=False), **options},
     )

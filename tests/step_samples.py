@@ -12,7 +12,7 @@ from torch import nn
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Optimizer
 from hvdtrain.engine.reducer import Reducer
-from hvdtrain.engine.step import State
+from hvdtrain.engine.step import State, StepSettings
 from hvdtrain.optim import build_optimizer
 
 
@@ -62,8 +62,5 @@ def state_of(model: nn.Module, **options: Any) -> State:
         reducer=reducer,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         comm=comm,
-        device=torch.device("cpu"),
-        autocast=None,
-        label_smoothing=0.0,
-        clip_norm=cfg.clip_norm,
+        settings=StepSettings(torch.device("cpu"), clip_norm=cfg.clip_norm),
     )

@@ -14,8 +14,9 @@ import torch
 
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Config, Metrics, Phase
+from hvdtrain.engine.calibrate import WorkerSpeed
 from hvdtrain.engine.reducer import Reducer
-from hvdtrain.engine.step import WorkerSpeed
+from hvdtrain.engine.step import StepSettings
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.telemetry.meter import Interval, Meter
@@ -40,7 +41,7 @@ def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
     sinks = Sinks(cfg, comm, paths, ["a", "a"])
     reducer = Reducer([torch.nn.Parameter(torch.zeros(2))], comm)
     meter, clock = Meter(torch.device("cpu")), reducer.clock
-    state = SimpleNamespace(device=torch.device("cpu"), autocast=None)
+    state = SimpleNamespace(settings=StepSettings(torch.device("cpu")))
     run: Any = SimpleNamespace(cfg=cfg, comm=comm, hosts=["a", "a"], paths=paths, state=state)
     efficiency = Efficiency(run)
     efficiency._baselines[efficiency._key] = WorkerSpeed(1000.0, 0.01)

@@ -15,7 +15,8 @@ from hvdtrain.analysis.largest_batch import noise
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import choose_device, init_state
-from hvdtrain.engine.step import State, WorkerSpeed, calibrate
+from hvdtrain.engine.calibrate import WorkerSpeed, calibrate
+from hvdtrain.engine.step import State
 from hvdtrain.errors import ConfigError
 from hvdtrain.run.efficiency import about
 
@@ -69,7 +70,7 @@ def _released(state: State) -> Iterator[Callable[[], list[float]]]:
     Gives a function for afterwards: of each group the median of the seconds from then to the end
     of the pass, falling from group to group as the reducer sends them in order.
     """
-    cuda = state.device.type == "cuda"
+    cuda = state.settings.device.type == "cuda"
     marks: list[list[Any]] = [[] for _ in state.reducer.groups]
     hooks = []
 

@@ -14,7 +14,8 @@ import psutil
 import torch
 
 from hvdtrain.comm.agreement import any_rank
-from hvdtrain.engine.step import State, calibrate
+from hvdtrain.engine.calibrate import calibrate
+from hvdtrain.engine.step import State
 from pipelines.loader import Batch
 
 HEADROOM = 0.1
@@ -82,7 +83,7 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
                 raise
             speed, error.__traceback__ = 0.0, None  # whose frames hold what was allocated
     gc.collect()
-    if state.device.type == "cuda":
+    if state.settings.device.type == "cuda":
         torch.cuda.empty_cache()
     else:
         ctypes.CDLL(None).malloc_trim(0)  # or it counts as taken by the next trial
@@ -125,7 +126,7 @@ class Memory:
     """
 
     def __init__(self, state: State, memory_bytes: float | None) -> None:
-        self._cuda = state.device if state.device.type == "cuda" else None
+        self._cuda = state.settings.device if state.settings.device.type == "cuda" else None
         if memory_bytes is None:
             memory_bytes = free_memory() / state.comm.local_size
         self._limit = memory_bytes * (1 - HEADROOM)
@@ -167,9 +168,11 @@ class Memory:
 
 def noise(state: State, count: int, image_size: int, classes: int) -> Batch:
     """[count, 3, S, S] in the place of images, on the state's device."""
-    random = torch.Generator(state.device).manual_seed(0)
-    images = torch.randn(count, 3, image_size, image_size, generator=random, device=state.device)
-    labels = torch.arange(count, device=state.device) % classes
-    weights = torch.ones(count, device=state.device)
+    random = torch.Generator(state.settings.device).manual_seed(0)
+    images = torch.randn(
+        count, 3, image_size, image_size, generator=random, device=state.settings.device
+    )
+    labels = torch.arange(count, device=state.settings.device) % classes
+    weights = torch.ones(count, device=state.settings.device)
     images = images.contiguous(memory_format=torch.channels_last)
     return Batch(images, labels, weights, np.arange(count), size_bytes=0)

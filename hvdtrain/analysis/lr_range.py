@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hvdtrain.engine.calibrate import restored
 from hvdtrain.engine.mixing import Batch
-from hvdtrain.engine.step import State, restored, train_step
+from hvdtrain.engine.step import State, train_step
 from hvdtrain.errors import TrainingError
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.plan.schedules import lr_scale

@@ -15,7 +15,7 @@ from hvdtrain.engine.allocator import keep_freed_memory
 from hvdtrain.engine.mixing import Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.reducer import Reducer
-from hvdtrain.engine.step import State, resolve_precision
+from hvdtrain.engine.step import State, StepSettings, resolve_precision
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models import build_model
 from hvdtrain.models.freezing import freeze, unfreeze
@@ -135,18 +135,20 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             device.type, init_scale=static or 2.0**16, enabled=autocast == torch.float16
         ),
         comm=comm,
-        device=device,
-        autocast=autocast,
-        label_smoothing=train.label_smoothing,
-        clip_norm=cfg.optimizer.clip_norm,
-        agc=AdaptiveClipping(model, agc) if agc is not None else None,
-        static_loss_scale=static,
+        settings=StepSettings(
+            device=device,
+            autocast=autocast,
+            label_smoothing=train.label_smoothing,
+            clip_norm=cfg.optimizer.clip_norm,
+            agc=AdaptiveClipping(model, agc) if agc is not None else None,
+            static_loss_scale=static,
+            mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
+            seed=cfg.seed,
+        ),
         ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
         noise=NoiseMeter(
             train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
         ),
-        mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
-        seed=cfg.seed,
     )
 
 
@@ -170,7 +172,7 @@ def whiten(state: State, cfg: Config, images: torch.Tensor) -> None:
     nothing in a run that goes on, or starts from `model.weights`. Every rank must call.
     """
     model, comm = state.model, state.comm
-    if isinstance(model, Airbench) and state.step == 0 and cfg.model.weights is None:
+    if isinstance(model, Airbench) and state.progress.step == 0 and cfg.model.weights is None:
         model.whiten(images, lambda sums: comm.sum_(sums, "whitening"))
         comm.broadcast_({"whitening": model.whitening.weight.data})
 

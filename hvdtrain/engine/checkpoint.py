@@ -18,11 +18,11 @@ import safetensors.torch
 import torch
 
 from hvdtrain.engine.noise_scale import NoiseScale
+from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
 from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.files import sync_folder, whole_file
 from hvdtrain.optim import optimizer_tensors
-from hvdtrain.plan.epochs import Position
 
 FORMAT = 1
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -35,7 +35,8 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
     `labels` (model name, classes) are stored to be compared on load. One rank only.
     Raises ResourceError if the disk refuses; older checkpoints stay as they are.
     """
-    final = directory / f"e{state.position.epoch:04d}-s{state.position.sample:010d}"
+    at = state.progress.position
+    final = directory / f"e{at.epoch:04d}-s{at.sample:010d}"
     part = directory / f".{final.name}.part"
     contents = _contents(state)
     try:
@@ -49,10 +50,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
                 file.write(data)
         meta = {
             "format": FORMAT,
-            "position": {"epoch": state.position.epoch, "sample": state.position.sample},
-            "step": state.step,
-            "samples": state.samples,
-            "train_seconds": state.train_seconds,
+            **state.progress.as_dict(),
             "world_size": state.comm.size,
             "scaler": state.scaler.state_dict(),
             "noise_scale": state.noise.scale.state(),
@@ -136,10 +134,7 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
     if state.scaler.is_enabled() and meta["scaler"]:
         state.scaler.load_state_dict(meta["scaler"])
     state.noise.scale = NoiseScale(**meta.get("noise_scale", {}))
-    state.position = Position(**meta["position"])
-    state.step = meta["step"]
-    state.samples = meta["samples"]
-    state.train_seconds = meta["train_seconds"]
+    state.progress = Progress.from_dict(meta)
 
 
 def _check_fit(

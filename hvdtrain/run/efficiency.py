@@ -11,7 +11,8 @@ import torch
 
 from hvdtrain.comm.agreement import together
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.step import State, WorkerSpeed, calibrate
+from hvdtrain.engine.calibrate import WorkerSpeed, calibrate
+from hvdtrain.engine.step import State
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import write_atomically
 from hvdtrain.plan.epochs import Epoch
@@ -122,9 +123,9 @@ def _measure(run: Run, batch: Any) -> WorkerSpeed:
 
 def about(cfg: Config, state: State) -> dict[str, Any]:
     """What a stored calibration must agree with besides size and batch."""
-    device = state.device
+    device = state.settings.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    precision = str(state.autocast or "fp32").removeprefix("torch.")
+    precision = str(state.settings.autocast or "fp32").removeprefix("torch.")
     return {"model": cfg.model.name, "precision": precision, "device": name}
 
 

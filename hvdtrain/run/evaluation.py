@@ -19,7 +19,7 @@ from hvdtrain.engine.build import (
     share_data,
 )
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
-from hvdtrain.engine.step import evaluate
+from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.plan.epochs import make_plan
@@ -47,7 +47,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
             plan = make_plan(cfg, comm.size, loaders.num_train)
             state = init_state(cfg, comm, device, len(loaders.classes))
             load_checkpoint(state, checkpoint, meta, checkpoint_labels(cfg, loaders))
-        epoch = plan.epochs[min(max(state.position.epoch - 1, 0), len(plan.epochs) - 1)]
+        epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         result = evaluate(state, loaders.val(epoch), loaders.num_val)
     return {**result, "images": loaders.num_val, "checkpoint": str(checkpoint)}
 

@@ -18,6 +18,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import checkpoint_labels, set_up
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.noise_scale import NoiseScale
+from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
 from hvdtrain.errors import CheckpointError
 from hvdtrain.files import write_atomically
@@ -25,7 +26,7 @@ from hvdtrain.launch.placement import RankPlace, actual_placement, placement_tex
 from hvdtrain.models.weights import load_weights
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.paths import RunPaths
-from hvdtrain.plan.epochs import Plan, Position
+from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
@@ -108,10 +109,10 @@ def _describe(run: Run) -> None:
         "versions": installed_versions(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "device": str(run.state.device),
+        "device": str(run.state.settings.device),
         "device_name": (
             torch.cuda.get_device_name()
-            if run.state.device.type == "cuda"
+            if run.state.settings.device.type == "cuda"
             else platform.processor()
         ),
         "world_size": run.comm.size,
@@ -143,18 +144,13 @@ def restore(run: Run, *, must: bool) -> None:
                 for text in load_weights(state.model, run.cfg.model.weights):
                     run.sinks.write("note", {"text": text})
     header = {
-        "position": [state.position.epoch, state.position.sample],
-        "step": state.step,
-        "samples": state.samples,
-        "train_seconds": state.train_seconds,
+        "progress": state.progress.as_dict(),
         "scaler": state.scaler.state_dict(),
         "noise_scale": state.noise.scale.state(),
         "bad": run.bad.read(),
     }
     header = json.loads(comm.gather_text(json.dumps(header))[0])
-    state.position = Position(*header["position"])
-    state.step, state.samples = header["step"], header["samples"]
-    state.train_seconds = header["train_seconds"]
+    state.progress = Progress.from_dict(header["progress"])
     state.noise.scale = NoiseScale(**header["noise_scale"])
     run.loaders.set_aside(run.bad.restore(header["bad"]))
     if state.scaler.is_enabled():
@@ -175,7 +171,7 @@ def _load_newest(run: Run) -> bool:
             run.sinks.write("note", {"text": f"warning: {error}"})
             continue
         load_checkpoint(run.state, path, meta, checkpoint_labels(run.cfg, run.loaders))
-        at = run.state.position
+        at = run.state.progress.position
         run.sinks.write(
             "note", {"text": f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"}
         )

@@ -15,21 +15,21 @@ def write_summary(
 ) -> dict[str, Any]:
     """`summary.json` by rank 0; the same values on every rank. `result` of the last evaluation,
     `efficiency` of this attempt."""
-    state = run.state
+    state, progress = run.state, run.state.progress
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
     summary = {
         "name": run.cfg.name,
         "run_dir": str(run.paths.root),
         "world_size": run.comm.size,
         "epochs": len(run.plan.epochs),
-        "steps": state.step,
-        "samples": state.samples,
+        "steps": progress.step,
+        "samples": progress.samples,
         **result,
-        "images_per_second": state.samples / max(state.train_seconds, 1e-9),
+        "images_per_second": progress.samples / max(progress.train_seconds, 1e-9),
         **efficiency,
         "comm": run.cfg.comm.model_dump(include={"tune", "group_mb", "compression"}),
         "noise_scale": advice(noise, batch) if noise is not None else None,
-        "train_seconds": state.train_seconds,
+        "train_seconds": progress.train_seconds,
         "wall_seconds": wall_s,
     }
     if run.comm.rank == 0:

@@ -11,7 +11,7 @@ import torch
 from hvdtrain.comm.ranks import Comm, Solo, init_comm
 from hvdtrain.config.schema import Optimizer
 from hvdtrain.engine.reducer import Reducer
-from hvdtrain.engine.step import State, train_step
+from hvdtrain.engine.step import State, StepSettings, train_step
 from hvdtrain.optim import build_optimizer, optimizer_tensors
 from hvdtrain.optim.agc import AdaptiveClipping
 from tests.noise_problem import batches, measured, state_on
@@ -85,11 +85,9 @@ def updates(comm: Comm, name: str, shard: slice) -> State:
         optimizer=build_optimizer(model, cfg),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         comm=comm,
-        device=torch.device("cpu"),
-        autocast=None,
-        label_smoothing=0.0,
-        clip_norm=None,
-        agc=AdaptiveClipping(model, cfg.agc) if cfg.agc else None,
+        settings=StepSettings(
+            torch.device("cpu"), agc=AdaptiveClipping(model, cfg.agc) if cfg.agc else None
+        ),
     )
     for step in range(5):
         whole = images(12, step)

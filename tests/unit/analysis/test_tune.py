@@ -19,7 +19,8 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config, Model, Phase
 from hvdtrain.engine.build import Parts, set_up
-from hvdtrain.engine.step import WorkerSpeed, train_step
+from hvdtrain.engine.calibrate import WorkerSpeed
+from hvdtrain.engine.step import train_step
 from hvdtrain.errors import ConfigError, ResourceError, TrainingError
 from hvdtrain.models import build_model
 from hvdtrain.optim import optimizer_tensors
@@ -50,7 +51,12 @@ def digest(parts: Parts) -> str:
         found.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     _i, batch = next(iter(parts.loaders.train(parts.plan.epochs[0])))
     found.update(batch.images.contiguous().numpy().tobytes() + batch.indices.tobytes())
-    rest = (state.scaler.state_dict(), state.position, state.step, state.samples)
+    rest = (
+        state.scaler.state_dict(),
+        state.progress.position,
+        state.progress.step,
+        state.progress.samples,
+    )
     found.update(repr(rest).encode() + torch.get_rng_state().numpy().tobytes())
     return found.hexdigest()
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State, train_step
 from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.optim import optimizer_tensors
@@ -25,8 +26,7 @@ def trained(steps: int = 3) -> State:
     state = state_of(network(norm=True).to(memory_format=torch.channels_last))
     for step in range(steps):
         train_step(state, images(6, step), 0.1, 0.9)
-    state.position = Position(2, 60)
-    state.samples, state.train_seconds = 180, 1.25
+    state.progress = Progress(Position(2, 60), state.progress.step, 180, 1.25)
     return state
 
 
@@ -40,8 +40,7 @@ def test_round_trip_goes_on_identically(tmp_path: Path) -> None:
     assert path.name == "e0002-s0000000060"
     other = trained(0)
     load_checkpoint(other, path, verify(path), LABELS)
-    assert (other.position, other.step) == (Position(2, 60), 3)
-    assert (other.samples, other.train_seconds) == (180, 1.25)
+    assert other.progress == Progress(Position(2, 60), step=3, samples=180, train_seconds=1.25)
     for both in (state, other):
         train_step(both, images(6, 9), 0.1, 0.9)
     expected = tensors_of(state)
@@ -87,7 +86,7 @@ def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(other, path, verify(path), LABELS)
         assert all(torch.equal(before[n], t) for n, t in tensors_of(other).items())
-        assert other.position == Position()
+        assert other.progress == Progress()
     wider = state_of(
         torch.nn.Sequential(
             torch.nn.Conv2d(3, 6, 3, padding=1),
@@ -108,7 +107,7 @@ def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept_and_order_is_by_position(tmp_path: Path) -> None:
     state = trained()
     for epoch, sample in [(0, 500), (1, 0), (9, 999), (10, 0), (10, 20)]:
-        state.position = Position(epoch, sample)
+        state.progress = Progress(Position(epoch, sample))
         save_checkpoint(state, tmp_path, 3, LABELS)
     names = [path.name for path in list_checkpoints(tmp_path)]
     assert names == ["e0010-s0000000020", "e0010-s0000000000", "e0009-s0000000999"]
@@ -119,7 +118,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
 ) -> None:
     state = trained()
     kept = save_checkpoint(state, tmp_path, 2, LABELS)
-    state.position = Position(3, 0)
+    state.progress = Progress(Position(3, 0))
 
     def full(descriptor: int) -> None:
         raise OSError(28, os.strerror(28))
@@ -138,7 +137,7 @@ def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         "from tests.unit.engine.test_checkpoint import *\n"
         "state, folder = trained(), pathlib.Path(sys.argv[1])\n"
         "for epoch in range(10**6):\n"
-        "    state.position = Position(epoch, 0)\n"
+        "    state.progress = Progress(Position(epoch, 0))\n"
         "    save_checkpoint(state, folder, 2, LABELS)\n"
         "    if epoch == 3: print('ready', flush=True)\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import nn
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import init_state
+from hvdtrain.engine.calibrate import calibrate
 from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint, verify
-from hvdtrain.engine.step import State, calibrate, train_step
+from hvdtrain.engine.progress import Progress
+from hvdtrain.engine.step import State, train_step
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.optim.lars import Lars
 from tests.step_samples import images, network, state_of
@@ -22,7 +25,7 @@ from tests.step_samples import images, network, state_of
 def scaled(scale: float, static: bool, **options: Any) -> State:
     state = state_of(network(), **options)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    state.static_loss_scale = scale if static else None
+    state.settings = replace(state.settings, static_loss_scale=scale if static else None)
     return state
 
 
@@ -71,21 +74,21 @@ def test_the_configs_loss_scale(text: str, scale: float) -> None:
     state = init_state(cfg, Solo(), torch.device("cpu"), num_classes=7)
     assert state.scaler.is_enabled()
     assert state.scaler.get_scale() == scale
-    assert state.static_loss_scale == (None if text == "dynamic" else scale)
+    assert state.settings.static_loss_scale == (None if text == "dynamic" else scale)
 
 
 def test_what_a_config_turns_on() -> None:
     text = "phases: [{epochs: 1}]\nmodel: {name: resnet8_gn}\n"
     plain = init_state(parse_config(text), Solo(), torch.device("cpu"), num_classes=7)
-    assert (plain.agc, plain.ema, plain.clip_norm) == (None, None, None)
+    assert (plain.settings.agc, plain.ema, plain.settings.clip_norm) == (None, None, None)
     assert not plain.noise.due(0), "one rank, one micro-batch: nothing to compare"
     text += "seed: 5\noptimizer: {name: lars, agc: 0.02}\n"
     text += "train: {accumulate: 2, ema_decay: 0.99, noise_scale_every: 4}"
     state = init_state(parse_config(text), Solo(), torch.device("cpu"), num_classes=7)
     assert isinstance(state.optimizer, Lars)
-    assert state.agc is not None
+    assert state.settings.agc is not None
     assert state.ema is not None
-    assert (state.agc.clipping, state.ema.decay, state.seed) == (0.02, 0.99, 5)
+    assert (state.settings.agc.clipping, state.ema.decay, state.settings.seed) == (0.02, 0.99, 5)
     assert [step for step in range(9) if state.noise.due(step)] == [0, 4, 8]
 
 
@@ -115,7 +118,7 @@ def test_the_gradients_norm_is_without_loss_scale_and_before_clipping() -> None:
 def dropping(seed: int = 0) -> State:
     torch.manual_seed(3)
     state = state_of(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 7)))
-    state.seed = seed
+    state.settings = replace(state.settings, seed=seed)
     return state
 
 
@@ -140,7 +143,8 @@ def test_other_steps_seeds_and_ranks_drop_others() -> None:
     found = []
     for seed, rank, step in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
         state = dropping(seed)
-        state.comm.rank, state.step = rank, step  # an instance's own, not the class's
+        state.comm.rank = rank  # an instance's own, not the class's
+        state.progress = Progress(step=step)
         train_step(state, images(6), 0.1, 0.9)
         found.append(tensors_of(state)[0])
     assert all(not torch.equal(found[0], other) for other in found[1:])

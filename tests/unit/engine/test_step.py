@@ -9,9 +9,11 @@ from torch.nn import functional
 
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Config, Optimizer
+from hvdtrain.engine.calibrate import calibrate
+from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.reducer import Reducer
-from hvdtrain.engine.step import calibrate, evaluate, resolve_precision, train_step
+from hvdtrain.engine.step import resolve_precision, train_step
 from hvdtrain.errors import DataError
 from hvdtrain.optim import build_optimizer, optimizer_tensors, set_rates
 from hvdtrain.optim.ema import Ema
@@ -197,7 +199,7 @@ def test_calibration_leaves_no_trace() -> None:
     before = everything()
     assert min(calibrate(state, images(8))) > 0
     assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
-    assert state.step == 1
+    assert state.progress.step == 1
     assert state.noise is noise
     drained(state)
     assert noise.scale.measured == 1

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint, verify
-from hvdtrain.engine.step import State, evaluate, train_step
+from hvdtrain.engine.evaluate import evaluate
+from hvdtrain.engine.step import State, train_step
 from hvdtrain.errors import CheckpointError
 from hvdtrain.optim.ema import Ema
 from tests.step_samples import images, network, state_of
@@ -99,4 +100,4 @@ def test_a_run_may_leave_the_average_aside(tmp_path: Path) -> None:
     path = save_checkpoint(state, tmp_path, 2, LABELS)
     other = state_of(network(norm=True))
     load_checkpoint(other, path, verify(path), LABELS)
-    assert other.step == 1
+    assert other.progress.step == 1

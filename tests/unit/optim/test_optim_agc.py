@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_agc_spares_the_last_linear_layer_without_a_named_classifier() -> None:
 def test_agc_with_micro_batches_sees_the_whole_gradient() -> None:
     whole, parts = state_of(network()), state_of(network(), accumulate=3)
     for state in (whole, parts):
-        state.agc = AdaptiveClipping(state.model, 0.01)
+        state.settings = replace(state.settings, agc=AdaptiveClipping(state.model, 0.01))
         for step in range(5):
             train_step(state, images(12, step), 0.1, 0.9)
     other = state_of(network())

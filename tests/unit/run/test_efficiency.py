@@ -14,7 +14,8 @@ import torch
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Comm as CommConfig
 from hvdtrain.config.schema import Config, Metrics, Phase
-from hvdtrain.engine.step import WorkerSpeed
+from hvdtrain.engine.calibrate import WorkerSpeed
+from hvdtrain.engine.step import StepSettings
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
 from hvdtrain.run import efficiency
@@ -36,7 +37,7 @@ def run(root: Path, ranks: Solo, **settings: Any) -> Any:
     """As much of a run as efficiency needs."""
     cfg = Config(phases=[Phase(epochs=1)], **settings)
     state = SimpleNamespace(
-        autocast=None, device=torch.device("cpu"), reducer=SimpleNamespace(step_bytes=1e6)
+        settings=StepSettings(torch.device("cpu")), reducer=SimpleNamespace(step_bytes=1e6)
     )
     hosts = ["a", "b"][: ranks.size]
     return SimpleNamespace(cfg=cfg, comm=ranks, state=state, hosts=hosts, paths=RunPaths(root))

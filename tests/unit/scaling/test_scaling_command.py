@@ -17,7 +17,7 @@ from hvdtrain.cli.main import main
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import init_state
-from hvdtrain.engine.step import calibrate
+from hvdtrain.engine.calibrate import calibrate
 from hvdtrain.errors import ConfigError
 from hvdtrain.scaling.profile import read_calibration
 from tests.launch import REPOSITORY

@@ -1,0 +1,49 @@
+"""Loss and accuracy over a whole validation set, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.nn import functional
+
+from hvdtrain.engine.mixing import Batch
+from hvdtrain.engine.step import SUMS, State, sums_of
+from hvdtrain.errors import DataError
+
+
+@torch.no_grad()
+def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
+    """Loss, top-1 and top-5 (0–1) over all `expected` images, each counted once on some rank; of
+    the averaged weights, if the run keeps them.
+
+    Raises DataError if the images counted are not `expected`.
+    """
+    average_buffers(state)
+    state.model.eval()
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=state.settings.device)
+    for batch in batches:
+        logits = state.forward(batch.images, averaged=True)
+        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+        loss = torch.dot(losses, batch.weights)
+        sums += sums_of(logits, loss, batch.labels, batch.weights)
+    loss_sum, top1, top5, count = state.comm.sum_(sums, "evaluate").tolist()
+    if round(count) != expected:
+        raise DataError(f"evaluation counted {count:.0f} images, expected exactly {expected}")
+    return {"loss": loss_sum / count, "top1": top1 / count, "top5": top5 / count}
+
+
+def average_buffers(state: State) -> None:
+    """Make the batch-norm statistics, which each rank keeps for itself, the mean over ranks."""
+    named = {name: b for name, b in state.model.named_buffers() if b.is_floating_point()}
+    buffers = [*named.values()]
+    if state.ema is not None:
+        # The average over ranks of averages over time is that of the averages over ranks.
+        buffers += [state.ema.tensors[name] for name in named if name in state.ema.tensors]
+    if state.comm.size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    state.comm.sum_(flat, "buffers").div_(state.comm.size)
+    parts = flat.split([buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))

@@ -1,0 +1,50 @@
+"""How far a run has come: saved, broadcast and restored as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hvdtrain.plan.epochs import Position
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The same on all ranks at the end of a step; counts are of all ranks together."""
+
+    position: Position = field(default_factory=Position)
+    step: int = 0
+    """Updates so far, skipped ones among them."""
+    samples: int = 0
+    """Images in all reports so far."""
+    train_seconds: float = 0.0
+    """Time of the training steps in all reports so far."""
+
+    def after_step(self) -> Progress:
+        """One more update."""
+        return replace(self, step=self.step + 1)
+
+    def at(self, position: Position) -> Progress:
+        """The same counts at another place."""
+        return replace(self, position=position)
+
+    def after_report(self, samples: int, seconds: float) -> Progress:
+        """`samples` more images, which took `seconds` of training."""
+        return replace(
+            self, samples=self.samples + samples, train_seconds=self.train_seconds + seconds
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """Of `as_dict`, other keys left aside. Raises KeyError, TypeError."""
+        return cls(
+            position=Position(**values["position"]),
+            step=values["step"],
+            samples=values["samples"],
+            train_seconds=values["train_seconds"],
+        )
