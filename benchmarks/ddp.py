@@ -33,7 +33,7 @@ from common import (
 )
 from torch.nn import functional
 
-from hvdtrain.comm.ranks import init_comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import choose_device

@@ -51,7 +51,7 @@ Batches = Iterator[torch.Tensor]
 
 def hvdtrain(setting: Setting, data: str = "original") -> Batches:
     """hvdtrain's own loader, epoch after epoch as in training."""
-    from hvdtrain.config.schema import Data
+    from hvdtrain.config.data import Data
     from pipelines.loader import Loaders
 
     config = Data(train=str(setting.work / data), decode_threads=setting.threads)

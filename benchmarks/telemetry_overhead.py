@@ -46,7 +46,8 @@ from common import (
 from scraper import Scraper
 from telemetry_costs import collective_us, per_step, python_costs
 
-from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.paths import RunPaths

@@ -21,12 +21,13 @@ min_crop_area 0.08 the median crop is enlarged 1.08 times at 128 px from 160 and
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from hvdtrain.config.schema import Data, Phase
+from hvdtrain.config.data import Data
 from pipelines.images import augment
 from pipelines.sources.base import Source
 from pipelines.sources.packed import Copy, Packed
@@ -34,6 +35,22 @@ from pipelines.sources.packed import Copy, Packed
 _ENLARGEMENT = 1.05
 _PHOTOGRAPH = 4 / 3  # long side / short side
 _SAMPLED = 20_000  # images looked at for statistics
+
+
+class Phase(Protocol):
+    """What a training phase asks of the copies."""
+
+    @property
+    def largest_image_size(self) -> int:
+        """Side of its largest training images in pixels."""
+
+    @property
+    def min_crop_area(self) -> float:
+        """Smallest share of an image's area that a random crop keeps."""
+
+    @property
+    def crop_aspect(self) -> list[float] | None:
+        """Smallest and largest width/height of its crops; None: those of `Data`."""
 
 
 def training_side(image_size: int, min_area: float, augment: str) -> int:
@@ -106,7 +123,7 @@ class Reading:
         )
 
 
-def readings(source: Source, data: Data, phases: list[Phase]) -> list[dict[str, Any]]:
+def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[dict[str, Any]]:
     """What training reads in each phase: fields of `Reading` and its `text`; [] unless packed.
 
     In a phase whose images grow it is what the epoch with the largest ones reads.

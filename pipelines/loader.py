@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from hvdtrain.errors import DataError
 from pipelines.bad import PIXEL_LEVEL, BadSample, Quarantine
 from pipelines.cache import Cache

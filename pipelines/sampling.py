@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from hvdtrain.errors import DataError
 from pipelines import copies, order
 from pipelines.bad import Quarantine

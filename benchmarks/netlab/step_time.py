@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.netlab.allreduce import launch
 from benchmarks.netlab.lab import NETWORK, Lab, LabError
 from benchmarks.netlab.stand_in import StandIn
-from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.engine.build import choose_device
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.optim import UpdateByGroup

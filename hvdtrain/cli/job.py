@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from hvdtrain.config.load import load_config
+from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
 from hvdtrain.launch.job import note_stop
@@ -34,8 +33,8 @@ def load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
 
     with together(comm):
         cfg = load_config(config, overrides)
-    digest = hashlib.sha256(cfg.model_dump_json().encode()).hexdigest()[:12]
-    require_equal(comm, f"the config that {config} gives (its sha256)", digest, ConfigError)
+    what = f"the config that {config} gives (its sha256)"
+    require_equal(comm, what, config_hash(cfg), ConfigError)
     return cfg
 
 
@@ -46,7 +45,7 @@ def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
     Waiting for the others would wait for ever: the launcher ends them when this one ends.
     `config` is needed before there are ranks for its `comm.interface` alone.
     """
-    from hvdtrain.comm.ranks import init_comm
+    from hvdtrain.comm.start import init_comm
 
     interface = "auto"
     if config is not None:

@@ -6,6 +6,7 @@ Unknown keys are refused, every fault is reported at once as `file:line:col: key
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,8 @@ def _nearest(path: KeyPath) -> str:
     known = list(section.model_fields)
     match = difflib.get_close_matches(str(path[-1]), known, n=1)
     return f"; did you mean {match[0]}?" if match else f"; known here: {', '.join(known)}"
+
+
+def config_hash(cfg: Config) -> str:
+    """Twelve hex digits that are equal where all values are."""
+    return hashlib.sha256(cfg.model_dump_json().encode()).hexdigest()[:12]

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from hvdtrain.errors import CommError
+from hvdtrain.launch.variables import on_one_host
 
 CONTAINER_BRIDGE = re.compile(
     r"docker\d+$|docker_gwbridge$|br-[0-9a-f]{12}$|(virbr|cni|podman|lxcbr|lxdbr|vnet|veth)\w*$"
@@ -33,10 +34,6 @@ TOLD = (
 )
 """Variables by which each library is told its interface."""
 
-RANKS_HERE_AND_IN_ALL = (
-    ("HOROVOD_LOCAL_SIZE", "HOROVOD_SIZE"),
-    ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_SIZE"),
-)
 ELSEWHERE = "198.51.100.1"
 """An address that no host has (RFC 5737): the route to it is the default route."""
 
@@ -167,16 +164,6 @@ def tell(nic: Nic) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": nic.name,
         "OMPI_MCA_btl_tcp_if_include": nic.subnet,
     }
-
-
-def on_one_host(env: Mapping[str, str]) -> bool:
-    """True if the launcher's variables say that all ranks are on this host."""
-    if env.get("SLURM_NNODES", "").isdigit() and "SLURM_PROCID" in env:
-        return env["SLURM_NNODES"] == "1"
-    return any(
-        here in env and env[here] == env.get(everywhere)
-        for here, everywhere in RANKS_HERE_AND_IN_ALL
-    )
 
 
 def peers_of(env: Mapping[str, str]) -> list[str]:

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from hvdtrain.errors import CommError
 from hvdtrain.launch.hosts import Host
 from hvdtrain.launch.placement import place
+from hvdtrain.launch.variables import HOROVOD_SIZE, MPI_MARKS, SLURM_TASKS
 
 RENDEZVOUS = "HVDTRAIN_RENDEZVOUS"
 """ADDRESS:PORT of the store where ranks that srun started find each other."""
 RANKS = "HVDTRAIN_RANKS"
 """Number of ranks that store was opened for."""
-
-MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
-"""Any of them: MPI has wired the ranks up."""
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -38,17 +36,17 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
     each train alone, or another number of them than the job was opened for.
     """
     # A batch script has SLURM_NTASKS and SLURM_PROCID, too; only tasks of srun have these.
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    tasks = int(env.get(SLURM_TASKS, "1"))
     where = f"task {env.get('SLURM_PROCID', '?')} on {socket.gethostname()}"
     if RENDEZVOUS not in env:
-        alone = not any(name in env for name in (*MPI_RANK_VARIABLES, "HOROVOD_SIZE"))
+        alone = not any(name in env for name in (*MPI_MARKS, HOROVOD_SIZE))
         if tasks > 1 and alone:
             raise CommError(
                 f"{where}: srun started {tasks} tasks that do not know of each other, so each "
                 "would train alone: start them with hvdtrain launch -- train …, or srun --mpi=pmix"
             )
         return {}
-    if "SLURM_STEP_NUM_TASKS" not in env:
+    if SLURM_TASKS not in env:
         return {}
     if env.get(RANKS) != str(tasks):
         raise CommError(
@@ -78,7 +76,7 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
 
 def tell_joined(env: Mapping[str, str]) -> None:
     """Tell the store that this rank has found the others; it closes when all have."""
-    if RENDEZVOUS not in env or "SLURM_STEP_NUM_TASKS" not in env:
+    if RENDEZVOUS not in env or SLURM_TASKS not in env:
         return
     address, _, port = env[RENDEZVOUS].rpartition(":")
     connection = http.client.HTTPConnection(address, int(port), timeout=10)

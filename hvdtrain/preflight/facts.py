@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import hvdtrain
-from hvdtrain.config.load import load_config
-from hvdtrain.config.schema import Config
+from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.launch.nic import Nic, choose
 from hvdtrain.preflight.storage import Dataset, Disk, Reads, datasets, disk_at, look
 from hvdtrain.versions import installed_versions
-
-SIZES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True)
@@ -113,20 +110,6 @@ def congestion_control() -> str:
         return ""
 
 
-def launcher_sizes(env: Mapping[str, str]) -> dict[str, int]:
-    """Variables of the launchers that tell the number of ranks, and what they tell.
-
-    Slurm's is the number of tasks of this step, unless these are the daemons of mpirun.
-    """
-    names = [name for name in SIZES if env.get(name, "").isdigit()]
-    slurm = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
-    if "SLURM_STEP_ID" in env and "OMPI_COMM_WORLD_SIZE" not in env and slurm in env:
-        names.append(slurm)
-    if "TORCHELASTIC_RUN_ID" in env and "WORLD_SIZE" in env:
-        names.append("WORLD_SIZE")
-    return {name: int(env[name]) for name in names}
-
-
 def versions() -> dict[str, str]:
     """Installed packages, and a hash of hvdtrain's own code: checkouts differ without a version."""
     digest = hashlib.sha256()
@@ -137,11 +120,6 @@ def versions() -> dict[str, str]:
     found = installed_versions()
     found["hvdtrain"] += f" (code {digest.hexdigest()[:8]})"
     return found
-
-
-def config_hash(cfg: Config) -> str:
-    """Equal where all values are."""
-    return hashlib.sha256(cfg.model_dump_json().encode()).hexdigest()[:12]
 
 
 def of_host(request: Mapping[str, Any]) -> Facts:

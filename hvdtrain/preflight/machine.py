@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hvdtrain.comm.ranks import horovod_features, mpi_library
+from hvdtrain.comm.horovod import horovod_features, mpi_library
 from hvdtrain.config.schema import Config, Phase
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.versions import installed_versions

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 
 from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.load import config_hash
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.launch.nic import choose_for_rank
+from hvdtrain.launch.variables import launcher_sizes
 from hvdtrain.models import build_model
 from hvdtrain.preflight.facts import (
     Facts,
-    config_hash,
     congestion_control,
-    launcher_sizes,
     machine_id,
     versions,
 )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from hvdtrain.comm.agreement import require_equal, together
-from hvdtrain.comm.ranks import Comm, cores_for_rank
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.config.load import load_config
 from hvdtrain.engine.build import (
     checkpoint_labels,

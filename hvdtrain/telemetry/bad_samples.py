@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain.comm.ranks import Comm
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from hvdtrain.errors import DataError
 from hvdtrain.files import write_atomically
 from hvdtrain.telemetry.sinks import Sinks

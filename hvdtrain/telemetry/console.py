@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from hvdtrain.comm.ranks import launched
+from hvdtrain.launch.variables import launched
 from hvdtrain.report.text import duration
 
 PLAIN_INTERVAL_S = 5.0

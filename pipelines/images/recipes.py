@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from pipelines.images import augment
 
 Inputs = dict[str, np.ndarray]

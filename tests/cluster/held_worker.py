@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain import train
-from hvdtrain.comm.ranks import init_comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import load_config
 from hvdtrain.run import prepare as run
 

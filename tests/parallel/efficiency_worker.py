@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdtrain.comm.ranks import init_comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.step import State
 from hvdtrain.train import train

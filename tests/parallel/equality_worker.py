@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from hvdtrain.comm.ranks import init_comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.checkpoint import list_checkpoints
 from hvdtrain.train import train

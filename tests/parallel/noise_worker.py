@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from hvdtrain.comm.ranks import Comm, Solo, init_comm
+from hvdtrain.comm.ranks import Comm, Solo
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.schema import Optimizer
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.engine.step import State, StepSettings, train_step

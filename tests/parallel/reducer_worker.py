@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from hvdtrain.comm.agreement import any_rank
-from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.engine.reducer import Reducer
 
 PER_RANK = 6

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import open_loaders, share_data
 from hvdtrain.plan.epochs import Plan, Position, make_plan

@@ -6,7 +6,8 @@ import hashlib
 
 import torch
 
-from hvdtrain.comm.ranks import Comm, init_comm
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import init_comm
 
 CHUNK = 1024
 """Bytes of a message, by the test's HOROVOD_MPI_RING_BYTES."""

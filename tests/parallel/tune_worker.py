@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from hvdtrain.comm.ranks import init_comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.run.exchange_tuning import tune
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hvdtrain.comm.ranks import init_comm
+from hvdtrain.comm.start import init_comm
 from hvdtrain.engine.step import train_step
 from tests.step_samples import images, network, state_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvdtrain.comm.ranks import CPU_DEFAULTS, NETWORK_DEFAULTS, settings
+from hvdtrain.comm.horovod import CPU_DEFAULTS, NETWORK_DEFAULTS, settings
 
 
 @pytest.mark.parametrize(

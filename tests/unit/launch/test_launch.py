@@ -8,7 +8,6 @@ from signal import SIGTERM, SIGUSR1
 import pytest
 from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 
-from hvdtrain.comm.ranks import launched_size
 from hvdtrain.errors import CommError, ConfigError, ResourceError
 from hvdtrain.launch import commands
 from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement
@@ -16,6 +15,7 @@ from hvdtrain.launch.forwarding import forwarded, kept_back
 from hvdtrain.launch.hosts import Host, parse_hosts, read_hostfile
 from hvdtrain.launch.placement import RankPlace, actual_placement, place, placement_text
 from hvdtrain.launch.slurm_task import horovod_variables, tasks_per_node
+from hvdtrain.launch.variables import launched_size
 
 pytestmark = pytest.mark.unit
 

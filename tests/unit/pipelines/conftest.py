@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from pipelines.commands.pack import pack
 from pipelines.loader import Loaders
 from tests.unit.pipelines.pack_samples import TWO

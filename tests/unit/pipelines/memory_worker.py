@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from pipelines.loader import Loaders
 from tests.unit.pipelines.samples import Epoch
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from hvdtrain.errors import DataError
 from pipelines.loader import Loaders
 from tests import bad_files
@@ -139,7 +139,7 @@ def test_the_memory_is_free_once_all_are_closed_or_killed(small):
     """A process that is killed leaves nothing: the memory never had a name."""
     code = f"""
 import os, signal, torch
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from pipelines.loader import Loaders
 data = Data(train={str(small)!r}, augment="pad_crop", cache="ram", decode_threads=1)
 loaders = Loaders(data, seed=0, rank=0, world_size=1, device=torch.device("cpu"))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import ValidationError
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from pipelines.images import rand_augment
 from pipelines.images.rand_augment import OPERATIONS, RandAugment
 from tests.unit.pipelines.samples import Epoch, photograph

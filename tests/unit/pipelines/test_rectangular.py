@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from pipelines.images import augment
 from pipelines.loader import Loaders
 from pipelines.rectangular import GROUP, Rectangles

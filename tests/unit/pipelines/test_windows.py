@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hvdtrain.config.schema import Data
+from hvdtrain.config.data import Data
 from pipelines.images import recipes, windows
 from pipelines.images.decoder import Decoder
 from pipelines.images.headers import image_size

@@ -1,0 +1,176 @@
+"""Ranks joined by Horovod: the only module that imports it, or MPI."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from hvdtrain.comm.ranks import Handle
+from hvdtrain.errors import CommError
+from hvdtrain.launch.variables import on_several_hosts
+
+DEFAULTS = {
+    # A stalled rank is named after one minute and the job ended after ten; Horovod's own
+    # default is to wait for ever.
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600",
+    # 30 s, the default, is shorter than the first import of a busy node.
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",
+    # The reducer makes its own groups; fusing them again would copy every gradient twice.
+    "HOROVOD_FUSION_THRESHOLD": "0",
+}
+CPU_DEFAULTS = {
+    # Open MPI's progress thread busy-waits on the core that computes.
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+NETWORK_DEFAULTS = {
+    # Gradients go round in messages of 256 KiB by third_party/horovod/0003-mpi-ring.patch.
+    "HOROVOD_MPI_RING_BYTES": "262144",
+    # They go at once; by default each would first ask the receiver and wait for its answer.
+    "OMPI_MCA_btl_tcp_eager_limit": "524288",
+    "OMPI_MCA_btl_tcp_max_send_size": "524288",
+}
+
+
+PEER_GONE = re.compile(
+    "has been shut down|connection closed|connection reset|missing connection|broken pipe"
+    "|timed out|remote process",
+    re.IGNORECASE,
+)
+"""What Horovod, Gloo and NCCL say when a rank has ended or cannot be reached; they report wrong use
+and faults of a GPU by the same type of error."""
+
+
+class Horovod:
+    """The ranks of a Horovod job. Raises CommError where a peer is gone."""
+
+    def __init__(self) -> None:
+        import horovod.torch as hvd
+        from horovod.common.exceptions import HorovodInternalError
+
+        self._hvd = hvd
+        self._internal_error = HorovodInternalError
+        with self._named("start of Horovod"):
+            hvd.init()
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+        self.local_rank: int = hvd.local_rank()
+        self.local_size: int = hvd.local_size()
+
+    def sum_async_(self, tensor: torch.Tensor, name: str) -> Handle:
+        """Start an in-place sum; the tensor must be contiguous."""
+        with self._named(name):
+            handle = self._hvd.allreduce_async_(tensor, name=name, op=self._hvd.Sum)
+        return _HorovodHandle(self, handle, name)
+
+    def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Sum in place and wait."""
+        self.sum_async_(tensor, name).wait()
+        return tensor
+
+    def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
+        """One allgather."""
+        with self._named(name):
+            rows: torch.Tensor = self._hvd.allgather(row[None], name=name)
+        return rows
+
+    def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Broadcast all tensors at once; strided ones go by way of a flat copy."""
+        started = []
+        for name, tensor in tensors.items():
+            flat = tensor.detach().reshape(-1).contiguous()
+            wire = flat.to(torch.uint8) if flat.dtype == torch.bool else flat
+            with self._named(name):
+                handle = self._hvd.broadcast_async_(wire, root_rank=0, name=f"broadcast.{name}")
+            started.append((tensor, wire, _HorovodHandle(self, handle, name)))
+        for tensor, wire, waiting in started:
+            waiting.wait()
+            if wire.data_ptr() != tensor.data_ptr():
+                with torch.no_grad():
+                    tensor.copy_(wire.reshape(tensor.shape))
+
+    def gather_text(self, text: str) -> list[str]:
+        """Two allgathers: lengths, then bytes."""
+        data = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8)
+        length = len(text.encode())
+        with self._named("gather_text"):
+            lengths = self._hvd.allgather(torch.tensor([length, len(data)]), name="text.lengths")
+            joined = self._hvd.allgather(data, name="text.bytes").numpy().tobytes()
+        texts, offset = [], 0
+        for used, sent in lengths.reshape(-1, 2).tolist():
+            texts.append(joined[offset : offset + used].decode())
+            offset += sent
+        return texts
+
+    def shutdown(self) -> None:
+        """End Horovod on this rank."""
+        self._hvd.shutdown()
+
+    @contextlib.contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """Horovod's errors as CommError; `what` is the collective. Any other error is itself."""
+        try:
+            yield
+        except self._internal_error as error:
+            text = " ".join(str(error).split())
+            where = f"{what} on {socket.gethostname()}"
+            if not PEER_GONE.search(text):
+                raise CommError(f"{where}: {text}") from error
+            reason = text.split(". ")[0]
+            raise CommError(
+                f"{where}: another rank is gone or unreachable ({reason}); "
+                "the launcher names the first that failed; go on with --resume auto"
+            ) from error
+
+
+class _HorovodHandle:
+    def __init__(self, comm: Horovod, handle: Any, name: str) -> None:
+        self._comm, self._handle, self._name = comm, handle, name
+
+    def wait(self) -> None:
+        with self._comm._named(self._name):
+            # Horovod's own wait spins, on a core that decoding or the sums themselves may need.
+            began = time.perf_counter()
+            while not self._comm._hvd.poll(self._handle):
+                time.sleep(max(5e-5, (time.perf_counter() - began) / 500))
+            self._comm._hvd.synchronize(self._handle)
+
+
+def settings(env: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
+    """Variables that Horovod and Open MPI read when they start, where the user set no others."""
+    found = DEFAULTS | (CPU_DEFAULTS if cpu else {})
+    if on_several_hosts(env):
+        found |= NETWORK_DEFAULTS
+    return found
+
+
+def horovod_features() -> dict[str, bool | str]:
+    """What the installed Horovod was built with; raises CommError if it cannot be imported."""
+    try:
+        import horovod
+        import horovod.torch as hvd
+    except ImportError as error:
+        raise CommError(f"Horovod cannot be imported ({error}): run make setup") from None
+    return {
+        "version": horovod.__version__,
+        "mpi": hvd.mpi_built(),
+        "gloo": hvd.gloo_built(),
+        "nccl": bool(hvd.nccl_built()),
+        "cuda": hvd.cuda_built(),
+    }
+
+
+def mpi_library() -> str:
+    """First line of the MPI library's own version text, without starting MPI."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+
+    return MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")

@@ -1,0 +1,56 @@
+"""Joining the job that a launcher started."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import torch
+
+from hvdtrain.comm.horovod import Horovod, settings
+from hvdtrain.comm.ranks import Comm, Solo
+from hvdtrain.errors import CommError
+from hvdtrain.launch.nic import use_interface
+from hvdtrain.launch.slurm_task import horovod_variables, tell_joined
+from hvdtrain.launch.variables import launched_size
+
+
+def init_comm(interface: str = "auto") -> Comm:
+    """Join the job that the launcher started, or stand alone without one.
+
+    `interface` is the config's `comm.interface`. Raises CommError if this host has none such, or
+    if Horovod finds another number of ranks than the launcher started.
+    """
+    os.environ.update(horovod_variables(os.environ))
+    expected = launched_size(os.environ)
+    if expected == 1:
+        return Solo()
+    for name, value in settings(os.environ, cpu=not torch.cuda.is_available()).items():
+        os.environ.setdefault(name, value)
+    use_interface(interface)
+    try:
+        comm = Horovod()
+    except ImportError as error:
+        raise CommError(
+            f"started as {expected} ranks, but Horovod cannot be imported ({error}): run make setup"
+        ) from None
+    if comm.size != expected:
+        raise CommError(
+            f"the launcher started {expected} ranks, but Horovod sees {comm.size}, so each would "
+            "train alone: was Horovod built with this launcher's MPI? See hvdtrain doctor"
+        )
+    tell_joined(os.environ)
+    return comm
+
+
+def cores_for_rank(comm: Comm) -> int:
+    """Cores this rank may call its own: those it is bound to, shared with ranks bound alike.
+
+    A launcher may bind each rank to its own cores, or let all ranks of a node roam over all.
+    """
+    mine = sorted(os.sched_getaffinity(0))
+    host = socket.gethostname()
+    others = [text.split("\n") for text in comm.gather_text(f"{host}\n{mine}")]
+    sets = [frozenset(json.loads(cores)) for name, cores in others if name == host]
+    return max(1, int(sum(1 / sum(core in cores for cores in sets) for core in mine)))
