@@ -1,4 +1,4 @@
-"""What all ranks must agree on: faults, values, and the wish to stop."""
+"""Agreement between ranks: on errors, on values, on whether to stop."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def any_rank(comm: Comm, flag: bool) -> bool:
 
 @contextlib.contextmanager
 def together(comm: Comm) -> Iterator[None]:
-    """Turn a fault on any rank into the same HvdtrainError on every rank.
+    """A context that turns an HvdtrainError on any rank into the same error on every rank.
 
-    For the set-up stage: the body must hold no collective. Equal faults are told once.
+    For set-up only: the body must not call collectives. Equal messages are shown once.
     """
     fault: HvdtrainError | None = None
     try:

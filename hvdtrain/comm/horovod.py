@@ -16,13 +16,13 @@ from hvdtrain.errors import CommError
 from hvdtrain.launch.variables import on_several_hosts
 
 DEFAULTS = {
-    # A stalled rank is named after one minute and the job ended after ten; Horovod's own
-    # default is to wait for ever.
+    # Name a stalled rank after one minute and end the job after ten; by default Horovod waits
+    # for ever.
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600",
-    # 30 s, the default, is shorter than the first import of a busy node.
+    # The default of 30 s is shorter than the first import on a busy node.
     "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",
-    # The reducer makes its own groups; fusing them again would copy every gradient twice.
+    # The reducer groups gradients itself; fusing the groups would copy every gradient twice.
     "HOROVOD_FUSION_THRESHOLD": "0",
 }
 CPU_DEFAULTS = {
@@ -30,9 +30,9 @@ CPU_DEFAULTS = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 NETWORK_DEFAULTS = {
-    # Gradients go round in messages of 256 KiB by third_party/horovod/0003-mpi-ring.patch.
+    # Message size of the ring of third_party/horovod/0003-mpi-ring.patch.
     "HOROVOD_MPI_RING_BYTES": "262144",
-    # They go at once; by default each would first ask the receiver and wait for its answer.
+    # Send such messages at once; by default each first waits for the receiver's consent.
     "OMPI_MCA_btl_tcp_eager_limit": "524288",
     "OMPI_MCA_btl_tcp_max_send_size": "524288",
 }
@@ -81,7 +81,7 @@ class Horovod:
         return rows
 
     def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Broadcast all tensors at once; strided ones go by way of a flat copy."""
+        """Broadcast all tensors at once; strided ones through a flat copy."""
         started = []
         for name, tensor in tensors.items():
             flat = tensor.detach().reshape(-1).contiguous()
@@ -135,7 +135,7 @@ class _HorovodHandle:
 
     def wait(self) -> None:
         with self._comm._named(self._name):
-            # Horovod's own wait spins, on a core that decoding or the sums themselves may need.
+            # Horovod's own wait spins, on a core that decoding or the sums may need.
             began = time.perf_counter()
             while not self._comm._hvd.poll(self._handle):
                 time.sleep(max(5e-5, (time.perf_counter() - began) / 500))
@@ -143,7 +143,7 @@ class _HorovodHandle:
 
 
 def settings(env: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
-    """Variables that Horovod and Open MPI read when they start, where the user set no others."""
+    """Environment variables for Horovod and Open MPI; those that the user has set take precedence."""
     found = DEFAULTS | (CPU_DEFAULTS if cpu else {})
     if on_several_hosts(env):
         found |= NETWORK_DEFAULTS
@@ -151,7 +151,7 @@ def settings(env: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
 
 
 def horovod_features() -> dict[str, bool | str]:
-    """What the installed Horovod was built with; raises CommError if it cannot be imported."""
+    """Version and build features of the installed Horovod; raises CommError if it cannot be imported."""
     try:
         import horovod
         import horovod.torch as hvd
@@ -167,7 +167,7 @@ def horovod_features() -> dict[str, bool | str]:
 
 
 def mpi_library() -> str:
-    """First line of the MPI library's own version text, without starting MPI."""
+    """Name and version of the MPI library, without starting MPI."""
     import mpi4py
 
     mpi4py.rc.initialize = False

@@ -12,14 +12,14 @@ import torch
 
 
 class Handle(Protocol):
-    """A collective under way."""
+    """A collective in flight."""
 
     def wait(self) -> None:
-        """Block until the result is in the tensor that was handed in."""
+        """Block until the result is in the tensor that was passed in."""
 
 
 class Comm(Protocol):
-    """What the trainer needs of its ranks; ranks are 0 … size-1."""
+    """The collectives that the trainer uses; ranks are 0 … size-1."""
 
     rank: int
     size: int
@@ -27,13 +27,13 @@ class Comm(Protocol):
     local_size: int
 
     def sum_async_(self, tensor: torch.Tensor, name: str) -> Handle:
-        """Start to sum `tensor` over all ranks, in place; `name` pairs the calls."""
+        """Start to sum `tensor` over all ranks, in place; calls of equal `name` belong together."""
 
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over all ranks, in place, and return it."""
 
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
-        """The `row` [n] of every rank, equally long on all, on every rank: [size, n]."""
+        """The `row` [n] of every rank, of the same length on all: [size, n] on every rank."""
 
     def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Give every rank the values of rank 0, in place."""

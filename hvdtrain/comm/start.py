@@ -17,10 +17,10 @@ from hvdtrain.launch.variables import launched_size
 
 
 def init_comm(interface: str = "auto") -> Comm:
-    """Join the job that the launcher started, or stand alone without one.
+    """Join the ranks that the launcher started; without a launcher, a job of one rank.
 
-    `interface` is the config's `comm.interface`. Raises CommError if this host has none such, or
-    if Horovod finds another number of ranks than the launcher started.
+    `interface` is the config's `comm.interface`. Raises CommError if this host has no such
+    interface, or if Horovod sees another number of ranks than the launcher started.
     """
     os.environ.update(horovod_variables(os.environ))
     expected = launched_size(os.environ)
@@ -38,16 +38,16 @@ def init_comm(interface: str = "auto") -> Comm:
     if comm.size != expected:
         raise CommError(
             f"the launcher started {expected} ranks, but Horovod sees {comm.size}, so each would "
-            "train alone: was Horovod built with this launcher's MPI? See hvdtrain doctor"
+            "train by itself: was Horovod built with this launcher's MPI? See hvdtrain doctor"
         )
     tell_joined(os.environ)
     return comm
 
 
 def cores_for_rank(comm: Comm) -> int:
-    """Cores this rank may call its own: those it is bound to, shared with ranks bound alike.
+    """Number of cores for this rank: those it is bound to, shared with ranks bound to the same.
 
-    A launcher may bind each rank to its own cores, or let all ranks of a node roam over all.
+    A launcher may bind each rank to cores of its own, or let all ranks of a host use all cores.
     """
     mine = sorted(os.sched_getaffinity(0))
     host = socket.gethostname()

@@ -1,4 +1,4 @@
-"""What trains, before it belongs to a run: device, data, model, optimizer."""
+"""Building what a run trains with: device, data, model and optimizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipelines.loader import Loaders
 
 @dataclass
 class Parts:
-    """What trains, before it belongs to a run: made by `set_up`, to be used as a context."""
+    """Plan, data and training state of this rank; leaving the context closes the loaders."""
 
     plan: Plan
     loaders: Loaders
@@ -44,9 +44,9 @@ class Parts:
 
 
 def set_up(cfg: Config, comm: Comm) -> Parts:
-    """Open the training data and build the state as the seed makes it.
+    """Open the datasets and build the initial state, which depends on the seed only.
 
-    A fault on any rank is raised on all of them.
+    An error on any rank is raised on all of them.
     """
     device = choose_device(comm)
     cores = cores_for_rank(comm)
@@ -64,7 +64,10 @@ def set_up(cfg: Config, comm: Comm) -> Parts:
 
 
 def choose_device(comm: Comm) -> torch.device:
-    """One GPU per local rank where there are any, else the CPU; made ready for training."""
+    """The GPU of this local rank, or the CPU where there is no GPU; set up for training.
+
+    Raises ConfigError if the host has fewer GPUs than ranks.
+    """
     if not torch.cuda.is_available():
         keep_freed_memory()
         return torch.device("cpu")
@@ -79,7 +82,10 @@ def choose_device(comm: Comm) -> torch.device:
 
 
 def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> Loaders:
-    """The data of this rank; raises DataError if it is not as the config says."""
+    """The loaders of this rank.
+
+    Raises DataError if the number of images or classes differs from the config's.
+    """
     threads = cfg.data.decode_threads or cores
     loaders = Loaders(
         cfg.data.model_copy(update={"decode_threads": threads}),
@@ -101,7 +107,7 @@ def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> L
 
 
 def share_data(comm: Comm, loaders: Loaders) -> None:
-    """Let the loaders of all ranks exchange what they need of each other before the first pass."""
+    """Exchange what the loaders of all ranks need from each other before the first batch."""
     with together(comm):
         offer = loaders.offer()
     offers = comm.gather_text(offer)
@@ -110,10 +116,10 @@ def share_data(comm: Comm, loaders: Loaders) -> None:
 
 
 def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) -> State:
-    """Model, optimizer and reducer as the seed makes them, equal on all ranks."""
+    """Model, optimizer and reducer, initialised from the seed: equal on all ranks."""
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, num_classes).to(device)
-    for phase in cfg.phases:  # reducer and optimizer know all that will ever be trained
+    for phase in cfg.phases:  # reducer and optimizer hold every parameter that a phase trains
         unfreeze(model, phase.unfreeze)
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -122,7 +128,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         model.parameters(),
         comm,
         accumulate=cfg.train.accumulate,
-        # A run has both resolved; a command that does not train takes the plain ones.
+        # A run has resolved auto and None; commands that do not train have not.
         compression="fp16" if cfg.comm.compression == "fp16" else "none",
         group_bytes=(cfg.comm.group_mb or GROUP_MB) * 2**20,
     )
@@ -154,9 +160,9 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
 
 
 def free_parts(state: State, cfg: Config, epoch: Epoch) -> None:
-    """Freeze what `model.freeze` names, but for what the phases up to `epoch`'s free again.
+    """Freeze the parts in `model.freeze`, except those unfrozen by a phase up to this epoch's.
 
-    To be called at the start of every epoch, on every rank alike.
+    Call it at the start of every epoch, on every rank.
     """
     if not any(phase.unfreeze for phase in cfg.phases):
         return
@@ -167,10 +173,11 @@ def free_parts(state: State, cfg: Config, epoch: Epoch) -> None:
 
 
 def whiten(state: State, cfg: Config, images: torch.Tensor) -> None:
-    """Before the first step: set a whitening layer, if the model has one, from the first batch.
+    """Before the first step, compute the whitening layer, if the model has one.
 
-    `images` [N,3,H,W] are this rank's; the layer is made from all ranks', and equal on all. Does
-    nothing in a run that goes on, or starts from `model.weights`. Every rank must call.
+    `images` [N,3,H,W] are this rank's first batch; the layer is computed from those of all ranks
+    and is equal on all. Does nothing in a resumed run or one that starts from `model.weights`.
+    Every rank must call it.
     """
     model, comm = state.model, state.comm
     if isinstance(model, Airbench) and state.progress.step == 0 and cfg.model.weights is None:
@@ -179,7 +186,7 @@ def whiten(state: State, cfg: Config, images: torch.Tensor) -> None:
 
 
 def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
-    """What a checkpoint must have in common with a run that loads it."""
+    """What must be equal in a checkpoint and in the run that loads it."""
     data = cfg.data
     order = data.shuffle if data.shuffle == "full" else f"shards, {data.shuffle_window}"
     return {

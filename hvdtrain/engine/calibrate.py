@@ -1,4 +1,4 @@
-"""The speed of one worker by itself: what scaling efficiency is measured against."""
+"""The speed of a single worker, which scaling efficiency is measured against."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from hvdtrain.optim import optimizer_tensors
 
 
 class WorkerSpeed(NamedTuple):
-    """One worker without communication."""
+    """Speed of one worker without communication."""
 
     images_per_second: float
     backward_s: float
-    """Of one update: its last backward pass, the time in which gradients can be sent."""
+    """Time of the last backward pass of an update, in which gradients can be sent."""
 
 
 def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 0.5) -> WorkerSpeed:
-    """Speed of one worker alone: the same update without communication, the batch at hand.
+    """Time the same update without communication, on the given batch.
 
-    All ranks calibrate at the same time, so what they share of a machine is in the figure.
-    The median of at least `min_steps` times, which take at least `min_s` seconds in all; the first,
-    in which memory is allocated and kernels are chosen, does not count. Leaves no trace: every
-    tensor and the loss scale are put back.
+    All ranks calibrate at the same time, so the result includes what they share of a machine.
+    Takes the median of at least `min_steps` updates and `min_s` seconds; the first, which allocates
+    memory and selects kernels, does not count. Afterwards the state is as it was before.
     """
-    # Queued one behind the other as in training, so that a GPU does not wait for the host.
+    # Queue several as training does, so that a GPU does not wait for the host.
     updates = 4 if state.settings.device.type == "cuda" else 1
     times: list[float] = []
     first_s = 0.0
@@ -57,9 +56,9 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
 
 @contextlib.contextmanager
 def restored(state: State) -> Iterator[None]:
-    """Put back all that training changes when the context ends: weights, buffers, optimizer, loss
-    scale, averages, random numbers, position and counts. Meanwhile no noise scale is measured, and
-    another clock runs."""
+    """A context that restores at its end all that training changes: weights, buffers, optimizer
+    state, loss scale, averages, random state and progress. Inside it the noise scale is not
+    measured, and times go to a separate clock."""
     tensors = [*state.model.state_dict().values()]
     tensors += optimizer_tensors(state.model, state.optimizer).values()
     tensors += state.ema.tensors.values() if state.ema is not None else ()

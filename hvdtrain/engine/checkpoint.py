@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent, and verified to the last bit before they are used.
+"""Checkpoints that are complete or absent, and verified bit by bit before they are used.
 
-A checkpoint is a directory: weights, optimizer state and, if the run keeps them, averaged weights
-as safetensors, and `meta.json` with the position of the run and the sha256 of everything else. It is written under another name and
-renamed when all its bytes are on disk.
+A checkpoint is a directory with the weights, the optimizer state and, if the run keeps them, the
+averaged weights as safetensors, and `meta.json` with the progress of the run and the sha256 of
+every other file. It is written under another name and renamed when all its bytes are on the disk.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ EMA_FILE = "ema.safetensors"
 
 
 def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, Any]) -> Path:
-    """Write `directory/e<epoch>-s<sample>`, then delete all but the newest `keep`.
+    """Write `directory/e<epoch>-s<sample>`, then delete all but the newest `keep` checkpoints.
 
-    `labels` (model name, classes) are stored to be compared on load. One rank only.
-    Raises ResourceError if the disk refuses; older checkpoints stay as they are.
+    `labels` (such as model and classes) are compared on load. Call it on one rank only.
+    Raises ResourceError if the disk refuses; older checkpoints are then untouched.
     """
     at = state.progress.position
     final = directory / f"e{at.epoch:04d}-s{at.sample:010d}"
@@ -74,7 +74,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
 
 
 def _contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of every file; they are those of `state` itself."""
+    """The tensors of each file, sharing memory with `state`."""
     contents = {
         FILES[0]: dict(state.model.state_dict()),
         FILES[1]: optimizer_tensors(state.model, state.optimizer),
@@ -85,14 +85,14 @@ def _contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints below `directory`, newest first; not yet verified."""
+    """Complete checkpoints in `directory`, the furthest position first; not verified."""
     return sorted(directory.glob("e[0-9]*-s[0-9]*/"), reverse=True)
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint whose every byte is as it was written.
+    """Check every byte of a checkpoint and return its metadata.
 
-    Raises CheckpointError that names the file and what is wrong with it.
+    Raises CheckpointError that names the damaged file and what is wrong with it.
     """
     meta = _read_meta(path)
     for name in sorted({*FILES, *meta["sha256"]}):
@@ -109,9 +109,9 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict[str, Any]) -> None:
-    """Put a checkpoint, whose `meta` came from `verify`, into `state`.
+    """Load a checkpoint into `state`; `meta` is what `verify` returned for it.
 
-    Raises CheckpointError if it was made by another run or model; `state` is then untouched.
+    Raises CheckpointError if it belongs to another run or model; `state` is then untouched.
     """
     for key, expected in labels.items():
         found = meta["labels"].get(key, expected)  # older checkpoints lack newer labels
@@ -142,7 +142,7 @@ def _check_fit(
 ) -> None:
     missing, extra = sorted(target.keys() - loaded.keys()), sorted(loaded.keys() - target.keys())
     if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this model has not"
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this model lacks"
         raise CheckpointError(f"{file}: made by another model: it {what}")
     for key, tensor in target.items():
         if loaded[key].shape != tensor.shape:
@@ -179,7 +179,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; killed on the way, it leaves nothing that looks like one."""
+    """Delete a checkpoint. If killed in between, nothing is left that looks like one."""
     if path.exists():
         gone = path.with_name(f".{path.name}.gone")
         shutil.rmtree(gone, ignore_errors=True)

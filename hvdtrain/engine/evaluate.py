@@ -1,4 +1,4 @@
-"""Loss and accuracy over a whole validation set, exactly."""
+"""Evaluation: loss and accuracy over every image of the validation set."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hvdtrain.errors import DataError
 
 @torch.no_grad()
 def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
-    """Loss, top-1 and top-5 (0–1) over all `expected` images, each counted once on some rank; of
-    the averaged weights, if the run keeps them.
+    """Loss, top1 and top5 (0–1), the same on all ranks; each image is counted once on one rank.
 
-    Raises DataError if the images counted are not `expected`.
+    Uses the averaged weights, if the run keeps them. Raises DataError if the number of images
+    counted is not `expected`.
     """
     average_buffers(state)
     state.model.eval()
@@ -34,11 +34,11 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
 
 
 def average_buffers(state: State) -> None:
-    """Make the batch-norm statistics, which each rank keeps for itself, the mean over ranks."""
+    """Average the batch-norm statistics over ranks; in training each rank keeps its own."""
     named = {name: b for name, b in state.model.named_buffers() if b.is_floating_point()}
     buffers = [*named.values()]
     if state.ema is not None:
-        # The average over ranks of averages over time is that of the averages over ranks.
+        # Averaging over ranks and over time are linear: their order does not matter.
         buffers += [state.ema.tensors[name] for name in named if name in state.ema.tensors]
     if state.comm.size == 1 or not buffers:
         return

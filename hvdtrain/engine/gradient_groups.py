@@ -1,11 +1,11 @@
-"""How large the groups are in which gradients are exchanged."""
+"""Sizes of the groups in which gradients are all-reduced."""
 
 from __future__ import annotations
 
 FIRST = 1 / 16
-"""Of a group's size, for the first: so early in the backward pass the network idles."""
+"""Size of the first group, relative to the others: a small one starts the network early."""
 
 
 def group_limit(number: int, group_bytes: float) -> float:
-    """Bytes from which group `number`, 0 for the first to be released, takes no more gradients."""
+    """Bytes at which group `number` is full; group 0 is sent first."""
     return group_bytes * (FIRST if number == 0 else 1.0)

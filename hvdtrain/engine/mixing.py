@@ -1,7 +1,7 @@
-"""Mixup and CutMix: images of a batch mixed in pairs, on the device, from counted random numbers.
+"""Mixup and CutMix on the device, with counter-based random numbers.
 
-Every image is mixed with the next one of its micro-batch (which is a random one: the order is),
-by a share that is a pure function of (seed, epoch, sample).
+Every image is mixed with the next one of its micro-batch, which is a random one as the order is
+shuffled. The mixing share is a pure function of (seed, epoch, sample).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pipelines.hashing import uniforms
 
-_MIX = 3  # keeps these draws apart from those of the pipelines
+_MIX = 3  # a stream of random numbers that the pipelines do not use
 _ATTEMPTS = 40
 
 
@@ -34,8 +34,9 @@ class Batch(Protocol):
 
 
 class Part(NamedTuple):
-    """One micro-batch: [n,3,H,W], and [n] each. Image i shows `share[i]` of `labels[i]` and
-    `1 - share[i]` of `others[i]`; both None where nothing is mixed."""
+    """One micro-batch: images [n,3,H,W], the other fields [n]. Image i has the target `labels[i]`
+    with weight `shares[i]` and `others[i]` with weight `1 - shares[i]`; both are None without
+    mixing."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -58,9 +59,9 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixing:
-    """What `train.mixup` and `train.cutmix` ask for: alpha of the shares' Beta distribution.
+    """Alphas of the Beta distribution of the shares, for `train.mixup` and `train.cutmix`.
 
-    With both, half of the images get one and half the other; with neither, nothing is done.
+    With both, each image gets one of the two with probability 1/2; with neither, nothing is mixed.
     Source: Zhang et al. 2018, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899.
     """
 
@@ -71,7 +72,7 @@ class Mixing:
     def parts(self, batch: Batch, count: int, epoch: int) -> Iterator[Part]:
         """The `count` micro-batches of `batch`, mixed.
 
-        An image of weight 0, which may be a placeholder, is neither mixed nor mixed in.
+        An image of weight 0 may be a placeholder: it is not mixed with any other.
         """
         chunks = (tensor.chunk(count) for tensor in (batch.images, batch.labels, batch.weights))
         parts = [Part(*chunk) for chunk in zip(*chunks, strict=True)]
@@ -92,18 +93,18 @@ class Mixing:
 
     def _mixed(self, part: Part, draws: _Draws) -> Part:
         used = part.weights > 0
-        alone = ~(used & used.roll(-1))
+        unmixed = ~(used & used.roll(-1))
         others = part.images.roll(-1, 0)
         boxes = _boxes(draws, *part.images.shape[2:])
         area = boxes.flatten(1).float().mean(1)
         shares = torch.where(draws.cut, 1 - area, draws.shares)
-        shares = torch.where(alone, torch.ones_like(shares), shares)
+        shares = torch.where(unmixed, torch.ones_like(shares), shares)
         images = part.images
         if self.mixup:
             by = torch.where(draws.cut, torch.ones_like(shares), shares)
             images = torch.lerp(others, images, by[:, None, None, None])
         if self.cutmix:
-            cut = (draws.cut & ~alone)[:, None, None] & boxes
+            cut = (draws.cut & ~unmixed)[:, None, None] & boxes
             images = torch.where(cut[:, None], others, images)
         images = images.contiguous(memory_format=torch.channels_last)
         return Part(images, part.labels, part.weights, part.labels.roll(-1), shares)
@@ -111,11 +112,11 @@ class Mixing:
 
 class _Draws(NamedTuple):
     shares: torch.Tensor
-    """[n] of the image's own pixels, in 0-1."""
+    """[n] share of the image's own pixels, 0-1."""
     place: torch.Tensor
-    """[n, 2] of the box's centre."""
+    """[n, 2] centre of the box."""
     cut: torch.Tensor
-    """[n] whether a box is cut, rather than all pixels averaged."""
+    """[n] CutMix rather than mixup."""
 
 
 def _beta(u: np.ndarray, v: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -134,7 +135,7 @@ def _beta(u: np.ndarray, v: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _boxes(draws: _Draws, height: int, width: int) -> torch.Tensor:
-    """[n, height, width] bool: a box of 1 - share of the area, cut off at the border."""
+    """[n, height, width] bool: a box that covers 1 - share of the area, clipped at the border."""
     side = torch.sqrt(1 - draws.shares)
     inside = []
     for axis, length in enumerate((height, width)):

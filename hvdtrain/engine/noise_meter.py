@@ -1,4 +1,4 @@
-"""Measures the gradient noise scale of a run from the gradients that it computes anyway."""
+"""Measures the gradient noise scale from the gradients that training computes anyway."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hvdtrain.engine.noise_scale import NoiseScale
 
 
 class NoiseMeter:
-    """Every `every` updates one row of this rank's sums, on the device. To be merged, the `rows` of
-    all ranks are summed, with whatever else is, and handed to `take`.
+    """Records one row of sums on the device every `every` updates. The caller sums the `rows` of
+    all ranks and passes the result to `take`.
 
-    With several ranks each is one small batch, else each micro-batch. Images of weight 0 do not
-    count, so a short last batch is measured right.
+    The small batch is a rank's with several ranks, else a micro-batch. Images of weight 0 do not
+    count, so a short last batch is measured correctly.
     """
 
     def __init__(self, every: int, parts: int, scale: NoiseScale | None = None) -> None:
@@ -33,11 +33,11 @@ class NoiseMeter:
         loss_scale: torch.Tensor,
         planned: int,
     ) -> None:
-        """One update of this rank; nothing here waits for the device.
+        """Record one update of this rank, without waiting for the device.
 
-        `squares` [parts]: ‖·‖² of the parts' own shares of the gradient; `counts` [parts]: their
-        images; `big_square`: ‖·‖² of the reduced gradient. All gradients are sums over images,
-        times `loss_scale`, over the `planned` images of the global batch.
+        `squares` [parts]: ‖·‖² of each part's share of the gradient; `counts` [parts]: images of
+        each part; `big_square`: ‖·‖² of the reduced gradient. Every gradient is a sum over images
+        times `loss_scale`, divided by `planned`, the global batch size.
         """
         factor = (planned / loss_scale.double()).square()
         counts = counts.double()

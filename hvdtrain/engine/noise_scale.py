@@ -1,4 +1,4 @@
-"""The gradient noise scale: how large a batch is useful, as arithmetic.
+"""The gradient noise scale: an estimate of the largest useful batch.
 
 Let G be the true gradient and Σ the covariance of one image's gradient. Averaged over b images,
 E‖g‖² = |G|² + tr(Σ)/b. Two batch sizes in one update, a rank's and the global one, give both
@@ -17,7 +17,8 @@ DECAY = 0.98
 
 @dataclass
 class NoiseScale:
-    """Running estimates of tr(Σ) and |G|², averaged apart: their ratio is biased in one update.
+    """Running estimates of tr(Σ) and |G|², averaged separately, as the ratio of a single update is
+    biased.
 
     Both averages start at 0 and have the same weights, so their ratio needs no bias correction.
     """
@@ -27,10 +28,11 @@ class NoiseScale:
     measured: int = 0
 
     def add(self, small_square: float, inverse_small: float, big_square: float, big: float) -> None:
-        """One update: ‖g‖² averaged over workers, the mean of 1/b over their images b, ‖g‖² of the
-        global batch, and its images.
+        """Add one update.
 
-        Nothing is added where workers and global batch are the same, or a value is not finite.
+        `small_square`: ‖g‖² averaged over workers; `inverse_small`: mean of 1/b over their batch
+        sizes b; `big_square`: ‖g‖² of the global batch; `big`: its size. Ignored where the two
+        batches have the same size, or a value is not finite.
         """
         difference = inverse_small - 1 / big if big > 0 else 0.0
         if difference <= 0 or not math.isfinite(small_square + big_square):
@@ -42,20 +44,21 @@ class NoiseScale:
 
     @property
     def images(self) -> float | None:
-        """B_simple; None before the first measurement, and while noise hides one of the two."""
+        """B_simple in images; None before the first measurement, or while an estimate is negative."""
         return self.trace / self.square if self.square > 0 and self.trace > 0 else None
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps: the constructor's arguments."""
+        """The constructor's arguments, as a checkpoint keeps them."""
         return asdict(self)
 
 
 def advice(noise_images: float, batch: int) -> dict[str, float]:
-    """What the noise scale says about training at `batch` images.
+    """What the noise scale predicts for training with global batches of `batch` images.
 
-    recommended_batch: where a run needs twice the fewest steps and twice the fewest images;
-    steps_over_fewest, images_over_fewest: those of `batch`; doubling_steps, doubling_images:
-    steps and images of twice the batch over those of `batch`.
+    recommended_batch: the batch that needs twice the minimum of steps and twice the minimum of
+    images; steps_over_fewest, images_over_fewest: steps and images at `batch`, relative to those
+    minima; doubling_steps, doubling_images: steps and images at twice the batch, relative to those
+    at `batch`.
     Source: McCandlish et al. 2018, equation 2.11, (S/S_min − 1)(E/E_min − 1) = 1, with the
     critical batch taken to be the noise scale.
     """

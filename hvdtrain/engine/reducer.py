@@ -21,7 +21,7 @@ _BLOCK = 2**16
 
 
 class _Group:
-    """Some parameters whose gradients lie in one flat buffer, fp32 [numel]."""
+    """Parameters whose gradients share one flat buffer, fp32 [numel]."""
 
     def __init__(self, name: str, params: list[nn.Parameter], wire: torch.dtype | None) -> None:
         self.name = name
@@ -32,7 +32,7 @@ class _Group:
         self.waiting_for = len(params)
         self.handle: Handle | None = None
         self.places: dict[nn.Parameter, torch.Tensor] = {}
-        """Where in `flat` each gradient lies."""
+        """The view into `flat` of each gradient."""
         offset = 0
         for p in params:
             # The gradient takes its parameter's strides, so channels_last stays as it is.
@@ -43,20 +43,20 @@ class _Group:
         self.complete()
 
     def clear(self) -> None:
-        """Forget all gradients; zeros are written for frozen parameters alone, as no gradient will
-        come for them before the group is sent."""
+        """Drop all gradients. Only those of frozen parameters are set to zero, since backward
+        will not write them before the group is sent."""
         for p, place in self.places.items():
             p.grad = None if p.requires_grad else place.zero_()
 
     def take(self, p: nn.Parameter) -> None:
-        """Put a gradient that autograd made in its place; it adds later ones there itself."""
+        """Copy a gradient that autograd allocated into its view; later ones are added there."""
         place = self.places[p]
         if p.grad is not None and p.grad is not place:
             place.copy_(p.grad)
             p.grad = place
 
     def complete(self) -> None:
-        """Zeros where no gradient came."""
+        """Set to zero the gradients that backward did not compute."""
         for p, place in self.places.items():
             if p.grad is None:
                 place.zero_()
@@ -106,9 +106,9 @@ class Reducer:
                 p.register_post_accumulate_grad_hook(self._hook(group))
 
     def start_step(self, *, communicate: bool = True, measure: bool = False) -> None:
-        """Forget all gradients; with `communicate=False` this step's stay this rank's own.
+        """Drop all gradients; with `communicate=False` this step's are not summed over ranks.
 
-        `measure`: find what `part_squares` returns. Changes no gradient.
+        `measure`: record what `part_squares` returns; the gradients are the same either way.
         """
         self._enabled = communicate and self.comm.size > 1
         self._measuring = measure
@@ -118,7 +118,7 @@ class Reducer:
             group.clear()
 
     def start_backward(self) -> None:
-        """Announce one micro-batch's backward pass; the last one sends."""
+        """Call before each micro-batch's backward pass; the last one sends the gradients."""
         self._backward_left -= 1
         for group in self.groups:
             group.waiting_for = sum(p.requires_grad for p in group.params)
@@ -127,7 +127,7 @@ class Reducer:
         self.clock.backward.start()
 
     def end_backward(self) -> None:
-        """Announce the end of one micro-batch's backward pass."""
+        """Call after each micro-batch's backward pass."""
         self.clock.backward.stop()
         if self._measuring and not self._enabled:
             self._complete()
@@ -138,10 +138,10 @@ class Reducer:
             self._squares.append([square(part) for part in parts])
 
     def finish(self, arrived: Callable[[int], object] | None = None) -> None:
-        """Send what is left and wait for all; raises CommError where a peer is gone.
+        """Send the remaining groups and wait for all; raises CommError if a rank is gone.
 
-        `arrived(k)` is called when the gradients of `groups[k]` are summed, while those of the
-        groups after it may still be on their way. Not on a single rank, which waits for nothing.
+        `arrived(k)` is called when the gradients of `groups[k]` are summed, while later groups may
+        still be in flight. On a single rank it is not called.
         """
         self._complete()
         if not self._enabled:
@@ -173,10 +173,10 @@ class Reducer:
         return [group.flat for group in self.groups]
 
     def part_squares(self) -> torch.Tensor:
-        """‖·‖² of the gradient's parts in a measured step that is finished, [parts] float64.
+        """‖·‖² of each part of the gradient, after a measured step, [parts] float64.
 
-        One part, this rank's share of the global gradient; on a single rank those of the
-        micro-batches.
+        With several ranks there is one part, this rank's share of the global gradient; on a single
+        rank each micro-batch is a part.
         """
         return torch.stack([torch.stack(squares).sum() for squares in self._squares])
 
@@ -207,17 +207,17 @@ class Reducer:
 
 
 def square(flat: torch.Tensor) -> torch.Tensor:
-    """‖flat‖², a float64 scalar on the device, to about 1e-6.
+    """‖flat‖², a float64 scalar on the device, with a relative error of about 1e-6.
 
-    By blocks: torch sums fp32 numbers on a CPU with an error that grows with their number, and in
-    float64 it takes twenty times as long.
+    Summed in blocks: the error of torch's fp32 sum on a CPU grows with the length, and a float64
+    sum takes twenty times as long.
     """
     norms = torch.stack(torch._foreach_norm(flat.split(_BLOCK)))
     return norms.double().square().sum()
 
 
 def _split(params: list[nn.Parameter], group_bytes: float) -> list[list[nn.Parameter]]:
-    """Consecutive parameters of one type and device, in groups that are full at their limit."""
+    """Consecutive parameters of one dtype and device; a group is closed once it reaches its limit."""
     groups: list[list[nn.Parameter]] = []
     size = 0.0
     for p in params:

@@ -1,4 +1,4 @@
-"""One update: the arithmetic on the device."""
+"""The training step: forward, backward, reduce, update."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hvdtrain.optim.clip import clip_
 from hvdtrain.optim.ema import Ema
 
 SUMS = ("loss", "top1", "top5", "count")
-"""What the vectors of sums of `train_step` and `evaluate` hold, in order."""
+"""Names of the sums that `train_step` returns and `evaluate` adds up, in order."""
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step goes by and training does not change; per rank."""
+    """What a step needs and training does not change; per rank."""
 
     device: torch.device
     autocast: torch.dtype | None = None
@@ -34,14 +34,14 @@ class StepSettings:
     clip_norm: float | None = None
     agc: AdaptiveClipping | None = None
     static_loss_scale: float | None = None
-    """None: the loss scale, if there is one, follows overflows."""
+    """None: dynamic, if there is a loss scale at all."""
     mixing: Mixing = field(default_factory=Mixing)
     seed: int = 0
 
 
 @dataclass
 class State:
-    """What training changes, and the ranks that change it together; one per rank."""
+    """What training changes, with the settings and ranks it depends on; one per rank."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -53,10 +53,10 @@ class State:
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     progress: Progress = field(default_factory=Progress)
     gradient_norm: torch.Tensor | None = None
-    """L2 norm of the last global gradient that was asked for, before clipping, on the device."""
+    """L2 norm of the global gradient before clipping, on the device, of the last step with `norm`."""
     skipped: torch.Tensor | None = None
-    """Updates left out since the start, as gradients were not finite; on the device, None before
-    the first update with a loss scale."""
+    """Updates skipped since the start because gradients were not finite; on the device. None
+    before the first update with a loss scale."""
     update_group: UpdateByGroup = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,13 +64,14 @@ class State:
 
     @property
     def needs_all_gradients(self) -> bool:
-        """Whether an update depends on more than its own parameter's gradient."""
+        """Whether the update of a parameter depends on the gradients of others."""
         settings = self.settings
         clipped = settings.clip_norm is not None or settings.agc is not None
         return clipped or self.scaler.is_enabled()
 
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
-        """Logits [N, classes] in the run's precision; `averaged`: by the EMA if there is one."""
+        """Logits [N, classes] in fp32, computed in the run's precision; `averaged`: with the
+        averaged weights, if the run keeps them."""
         device, autocast = self.settings.device, self.settings.autocast
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             logits: torch.Tensor
@@ -94,13 +95,13 @@ def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:
 def train_step(
     state: State, batch: Batch, lr: float, momentum: float, *, norm: bool = False
 ) -> torch.Tensor:
-    """One update from this rank's share of the global batch; returns this rank's SUMS [4].
+    """Make one update from this rank's share of the global batch; returns this rank's SUMS [4].
 
-    `norm`: find the norm of the gradient, too. The loss is the mean over the whole global batch,
-    padding counted with weight 0. Order: all gradients arrive → loss scale undone → clip → update →
-    average, the same on every rank. An update whose gradients are not all finite is skipped where
-    there is a loss scale. Where nothing looks at all gradients together, each group's parameters
-    are updated while later groups are still summed.
+    `norm`: also compute the norm of the gradient. The loss is the mean over the global batch;
+    padding has weight 0. The order is the same on every rank: all gradients arrive, the loss scale
+    is undone, gradients are clipped, weights updated, then averaged. With a loss scale, an update
+    with a gradient that is not finite is skipped. If no part of the update needs all gradients at
+    once, each group's parameters are updated while later groups are still being summed.
     """
     reducer = state.reducer
     measured = state.noise.due(state.progress.step)
@@ -122,8 +123,8 @@ def train_step(
 
 
 def _seed(state: State) -> None:
-    """Give dropout and the like numbers that depend on (seed, rank, step) alone, so that a resumed
-    run draws the same ones."""
+    """Seed torch's generators from (seed, rank, step), so that a resumed run draws the same dropout
+    masks."""
     key = f"{state.settings.seed}/{state.comm.rank}/{state.progress.step}".encode()
     number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
     torch.default_generator.manual_seed(number)
@@ -132,7 +133,10 @@ def _seed(state: State) -> None:
 
 
 def backward(state: State, batch: Batch) -> torch.Tensor:
-    """All micro-batches, their gradients on the way; SUMS of each, [accumulate, 4]."""
+    """Forward and backward of all micro-batches; returns the SUMS of each, [accumulate, 4].
+
+    The gradients may still be in flight: `Reducer.finish` waits for them.
+    """
     state.model.train()
     clock, sums = state.reducer.clock, []
     for part in state.settings.mixing.parts(
@@ -150,7 +154,7 @@ def backward(state: State, batch: Batch) -> torch.Tensor:
 
 
 def _measure_noise(state: State, counts: torch.Tensor, planned: int) -> None:
-    """Note this step's gradients, which still carry the loss scale; `counts` [accumulate]."""
+    """Record this step's gradients, still multiplied by the loss scale; `counts` [accumulate]."""
     squares = state.reducer.part_squares()
     if len(squares) == 1:
         counts = counts.sum(dim=0, keepdim=True)
@@ -166,23 +170,23 @@ def _loss_scale(state: State) -> torch.Tensor:
 
 
 def update(state: State) -> None:
-    """Weights and loss scale from the gradients as they are."""
+    """Update the weights, and a dynamic loss scale, from the reduced gradients."""
     if state.settings.clip_norm is not None or state.settings.agc is not None:
         state.scaler.unscale_(state.optimizer)
     if state.settings.clip_norm is not None:
         clip_(state.reducer.flats(), state.settings.clip_norm)
     if state.settings.agc is not None:
         state.settings.agc()
-    state.scaler.step(state.optimizer)  # which leaves the update out if not all is finite
+    state.scaler.step(state.optimizer)  # skips the update if a gradient is not finite
     if state.scaler.is_enabled():
-        # A static scale does not change, so it does not tell.
-        [left_out] = state.scaler._found_inf_per_device(state.optimizer).values()
-        state.skipped = left_out if state.skipped is None else state.skipped + left_out
+        # A static scale stays the same, so skipped updates cannot be seen from it.
+        [skipped] = state.scaler._found_inf_per_device(state.optimizer).values()
+        state.skipped = skipped if state.skipped is None else state.skipped + skipped
     state.scaler.update(state.settings.static_loss_scale)
 
 
 def average(state: State) -> None:
-    """Take the new weights into the averaged ones, if the run keeps them."""
+    """Update the averaged weights, if the run keeps them."""
     if state.ema is not None:
         state.ema.update(state.progress.step)
 
@@ -190,6 +194,7 @@ def average(state: State) -> None:
 def sums_of(
     logits: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
+    """SUMS [4] of a batch: `logits` [n, classes], summed `loss`, `labels` and `weights` [n]."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = (best == labels[:, None]).float() * weights[:, None]
     return torch.stack([loss, hits[:, 0].sum(), hits.sum(), weights.sum()])

@@ -1,4 +1,4 @@
-"""Seconds that parts of a step take, by the clock of the device, without ever waiting for it."""
+"""How long the parts of a step take, by the device's clock, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 
 
 class Stopwatch:
-    """Laps of one part of the step, each of one stretch or several. On a GPU they are taken by
-    events in the stream, so a lap is known a little after it ended; `total_s` and `laps` hold those
-    that are known."""
+    """Measures one part of the step; a lap may be interrupted and continued.
+
+    On a GPU laps are timed by events in the stream, so a lap is known shortly after its end;
+    `total_s` and `laps` cover the known ones.
+    """
 
     def __init__(self, device: torch.device, *, keep_laps: bool = False) -> None:
         self._device = device
@@ -24,7 +26,7 @@ class Stopwatch:
         self._laps: list[float] = []
 
     def start(self) -> None:
-        """Begin a lap, or go on with one that is paused."""
+        """Begin a lap, or continue a paused one."""
         if self._device.type == "cuda":
             pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             pair[0].record()
@@ -33,7 +35,7 @@ class Stopwatch:
             self._began = time.perf_counter()
 
     def stop(self, *, pause: bool = False) -> None:
-        """End the lap, or only this stretch of it."""
+        """End the lap, or pause it."""
         if self._device.type == "cuda":
             self._events[-1][1].record()
             self._pauses.append(pause)
@@ -48,13 +50,13 @@ class Stopwatch:
         return self._total_s
 
     def laps(self) -> list[float]:
-        """Seconds of the laps since the last call, oldest first, if they are kept."""
+        """Seconds of each lap since the last call, oldest first; empty unless `keep_laps`."""
         self._poll()
         laps, self._laps = self._laps, []
         return laps
 
     def _poll(self) -> None:
-        """Take in the laps that have ended, so that none pile up."""
+        """Read the events that have completed, so that they do not pile up."""
         while self._pauses and self._events[0][1].query():
             began, ended = self._events.popleft()
             self._add(began.elapsed_time(ended) / 1000, self._pauses.popleft())
@@ -78,7 +80,7 @@ class StepClock:
         self.backward = Stopwatch(device)
         """Backward passes; gradients are sent meanwhile."""
         self.waiting = Stopwatch(device, keep_laps=True)
-        """From the end of backward until all gradients are there, without updates meanwhile:
-        exposed communication."""
+        """From the end of backward until all gradients have arrived, less the time of updates
+        made meanwhile: exposed communication."""
         self.flight = Stopwatch(device)
-        """From the first gradients handed to the network until all are back."""
+        """From the first gradients sent until all are summed."""

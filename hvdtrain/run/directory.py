@@ -1,4 +1,4 @@
-"""Which directory a run writes to: a new one, a named one, or that of the run it goes on with."""
+"""The directory a run writes to: a new one, a named one, or that of the run it resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hvdtrain.paths import RunPaths
 def run_directory(
     cfg: Config, comm: Comm, resume: str, run_dir: Path | None
 ) -> tuple[RunPaths, bool]:
-    """The run's directory, by rank 0's word, and whether it must hold a checkpoint."""
+    """The run's directory, chosen by rank 0, and whether it must hold a checkpoint."""
     choice = ""
     with together(comm):
         if comm.rank == 0:
@@ -56,7 +56,7 @@ def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> tuple[s
 
 
 def _training_part(cfg: Config) -> dict[str, Any]:
-    """The config without what does not change the result."""
+    """The sections of the config that the result depends on."""
     return cfg.model_dump(
         exclude={"output": True, "metrics": True, "checkpoint": True, "comm": True}
     )

@@ -1,4 +1,4 @@
-"""The gradient exchange set to the network: measured at the start of a run, kept when it goes on."""
+"""Tuning of the gradient exchange: measured when a run starts, kept when it is resumed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from hvdtrain.engine.build import choose_device
 from hvdtrain.files import write_atomically
 
 SIZES_MB = (1, 2, 4, 8, 16, 32, 64)
-"""Sizes that are measured, up to the first that takes longer than LONG_S."""
+"""Sizes that are measured; the first that takes longer than LONG_S is the last."""
 LONG_S = 0.25
 ROUNDS = 3
 ENOUGH = 0.95
-"""A group is large enough at this share of the best throughput."""
+"""A group is large enough if it reaches this share of the best throughput."""
 FASTER = 0.9
-"""Halving the bytes is worth its rounding where it takes at most this share of the time."""
+"""fp16 is chosen if it takes at most this share of the time of fp32."""
 
 
 class Exchange(NamedTuple):
-    """One measured allreduce: the slowest rank's median."""
+    """One measured all-reduce; the median time of the slowest rank."""
 
     mb: float
     """MiB of fp32 gradients, before any compression."""
@@ -39,26 +39,26 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a run's gradient exchange is set to, and why; the same on all ranks."""
+    """The settings of a run's gradient exchange, and why; the same on all ranks."""
 
     config: Config
-    """The run's, with `comm.group_mb` and `comm.compression` resolved."""
+    """The run's config with `comm.group_mb` and `comm.compression` resolved."""
     text: str
-    """One line for people."""
+    """One line for the log."""
     record: dict[str, Any] | None
-    """What `tuning.json` holds; None where nothing was measured."""
+    """The content of `tuning.json`; None if nothing was measured."""
 
     def write(self, file: Path) -> None:
-        """Keep it for when the run goes on; for rank 0."""
+        """Write the record for a later resume; call it on rank 0."""
         if self.record is not None:
             write_atomically(file, json.dumps(self.record, indent=1).encode())
 
 
 def tune(cfg: Config, comm: Comm, file: Path) -> Tuning:
-    """Resolve `comm.group_mb` and `comm.compression`; every rank must call.
+    """Resolve `comm.group_mb` and `comm.compression`; every rank must call it.
 
-    What `file` of an earlier attempt with as many ranks holds is kept, as other groups or types
-    would change the run's arithmetic. Only rank 0 needs to see the file.
+    If `file` holds the settings of an earlier attempt with the same world size, they are kept,
+    since other groups or types would change the run's arithmetic. Only rank 0 needs to see it.
     """
     if cfg.comm.tune == "fixed" or comm.size == 1:
         return _resolve(cfg, GROUP_MB, "none", "as configured", None)
@@ -86,15 +86,15 @@ def tune(cfg: Config, comm: Comm, file: Path) -> Tuning:
 
 
 def choose_group_mb(exchanges: list[Exchange]) -> float:
-    """The smallest size that comes near the best throughput, MiB: the wire is used well, and what
-    cannot start before the backward pass ends is short."""
+    """The smallest size, in MiB, that comes near the best throughput. Small groups leave little to
+    send after the backward pass has ended."""
     plain = [each for each in exchanges if each.compression == "none"]
     best = max(each.mb / each.seconds for each in plain)
     return next(each.mb for each in plain if each.mb / each.seconds >= ENOUGH * best)
 
 
 def choose_compression(exchanges: list[Exchange]) -> str:
-    """fp16 where it makes the largest exchange faster with both conversions, else none."""
+    """fp16 if it makes the largest exchange faster, conversions included, else none."""
     seconds = {(each.mb, each.compression): each.seconds for each in exchanges}
     halved = [mb for mb, compression in seconds if compression == "fp16"]
     if not halved:
@@ -104,7 +104,7 @@ def choose_compression(exchanges: list[Exchange]) -> str:
 
 
 def measure(comm: Comm, device: torch.device, *, halve: bool) -> list[Exchange]:
-    """Allreduces as the reducer makes them, in order of size, and with `halve` in fp16, too."""
+    """Time all-reduces as the reducer makes them, in order of size; with `halve` also in fp16."""
     found = []
     for mb in SIZES_MB:
         flat = torch.zeros(mb * 2**18, device=device)
@@ -121,7 +121,7 @@ def measure(comm: Comm, device: torch.device, *, halve: bool) -> list[Exchange]:
 
 
 def _median_s(comm: Comm, flat: torch.Tensor, wire: torch.Tensor) -> float:
-    """Seconds to sum `flat` over all ranks by way of `wire`."""
+    """Median seconds to sum `flat` over all ranks; `wire` is the buffer that is sent."""
     seconds = []
     for _ in range(ROUNDS):
         comm.sum_(torch.zeros(1), "tune.start")  # all at the same time
@@ -140,7 +140,7 @@ def _median_s(comm: Comm, flat: torch.Tensor, wire: torch.Tensor) -> float:
 def _resolve(
     cfg: Config, group_mb: float, compression: str, why: str, record: dict[str, Any] | None
 ) -> Tuning:
-    """What the config says itself stands."""
+    """Fill in what the config leaves open."""
     settings: dict[str, Any] = {
         "group_mb": cfg.comm.group_mb or group_mb,
         "compression": compression if cfg.comm.compression == "auto" else cfg.comm.compression,
@@ -153,7 +153,7 @@ def _resolve(
 
 
 def _read(file: Path, ranks: int) -> dict[str, Any] | None:
-    """What an earlier attempt chose; None if there is nothing that fits this one."""
+    """The choice of an earlier attempt; None if there is none for this world size."""
     try:
         record: dict[str, Any] = json.loads(file.read_bytes())
         size, compression = record["group_mb"], record["compression"]

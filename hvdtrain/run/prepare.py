@@ -1,4 +1,4 @@
-"""A run on one rank: its directory, its endpoints, and the state it starts or goes on from."""
+"""A run on one rank: its directory, its metrics endpoint, and the state it starts from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from pipelines.loader import Loaders
 
 @dataclass
 class Run:
-    """Everything of one run on one rank."""
+    """All parts of a run on one rank."""
 
     cfg: Config
     comm: Comm
@@ -55,7 +55,7 @@ class Run:
     hosts: list[str]
     """The host of every rank."""
     begun: bool = False
-    """Whether this attempt has its first batch: until then its pipelines are filling."""
+    """Whether this attempt has had its first batch; until then the pipelines are filling."""
 
     def close(self) -> None:
         """Stop loaders and sinks."""
@@ -64,14 +64,14 @@ class Run:
 
 
 def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
-    """`set_up`, the run directory and the endpoints, and the state of a run that goes on.
+    """Choose the run directory, check the ranks, build all parts, and restore a resumed run.
 
-    A fault on any rank is raised on all of them.
+    An error on any rank is raised on all of them.
     """
     paths, resumed = run_directory(cfg, comm, resume, run_dir)
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
-    found = judge(facts)
-    raise_faults(found)
+    findings = judge(facts)
+    raise_faults(findings)
     tuning = tune(cfg, comm, paths.tuning)
     cfg = tuning.config
     parts = set_up(cfg, comm)
@@ -85,7 +85,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
         sinks = Sinks(cfg, comm, paths, hosts)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts)
-    for finding in found:
+    for finding in findings:
         sinks.write("note", {"text": f"warning: {finding}"})
     if comm.size > 1:
         sinks.write("note", {"text": f"placement: {placement_text(actual_placement(ranks))}"})
@@ -127,10 +127,11 @@ def _describe(run: Run) -> None:
 
 
 def restore(run: Run, *, must: bool) -> None:
-    """Newest intact checkpoint of the run, if there is one; then every rank gets rank 0's state.
+    """Load the newest intact checkpoint of the run on rank 0 and broadcast the state.
 
-    A run that starts anew begins with `model.weights`, if given. Only rank 0 needs to see the
-    files. Raises CheckpointError if `must` and none is usable, or if one was made by another model.
+    Without a checkpoint the run starts from `model.weights`, if given. Only rank 0 needs to see the
+    files. Raises CheckpointError if `must` is set and no checkpoint is usable, or if the checkpoint
+    belongs to another model.
     """
     state, comm = run.state, run.comm
     with together(comm):
