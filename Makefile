@@ -10,7 +10,7 @@ setup: ## make .venv: pinned packages, Horovod built for this machine and cached
 demo: setup ## train on handwritten digits with two Horovod workers
 	@$(BIN)/python deploy/demo.py
 
-test: setup ## run all tests; PYTEST="-k plan" narrows them down
+test: setup ## run all tests; PYTEST="-k plan" selects some
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
 
 check: setup ## format, lint, types, import contracts

@@ -1,9 +1,10 @@
-"""A training step on a CPU where glibc keeps freed memory, over one where it does not.
+"""Time of a training step on a CPU when glibc keeps freed memory, and when it does not.
 
     python benchmarks/allocator.py [--model resnet50 --image-size 128 --batch 16]
 
-Each turn is a process of its own, which trains one batch in memory; `hvdtrain train` keeps freed
-memory (`hvdtrain/engine/allocator.py`). The last line is {"ratio": median over rounds, ...}.
+The two settings train one batch in memory and take turns; each turn is a new process.
+`hvdtrain train` keeps freed memory (`hvdtrain/engine/allocator.py`). The last line is
+{"ratio": median over rounds of kept / default, ...}.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ WARM = 3
 
 
 def turn(args: argparse.Namespace) -> None:
-    """One process: prints seconds of a step (median), page faults of a step, and MB at most."""
+    """Train in this process; print [median seconds per step, page faults per step, peak MB]."""
     if args.turn == "kept":
         keep_freed_memory()
     torch.manual_seed(0)
@@ -53,7 +54,7 @@ def turn(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Parse, measure in turn, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--image-size", type=int, default=128)
@@ -65,23 +66,23 @@ def main() -> None:
     if args.turn:
         turn(args)
         return
-    others: dict[str, list[tuple[float, float]]] = {"default": [], "kept": []}
+    memory: dict[str, list[tuple[float, float]]] = {"default": [], "kept": []}
 
     def run(name: str) -> float:
         command = [sys.executable, *sys.argv, "--turn", name]
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         step_s, faults, megabytes = json.loads(out)
-        others[name].append((faults, megabytes))
+        memory[name].append((faults, megabytes))
         return float(step_s) * 1e3
 
     print_machine()
-    contestants = {name: functools.partial(run, name) for name in others}
+    contestants = {name: functools.partial(run, name) for name in memory}
     figures = in_turn(contestants, args.rounds)
-    print_table("ms a step", figures)
+    print_table("ms per step", figures)
     result: dict[str, object] = {
         "ratio": round(median_ratio(figures["kept"], figures["default"]), 3)
     }
-    for name, rows in others.items():
+    for name, rows in memory.items():
         faults, megabytes = (statistics.median(column) for column in zip(*rows, strict=True))
         result |= {f"{name}_faults_a_step": round(faults), f"{name}_peak_mb": round(megabytes)}
     print_result(result)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: hvdtrain on images in memory, rounds in turn, and the report."""
+"""Helpers of all benchmarks: runs on images in memory, turns of contestants, printed results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def random_batch(count: int, image_size: int, classes: int, *, channels_last: bo
 
 
 class MemoryLoaders:
-    """Stands in for `pipelines.loader.Loaders`: every step gets the same batch, at no cost."""
+    """Replaces `pipelines.loader.Loaders`: every step gets the same batch, at no cost."""
 
     num_val = 0
     data_wait_s = 0.0
@@ -54,22 +54,22 @@ class MemoryLoaders:
         self.batch = batch
 
     def train(self, epoch: Epoch, *_: Any, **__: Any) -> Iterator[tuple[int, Batch]]:
-        """The planned number of batches."""
+        """Yield the planned number of batches."""
         for i in range(epoch.steps):
             yield i, self.batch
 
     def set_aside(self, _bad: Any) -> None:
-        """No image is bad."""
+        """Do nothing: no image is bad."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 @contextlib.contextmanager
 def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> Iterator[Run]:
-    """A run on data in memory with all that a real one has: state, plan, sinks and metrics.
+    """Open a run on one batch in memory with all parts of a real run: state, plan, sinks, metrics.
 
-    Standard output goes nowhere until it ends.
+    Standard output is discarded until the context closes.
     """
     classes = cfg.model.num_classes
     assert classes is not None
@@ -93,7 +93,7 @@ def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> I
 
 
 def timed_epoch(run: Run, epoch: Epoch, efficiency: Efficiency) -> float:
-    """Seconds that `epoch` took in hvdtrain's own loop; a calibration in it is not counted."""
+    """Seconds of `epoch` in hvdtrain's own loop, without the calibration before it."""
     efficiency.enter(epoch, run.loaders.batch)  # type: ignore[attr-defined]
     run.comm.sum_(torch.zeros(1), "start")
     began = time.perf_counter()
@@ -102,7 +102,7 @@ def timed_epoch(run: Run, epoch: Epoch, efficiency: Efficiency) -> float:
 
 
 def free_port(count: int = 1) -> int:
-    """A port p such that p … p + count - 1 were free just now on the loopback interface."""
+    """First of `count` consecutive ports that are free now on the loopback interface."""
     for _ in range(100):
         with contextlib.ExitStack() as held:
             try:
@@ -113,7 +113,7 @@ def free_port(count: int = 1) -> int:
                     return first
             except OSError:
                 continue
-    raise OSError(f"no {count} neighbouring free ports on 127.0.0.1")
+    raise OSError(f"found no {count} consecutive free ports on 127.0.0.1")
 
 
 def _listen(held: contextlib.ExitStack, port: int) -> int:
@@ -124,8 +124,11 @@ def _listen(held: contextlib.ExitStack, port: int) -> int:
 
 
 def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each contestant's figure of each round. Odd rounds go backwards, so that a machine that
-    grows slower or faster treats all alike."""
+    """Call every contestant once per round; returns the figures of all rounds by name.
+
+    Every other round runs in reverse order, so that a machine that becomes slower or faster
+    affects all contestants equally.
+    """
     figures: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         order = list(contestants) if number % 2 == 0 else list(contestants)[::-1]
@@ -135,12 +138,12 @@ def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Median over rounds of over/under: what drifts between rounds cancels in each."""
+    """Median over rounds of over / under; drift between rounds cancels in each ratio."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def print_machine() -> None:
-    """Hardware and versions, one line each."""
+    """Print hardware and versions, one line each."""
     load = os.getloadavg()[0]
     print(
         f"machine   {_processor()}, {len(os.sched_getaffinity(0))} cores, load average {load:.1f}"
@@ -150,7 +153,7 @@ def print_machine() -> None:
 
 
 def print_table(unit: str, figures: Mapping[str, Sequence[float]], digits: int = 1) -> None:
-    """Median, smallest and largest figure of every contestant."""
+    """Print the median, lowest and highest figure of every contestant."""
     width = max(map(len, figures))
     print(f"\n{unit:<{width}}  {'median':>10}  {'lowest':>10}  {'highest':>10}  rounds")
     for name, values in figures.items():
@@ -161,7 +164,7 @@ def print_table(unit: str, figures: Mapping[str, Sequence[float]], digits: int =
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """The last line of every benchmark: one JSON object."""
+    """Print the last line of every benchmark: one JSON object."""
     print(json.dumps(result), flush=True)
 
 

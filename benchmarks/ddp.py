@@ -1,12 +1,13 @@
-"""hvdtrain on two ranks against torch's DistributedDataParallel: images per second.
+"""hvdtrain on two ranks against torch's DistributedDataParallel (DDP): images per second.
 
-Both train ResNet-18 at 64 px, 64 images per rank and step from memory, one thread per rank, on
-the CPUs of this machine. hvdtrain is started by mpirun and exchanges gradients by Horovod over
-MPI, with all it does in a real run (reports, metrics). DDP is started by torchrun with the gloo
-backend and runs a bare loop: forward, loss, backward, update.
+Both train ResNet-18 on the CPUs of this machine, with one thread per rank. Each rank trains on 64
+images of 64 px per step, which are in memory. mpirun starts hvdtrain, which exchanges gradients
+with Horovod over MPI and does all the work of a real run (reports, metrics). torchrun starts DDP
+with the gloo backend, which runs a bare loop: forward, loss, backward, update.
 
-The four jobs (two trainers, fp32 and bf16, all channels_last) take turns, each started anew. The
-result is the median over rounds of hvdtrain's images/s over DDP's.
+There are four jobs: both trainers in fp32 and in bf16, all channels_last. They take turns, and
+every turn starts new processes. The result is the median over rounds of hvdtrain's images/s
+divided by DDP's.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ WARMUP_STEPS = 3
 
 
 def config(precision: str) -> Config:
-    """Both precisions in channels_last, hvdtrain's default and the faster order for both trainers."""
+    """Config of both trainers; channels_last is hvdtrain's default and faster for both."""
     port = os.environ.get("BENCHMARK_PORT", "19400")
     return parse_config(CONFIG.format(precision=precision, port=port))
 
 
 def own_batch(cfg: Config) -> Batch:
-    """One rank's images."""
+    """Training batch of one rank."""
     phase = cfg.phases[0]
     return random_batch(
         phase.batch_per_worker, phase.image_size, 1000, channels_last=cfg.train.channels_last
@@ -69,21 +70,21 @@ def own_batch(cfg: Config) -> Batch:
 
 
 def run_hvdtrain(precision: str, steps: int) -> None:
-    """One rank of hvdtrain: an epoch of `steps` to warm up, and one that counts."""
+    """Run one rank of hvdtrain: an epoch of `steps` steps to warm up, and a timed one."""
     comm = init_comm()
-    choose_device(comm)  # as `hvdtrain train` begins
+    choose_device(comm)  # as the first thing in `hvdtrain train`
     cfg = config(precision)
     batch = own_batch(cfg)
     with memory_run(cfg, comm, batch, steps) as run:
         efficiency = Efficiency(run)
         for epoch in run.plan.epochs:
             seconds = timed_epoch(run, epoch, efficiency)
-    tell(comm.rank, comm.size * steps * len(batch.labels) / seconds)
+    print_speed(comm.rank, comm.size * steps * len(batch.labels) / seconds)
     comm.shutdown()
 
 
 def run_ddp(precision: str, steps: int) -> None:
-    """One rank of a bare loop with DistributedDataParallel."""
+    """Run one rank of a bare loop with DistributedDataParallel."""
     from torch import distributed
 
     distributed.init_process_group("gloo")
@@ -93,8 +94,8 @@ def run_ddp(precision: str, steps: int) -> None:
     model = build_model(cfg.model, 1000).train()
     if cfg.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # DDP's fastest settings here: buffers are each rank's own, as in hvdtrain, and bucket views
-    # would have another memory order than channels_last parameters.
+    # DDP's fastest settings here. Every rank keeps its own buffers, as in hvdtrain. Bucket views
+    # would not have the memory layout of channels_last parameters.
     network = torch.nn.parallel.DistributedDataParallel(
         model,
         broadcast_buffers=False,
@@ -109,7 +110,7 @@ def run_ddp(precision: str, steps: int) -> None:
         lr=0.01,
         momentum=0.9,
         nesterov=True,
-        # torch's fused kernel is the slower one over channels_last parameters on a CPU
+        # not fused: torch's fused kernel is slower for channels_last parameters on a CPU
     )
     for step in range(WARMUP_STEPS + steps):
         if step == WARMUP_STEPS:
@@ -122,18 +123,18 @@ def run_ddp(precision: str, steps: int) -> None:
         loss.backward()
         optimizer.step()
     seconds = time.perf_counter() - began
-    tell(distributed.get_rank(), RANKS * steps * len(batch.labels) / seconds)
+    print_speed(distributed.get_rank(), RANKS * steps * len(batch.labels) / seconds)
     distributed.destroy_process_group()
 
 
-def tell(rank: int, images_per_second: float) -> None:
-    """Rank 0's word to the process that started the job."""
+def print_speed(rank: int, images_per_second: float) -> None:
+    """Print the result on rank 0, for the process that started the job."""
     if rank == 0:
         print(json.dumps({"images_per_second": images_per_second}), flush=True)
 
 
 def launch(trainer: str, precision: str, steps: int) -> float:
-    """Run one job to its end; images/s of all its ranks together."""
+    """Run one job to its end; returns images/s, sum over ranks."""
     worker = [str(Path(__file__).resolve()), "--worker", trainer, precision, str(steps)]
     scripts = Path(sys.executable).parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "BENCHMARK_PORT": str(free_port(RANKS))}
@@ -151,15 +152,17 @@ def launch(trainer: str, precision: str, steps: int) -> float:
         command, check=False, env=env, capture_output=True, text=True, timeout=600
     )
     if done.returncode != 0:
-        sys.exit(f"{trainer} {precision} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
+        sys.exit(f"{trainer} {precision}: exit code {done.returncode}:\n{done.stdout}{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result["images_per_second"]
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: 2 minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer, shorter rounds: about 2 minutes"
+    )
     parser.add_argument("--rounds", type=int, help="runs of each job (default 7, quick 3)")
     parser.add_argument("--steps", type=int, help="steps of each run (default 30, quick 12)")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -178,7 +181,7 @@ def main() -> None:
         for trainer in ("hvdtrain", "ddp")
     }
     speeds = in_turn(jobs, rounds)
-    print(f"ResNet-18, 64 px, {RANKS} ranks × 1 thread, batch 64 per rank, {steps} steps a run")
+    print(f"ResNet-18, 64 px, {RANKS} ranks × 1 thread, batch 64 per rank, {steps} steps per run")
     print_machine()
     print_table("images/s", speeds)
     print_result(

@@ -1,8 +1,8 @@
 #!/bin/sh
-# The fastest CIFAR-10 on one GPU: top-1 and training seconds of several seeds, from summary.json.
+# Trains the fastest CIFAR-10 recipe on one GPU with several seeds; prints top-1 and seconds.
 #   benchmarks/gpu_cifar10.sh DIR [RUNS]     DIR holds train/ and test/, one folder per class
-# Training seconds leave out set-up, the first decoding of the images and evaluation. The first run
-# of a process also compiles and tunes kernels: it counts like the others.
+# Training seconds do not include set-up, the first decoding of the images, and evaluation. A run
+# that has to compile and tune kernels first counts like the others.
 set -eu
 images=${1:?"usage: $0 DIR [RUNS]"}
 runs=${2:-5}
@@ -23,9 +23,9 @@ python - "$work" <<'END'
 import json, statistics, sys
 from pathlib import Path
 
-found = [json.loads(p.read_text()) for p in sorted(Path(sys.argv[1]).glob("*/summary.json"))]
+summaries = [json.loads(p.read_text()) for p in sorted(Path(sys.argv[1]).glob("*/summary.json"))]
 for key in ("top1", "train_seconds", "wall_seconds"):
-    values = [f[key] for f in found]
+    values = [f[key] for f in summaries]
     print(f"{key:<14} median {statistics.median(values):.4f}  {min(values):.4f}-{max(values):.4f}")
-print(json.dumps({k: [f[k] for f in found] for k in ("top1", "train_seconds")}))
+print(json.dumps({k: [f[k] for f in summaries] for k in ("top1", "train_seconds")}))
 END

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The loader on a machine with a GPU: decoding shared between CPU and GPU ("mixed"), and whether
-# it keeps ResNet-50 busy (goal: a ratio of 0.97). Written on a machine without one: not run yet.
+# Measures the loader on a machine with a GPU: its speed when CPU and GPU share the decoding
+# ("mixed"), and whether it keeps ResNet-50 busy (goal: a ratio of 0.97). Not run yet, as it was
+# written on a machine without a GPU.
 #
-#   benchmarks/gpu_loader.sh DIR [THREADS]      DIR: a folder of JPEGs; THREADS: all cores
+#   benchmarks/gpu_loader.sh DIR [THREADS]      DIR: a folder of JPEGs; THREADS: default all cores
 set -euo pipefail
 images=$(realpath "${1:?usage: benchmarks/gpu_loader.sh DIR [THREADS]}")
 threads=${2:-$(nproc)}

@@ -1,9 +1,10 @@
-"""Seconds and memory until a large dataset is open and one epoch's order is known.
+"""Seconds and memory to open a large dataset and to compute the order of one epoch.
 
-`python benchmarks/index.py` writes a packed dataset (its shards are holes), plain tar shards and,
-with --folder, class folders of 1.3 million empty files to a temporary folder, and opens each in a
-fresh process; the shards without and with the index that `hvdtrain data index` saves. The cache
-is warm. Memory is beyond what the imports hold. The last line is one JSON object.
+`python benchmarks/index.py` writes datasets of 1.3 million images to a temporary folder: a packed
+dataset whose shards are sparse files, plain tar shards and, with --folder, class folders of empty
+files. It opens each in a new process with a warm page cache; the tar shards first without, then
+with the index that `hvdtrain data index` saves. Memory is what a process needs beyond its imports.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ NAME = "n{label:08d}_{number}.JPEG"
 
 
 def rss_mb() -> float:
-    """Memory this process holds now, in MB."""
+    """Resident memory of this process now, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def peak_mb() -> float:
-    """Most memory this process has held, in MB."""
+    """Peak resident memory of this process, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def write_packed(root: Path, count: int) -> None:
-    """A packed dataset whose shards are holes: as large as named, and without blocks."""
+    """Write a packed dataset whose shards are sparse files: full size, but no disk blocks."""
     from pipelines.commands import pack_folder as packing
     from pipelines.commands.pack import PackOptions
 
@@ -72,7 +73,7 @@ def write_packed(root: Path, count: int) -> None:
 
 
 def write_shards(root: Path, count: int) -> None:
-    """Plain WebDataset shards with images of 16 bytes."""
+    """Write plain WebDataset shards with images of 16 bytes."""
     from pipelines.commands.shard_writer import ShardWriter
 
     root.mkdir()
@@ -84,7 +85,7 @@ def write_shards(root: Path, count: int) -> None:
 
 
 def write_folder(root: Path, count: int) -> None:
-    """Empty files in class folders."""
+    """Write empty files in class folders."""
     for label in range(CLASSES):
         folder = root / f"n{label:08d}"
         folder.mkdir(parents=True)
@@ -93,7 +94,7 @@ def write_folder(root: Path, count: int) -> None:
 
 
 def open_it(path: str) -> dict[str, float]:
-    """Open the dataset at `path`, and one epoch's order of it."""
+    """Open the dataset at `path` and compute the order of one epoch; returns seconds and MB."""
     from pipelines import order
     from pipelines.sources import open_source
     from pipelines.sources.packed import Packed
@@ -117,7 +118,7 @@ def open_it(path: str) -> dict[str, float]:
 
 
 def opened(kind: str, path: Path) -> dict[str, float]:
-    """What `open_it` says in a process of its own."""
+    """Run `open_it` in a new process; prints and returns its result."""
     command = [sys.executable, __file__, "--open", str(path)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     result: dict[str, float] = json.loads(output)
@@ -126,13 +127,13 @@ def opened(kind: str, path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Write each dataset, and open it in a process of its own."""
+    """Write each dataset and open it in a new process."""
     from pipelines.sources.tar import write_index
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="100,000 images")
-    parser.add_argument("--images", type=int, help="default 1,300,000")
-    parser.add_argument("--folder", action="store_true", help="list a real folder as well")
+    parser.add_argument("--images", type=int, help="number of images (default 1,300,000)")
+    parser.add_argument("--folder", action="store_true", help="also open class folders of files")
     parser.add_argument("--open", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.open:

@@ -1,13 +1,13 @@
-"""What the recipes promise, on real images: CIFAR-10 as JPEG files, small nets, real ranks.
+"""Tests of the large-batch recipes on real images: CIFAR-10 as JPEGs, small networks, real ranks.
 
-Five experiments, each a few trainings of equal epochs by `hvdtrain train`, every seed in turn:
+There are five experiments. Each compares trainings of equally many epochs by `hvdtrain train`:
 
-batch     8 times the batch with linear scaling, with and without gradual warmup, and without
-          scaling. The batch-norm batch stays as it is: the larger batch is accumulated.
-warmup    with and without it at 32 times the batch, where the paper saw it matter.
-agc       a normalizer-free net at batch 1024 and a high rate, with and without adaptive gradient
-          clipping.
-resize    image sizes that grow against one size: accuracy and training time.
+batch     8 times the batch size with linear scaling, with and without gradual warmup, and without
+          scaling. Gradients are accumulated, so batch norm still sees the small batch.
+warmup    32 times the batch size, the factor of the paper, with and without warmup.
+agc       a normalizer-free network at batch size 1024 and a high learning rate, with and without
+          adaptive gradient clipping.
+resize    growing image sizes against one size: accuracy and training time.
 schedule  1cycle against step decay in few epochs.
 
     python benchmarks/large_batch.py --train DIR --val DIR [--only batch …] [--seeds 3]
@@ -42,7 +42,7 @@ train: {precision: PRECISION, evaluate_every: 5, log_every: 40, noise_scale_ever
 metrics: {enabled: false}
 checkpoint: {every_epochs: 1000}
 """
-RATE = ["lr.base=0.3"]  # at batch 128; of 0.1 and 0.3 the better one there
+RATE = ["lr.base=0.3"]  # at batch size 128, where it is better than 0.1
 LARGE = ["train.accumulate=8"]
 WARMUP = ["lr.warmup=gradual", "lr.warmup_epochs=3"]
 NF = ["model.name=nf_resnet11_cifar", "optimizer.weight_decay=2e-5", "phases.0.epochs=3"]
@@ -85,7 +85,10 @@ EXPERIMENTS: dict[str, dict[str, list[str]]] = {
 
 
 def train(args: argparse.Namespace, work: Path, options: list[str], seed: int) -> dict[str, Any]:
-    """One training: top1 (0-1, None if it diverged), training seconds, (epoch, top1) after each."""
+    """Run one training.
+
+    Returns top1 (0-1, None if it diverged), training seconds, and (epoch, top1) of each evaluation.
+    """
     config = work / "config.yaml"
     config.write_text(CONFIG.replace("PRECISION", args.precision))
     run_dir = work / "run"
@@ -106,24 +109,24 @@ def train(args: argparse.Namespace, work: Path, options: list[str], seed: int) -
 
 
 def run_experiment(args: argparse.Namespace, work: Path, name: str) -> dict[str, list[Any]]:
-    """All seeds of one experiment, each after the other through all of its trainings."""
-    found: dict[str, list[Any]] = {key: [] for key in EXPERIMENTS[name]}
+    """Run all trainings of one experiment, seed by seed; returns the results by training."""
+    trainings: dict[str, list[Any]] = {key: [] for key in EXPERIMENTS[name]}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for key, options in EXPERIMENTS[name].items():
-            found[key].append(train(args, work, options + args.set, seed))
-            result = found[key][-1]
+            trainings[key].append(train(args, work, options + args.set, seed))
+            result = trainings[key][-1]
             print(
                 f"{name}: {key}: seed {seed}: {result['top1']} in {result['seconds']} s", flush=True
             )
-    print_experiment(name, found)
-    return found
+    print_experiment(name, trainings)
+    return trainings
 
 
-def print_experiment(name: str, found: dict[str, list[Any]]) -> None:
-    """Median, lowest and highest top-1 in percent, and median training seconds."""
+def print_experiment(name: str, trainings: dict[str, list[Any]]) -> None:
+    """Print median, lowest and highest top-1 in percent, and median training seconds."""
     print(f"\n| {name} | top-1, median (lowest-highest) | training s, median | diverged |")
     print("|---|---|---|---|")
-    for key, results in found.items():
+    for key, results in trainings.items():
         good = [100 * r["top1"] for r in results if r["top1"] is not None]
         cells = ["-", "-"]
         if good:
@@ -134,13 +137,13 @@ def print_experiment(name: str, found: dict[str, list[Any]]) -> None:
     print(flush=True)
 
 
-def plot(found: dict[str, dict[str, list[Any]]], path: Path) -> None:
-    """Accuracy over epochs of every training, one field per experiment."""
+def plot(experiments: dict[str, dict[str, list[Any]]], path: Path) -> None:
+    """Plot top-1 over epochs of every training, one panel per experiment."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(found), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(experiments), 4), layout="constrained")
     for axes, (name, trainings) in zip(
-        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
+        figure.subplots(1, len(experiments), squeeze=False)[0], experiments.items(), strict=True
     ):
         for number, (key, results) in enumerate(trainings.items()):
             for seed, result in enumerate(results):
@@ -154,7 +157,7 @@ def plot(found: dict[str, dict[str, list[Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Train, print, plot."""
+    """Parse the arguments, train, print and plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -162,11 +165,11 @@ def main() -> None:
     parser.add_argument("--val", required=True, help="validation images")
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--quick", action="store_true", help="one seed: a third of the time")
-    parser.add_argument("--seeds", type=int, help="default 3, quick 1")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default 3, quick 1)")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--precision", default="auto", help="train.precision")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config settings")
     parser.add_argument("--plot", type=Path, help="write a picture to this file")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
@@ -174,20 +177,20 @@ def main() -> None:
     if os.geteuid() == 0:
         os.environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     print_machine()
-    found: dict[str, dict[str, list[Any]]] = {}
+    experiments: dict[str, dict[str, list[Any]]] = {}
     with tempfile.TemporaryDirectory() as work:
         for name in args.only:
-            found[name] = run_experiment(args, Path(work), name)
+            experiments[name] = run_experiment(args, Path(work), name)
     if args.plot:
-        plot(found, args.plot)
+        plot(experiments, args.plot)
     if args.json:
-        args.json.write_text(json.dumps(found))
+        args.json.write_text(json.dumps(experiments))
     top1 = {
         name: {
             key: statistics.median(r["top1"] if r["top1"] is not None else 0.0 for r in results)
             for key, results in trainings.items()
         }
-        for name, trainings in found.items()
+        for name, trainings in experiments.items()
     }
     print_result(top1)
 

@@ -1,9 +1,9 @@
-"""What the live page costs a browser: one update of the whole page, by number of ranks.
+"""Time that a browser needs for one update of the whole live page, by number of ranks.
 
-Headless Chromium opens the page of a run that is only told of, 400 reports old. Timed is all that
-an update does but the request: texts, plots, one cell of the strip for each rank, and their layout.
-The page asks every two seconds, so an update of 50 ms, above which a browser speaks of a long task,
-would take 2.5 % of one core.
+Headless Chromium opens the page of a simulated run after 400 reports. The benchmark times all of
+an update except its request: texts, plots, the strip with one cell per rank, and their layout. The
+page updates every two seconds. An update of 50 ms, above which browsers call it a long task, would
+take 2.5 % of one core.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ RANKS = (4, 64, 256)
 REPORTS = 400
 TIMED = """(() => { const began = performance.now(); show(seen); document.body.offsetHeight;
     return performance.now() - began; })()"""
-"""One update with its layout, milliseconds."""
+"""JavaScript: one update with its layout, in milliseconds."""
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="10 updates instead of 50")
     updates = 10 if parser.parse_args().quick else 50
     if CHROMIUM is None:
-        sys.exit("needs chromium in PATH: python3 deploy/test_tools.py")
+        sys.exit("chromium is not in PATH; python3 deploy/test_tools.py installs it")
     runs = {ranks: ToldRun(ranks) for ranks in RANKS}
     times: dict[str, list[float]] = {f"{ranks} ranks": [] for ranks in RANKS}
     sizes = {}
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(tab: Tab, run: ToldRun, updates: int) -> list[float]:
-    """Milliseconds of each update, after a few that do not count."""
+    """Milliseconds of each update, after 5 updates to warm up."""
     tab.size(1400, 1000)
     tab.open(run.address)
     tab.until(f"typeof seen !== 'undefined' && seen?.train?.step === {run.reports * 10}")

@@ -1,10 +1,10 @@
-"""How fast hvdtrain's loader makes training batches, beside the others: see `loader_peers.py`.
+"""Speed of hvdtrain's loader compared with the other loaders in `loader_peers.py`.
 
     python benchmarks/loader.py --images DIR
 
-Every turn is a process of its own, bound to `--threads` cores: it starts one loader, lets it run
-for an epoch or so, and then counts images and CPU time (user and system, of all its processes)
-for some seconds. The loaders take turns, every other round in reverse. Figures are medians over
+Every turn is a new process, bound to `--threads` cores. It starts one loader, takes 12 batches to
+warm up, and then counts images and CPU time (user and system, of all its processes) for some
+seconds. The loaders take turns, in every other round in reverse order. Figures are medians over
 rounds. The last line is {"128": {name: images per second}, "224": {…}}.
 """
 
@@ -35,7 +35,7 @@ _WARM_UP = 12  # batches
 
 
 def turn(name: str, setting: Setting, seconds: float) -> dict[str, float]:
-    """One loader in this process, for `seconds`: images per second and CPU ms per image."""
+    """Run one loader in this process for `seconds`; returns images per second, CPU ms per image."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setting.threads])
     torch.set_num_threads(1)
     batches = PEERS[name](setting)
@@ -63,7 +63,7 @@ def _cpu_s() -> float:
 def contestant(
     name: str, size: int, args: argparse.Namespace, work: Path, cpu_ms: list[float]
 ) -> Callable[[], float]:
-    """Takes a turn in a new process: returns images per second, and adds to `cpu_ms`."""
+    """Function that runs a turn in a new process, returns images/s and appends to `cpu_ms`."""
     command = [*shlex.split(args.prefix), sys.executable, __file__, "--turn", name]
     command += ["--images", str(work), "--sizes", str(size), "--threads", str(args.threads)]
     command += ["--device", args.device, "--seconds", str(args.seconds)]
@@ -81,7 +81,7 @@ def contestant(
 
 
 def available(device: str) -> list[str]:
-    """The loaders that can run here; says which cannot."""
+    """Loaders that can run here; prints a line for each of the others."""
     names = []
     for name in PEERS if device == "cpu" else ON_GPU:
         if name in NEEDS and not importable(NEEDS[name]):
@@ -92,7 +92,7 @@ def available(device: str) -> list[str]:
 
 
 def compare(args: argparse.Namespace, work: Path) -> dict[str, dict[str, float]]:
-    """All loaders at all sizes; prints the tables, returns images per second."""
+    """Measure all loaders at all sizes; prints tables, returns images per second."""
     result = {}
     names = [name for name in available(args.device) if not args.only or name in args.only]
     for size in args.sizes:
@@ -112,22 +112,23 @@ def _print_ratios(size: int, speeds: dict[str, list[float]], cpu: dict[str, list
             if name in speeds and not other.startswith("hvdtrain"):
                 faster = median_ratio(speeds[name], theirs)
                 cheaper = median_ratio(cpu[other], cpu[name])
-                print(f"{size} px  {name} / {other}: {faster:.2f}× images/s, {cheaper:.2f}× by CPU")
+                ratios = f"{faster:.2f}× images/s, {cheaper:.2f}× images per CPU second"
+                print(f"{size} px  {name} / {other}: {ratios}")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=Path, required=True, help="a folder of JPEGs")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 1 s")
-    parser.add_argument("--rounds", type=int, help="turns of each loader (default 5)")
-    parser.add_argument("--seconds", type=float, help="measured in a turn (default 3)")
+    parser.add_argument("--rounds", type=int, help="turns of each loader (default 5, quick 3)")
+    parser.add_argument("--seconds", type=float, help="seconds per turn (default 3, quick 1)")
     parser.add_argument("--threads", type=int, default=2, help="cores, and threads or workers")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="image sides")
-    parser.add_argument("--most", type=int, default=2000, help="images used of the folder")
-    parser.add_argument("--only", nargs="+", help="only these loaders")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="image sides, px")
+    parser.add_argument("--most", type=int, default=2000, help="largest number of images to use")
+    parser.add_argument("--only", nargs="+", help="measure only these loaders")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--prefix", default="", help="put before the command of every turn")
+    parser.add_argument("--prefix", default="", help="command to put before that of every turn")
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.rounds = args.rounds or (3 if args.quick else 5)
@@ -136,20 +137,20 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prepare the images, measure, print."""
+    """Parse the arguments, prepare the images, measure and print."""
     args = parse()
     if args.turn:
         setting = Setting(args.images, args.sizes[0], args.threads, args.device)
         print(json.dumps(turn(args.turn, setting, args.seconds)), flush=True)
         for worker in psutil.Process().children(recursive=True):
             worker.kill()
-        os._exit(0)  # not every loader can be stopped in mid-epoch
+        os._exit(0)  # some loaders cannot be stopped in mid-epoch
     with tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder:
         count = prepare(args.images, Path(folder), args.most, args.threads)
         common.VERSIONS = ("torch", "numpy", *PACKAGES)
         print_machine()
-        print(f"{count} images, batch {BATCH}, {args.threads} threads on as many cores")
-        print(f"{args.rounds} rounds, {args.seconds:g} s a turn, {args.device}")
+        print(f"{count} images, batch {BATCH}, {args.threads} threads, {args.threads} cores")
+        print(f"{args.rounds} rounds, {args.seconds:g} s per turn, {args.device}")
         result = compare(args, Path(folder))
     print_result(result)
 

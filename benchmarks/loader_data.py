@@ -1,4 +1,4 @@
-"""The images that the loaders of `loader.py` read, in every form that one of them needs."""
+"""Prepares the images for `loader.py`, in the format that each loader reads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipelines.sources import open_source
 from pipelines.sources.folder import EXTENSIONS
 
 SIDES = (160, 256)
-"""Short sides of the pre-resized copies: for 128 and for 224 px."""
+"""Short sides of the pre-resized copies, px: for training at 128 and at 224 px."""
 
 
 def prepare(images: Path, work: Path, most: int, threads: int) -> int:
-    """Fill the folder `work` from at most `most` images in or below `images`; returns how many.
+    """Fill the folder `work` with at most `most` of the images below `images`; returns the number.
 
     original/, 160/, 256/   class folders; the originals are links
-    packed/                 by hvdtrain's packing: all three as tar shards
+    packed/                 all three sizes as tar shards, as `hvdtrain data pack` writes them
     original.tar, 160.tar…  one tar file each; original.beton, 160.beton… for FFCV
     """
     count = sum(1 for _ in link(images, work / "original", most).rglob("*.*"))
@@ -37,10 +37,10 @@ def prepare(images: Path, work: Path, most: int, threads: int) -> int:
 
 
 def link(images: Path, folder: Path, most: int) -> Path:
-    """`folder`, with links to at most `most` images in or below `images`, one folder a class."""
+    """Link at most `most` of the images below `images` in class folders of `folder`; returns it."""
     files = [p for p in sorted(images.rglob("*")) if p.suffix.lower().encode() in EXTENSIONS]
     if not files:
-        raise SystemExit(f"{images}: no images in it")
+        raise SystemExit(f"{images}: found no images")
     for number, file in enumerate(files[:: -(-len(files) // most)]):
         one = folder / file.parent.name / f"{number:06d}{file.suffix}"
         one.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def link(images: Path, folder: Path, most: int) -> Path:
 
 
 def importable(package: str) -> bool:
-    """Whether `package` is installed and works."""
+    """Whether `package` can be imported."""
     try:
         import_module(package)
     except ImportError:
@@ -58,7 +58,7 @@ def importable(package: str) -> bool:
 
 
 def _unpack(work: Path, copy: str) -> None:
-    """One packed copy as class folders of files."""
+    """Write one packed copy as files in class folders."""
     source = open_source(str(work / "packed" / copy), "copy")
     for i in range(len(source)):
         file = work / copy / source.classes[source.labels[i]] / f"{i:06d}.jpg"
@@ -73,7 +73,7 @@ def _tar(work: Path, name: str) -> None:
 
 
 class _Pictures:
-    """A folder as FFCV's writer reads a dataset."""
+    """Images of a folder as a dataset for FFCV's writer."""
 
     def __init__(self, folder: Path) -> None:
         self._files = sorted(folder.rglob("*.*"))

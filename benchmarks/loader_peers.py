@@ -1,9 +1,9 @@
-"""The loaders that `loader.py` compares: each yields batches without end.
+"""The loaders that `loader.py` compares; each yields batches without end.
 
-All give float32 [N, 3, S, S], random resized crop (area 0.08-1, aspect 3/4-4/3, bilinear with
-antialiasing), mirrored half of the time, normalised by ImageNet's mean and standard deviation, in
-a new random order every epoch. hvdtrain's tensors lie in channels_last memory, as its training
-loop wants them; "contiguous" converts them to the order the others have.
+All batches are float32 [N, 3, S, S]: random resized crops (area 0.08-1, aspect 3/4-4/3, bilinear
+with antialiasing), mirrored with probability 0.5, normalised by ImageNet's mean and standard
+deviation, in a new random order every epoch. hvdtrain's tensors are channels_last, as its training
+loop needs them; "contiguous" converts them to the layout of the other loaders.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Setting:
-    """What every loader is given."""
+    """Arguments of every loader."""
 
     work: Path
-    """Folder that `loader_data.prepare` filled."""
+    """Folder that `loader_data.prepare` has filled."""
     size: int
     """Side of the images in pixels."""
     threads: int
@@ -42,7 +42,7 @@ class Setting:
 
     @property
     def copies(self) -> str:
-        """Name of the copies that serve this size."""
+        """Name of the pre-resized copies for this size."""
         return "160" if self.size <= 142 else "256"
 
 
@@ -78,18 +78,18 @@ def hvdtrain(setting: Setting, data: str = "original") -> Batches:
 
 
 def hvdtrain_contiguous(setting: Setting) -> Batches:
-    """The same, converted to contiguous NCHW by the consumer."""
+    """hvdtrain's loader; the consumer converts the batches to contiguous NCHW."""
     for images in hvdtrain(setting):
         yield images.contiguous()
 
 
 def hvdtrain_packed(setting: Setting) -> Batches:
-    """hvdtrain on what `hvdtrain data pack --short-side 160,256,orig` made."""
+    """hvdtrain's loader on the output of `hvdtrain data pack --short-side 160,256,orig`."""
     return hvdtrain(setting, "packed")
 
 
 def dali(setting: Setting, data: str = "original") -> Batches:
-    """DALI as its documentation shows it; batches are taken without a copy."""
+    """DALI as in its documentation; batches become torch tensors without a copy."""
     from nvidia.dali import fn, pipeline_def, types
     from torch.utils.dlpack import from_dlpack
 
@@ -125,12 +125,12 @@ def dali(setting: Setting, data: str = "original") -> Batches:
 
 
 def dali_copies(setting: Setting) -> Batches:
-    """The same on the pre-resized copies as files."""
+    """DALI on the pre-resized copies, as files."""
     return dali(setting, setting.copies)
 
 
 def crop_box(width: int, height: int) -> tuple[float, float, float, float]:
-    """left, upper, right, lower of a random resized crop, as torchvision draws it."""
+    """Left, upper, right and lower edge in pixels of a random crop, drawn as in torchvision."""
     for _ in range(10):
         area = width * height * random.uniform(*AREA)
         ratio = math.exp(random.uniform(*map(math.log, ASPECT)))
@@ -144,8 +144,8 @@ def crop_box(width: int, height: int) -> tuple[float, float, float, float]:
 def augment(image: Image.Image, size: int, *, draft: bool) -> torch.Tensor:
     """Crop, resize, mirror and normalise with PIL and torch.
 
-    `draft` lets libjpeg decode a half, quarter or eighth of the resolution where the crop still
-    has at least `size` pixels.
+    `draft`: libjpeg decodes at 1/2, 1/4 or 1/8 of the resolution if the crop then still has at
+    least `size` pixels.
     """
     box = crop_box(*image.size)
     if draft:
@@ -163,7 +163,7 @@ def augment(image: Image.Image, size: int, *, draft: bool) -> torch.Tensor:
 
 
 class Files(Dataset[torch.Tensor]):
-    """Image files, prepared by `augment`."""
+    """Dataset of image files, prepared by `augment`."""
 
     def __init__(self, folder: Path, size: int, *, draft: bool) -> None:
         self._files = sorted(map(str, folder.rglob("*.*")))
@@ -178,7 +178,7 @@ class Files(Dataset[torch.Tensor]):
 
 
 def torch_pil(setting: Setting, *, draft: bool = False) -> Batches:
-    """torch's DataLoader with worker processes, PIL in them."""
+    """torch's DataLoader; its worker processes use PIL."""
     loader = DataLoader(
         Files(setting.work / "original", setting.size, draft=draft),
         BATCH,
@@ -191,12 +191,12 @@ def torch_pil(setting: Setting, *, draft: bool = False) -> Batches:
 
 
 def torch_pil_draft(setting: Setting) -> Batches:
-    """The same, decoding at reduced resolution where that is enough."""
+    """DataLoader and PIL, decoding at reduced resolution where that is enough."""
     return torch_pil(setting, draft=True)
 
 
 def webdataset(setting: Setting) -> Batches:
-    """webdataset on tar shards of the originals, PIL in worker processes."""
+    """webdataset on tar shards of the originals; worker processes use PIL."""
     import webdataset as wds
 
     shards = sorted(map(str, (setting.work / "packed" / "orig").glob("*.tar")))
@@ -214,7 +214,7 @@ def webdataset(setting: Setting) -> Batches:
 
 
 def ffcv(setting: Setting, data: str = "original") -> Batches:
-    """FFCV: JPEGs of quality 90 that it wrote from the originals, decoded whole."""
+    """FFCV on JPEGs of quality 90 that its writer made from the originals; decoded at full size."""
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
@@ -240,7 +240,7 @@ def ffcv(setting: Setting, data: str = "original") -> Batches:
 
 
 def ffcv_raw(setting: Setting) -> Batches:
-    """FFCV on the pre-resized copies, stored as plain pixels."""
+    """FFCV on the pre-resized copies, stored as raw pixels."""
     return ffcv(setting, setting.copies)
 
 
@@ -261,12 +261,12 @@ def turboloader(setting: Setting, data: str = "original") -> Batches:
     )
     for epoch in itertools.count():
         loader.set_epoch(epoch)
-        for images, _about in loader:
+        for images, _metadata in loader:
             yield torch.as_tensor(images)
 
 
 def turboloader_copies(setting: Setting) -> Batches:
-    """The same on the pre-resized copies."""
+    """turboloader on a tar file of the pre-resized copies."""
     return turboloader(setting, setting.copies)
 
 

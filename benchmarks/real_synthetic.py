@@ -1,10 +1,10 @@
-"""Training throughput on real images over that on one batch already in memory.
+"""Training throughput on real images, divided by that on one batch in memory.
 
     python benchmarks/real_synthetic.py --images DIR
 
-One process trains a network on what hvdtrain's loader delivers, and on the last of its batches
-again and again, in turns. The ratio is 1 where the loader keeps up with the device. The last line
-is {"real": images/s, "synthetic": images/s, "ratio": median over rounds}.
+One process trains a network in turns: on the batches of hvdtrain's loader, and on one of these
+batches again and again. The ratio is 1 if the loader keeps up with the device. The last line is
+{"real": images/s, "synthetic": images/s, "ratio": median over rounds}.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.loader import Batch, Loaders
 
 
 class Trainer:
-    """A bare loop: forward in bf16 and channels_last, loss, backward, update."""
+    """Bare training loop: forward in bf16 and channels_last, loss, backward, update."""
 
     def __init__(self, args: argparse.Namespace, classes: int) -> None:
         self.device = torch.device(args.device)
@@ -38,7 +38,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
 
     def images_per_s(self, batches: Iterator[Batch], steps: int) -> float:
-        """Over `steps` steps, the time of the last kernel included."""
+        """Images per second over `steps` steps, until the last kernel has finished."""
         self._wait()
         count, began = 0, time.perf_counter()
         for batch in itertools.islice(batches, steps):
@@ -57,7 +57,7 @@ class Trainer:
 
 
 def forever(loaders: Loaders, size: int, batch: int) -> Iterator[Batch]:
-    """Training batches, epoch after epoch."""
+    """Yield training batches, epoch after epoch, without end."""
 
     def epoch(index: int) -> SimpleNamespace:
         shape = {"image_size": size, "val_image_size": size, "batch_per_worker": batch}
@@ -71,15 +71,15 @@ def forever(loaders: Loaders, size: int, batch: int) -> Iterator[Batch]:
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=Path, required=True, help="JPEGs, or a packed dataset")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--steps", type=int, help="in a turn (default 100, quick 20)")
-    parser.add_argument("--rounds", type=int, help="turns of each (default 5, quick 3)")
+    parser.add_argument("--steps", type=int, help="steps per turn (default 100, quick 20)")
+    parser.add_argument("--rounds", type=int, help="turns of each kind (default 5, quick 3)")
     parser.add_argument("--threads", type=int, help="decoding threads (default: all cores)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
-"""An HTTP client in a process of its own that asks as often as Prometheus and a browser do: for the
-metrics of all ranks, and for what rank 0's live page shows.
+"""HTTP client that requests pages as often as Prometheus and a browser with the live page do.
 
-`python scraper.py PORT…` asks until SIGTERM, then prints how many good answers it got.
+`python scraper.py PORT…` requests the metrics of every port, and the data of the live page of the
+first (rank 0). At SIGTERM it prints the number of good answers and ends.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SCRAPE_S, PAGE_S = 5, 2
-"""Seconds between two scrapes (deploy/prometheus), and of the live page (live.js)."""
+"""Seconds between scrapes (deploy/prometheus), and between updates of the live page (live.js)."""
 
 
 class Scraper:
-    """The client in its process: asks `ports` of this machine while it is let. None without ports."""
+    """The client in a new process, which runs only inside `at_work`. No client without ports."""
 
     def __init__(self, ports: list[str]) -> None:
         self._process = None
@@ -35,13 +35,13 @@ class Scraper:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Scrape meanwhile."""
+        """Let the client run until the context closes."""
         self._signal(signal.SIGCONT)
         yield
         self._signal(signal.SIGSTOP)
 
     def close(self) -> int:
-        """Answers it got."""
+        """End the client; returns the number of good answers."""
         if self._process is None:
             return 0
         self._signal(signal.SIGCONT)
@@ -55,7 +55,7 @@ class Scraper:
 
 
 def scrape(ports: list[int]) -> None:
-    """Ask every port until SIGTERM; then print the number of good answers."""
+    """Request pages of these ports until SIGTERM; then print the number of good answers."""
     done = 0
 
     def end(*_: object) -> None:
@@ -63,7 +63,7 @@ def scrape(ports: list[int]) -> None:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
-    for second in itertools.count():  # of those in which this process is let run
+    for second in itertools.count():  # counts only seconds in which this process runs
         pages = [(port, "/metrics") for port in ports if second % SCRAPE_S == 0]
         pages += [(ports[0], "/api/live")] if second % PAGE_S == 0 else []
         for port, page in pages:
@@ -73,7 +73,7 @@ def scrape(ports: list[int]) -> None:
                 answer = connection.getresponse()
                 done += answer.status == 200 and len(answer.read()) > 1000
                 connection.close()
-        for _ in range(4):  # what is left of a sleep is over when the process is let run again
+        for _ in range(4):  # in four parts, because a sleep goes on while the process is stopped
             time.sleep(0.25)
 
 

@@ -1,12 +1,12 @@
-"""What hvdtrain's training loop costs over a bare torch loop.
+"""Extra time per step of hvdtrain's training loop, compared with a bare torch loop.
 
-Both train the same network from the same weights on one batch in memory, in one process without
-Horovod, with the same optimizer. The bare loop is forward, loss, backward, update: nothing is
-counted, logged, exported or checked. hvdtrain's is `train_epoch`, as `hvdtrain train` calls it:
-accuracy and loss of every step, a report every `train.log_every` steps to the event file and the
-console, Prometheus metrics, signals, the learning rate of every step.
+Both loops train the same network from the same weights with the same optimizer on one batch in
+memory, in one process without Horovod. The bare loop does forward, loss, backward and update; it
+counts, logs, exports and checks nothing. hvdtrain's loop is `train_epoch`, as `hvdtrain train`
+calls it: accuracy and loss of every step, a report every `train.log_every` steps to the event file
+and the console, Prometheus metrics, signals, the learning rate of every step.
 
-The loops take turns; the result is the median over rounds of hvdtrain's time / the bare time - 1.
+The loops take turns. The result is the median over rounds of hvdtrain's time / the bare time - 1.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ train: {{precision: {precision}, channels_last: true, log_every: 20}}
 metrics: {{port: {port}}}
 """
 STEPS = 20
-"""Steps of one turn: one report, as with the default `train.log_every`."""
+"""Steps of one turn; with the default `train.log_every` they include one report."""
 
 
 class Bare:
-    """The loop that a torch tutorial would write."""
+    """Bare training loop, as in a torch tutorial."""
 
     def __init__(self, cfg: Config, batch: Batch, autocast: torch.dtype | None) -> None:
         assert cfg.model.num_classes is not None
@@ -68,11 +68,11 @@ class Bare:
             ],
             lr=0.01,
             momentum=0.9,
-            nesterov=True,  # not fused: that kernel is slower on channels_last
+            nesterov=True,  # not fused: that kernel is slower for channels_last
         )
 
     def turn(self) -> float:
-        """Milliseconds of one step, over `STEPS`."""
+        """Milliseconds per step, mean over `STEPS` steps."""
         images, labels = self.batch.images, self.batch.labels
         began = time.perf_counter()
         for _ in range(STEPS):
@@ -94,12 +94,12 @@ class Product:
         self.epochs: Iterator[Epoch] = iter(run.plan.epochs)
 
     def turn(self) -> float:
-        """Milliseconds of one step, over `STEPS`."""
+        """Milliseconds per step, mean over `STEPS` steps."""
         return 1e3 * timed_epoch(self.run, next(self.epochs), self.efficiency) / STEPS
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds: under a minute")
     parser.add_argument("--rounds", type=int, help="turns of each loop (default 40, quick 12)")
@@ -118,7 +118,7 @@ def main() -> None:
             "hvdtrain": Product(run).turn,
             "bare torch": Bare(cfg, batch, run.state.settings.autocast).turn,
         }
-        in_turn(turns, rounds=2)  # the first steps choose kernels and touch memory
+        in_turn(turns, rounds=2)  # warmup: the first steps choose kernels and allocate memory
         times = in_turn(turns, args.rounds or (12 if args.quick else 40))
 
     print(

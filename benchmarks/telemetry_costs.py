@@ -1,4 +1,4 @@
-"""What the Python code of telemetry takes, part by part, and the collective of a report."""
+"""Time of telemetry's Python code, part by part, and of the collective of a report."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hvdtrain.telemetry.meter import Meter
 
 
 class Many(Solo):
-    """Rank 0 of several, without the others: what is gathered is this rank's row again."""
+    """Rank 0 of `size` ranks without the others: `gather` repeats this rank's row."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
-        """[size, n]"""
+        """This rank's row, repeated: [size, n]."""
         return row.expand(self.size, -1)
 
 
 def python_costs(cfg: Config, ranks: int, rounds: int) -> dict[str, float]:
-    """Microseconds of each part on one rank of `ranks`: the medians of `rounds` reports."""
+    """Microseconds of each part on one rank of `ranks`, medians over `rounds` reports."""
     phase = cfg.phases[0]
     batch = random_batch(phase.batch_per_worker, phase.image_size, 10, channels_last=True)
     costs: dict[str, list[float]] = {}
@@ -79,14 +79,14 @@ def python_costs(cfg: Config, ranks: int, rounds: int) -> dict[str, float]:
 
 
 def per_step(costs: dict[str, float], log_every: int) -> float:
-    """Microseconds per step: its own, and its share of a report."""
+    """Microseconds per step: its own work, and its share of the work of a report."""
     own = sum(cost for name, cost in costs.items() if name.startswith("step"))
     report = sum(cost for name, cost in costs.items() if name.startswith("report"))
     return own + report / log_every
 
 
 def collective_us(comm: Comm, log_every: int) -> float:
-    """Median microseconds of a report's one collective, the ranks being in step."""
+    """Median microseconds of the one collective of a report, when no rank is late."""
     row = torch.zeros(11 + 3 * log_every, dtype=torch.float64)
     times = []
     for _ in range(101):

@@ -1,17 +1,15 @@
-"""What telemetry costs: a step with all of it on over the same step with all of it off.
+"""Extra time of a training step when all telemetry is on, compared with all of it off.
 
-Two real ranks under mpirun train one network on one batch in memory, by hvdtrain's own loop. On:
-both metrics endpoints, asked every 5 seconds (as in deploy/prometheus) and the live page every 2 (as
-it does itself) by an HTTP client in a process of its own, a report every 20 steps (the default) to
-the event file and the console (/dev/null), text files for node_exporter, efficiency and lost time.
-Off: no
-endpoint and no report within the steps that are timed. The gradient noise scale is off in both.
-The client runs on the same cores, so its work counts, too. On and off take short turns with the same weights; the result is the median over rounds of time on
-/ time off - 1, with the interval that holds the true median in 95 of 100 cases. Beside it stands
-what the Python code alone takes, in microseconds, for 2 ranks and for 256.
+Two real ranks under mpirun train one network on one batch in memory in hvdtrain's own loop.
+On: a report every 20 steps (the default) to the event file and the console (/dev/null), text files
+for node_exporter, efficiency and lost time, and one metrics endpoint per rank. An HTTP client on
+the same cores requests metrics every 5 seconds and the live page every 2; its work counts, too.
+Off: no endpoint, and no report within the timed steps. The gradient noise scale is off in both.
 
-`--memory` trains `--steps` short steps with all on instead, and tells how much the memory of rank 0
-grew from step 2,000 on.
+On and off take short turns with the same weights. The result is the median over rounds of
+time on / time off - 1, with its 95 % confidence interval. The microseconds that the Python code
+takes for 2 and for 256 ranks are also printed. `--memory` trains `--steps` short steps with all
+telemetry on instead, and prints how much the memory of rank 0 grew after step 2,000.
 """
 
 from __future__ import annotations
@@ -77,22 +75,22 @@ metrics: {{port: {port}, enabled: {enabled}, textfile_dir: {textfile_dir}}}
 
 
 class WatchedLoaders(MemoryLoaders):
-    """Calls `each` with the number of every batch that is asked for."""
+    """Loaders that call `each` with the number of every batch before they yield it."""
 
     def __init__(self, batch: Batch, each: Callable[[int], None]) -> None:
         super().__init__(batch)
         self.each = each
 
     def train(self, epoch: Epoch, *_: Any, **__: Any) -> Iterator[tuple[int, Batch]]:
-        """The planned number of batches."""
+        """Yield the planned number of batches."""
         for i, batch in super().train(epoch):
             self.each(i)
             yield i, batch
 
 
 class Loop:
-    """hvdtrain's loop with its own telemetry. An epoch has one step more than are timed: the
-    report at its end, which cannot be turned off, falls after them."""
+    """hvdtrain's loop with its own telemetry. An epoch has one step more than is timed: the report
+    at its end, which cannot be turned off, comes after the timed steps."""
 
     def __init__(self, run: Run, epochs: Iterator[Epoch]) -> None:
         self.asked: list[float] = []
@@ -103,7 +101,7 @@ class Loop:
         self.epochs = epochs
 
     def turn(self) -> float:
-        """Milliseconds of one step, over STEPS."""
+        """Milliseconds per step, mean over `STEPS` steps."""
         epoch = next(self.epochs)
         self.efficiency.enter(epoch, self.batch)
         self.asked.clear()
@@ -114,7 +112,7 @@ class Loop:
 
 @contextlib.contextmanager
 def without_telemetry(run: Run, cfg: Config) -> Iterator[Run]:
-    """The same weights, optimizer and batch, with sinks that get nothing to do."""
+    """The same run (weights, optimizer, batch), with sinks that have nothing to do."""
     with tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder:
         paths = RunPaths(Path(folder))
         paths.create()
@@ -125,14 +123,14 @@ def without_telemetry(run: Run, cfg: Config) -> Iterator[Run]:
 
 
 def scraper_of(run: Run) -> Scraper:
-    """Rank 0's asks all ranks, the others' nobody; every rank must call."""
+    """A client of all ranks on rank 0, of none on the others. Every rank must call this."""
     assert run.sinks.exporter is not None
     ports = run.comm.gather_text(str(run.sinks.exporter.endpoint.port))
     return Scraper(ports if run.comm.rank == 0 else [])
 
 
 def config(args: argparse.Namespace, *, epochs: int, on: bool) -> Config:
-    """All on, or all off."""
+    """Config with all telemetry on, or all of it off."""
     settings = vars(args) | {"epochs": epochs, "enabled": str(on).lower()}
     settings["textfile_dir"] = os.environ.get("BENCHMARK_TEXTFILES", "null") if on else "null"
     port = os.environ.get("BENCHMARK_PORT", "19400")
@@ -141,7 +139,7 @@ def config(args: argparse.Namespace, *, epochs: int, on: bool) -> Config:
 
 
 def compare(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
-    """Times of both loops on one rank, ms per step of each round, and the scrapes answered."""
+    """Measure ms per step of both loops in each round on this rank, and count answered scrapes."""
     epochs = 2 * (args.rounds + 2)
     cfg = config(args, epochs=epochs, on=True)
     off = config(args, epochs=epochs, on=False)
@@ -155,7 +153,7 @@ def compare(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
                 return full.turn()
 
         turns = {"on": turn_on, "off": bare.turn}
-        in_turn(turns, rounds=2)  # the first steps choose kernels and touch memory
+        in_turn(turns, rounds=2)  # warmup: the first steps choose kernels and allocate memory
         times = in_turn(turns, args.rounds)
         return {
             "times": times,
@@ -165,7 +163,7 @@ def compare(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
 
 
 def memory(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
-    """Resident bytes of this rank every 1,000 steps of one long epoch, all on."""
+    """Resident bytes of this rank every 1,000 steps of one long epoch, with all telemetry on."""
     sizes: dict[int, int] = {}
 
     def look(step: int) -> None:
@@ -185,13 +183,13 @@ def memory(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
 
 
 def resident_bytes() -> int:
-    """Of this process."""
+    """Resident memory of this process, bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def median_interval(figures: list[float]) -> tuple[float, float]:
-    """Order statistics that hold the median in 95 of 100 cases, by the binomial's normal limit."""
+    """95 % confidence interval of the median: order statistics, by the binomial's normal limit."""
     ranked, half = sorted(figures), 0.98 * math.sqrt(len(figures))
     last = len(ranked) - 1
     low, high = math.floor(last / 2 - half), math.ceil(last / 2 + half)
@@ -199,7 +197,7 @@ def median_interval(figures: list[float]) -> tuple[float, float]:
 
 
 def work(args: argparse.Namespace) -> None:
-    """One rank of the job; rank 0 prints what it found."""
+    """Run one rank of the job; rank 0 prints its findings as JSON."""
     torch.set_num_threads(args.threads)
     comm = init_comm()
     found = (memory if args.memory else compare)(args, comm)
@@ -209,7 +207,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def launch(args: argparse.Namespace) -> dict[str, Any]:
-    """Run `work` on `--ranks` ranks to its end; what rank 0 found."""
+    """Run `work` on `--ranks` ranks to its end; returns the findings of rank 0."""
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--worker"]
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     env |= {"BENCHMARK_PORT": str(free_port(args.ranks)), "OMPI_MCA_mpi_yield_when_idle": "1"}
@@ -223,13 +221,13 @@ def launch(args: argparse.Namespace) -> dict[str, Any]:
         env["BENCHMARK_TEXTFILES"] = folder
         done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"the job failed ({done.returncode}):\n{done.stdout}{done.stderr}")
+        sys.exit(f"the job failed with exit code {done.returncode}:\n{done.stdout}{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 def report_memory(found: dict[str, Any]) -> None:
-    """Resident memory, and its growth."""
+    """Print resident memory by step, and its growth."""
     sizes = {int(step): size for step, size in found["resident"].items()}
     for step, size in sizes.items():
         print(f"step {step:>6,}  {size / 2**20:8.2f} MiB")
@@ -238,7 +236,7 @@ def report_memory(found: dict[str, Any]) -> None:
 
 
 def report_overhead(args: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Step times, Python's part of them, and the overhead."""
+    """Print step times, the time of Python code, and the overhead."""
     times = found["times"]
     print_table("ms per step", times, digits=2)
     cfg = config(args, epochs=1, on=True)
@@ -261,18 +259,18 @@ def report_overhead(args: argparse.Namespace, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds: about 2 minutes")
     parser.add_argument("--rounds", type=int, help="turns of each loop (default 60, quick 12)")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1, help="of each rank")
-    parser.add_argument("--model", help="default resnet11_cifar, with --memory vgg_small")
-    parser.add_argument("--image-size", type=int, help="default 32, with --memory 16")
-    parser.add_argument("--batch", type=int, help="per rank; default 64, with --memory 4")
+    parser.add_argument("--threads", type=int, default=1, help="threads per rank")
+    parser.add_argument("--model", help="network (default resnet11_cifar, with --memory vgg_small)")
+    parser.add_argument("--image-size", type=int, help="px (default 32, with --memory 16)")
+    parser.add_argument("--batch", type=int, help="images per rank (default 64, with --memory 4)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
-    parser.add_argument("--memory", action="store_true", help="memory over steps, not time")
-    parser.add_argument("--steps", type=int, default=10000, help="with --memory")
+    parser.add_argument("--memory", action="store_true", help="measure memory, not time")
+    parser.add_argument("--steps", type=int, default=10000, help="steps with --memory")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     model, image_size, batch = ("vgg_small", 16, 4) if args.memory else ("resnet11_cifar", 32, 64)

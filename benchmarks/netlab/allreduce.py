@@ -1,10 +1,11 @@
-"""Time of an allreduce between hosts of a lab, against the least that iperf3's rate allows.
+"""Time of an all-reduce between hosts of a lab, and the shortest time that iperf3's rate allows.
 
     sudo -E python benchmarks/netlab/allreduce.py [--quick]
 
-For 2, 4 and 8 hosts with one rank each: hvdtrain's own settings and Open MPI's defaults, in turn,
-each started anew. The share of a size is (2 (N - 1) / N · size / rate of iperf3) / median time.
-docs/ethernet.md has the figures. Needs root, iperf3, and what netlab.py needs.
+The labs have 2, 4 and 8 hosts with one rank each. hvdtrain's own settings and Open MPI's defaults
+take turns, and every turn starts new processes. The share of a size is
+(2 (N - 1) / N · size / rate of iperf3) / median time. docs/ethernet.md has the figures.
+Needs root, iperf3, and the programs that netlab.py needs.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ UNTUNED = {
     "OMPI_MCA_btl_tcp_eager_limit": "65536",
     "OMPI_MCA_btl_tcp_max_send_size": "131072",
 }
-"""Open MPI's own, from `ompi_info --param btl tcp --level 9`."""
+"""Plain MPI_Allreduce, and Open MPI's defaults from `ompi_info --param btl tcp --level 9`."""
 
 
 def worker(sizes_mb: list[float], rounds: int) -> None:
-    """One rank; rank 0 prints the seconds of every round by size."""
+    """Run one rank; rank 0 prints the seconds of every round by size, as JSON."""
     torch.set_num_threads(1)
     comm = init_comm()
-    found: dict[float, list[float]] = {}
+    seconds: dict[float, list[float]] = {}
     for mb in sizes_mb:
         tensor = torch.zeros(int(mb * 1e6 / 4))
         comm.sum_(tensor, f"allreduce.{mb}")
@@ -46,14 +47,14 @@ def worker(sizes_mb: list[float], rounds: int) -> None:
             comm.sum_(torch.zeros(1), "start")
             began = time.perf_counter()
             comm.sum_(tensor, f"allreduce.{mb}")
-            found.setdefault(mb, []).append(time.perf_counter() - began)
+            seconds.setdefault(mb, []).append(time.perf_counter() - began)
     if comm.rank == 0:
-        print(json.dumps([found[mb] for mb in sizes_mb]), flush=True)
+        print(json.dumps([seconds[mb] for mb in sizes_mb]), flush=True)
     comm.shutdown()
 
 
 def link_bytes_per_s(lab: Lab, seconds: int) -> float:
-    """What iperf3 gets over one link of the lab."""
+    """Rate of one link of the lab, measured by iperf3."""
     lab.check(1, "iperf3 -s -1 -D")
     time.sleep(0.2)
     end = json.loads(lab.check(0, f"iperf3 -c node1 -t {seconds} -J"))["end"]
@@ -62,7 +63,7 @@ def link_bytes_per_s(lab: Lab, seconds: int) -> float:
 
 
 def launch(lab: Lab, command: list[str], env: dict[str, str], *, ranks_per_host: int = 1) -> Any:
-    """Run ranks on all hosts; what rank 0 printed last, as JSON."""
+    """Run ranks of `command` on all hosts; returns the last line of output, parsed as JSON."""
     names = [word for name in env for word in ("-x", name)]
     mpirun = str(Path(sys.executable).parent / "mpirun")
     words = [mpirun if Path(mpirun).exists() else "mpirun", *lab.mpirun_arguments(ranks_per_host)]
@@ -72,12 +73,16 @@ def launch(lab: Lab, command: list[str], env: dict[str, str], *, ranks_per_host:
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="2 and 4 hosts at 0.5 Gbit/s, 1 run")
     parser.add_argument("--hosts", default=None, help="numbers of hosts (default 2,4,8; quick 2,4)")
-    parser.add_argument("--gbit", type=float, default=None, help="link (default 1; quick 0.5)")
-    parser.add_argument("--runs", type=int, default=None, help="runs of each (default 3; quick 1)")
+    parser.add_argument(
+        "--gbit", type=float, default=None, help="Gbit/s of a link (default 1; quick 0.5)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=None, help="runs per setting (default 3; quick 1)"
+    )
     parser.add_argument("--out", type=Path, help="write the figures to this file as JSON")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

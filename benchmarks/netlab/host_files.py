@@ -1,4 +1,4 @@
-"""What a host of a lab has of its own: its start, its sshd, its keys and names."""
+"""Files of a lab's hosts: start script, settings of sshd and ssh, keys and names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from benchmarks.netlab.namespaces import SYSTEM_PATH
 
-# Runs as process 1 of a host, in its own network, mounts and processes. `$1`: the lab's folder,
-# `$2`: the host's name. /sys must be mounted anew to show the host's own interfaces.
+# Runs as process 1 of a host, in the host's own namespaces. `$1`: the lab's folder, `$2`: the
+# host's name, `$3`: sshd. /sys must be mounted again to show the host's own interfaces.
 _INIT = """
 set -e
 hostname "$2"
 ip link set lo up
 mount -t sysfs sysfs /sys
-# What most machines have, or what every kernel allows here and on such a link is like it.
+# Most machines use cubic. Every kernel allows reno here; on such a link it behaves like cubic.
 for each in cubic reno; do sysctl -q net.ipv4.tcp_congestion_control=$each 2>/dev/null && break; done || true
 mount -t tmpfs tmpfs /dev/shm
 mount --bind "$1/hosts" /etc/hosts
@@ -49,13 +49,13 @@ _SSH = """Host *
 
 
 def host_command(folder: Path, name: str) -> list[str]:
-    """What process 1 of a host runs."""
+    """Command of process 1 of a host."""
     sshd = shutil.which("sshd", path=SYSTEM_PATH)
     return ["sh", "-c", _INIT, "netlab", str(folder), name, str(sshd)]
 
 
 def write_files(folder: Path, addresses: Mapping[str, str]) -> None:
-    """Keys, names and settings of all hosts; `addresses` by name."""
+    """Write keys, names and settings of all hosts; `addresses` are by host name."""
     for key in ("host_key", "user_key"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", folder.name, "-f", key]
         subprocess.run(command, check=True, cwd=folder)
@@ -70,4 +70,4 @@ def write_files(folder: Path, addresses: Mapping[str, str]) -> None:
         (home / "tmp").mkdir(parents=True)
         (home / "authorized_keys").write_text(user_key)
         (home / "sshd_config").write_text(_SSHD.format(folder=folder, home=home))
-    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd does not start without it

@@ -1,8 +1,8 @@
 """Several hosts on one machine: namespaces joined by shaped links, with an sshd in each.
 
-A host has its own network, host name, processes and mounts, and shares the files and the cores of
-the machine. Nothing reaches the machine's own network. All of a lab dies with the process that made
-it, unless it was made to be kept.
+A host has its own network, host name, processes and mounts; it shares the files and cores of the
+machine. Hosts cannot reach the machine's own network. A lab ends with the process that made it,
+unless it is made with `keep`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _numbers = itertools.count()
 
 
 class Lab:
-    """`hosts` hosts node0, node1, … in one subnet, to be used as a context or with `close`.
+    """Hosts node0, node1, … in one subnet. A context manager; otherwise call `close`.
 
-    `link_gbit`: rate of every host's link in each direction; None: as fast as the machine.
-    `nics`: name of each host's interface, repeated if there are more hosts.
-    `own_cores`: deal the machine's cores to the hosts in turn; otherwise every host has all.
-    `docker0`: give every host the same address 172.17.0.1/16 besides, as Docker does.
-    `keep`: outlive this process, until `close` or `netlab down`.
-    Raises LabError where there can be no lab.
+    `link_gbit`: rate of every host's link in each direction, Gbit/s; None: no limit.
+    `nics`: name of each host's interface; the names repeat if there are more hosts.
+    `own_cores`: distribute the machine's cores among the hosts; otherwise every host has all.
+    `docker0`: give every host a second address, 172.17.0.1/16 for all, as Docker does.
+    `keep`: the lab outlives this process, until `close` or `netlab down`.
+    Raises LabError if a lab cannot be made on this machine.
     """
 
     def __init__(
@@ -68,18 +68,22 @@ class Lab:
             raise LabError(f"netlab: expected 1 to 200 hosts, found {hosts}")
         self.name = name or f"netlab-{os.getpid()}-{next(_numbers)}"
         if not re.fullmatch(r"[\w.-]{1,40}", self.name):
-            raise LabError(f"netlab: {self.name!r} is no name for a lab: letters, digits, . _ -")
+            raise LabError(
+                f"netlab: expected a name of 1 to 40 letters, digits, . _ -, found {self.name!r}"
+            )
         self.folder = ROOT / self.name
         self.hosts = [f"node{k}" for k in range(hosts)]
         self.nics = [nics[k % len(nics)] for k in range(hosts)]
-        self.cores = _deal(sorted(os.sched_getaffinity(0)), hosts if own_cores else 1, hosts)
+        self.cores = _assign_cores(
+            sorted(os.sched_getaffinity(0)), hosts if own_cores else 1, hosts
+        )
         self.ssh_config = self.folder / "ssh_config"
         self._pids: list[int] = []
         self._children: list[subprocess.Popen[bytes]] = []
         try:
             self.folder.mkdir(parents=True, mode=0o755)
         except FileExistsError:
-            raise LabError(f"netlab: there is a lab {self.name}: netlab down removes it") from None
+            raise LabError(f"netlab: lab {self.name} exists: netlab down removes it") from None
         try:
             write_files(self.folder, {n: self.address(k) for k, n in enumerate(self.hosts)})
             self._start("switch", keep)
@@ -95,7 +99,7 @@ class Lab:
 
     @classmethod
     def attach(cls, name: str) -> Lab:
-        """The kept lab of that name; raises LabError if there is none."""
+        """Open the kept lab of this name; raises LabError if there is none."""
         state = _state(ROOT / name)
         if state is None or not alive(state["pids"][0]):
             raise LabError(f"netlab: no lab {name} is up: netlab up makes one")
@@ -112,7 +116,7 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """End every process of the lab and remove its folder; nothing of it is left."""
+        """End every process of the lab and remove its folder."""
         for pid in self._pids:
             kill(pid, self.folder)
         for child in self._children:
@@ -124,7 +128,7 @@ class Lab:
         return f"{NETWORK}.{host + 1}"
 
     def inside(self, host: int) -> list[str]:
-        """What to put before a command to have it run on a host, in the folder of the caller."""
+        """Words to put before a command so that it runs on a host, in the caller's folder."""
         pid = self._pids[host + 1]
         spaces = [f"--{kind}=/proc/{pid}/ns/{kind}" for kind in ("net", "uts")]
         spaces += [f"--mount=/proc/{pid}/ns/mnt", f"--pid=/proc/{pid}/ns/pid_for_children"]
@@ -140,9 +144,9 @@ class Lab:
         env: Mapping[str, str] | None = None,
         timeout_s: float = 240,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command (a text: by sh) on a host, in the caller's environment and `env`.
+        """Run a command on a host with the caller's environment and `env`; sh runs a string.
 
-        Never raises for an exit code; raises subprocess.TimeoutExpired.
+        Does not raise for an exit code; raises subprocess.TimeoutExpired.
         """
         words = ["sh", "-c", command] if isinstance(command, str) else list(map(str, command))
         with subprocess.Popen(
@@ -163,7 +167,7 @@ class Lab:
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def check(self, host: int, command: Sequence[object] | str, **options: Any) -> str:
-        """As `run`; returns standard output. Raises LabError for an exit code other than 0."""
+        """Like `run`, but returns standard output; raises LabError if the exit code is not 0."""
         done = self.run(host, command, **options)
         if done.returncode != 0:
             text = " ".join((done.stderr or done.stdout).split())[-1000:]
@@ -171,15 +175,17 @@ class Lab:
         return done.stdout
 
     def mpirun_arguments(self, ranks_per_host: int = 1, hosts: int | None = None) -> list[str]:
-        """mpirun's arguments to start ranks on the first `hosts` hosts (None: on all), one host
-        after the other; to be run on one of them."""
+        """Arguments for mpirun on one of the hosts to start ranks on the first `hosts` hosts.
+
+        `hosts` None: on all hosts. The ranks are numbered host by host.
+        """
         names = self.hosts[:hosts]
         arguments = ["-np", str(len(names) * ranks_per_host)]
         arguments += ["-H", ",".join(f"{name}:{ranks_per_host}" for name in names)]
         for key in ("btl_tcp_if_include", "oob_tcp_if_include"):
             arguments += ["-mca", key, SUBNET]
         arguments += ["-bind-to", "none", "-x", "PATH", "-x", "PYTHONPATH"]
-        if (Path(sys.prefix) / "bin/orted").exists():  # Open MPI came with this environment
+        if (Path(sys.prefix) / "bin/orted").exists():  # Open MPI is part of this environment
             arguments += ["--prefix", sys.prefix]
         return arguments
 
@@ -191,26 +197,26 @@ class Lab:
             if link_gbit is None:
                 self._ip(place, f"tc qdisc del dev {device} root", check=False)
                 continue
-            # At once 1 ms of the link, at least two of the kernel's 64 KiB segments: with less,
-            # segments are lost. Then 1 MiB waits, about what a port of a switch holds.
+            # The burst is 1 ms of the link, but at least two of the kernel's 64 KiB segments: a
+            # smaller burst loses segments. The queue is 1 MiB, about what a switch port holds.
             burst = max(2**17, round(link_gbit * 1e9 / 8 * 1e-3))
             queue = f"tbf rate {link_gbit * 1e9:.0f}bit burst {burst} limit {2**20}"
             self._ip(place, f"tc qdisc replace dev {device} root {queue}")
 
     def kill(self, host: int) -> None:
-        """The host is gone, with all that ran on it, as if its plug was pulled."""
+        """End a host and all its processes at once, as if it lost power."""
         self._ip(0, f"ip link delete port{host}")
         kill(self._pids[host + 1], self.folder)
 
     def refuse_key(self, host: int) -> None:
-        """The host's sshd no longer accepts the key of the other hosts."""
+        """Make the host's sshd refuse the key of the other hosts."""
         (self._home(host) / "authorized_keys").write_text("")
 
     def _home(self, host: int) -> Path:
         return self.folder / self.hosts[host]
 
     def _start(self, role: str, keep: bool, cores: str | None = None) -> None:
-        """A process in namespaces of its own: the switch, or a host with its sshd."""
+        """Start a process in its own namespaces: the switch, or a host with its sshd."""
         command = ["sh", "-c", "exec sleep infinity", str(self.folder)]
         if role != "switch":
             command = host_command(self.folder, role)
@@ -229,7 +235,7 @@ class Lab:
             self._ip(0, f"ip link set port{k} master br0 up")
             self._ip(k + 1, f"ip address add {self.address(k)}/24 dev {nic}")
             self._ip(k + 1, f"ip link set {nic} up")
-            if docker0:  # with a container's end on it, so that it is up like the real one
+            if docker0:  # with a container's interface, so that it is up as on a real host
                 self._ip(k + 1, "ip link add docker0 type bridge")
                 self._ip(k + 1, "ip link add veth0 type veth peer name container0")
                 self._ip(k + 1, "ip link set veth0 master docker0 up")
@@ -238,7 +244,7 @@ class Lab:
                 self._ip(k + 1, "ip link set docker0 up")
 
     def _ip(self, place: int, command: str, *, check: bool = True) -> None:
-        """A command in the network of the switch (0) or of a host (1 + number)."""
+        """Run a command in the network of the switch (`place` 0) or of host `place` - 1."""
         in_network(self._pids[place], command, check=check)
 
     def _wait_for_sshd(self) -> None:
@@ -257,25 +263,25 @@ class Lab:
 
 
 def labs() -> dict[str, bool]:
-    """Every lab that has a folder, and whether it is in use: its processes and its owner live."""
-    found = {}
+    """All labs that have a folder, and whether each is in use: processes and owner are alive."""
+    in_use = {}
     for folder in sorted(ROOT.glob("*/")):
         state = _state(folder)
         owned = state is not None and (state["owner"] is None or alive(state["owner"]))
-        found[folder.name] = state is not None and owned and alive(state["pids"][0])
-    return found
+        in_use[folder.name] = state is not None and owned and alive(state["pids"][0])
+    return in_use
 
 
 def remove(name: str) -> None:
-    """End whatever is left of a lab, and remove its folder."""
+    """End the remaining processes of a lab and remove its folder."""
     folder = ROOT / name
     for pid in (_state(folder) or {"pids": []})["pids"]:
         kill(pid, folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _deal(cores: Sequence[int], shares: int, hosts: int) -> list[str]:
-    """The cores of each host as a list for taskset: every `shares`-th one, at least one."""
+def _assign_cores(cores: Sequence[int], shares: int, hosts: int) -> list[str]:
+    """Cores of each host as a list for taskset: every `shares`-th core, at least one."""
     lists = [cores[k % len(cores) :: shares] for k in range(shares)]
     return [",".join(map(str, lists[k % shares])) for k in range(hosts)]
 

@@ -1,4 +1,4 @@
-"""Processes that hold namespaces of their own, and what is done inside of them."""
+"""Processes in their own Linux namespaces: start them, run commands in them, end them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOOLS = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
 }
-"""Programs that a lab needs, and the Debian packages that have them."""
+"""Programs that a lab needs, and the Debian package of each."""
 
 
 SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -34,7 +34,7 @@ class LabError(Exception):
 
 
 def why_not() -> str | None:
-    """What keeps this machine from having a lab, in one line; None if nothing does."""
+    """Why a lab cannot be made on this machine, in one line; None if it can."""
     if not sys.platform.startswith("linux"):
         return "netlab: needs Linux for its network namespaces"
     if os.geteuid() != 0:
@@ -49,9 +49,10 @@ def why_not() -> str | None:
 def hold(
     command: Sequence[str], log: Path, *, keep: bool, cores: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Run a command as process 1 of its own network, host name, mounts and processes.
+    """Start a command as process 1 of its own network, host name, mount and process namespaces.
 
-    `cores`: a list for taskset. `keep`: it outlives this process.
+    `log`: file for its standard error. `cores`: a list for taskset. `keep`: it outlives this
+    process.
     """
     bound = ["taskset", "--cpu-list", cores] if cores else []
     spaces = ["--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -68,7 +69,7 @@ def hold(
 
 
 def in_network(pid: int, command: str, *, check: bool = True) -> None:
-    """A command in the network of a process; raises LabError if it fails."""
+    """Run a command in the network of a process; raises LabError if it fails."""
     words = ["nsenter", f"--net=/proc/{pid}/ns/net", *command.split()]
     env = {**os.environ, "PATH": SYSTEM_PATH}
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
@@ -77,32 +78,37 @@ def in_network(pid: int, command: str, *, check: bool = True) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Whether the process exists."""
     return Path(f"/proc/{pid}").exists()
 
 
 def kill(pid: int, folder: Path) -> None:
-    """Kill a process that holds namespaces of the lab, and wait; another one of that number is
-    left alone. The kernel ends all processes of its namespaces with it."""
+    """Kill a process that holds namespaces of the lab; the kernel then ends all processes in them.
+
+    If the number belongs to another process by now, nothing happens.
+    """
     with contextlib.suppress(OSError):
         if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
 
 
 def has_own_network(pid: int) -> bool:
-    """Whether it has left the network of this process."""
+    """Whether the process has another network namespace than this process."""
     mine, its = Path("/proc/self/ns/net"), Path(f"/proc/{pid}/ns/net")
     return mine.readlink() != its.readlink()
 
 
 def listens_on_22(pid: int) -> bool:
-    """Whether somebody in its network does."""
+    """Whether a process in the network of `pid` listens on port 22."""
     lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
     return any(line.split()[1].endswith(":0016") for line in lines)
 
 
 def until(ready: Callable[[], bool], failure: str, timeout_s: float = 10) -> None:
-    """Wait; raises LabError with `failure`. An OSError of `ready` is a no."""
+    """Wait until `ready` is true; after `timeout_s` raises LabError with `failure`.
+
+    An OSError in `ready` counts as false.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError):

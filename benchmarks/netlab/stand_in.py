@@ -1,4 +1,4 @@
-"""A model that takes the time of a device without one: real parameters, timed sleeps per layer."""
+"""A model that takes as long as on a device, without one: real parameters, a sleep per layer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hvdtrain.config.schema import Model
 from hvdtrain.models import build_model
 
 FORWARD_SHARE = 1 / 3
-"""Of the time of a step: the backward pass computes two products for each of the forward's."""
+"""Share of the forward pass in a step: the backward pass computes twice as many products."""
 
 
 class _Device:
-    """Computes one layer after the other, whether or not the host is late, as a GPU does."""
+    """Simulated device: like a GPU, it computes layer after layer even while the host is late."""
 
     def __init__(self) -> None:
         self.due: float | None = None
-        """When it has computed all of this pass that was asked for; None between passes."""
+        """Time when all layers requested in this pass will be done; None between passes."""
 
     def wait(self, seconds: float) -> None:
-        """Until it has computed for so many seconds more."""
+        """Sleep until the device has computed for `seconds` more."""
         self.due = (self.due or time.perf_counter()) + seconds
         left = self.due - time.perf_counter()
         if left > 0:
@@ -31,7 +31,7 @@ class _Device:
 
 
 class _Layer(torch.autograd.Function):
-    """Passes its input on, and sleeps; every parameter gets a gradient of ones."""
+    """Sleeps and returns its input; every parameter gets a gradient of ones."""
 
     @staticmethod
     def forward(
@@ -48,10 +48,10 @@ class _Layer(torch.autograd.Function):
 
 
 class StandIn(nn.Module):
-    """The parameters of a model in its order of layers; a step of it takes `compute_s` seconds.
+    """The parameters of model `name` in the order of its layers; a step takes `compute_s` seconds.
 
-    It has the model's buffers, too, which DDP sends to all ranks before every forward pass.
-    Layers share the time by their multiplications at 224 px, as counted on shapes alone.
+    It also has the model's buffers, which DDP sends to all ranks before every forward pass.
+    A layer's share of the time is its share of the multiplications at 224 px, counted from shapes.
     """
 
     def __init__(self, name: str, compute_s: float) -> None:
@@ -69,7 +69,7 @@ class StandIn(nn.Module):
         self.device = _Device()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` [1], any number that needs a gradient."""
+        """`x` [1]: any number that requires a gradient."""
         self.device.due = None
         for seconds, params in zip(self.seconds, self.layers, strict=True):
             x = _Layer.apply(x, self.device, seconds, *params)
@@ -78,7 +78,7 @@ class StandIn(nn.Module):
 
 
 def _multiplications(model: nn.Module, layers: list[nn.Module]) -> list[float]:
-    """Of one image in each layer: a weight is used once per position of the output."""
+    """Multiplications in each layer for one image: a weight is used once per output position."""
     counts = dict.fromkeys(layers, 0.0)
 
     def count(layer: nn.Module, _: Any, out: torch.Tensor) -> None:

@@ -1,13 +1,13 @@
-"""Time of a step over a shaped link: hvdtrain, torch DDP (gloo), and Horovod as it comes.
+"""Time of a step over a shaped link: hvdtrain, torch DDP (gloo), and plain Horovod.
 
     sudo -E python benchmarks/netlab/step_time.py [--quick]
 
-Every host of the lab has one rank, which trains the parameters of a ResNet-50; the computation is
-stood in for by timed sleeps, the gradients are real and go over real TCP. The contestants take
-turns, each started anew by mpirun, with and without fp16 on the wire. All end with a plain SGD
-update. Horovod as it comes: DistributedOptimizer, its own fusion, Open MPI's defaults, but for
-mpi_yield_when_idle, as the hosts of a lab share cores. `--out` writes points for
-`hvdtrain scaling compare`, `--plot` a picture. docs/ethernet.md has the figures.
+Every host of the lab has one rank, which trains the parameters of a ResNet-50. Timed sleeps replace
+the computation; the gradients are real and go over real TCP. Every step ends with a plain SGD
+update. The contestants take turns, with and without fp16 on the wire, and mpirun starts new
+processes for every turn. Plain Horovod has DistributedOptimizer, its own fusion, and Open MPI's
+defaults except mpi_yield_when_idle, because the hosts of a lab share cores. `--out` writes points
+for `hvdtrain scaling compare`, `--plot` a picture. docs/ethernet.md has the figures.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from hvdtrain.optim import UpdateByGroup
 MODEL = "resnet50"
 TRAINERS = ("hvdtrain", "DDP", "Horovod")
 EXCHANGES = 5
-"""Times that the groups are exchanged without computing, for the predictor."""
+"""Rounds in which the groups are exchanged without computation, for the predictor."""
 
 
 def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> dict[str, Any]:
-    """Seconds of steps with hvdtrain's reducer, and what the predictor needs to know."""
+    """Seconds of each step with hvdtrain's reducer, and the figures that the predictor needs."""
     comm = init_comm()
     choose_device(comm)
     reducer = Reducer(
@@ -80,21 +80,21 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
         computing.append(time.perf_counter() - began)
         releases.append([at - began for at in released])
     seconds = timed(step, steps)
-    found = {
+    result = {
         "seconds": seconds,
         "groups": [group.wire.numel() * group.wire.element_size() for group in reducer.groups],
         "release_s": [statistics.median(each) for each in zip(*releases, strict=True)],
         "compute_s": statistics.median(computing),
-        "allreduce": alone(comm, reducer),
+        "allreduce": exchange_times(comm, reducer),
     }
     comm.shutdown()
-    return found
+    return result
 
 
-def alone(comm: Comm, reducer: Reducer) -> list[dict[str, float]]:
-    """Seconds of each group's exchange, conversions included, without computing.
+def exchange_times(comm: Comm, reducer: Reducer) -> list[dict[str, float]]:
+    """Seconds of each group's exchange, conversions included, without computation.
 
-    The gradients of the last step go round again, all groups one after the other.
+    The gradients of the last step are exchanged again, one group after the other.
     """
 
     def exchange() -> list[float]:
@@ -111,7 +111,7 @@ def alone(comm: Comm, reducer: Reducer) -> list[dict[str, float]]:
 
 
 def ddp(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any]:
-    """Seconds of steps with DistributedDataParallel over gloo."""
+    """Seconds of each step with DistributedDataParallel over gloo."""
     from torch import distributed
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
@@ -135,7 +135,7 @@ def ddp(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any
 
 
 def horovod(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any]:
-    """Seconds of steps with Horovod's own optimizer and defaults."""
+    """Seconds of each step with Horovod's own optimizer and defaults."""
     import horovod.torch as hvd
 
     hvd.init()
@@ -157,7 +157,10 @@ def horovod(model: StandIn, steps: int, compression: str, _: float) -> dict[str,
 
 
 def timed(step: Callable[[], object], steps: int) -> list[float]:
-    """Seconds of each step but the first, which opens connections; a step waits for all ranks."""
+    """Seconds of each step except the first, which opens connections.
+
+    A step ends when all ranks have taken part in it.
+    """
     seconds = []
     for _ in range(steps + 1):
         began = time.perf_counter()
@@ -167,19 +170,22 @@ def timed(step: Callable[[], object], steps: int) -> list[float]:
 
 
 def work(trainer: str, args: argparse.Namespace) -> None:
-    """One rank; the one on the first host prints what it found."""
+    """Run one rank; rank 0 prints its result as JSON."""
     torch.set_num_threads(1)
     function = {"hvdtrain": hvdtrain, "DDP": ddp, "Horovod": horovod}[trainer]
     model = StandIn(MODEL, args.compute)
-    found = function(model, args.steps, args.compression, args.group_mb)
+    result = function(model, args.steps, args.compression, args.group_mb)
     if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
-        print(json.dumps(found), flush=True)
+        print(json.dumps(result), flush=True)
 
 
 def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for every contestant on this lab; those of hvdtrain are points for the predictor."""
+    """Measure all contestants on this lab; returns one row for each.
+
+    The rows of hvdtrain are points for the predictor.
+    """
     names = [(t, c) for c in args.compressions.split(",") for t in args.trainers.split(",")]
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {name: [] for name in names}
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(args.runs):
         for trainer, compression in names if number % 2 == 0 else names[::-1]:
             command = [str(Path(__file__).resolve()), "--worker", trainer]
@@ -187,23 +193,23 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
             command += ["--steps", str(args.steps), "--group-mb", str(args.group_mb)]
             env = {"OMPI_MCA_mpi_yield_when_idle": "1", "GLOO_SOCKET_IFNAME": lab.nics[0]}
             env |= dict(each.split("=", 1) for each in args.env)
-            found[trainer, compression].append(launch(lab, command, env))
+            results[trainer, compression].append(launch(lab, command, env))
     rows = []
-    for (trainer, compression), runs in found.items():
+    for (trainer, compression), runs in results.items():
         seconds = [s for run in runs for s in run.pop("seconds")]
         row = {"label": f"{trainer} {compression}", "trainer": trainer, "compression": compression}
         row |= {"hosts": len(lab.hosts), "ranks_per_host": 1, "link_gbit": gbit, "model": MODEL}
         rows.append(row | {"step_s": statistics.median(seconds)} | runs[-1])
         print(
             f"{len(lab.hosts)} hosts  {gbit:g} Gbit/s  {trainer:8}  {compression:4}  "
-            f"{statistics.median(seconds):6.3f} s a step  ({min(seconds):.3f} to {max(seconds):.3f})",
+            f"{statistics.median(seconds):6.3f} s per step  ({min(seconds):.3f} to {max(seconds):.3f})",
             flush=True,
         )
     return rows
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Step time over hosts of every contestant, one field per compression."""
+    """Plot step time over hosts of every contestant, one panel per compression."""
     from matplotlib.figure import Figure
 
     compressions = list(dict.fromkeys(row["compression"] for row in rows))
@@ -214,25 +220,27 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         for trainer in dict.fromkeys(row["trainer"] for row in rows):
             points = [(r["hosts"], r["step_s"]) for r in mine if r["trainer"] == trainer]
             axes.plot(*zip(*points, strict=True), marker="o", label=trainer)
-        alone = [(r["hosts"], r["compute_s"]) for r in mine if "compute_s" in r]
-        axes.plot(*zip(*alone, strict=True), "k:", label="computing alone")
+        computing = [(r["hosts"], r["compute_s"]) for r in mine if "compute_s" in r]
+        axes.plot(*zip(*computing, strict=True), "k:", label="computation only")
         gbit = mine[0]["link_gbit"]
         axes.set(
             title=f"{gbit:g} Gbit/s, compression {compression}", xlabel="hosts", ylim=(0, None)
         )
         axes.set_xticks(sorted({row["hosts"] for row in mine}))
-    fields[0].set_ylabel("seconds a step")
+    fields[0].set_ylabel("seconds per step")
     fields[-1].legend(loc="upper left")
     figure.savefig(path, dpi=100)
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="2 and 4 hosts, 1 run of 3 steps")
     parser.add_argument("--hosts", help="numbers of hosts (default 2,4,8; quick 2,4)")
-    parser.add_argument("--gbit", type=float, default=1.0, help="rate of the links (default 1)")
-    parser.add_argument("--compute", type=float, default=0.5, help="seconds of computing a step")
+    parser.add_argument("--gbit", type=float, default=1.0, help="Gbit/s of the links (default 1)")
+    parser.add_argument(
+        "--compute", type=float, default=0.5, help="seconds of computation per step"
+    )
     parser.add_argument("--group-mb", type=float, default=16.0, help="comm.group_mb of hvdtrain")
     parser.add_argument("--runs", type=int, help="runs of each contestant (default 3, quick 1)")
     parser.add_argument("--steps", type=int, help="steps of a run (default 8, quick 3)")
@@ -256,10 +264,10 @@ def main() -> None:
         if args.out:
             points = [dict(row) for row in rows if row["trainer"] == "hvdtrain"]
             for point in points:
-                del point["trainer"]  # the label has it, and the format no such field
+                del point["trainer"]  # the label has it, and the format does not
             others = [row for row in rows if row["trainer"] != "hvdtrain"]
-            found = {"points": points, "others": others}
-            args.out.write_text(json.dumps(found, indent=1) + "\n")
+            report = {"points": points, "others": others}
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
         plot(rows, args.plot)
     times = {(r["hosts"], r["compression"], r["trainer"]): r["step_s"] for r in rows}
