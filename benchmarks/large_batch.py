@@ -4,7 +4,7 @@ There are five experiments. Each compares trainings of equally many epochs by `h
 
 batch     8 times the batch size with linear scaling, with and without gradual warmup, and without
           scaling. Gradients are accumulated, so batch norm still sees the small batch.
-warmup    32 times the batch size, the factor of the paper, with and without warmup.
+warmup    32 times the batch size, the factor of Goyal et al., with and without warmup.
 agc       a normalizer-free network at batch size 1024 and a high learning rate, with and without
           adaptive gradient clipping.
 resize    growing image sizes against one size: accuracy and training time.

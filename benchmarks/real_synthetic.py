@@ -62,8 +62,8 @@ def forever(loaders: Loaders, size: int, batch: int) -> Iterator[Batch]:
     def epoch(index: int) -> SimpleNamespace:
         shape = {"image_size": size, "val_image_size": size, "batch_per_worker": batch}
         steps = -(-loaders.num_train // batch)
-        rest = {"min_crop_area": 0.08, "accumulate": 1, "start": 0, "steps": steps}
-        return SimpleNamespace(index=index, **shape, **rest)
+        crop = {"min_crop_area": 0.08, "crop_aspect": None, "interpolation": "bilinear"}
+        return SimpleNamespace(index=index, **shape, **crop, accumulate=1, start=0, steps=steps)
 
     for index in itertools.count():
         for _i, one in loaders.train(epoch(index), epoch(index + 1)):
