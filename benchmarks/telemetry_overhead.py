@@ -4,8 +4,7 @@ Two real ranks under mpirun train one network on one batch in memory, by hvdtrai
 both metrics endpoints, asked every 5 seconds (as in deploy/prometheus) and the live page every 2 (as
 it does itself) by an HTTP client in a process of its own, a report every 20 steps (the default) to
 the event file and the console (/dev/null), text files for node_exporter, efficiency and lost time.
-Off: no
-endpoint and no report within the steps that are timed. The gradient noise scale is off in both.
+Off: no endpoint and no report within the steps that are timed. The gradient noise scale is off in both.
 The client runs on the same cores, so its work counts, too. On and off take short turns with the same weights; the result is the median over rounds of time on
 / time off - 1, with the interval that holds the true median in 95 of 100 cases. Beside it stands
 what the Python code alone takes, in microseconds, for 2 ranks and for 256.

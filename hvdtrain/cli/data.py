@@ -58,8 +58,8 @@ def pack(
     SRC is only read. Each training phase then reads the smallest copy that is large enough for
     its image size. Killed at any time, the same command goes on where it stopped.
     """
-    from pipelines.commands.pack import PackOptions, parse_short_sides
     from pipelines.commands.pack import pack as run_packing
+    from pipelines.commands.pack_options import PackOptions, parse_short_sides
 
     try:
         sides = parse_short_sides(short_side)

@@ -14,18 +14,16 @@ import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from hvdtrain.errors import DataError
 from hvdtrain.files import whole_file
+from pipelines.commands.pack_options import PackOptions
 from pipelines.sources import Source
 from pipelines.sources.base import Names, fingerprint
 from pipelines.sources.packed import DATASET, FORMAT, INDEX
-
-if TYPE_CHECKING:
-    from pipelines.commands.pack import PackOptions
 
 _SETTINGS = ".packing.json"
 _PARTS = ".parts"
@@ -47,7 +45,7 @@ class PackingFolder:
     def __init__(self, src: str, dst: str, source: Source, options: PackOptions) -> None:
         self._root = Path(dst)
         self._src = src
-        self._copies = {str(side or "orig"): side for side in options.short_sides}
+        self._copies = options.copies
         self._lock: BinaryIO | None = None
         self._count = len(source)
         self._shard_images = options.shard_images

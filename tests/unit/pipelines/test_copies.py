@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hvdtrain.config.schema import Data, Phase
-from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_options import PackOptions
 from pipelines.copies import enlargement, evaluation_side, readings, training_side
 from pipelines.sources import open_source
 

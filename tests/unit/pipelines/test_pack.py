@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from hvdtrain.errors import DataError
-from pipelines.commands.pack import PackOptions, pack, parse_short_sides
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_options import PackOptions, parse_short_sides
 from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.pack_samples import contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, Epoch, photograph

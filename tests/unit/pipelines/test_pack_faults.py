@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import DataError, ResourceError
-from pipelines.commands import pack_folder as packing
-from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_folder import PackingFolder
+from pipelines.commands.pack_options import PackOptions
 from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.pack_samples import TWO, contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
@@ -20,7 +22,8 @@ from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
 def test_it_goes_on_after_a_kill_and_makes_the_very_same(folder, packed, tmp_path):
     program = (
         "import os, signal, sys\n"
-        "from pipelines.commands.pack import PackOptions, pack\n"
+        "from pipelines.commands.pack import pack\n"
+        "from pipelines.commands.pack_options import PackOptions\n"
         "def progress(done, _all):\n"
         "    if done >= 10:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -168,16 +171,16 @@ def test_two_at_once_are_refused(folder, tmp_path):
     source = ImageFolder(str(folder), "SRC")
     args = (str(folder), str(tmp_path / "p"))
     refused = pytest.raises(DataError, match="another process is packing into it")
-    with packing.PackingFolder(*args, source, PackOptions()), refused:
+    with PackingFolder(*args, source, PackOptions()), refused:
         pack(*args, PackOptions())
     assert pack(*args, PackOptions())["images"] == COUNT
 
 
-def test_a_full_disk_is_told(folder, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(folder, tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.commands.shard_writer.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="cannot be written: No space left on device"):
         pack(str(folder), str(tmp_path / "p"), PackOptions())
     monkeypatch.undo()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ConfigError, DataError, ResourceError
-from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_options import PackOptions
 from pipelines.commands.stage import stage
 from pipelines.sources import open_source
 
