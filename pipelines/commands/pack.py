@@ -8,7 +8,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from PIL import Image
 from hvdtrain.errors import DataError, ResourceError
 from pipelines.commands.pack_folder import PackingFolder, Rejected
 from pipelines.commands.pack_options import PackOptions
+from pipelines.commands.reports import PackReport
 from pipelines.commands.resizer import BATCH, Resizer, Size
 from pipelines.commands.shard_writer import ShardWriter
 from pipelines.images.headers import HeaderError, image_size
@@ -28,8 +28,8 @@ def pack(
     dst: str,
     options: PackOptions,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> dict[str, Any]:
-    """Pack the dataset at `src` into the folder `dst`; returns what `dataset.json` tells of it.
+) -> PackReport:
+    """Pack the dataset at `src` into the folder `dst`.
 
     `progress(images done, all images)` is called from several threads. Killed at any time, the
     same call goes on with the shards that are missing. `src` is only read. Raises DataError
@@ -44,7 +44,7 @@ def pack(
             if not folder.finished:
                 _make_shards(source, folder, options, progress)
                 folder.finish(source, skip_bad=options.skip_bad)
-            return folder.about()
+            return folder.report()
     except OSError as error:
         raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
 

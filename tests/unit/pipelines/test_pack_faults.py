@@ -76,8 +76,8 @@ def test_bad_images_end_it_with_their_list_unless_they_are_left_out(tmp_path):
     assert [line.split(":")[0] for line in lines] == ["a/table.jpg", "a/text.jpg"]
     assert lines[1] == "a/text.jpg: not an image"
     assert (dst / "bad.txt").read_text().splitlines() == lines
-    about = pack(str(src), str(dst), PackOptions((None, 32), shard_images=2, skip_bad=True))
-    assert [bad["name"] for bad in about["skipped"]] == ["a/table.jpg", "a/text.jpg"]
+    report = pack(str(src), str(dst), PackOptions((None, 32), shard_images=2, skip_bad=True))
+    assert [bad.name for bad in report.skipped] == ["a/table.jpg", "a/text.jpg"]
     source = open_source(str(dst), "data.train")
     assert [source.name(i)[-7:] for i in range(len(source))] == ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
     assert [source.at(32).read(i).tobytes()[:2] for i in range(3)] == [b"\xff\xd8"] * 3
@@ -91,7 +91,7 @@ def test_bad_images_that_were_repaired_are_packed(tmp_path):
         pack(str(src), str(dst), PackOptions(shard_images=2))
     for name in ("text", "table"):
         shutil.copy(src / "a/1.jpg", src / f"a/{name}.jpg")
-    assert pack(str(src), str(dst), PackOptions(shard_images=2))["images"] == 5
+    assert pack(str(src), str(dst), PackOptions(shard_images=2)).images == 5
 
 
 @pytest.mark.parametrize("copy", ["orig", "32"])
@@ -173,7 +173,7 @@ def test_two_at_once_are_refused(folder, tmp_path):
     refused = pytest.raises(DataError, match="another process is packing into it")
     with PackingFolder(*args, source, PackOptions()), refused:
         pack(*args, PackOptions())
-    assert pack(*args, PackOptions())["images"] == COUNT
+    assert pack(*args, PackOptions()).images == COUNT
 
 
 def test_a_full_disk_is_reported(folder, tmp_path, monkeypatch):
@@ -184,4 +184,4 @@ def test_a_full_disk_is_reported(folder, tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="cannot be written: No space left on device"):
         pack(str(folder), str(tmp_path / "p"), PackOptions())
     monkeypatch.undo()
-    assert pack(str(folder), str(tmp_path / "p"), PackOptions())["images"] == COUNT
+    assert pack(str(folder), str(tmp_path / "p"), PackOptions()).images == COUNT
