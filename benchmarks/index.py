@@ -39,8 +39,8 @@ def peak_mb() -> float:
 
 def write_packed(root: Path, count: int) -> None:
     """Write a packed dataset whose shards are sparse files: full size, but no disk blocks."""
-    from pipelines.commands import pack_folder as packing
-    from pipelines.commands.pack import PackOptions
+    from pipelines.commands.pack_folder import PackingFolder
+    from pipelines.commands.pack_options import PackOptions
 
     class Listing:
         classes = [f"n{k:08d}" for k in range(CLASSES)]  # noqa: RUF012
@@ -56,7 +56,7 @@ def write_packed(root: Path, count: int) -> None:
 
     source = Listing()
     options = PackOptions((None, 160, 256), shard_images=SHARD_IMAGES)
-    with packing.PackingFolder("SRC", str(root), source, options) as folder:  # type: ignore[arg-type]
+    with PackingFolder("SRC", str(root), source, options) as folder:  # type: ignore[arg-type]
         for shard in folder.missing(redo_bad=True):
             samples = np.array(folder.samples(shard), dtype=np.int64)
             rows = [samples, samples % 400 + 100, samples % 300 + 100]

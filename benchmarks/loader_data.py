@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_options import PackOptions
 from pipelines.sources import open_source
 from pipelines.sources.folder import EXTENSIONS
 

@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from hvdtrain.config.data import Data
 from pipelines.images import augment
+from pipelines.reading import Reading
 from pipelines.sources.base import Source
-from pipelines.sources.packed import Copy, Packed
+from pipelines.sources.packed import ORIGINAL, Copy, Packed
 
 _ENLARGEMENT = 1.05
 _PHOTOGRAPH = 4 / 3  # long side / short side
@@ -92,39 +92,8 @@ def enlargement(sizes: np.ndarray, short_side: int | None, phase: Phase, data: D
     return factors
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What one pass of a phase reads."""
-
-    copy: str
-    """Name of the copy."""
-    bytes_per_image: float
-    """Mean size of its images."""
-    original_bytes_per_image: float | None
-    """The same of the originals, where they are packed too."""
-    enlarged: float
-    """Share of training crops that are enlarged, in 0-1."""
-    median_enlargement: float
-    """Of the side of a crop; below 1 it shrinks."""
-    enlarged_from_original: float
-    """As `enlarged`, if originals were read."""
-    median_enlargement_from_original: float
-    """As `median_enlargement`, if originals were read."""
-
-    def text(self) -> str:
-        """In a few words."""
-        size = f"{self.bytes_per_image / 1e3:.1f} kB an image"
-        if self.original_bytes_per_image:
-            size += f", {self.original_bytes_per_image / self.bytes_per_image:.1f}× less"
-        return (
-            f"copy {self.copy} ({size}); {self.enlarged:.0%} of crops enlarged, median "
-            f"×{self.median_enlargement:.2f}; from originals {self.enlarged_from_original:.0%}, "
-            f"×{self.median_enlargement_from_original:.2f}"
-        )
-
-
-def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[dict[str, Any]]:
-    """What training reads in each phase: fields of `Reading` and its `text`; [] unless packed.
+def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[Reading]:
+    """What training reads in each phase; [] unless the dataset is packed.
 
     In a phase whose images grow it is what the epoch with the largest ones reads.
     """
@@ -134,16 +103,17 @@ def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[dict[s
     sides = [source.column(name)[::step].astype(np.int64) for name in ("height", "width")]
     sizes = np.stack(sides, axis=1)
     means = {name: float(source.column(f"{name}.size").mean()) for name in source.about["copies"]}
-    result = []
+    result: list[Reading] = []
     for phase in phases:
         side = training_side(phase.largest_image_size, phase.min_crop_area, data.augment)
         copy: Copy = source.at(side)
         factors = [enlargement(sizes, side, phase, data) for side in (copy.short_side, None)]
-        reading = Reading(
-            copy.copy,
-            means[copy.copy],
-            means.get("orig") if copy.short_side else None,
-            *(float(value) for f in factors for value in ((f > 1).mean(), np.median(f))),
+        result.append(
+            Reading(
+                copy.copy,
+                means[copy.copy],
+                means.get(ORIGINAL) if copy.short_side else None,
+                *(float(value) for f in factors for value in ((f > 1).mean(), np.median(f))),
+            )
         )
-        result.append({**asdict(reading), "text": reading.text()})
     return result

@@ -17,7 +17,7 @@ from pipelines import shapes
 from pipelines.cached_prefetcher import CachedPrefetcher
 from pipelines.images.windows import WindowDecoder
 from pipelines.rectangular import Rectangles
-from pipelines.sampling import EvaluationDealer
+from pipelines.sampling import EvaluationSampler
 from pipelines.sources import Source
 
 
@@ -37,7 +37,7 @@ class Exchange:
         self,
         place: Place,
         caches: list[CachedPrefetcher],
-        shaped: tuple[Source, EvaluationDealer] | None,
+        shaped: tuple[Source, EvaluationSampler] | None,
         readers: ThreadPoolExecutor,
     ) -> None:
         """`shaped`: evaluation images whose shapes are wanted, and who wants them."""

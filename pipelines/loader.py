@@ -30,10 +30,10 @@ from pipelines.memory import limit_arenas
 from pipelines.prefetcher import Prefetcher
 from pipelines.sampling import (
     EpochSpec,
-    EvaluationDealer,
+    EvaluationSampler,
     Pass,
     Sampler,
-    TrainingDealer,
+    TrainingSampler,
     shard_starts,
 )
 from pipelines.sources import Source, check_same_classes, open_source
@@ -108,8 +108,8 @@ class Loaders:
         self.fingerprint = " ".join(source.fingerprint for source in sources.values())
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
         self._quarantine = Quarantine() if data.on_bad == "mask" else None
-        evaluation = EvaluationDealer(data, self.num_val, rank=rank, world_size=world_size)
-        training = TrainingDealer(
+        evaluation = EvaluationSampler(data, self.num_val, rank=rank, world_size=world_size)
+        training = TrainingSampler(
             data,
             self.num_train,
             shard_starts(sources["train"]) if "train" in sources else np.zeros(1, np.int64),
@@ -123,7 +123,7 @@ class Loaders:
         self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
         self._prefetchers: dict[str, Passes] = {
-            kind: self._new_lane(kind, source) for kind, source in sources.items()
+            kind: self._new_prefetcher(kind, source) for kind, source in sources.items()
         }
         self._exchange = Exchange(
             Place(rank, world_size, local_rank, local_size),
@@ -209,7 +209,7 @@ class Loaders:
         if self._quarantine is not None:
             self._quarantine.add(found)
 
-    def _new_lane(self, kind: str, source: Source) -> Passes:
+    def _new_prefetcher(self, kind: str, source: Source) -> Passes:
         data, sampler = self._data, self._samplers[kind]
         if data.cache == "none":
             return Prefetcher(source, sampler, self._decoder, self._readers, data.prefetch)

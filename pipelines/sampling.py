@@ -110,7 +110,7 @@ class Sampler(Protocol):
         largest copy."""
 
 
-class TrainingDealer:
+class TrainingSampler:
     """Every image once, in an order that only the seed and the epoch decide."""
 
     def __init__(
@@ -203,7 +203,7 @@ class TrainingDealer:
         return copies.training_side(spec.image_size, spec.min_crop_area, self._data.augment)
 
 
-class EvaluationDealer:
+class EvaluationSampler:
     """Every image once: in the order of the source, or grouped by shape."""
 
     def __init__(self, data: Data, num_samples: int, *, rank: int, world_size: int) -> None:

@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hvdtrain.cli.job import AsJson
 from hvdtrain.errors import ConfigError
+from pipelines.commands.reports import PackReport, ScanReport, StageReport
 
 data_app = typer.Typer(
     help="Pack, check, index and copy datasets.", no_args_is_help=True, rich_markup_mode=None
@@ -58,8 +60,8 @@ def pack(
     SRC is only read. Each training phase then reads the smallest copy that is large enough for
     its image size. Killed at any time, the same command goes on where it stopped.
     """
-    from pipelines.commands.pack import PackOptions, parse_short_sides
     from pipelines.commands.pack import pack as run_packing
+    from pipelines.commands.pack_options import PackOptions, parse_short_sides
 
     try:
         sides = parse_short_sides(short_side)
@@ -67,8 +69,8 @@ def pack(
         raise ConfigError(f"--short-side {short_side}: {error}") from None
     options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
     with _bar("packing", "images") as progress:
-        about = run_packing(src, dst, options, progress)
-    typer.echo(json.dumps(_pack_summary(dst, about)) if as_json else _pack_text(dst, about))
+        report = run_packing(src, dst, options, progress)
+    typer.echo(json.dumps(asdict(report)) if as_json else _pack_text(report))
 
 
 @data_app.command()
@@ -92,8 +94,8 @@ def scan(
 
     with _bar("scanning", "images") as progress:
         report = run_scan(path, output, threads or _cores(), progress)
-    typer.echo(json.dumps(report) if as_json else _scan_text(report))
-    if report["bad"]:
+    typer.echo(json.dumps(asdict(report)) if as_json else _scan_text(report))
+    if report.bad:
         raise typer.Exit(3)
 
 
@@ -136,7 +138,7 @@ def stage(
     wanted = [name.strip() for name in copies.split(",")] if copies else None
     with _bar("staging", "bytes") as progress:
         report = run_staging(src, dst, copies=wanted, threads=threads or 4, progress=progress)
-    typer.echo(json.dumps(report) if as_json else _stage_text(report))
+    typer.echo(json.dumps(asdict(report)) if as_json else _stage_text(report))
 
 
 @contextlib.contextmanager
@@ -167,55 +169,34 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _pack_summary(dst: str, about: dict[str, Any]) -> dict[str, Any]:
-    copies = {
-        name: {
-            "short_side": copy["short_side"],
-            "size_bytes": sum(
-                file["size"] for path, file in about["files"].items() if path.startswith(f"{name}/")
-            ),
-        }
-        for name, copy in about["copies"].items()
-    }
-    return {
-        "path": dst,
-        "images": about["images"],
-        "classes": len(about["classes"]),
-        "copies": copies,
-        "skipped": about["skipped"],
-    }
-
-
-def _pack_text(dst: str, about: dict[str, Any]) -> str:
-    summary = _pack_summary(dst, about)
-    lines = [f"{dst}: {summary['images']:,} images of {summary['classes']:,} classes"]
-    for name, copy in summary["copies"].items():
-        each = copy["size_bytes"] / summary["images"] / 1e3
-        lines.append(f"  {name:<6} {copy['size_bytes'] / 1e9:10.3f} GB  {each:6.1f} kB an image")
-    lines += [f"  left out: {bad['name']}: {bad['reason']}" for bad in summary["skipped"]]
+def _pack_text(report: PackReport) -> str:
+    lines = [f"{report.path}: {report.images:,} images of {report.classes:,} classes"]
+    for name, copy in report.copies.items():
+        each = copy.size_bytes / report.images / 1e3
+        lines.append(f"  {name:<6} {copy.size_bytes / 1e9:10.3f} GB  {each:6.1f} kB an image")
+    lines += [f"  left out: {bad.name}: {bad.reason}" for bad in report.skipped]
     return "\n".join(lines)
 
 
-def _scan_text(report: dict[str, Any]) -> str:
-    counts = report["class_counts"]
-    sides = report["short_side"]
+def _scan_text(report: ScanReport) -> str:
+    counts, sides = report.class_counts, report.short_side
     lines = [
-        f"{report['path']}: {report['images']:,} images of {len(counts):,} classes "
+        f"{report.path}: {report.images:,} images of {len(counts):,} classes "
         f"({min(counts.values()):,} to {max(counts.values()):,} in a class), "
-        f"{report['size_bytes'] / 1e9:.3f} GB",
-        f"  short side  {sides['min']} to {sides['max']} px, median {sides['median']}",
-        "  formats     " + ", ".join(f"{k} {v:,}" for k, v in report["modes"].items()),
-        f"  duplicates  {sum(len(d['names']) - 1 for d in report['duplicates']):,}"
-        f" ({report['conflicts']} sets with different labels)",
-        f"  bad         {len(report['bad']):,}",
-        *(f"    {bad['name']}: {bad['reason']}" for bad in report["bad"]),
-        f"  manifest    {report['manifest']}",
+        f"{report.size_bytes / 1e9:.3f} GB",
+        f"  short side  {sides.min} to {sides.max} px, median {sides.median}",
+        "  formats     " + ", ".join(f"{k} {v:,}" for k, v in report.modes.items()),
+        f"  duplicates  {sum(len(d.names) - 1 for d in report.duplicates):,}"
+        f" ({report.conflicts} sets with different labels)",
+        f"  bad         {len(report.bad):,}",
+        *(f"    {bad.name}: {bad.reason}" for bad in report.bad),
+        f"  manifest    {report.manifest}",
     ]
     return "\n".join(lines)
 
 
-def _stage_text(report: dict[str, Any]) -> str:
+def _stage_text(report: StageReport) -> str:
     return (
-        f"{report['path']}: {report['copied']:,} files copied ({report['copied_bytes'] / 1e9:.3f} GB "
-        f"in {report['seconds']:.1f} s), {report['kept']:,} were there"
+        f"{report.path}: {report.copied:,} files copied ({report.copied_bytes / 1e9:.3f} GB "
+        f"in {report.seconds:.1f} s), {report.kept:,} were there"
     )

@@ -21,6 +21,7 @@ from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.paths import RunPaths, run_root
+from pipelines.reading import Reading
 
 EXIT_CODES = """
 Exit codes: 0 done; 2 config or command line; 3 data; 4 checkpoint; 5 communication;
@@ -159,7 +160,7 @@ def _root(
     pass
 
 
-def _look_at_data(cfg: Config) -> tuple[int | None, list[dict[str, Any]]]:
+def _look_at_data(cfg: Config) -> tuple[int | None, list[Reading]]:
     """Number of training images, if it is needed or quickly told, and what each phase reads."""
     path = cfg.data.train
     if path is None:

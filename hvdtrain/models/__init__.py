@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from hvdtrain.config import schema as config
+from hvdtrain.config.schema import Model as ModelConfig
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import external, nfnet, options, resnet, resnet_cifar, small, wide_resnet
 from hvdtrain.models.freezing import freeze
@@ -52,7 +52,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 `zero_gamma` and `width` if they mean something to it."""
 
 
-def build_model(model: config.Model, num_classes: int) -> nn.Module:
+def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
     """The network `model.name` as `model` says: [N, 3, H, W] float32 → [N, num_classes] logits.
 
     Weights are drawn from torch's global generator: seed it first. `model.weights` is not read
@@ -79,7 +79,7 @@ def describe_models() -> list[str]:
     return [*lines, *external.describe()]
 
 
-def _build_own(model: config.Model, num_classes: int) -> nn.Module:
+def _build_own(model: ModelConfig, num_classes: int) -> nn.Module:
     if model.name not in MODELS:
         nearest = difflib.get_close_matches(model.name, MODELS, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvdtrain.config import schema as config
+from hvdtrain.config.schema import Model as ModelConfig
 from hvdtrain.errors import ConfigError
 from hvdtrain.models.layers import Network, ResidualBlock, init_weights
 
 
-def apply_options(model: nn.Module, cfg: config.Model) -> None:
+def apply_options(model: nn.Module, cfg: ModelConfig) -> None:
     """Change `model` as `cfg` says; raises ConfigError where it has nothing to be changed."""
     if not isinstance(model, Network):
         for key in ("width", "pool", "dropout", "stochastic_depth"):

@@ -10,16 +10,17 @@ from hvdtrain.config.schema import Config
 from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import has_batch_norm, recipe_warnings
 from hvdtrain.plan.schedules import FASTAI_FINAL_DIV, lr_scale, turns
+from pipelines.reading import Reading
 
 
-def plan_text(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> str:
+def plan_text(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> str:
     """A table of phases, the facts a large-batch run stands on, the rates at the turns, warnings.
 
-    `reads`: for each phase which copy of a packed dataset it reads, as `text`.
+    `reads`: of a packed dataset, what each phase reads.
     """
     facts = _facts(cfg, plan)
     facts += [
-        (f"epochs {epochs[0].index}-{epochs[-1].index + 1} read", read["text"])
+        (f"epochs {epochs[0].index}-{epochs[-1].index + 1} read", read.text())
         for epochs, read in zip(plan.phases, reads, strict=False)
     ]
     width = max(len(name) for name, _ in facts)
@@ -30,7 +31,7 @@ def plan_text(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> 
     return "\n".join(lines)
 
 
-def plan_dict(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def plan_dict(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> dict[str, Any]:
     """The same for programs: one entry per phase, rates at each phase's first and last step."""
     return {
         "world_size": plan.world_size,
@@ -52,7 +53,7 @@ def plan_dict(cfg: Config, plan: Plan, reads: Sequence[dict[str, Any]] = ()) -> 
                 "lr_last": epochs[-1].lr(epochs[-1].steps - 1),
                 "momentum_first": epochs[0].momentum(0),
                 "momentum_last": epochs[-1].momentum(epochs[-1].steps - 1),
-                "reads": read,
+                "reads": read and read.as_dict(),
             }
             for epochs, read in zip_longest(plan.phases, reads)
         ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from hvdtrain.errors import ResourceError
 from hvdtrain.files import write_atomically
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.prepare import Run
+from hvdtrain.scaling.calibration_file import CalibrationFile, read_calibration_file
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
 from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
 from hvdtrain.telemetry.meter import Interval
@@ -142,57 +142,43 @@ def _write(run: Run, baselines: dict[_Key, WorkerSpeed]) -> None:
 
 
 def _stored(run: Run) -> dict[_Key, WorkerSpeed]:
-    """`metrics.calibration`, which rank 0 alone needs to see. Raises ResourceError on all ranks
-    where it cannot be used."""
+    """The speeds in `metrics.calibration`, a file that only rank 0 needs to see.
+
+    Raises ResourceError on all ranks where it cannot be used.
+    """
     name, comm = run.cfg.metrics.calibration, run.comm
     if name is None:
         return {}
-    entries: list[dict[str, Any]] = []
+    text = ""
     with together(comm):
         if comm.rank == 0:
-            entries = _read(Path(name), about(run.cfg, run.state))
-    return _by_key(json.loads(comm.gather_text(json.dumps(entries))[0]))
+            text = _read(Path(name), about(run.cfg, run.state)).model_dump_json()
+    return _by_key(CalibrationFile.model_validate_json(comm.gather_text(text)[0]))
 
 
 def _of_this_run(run: Run) -> dict[_Key, WorkerSpeed]:
-    """What an earlier attempt measured, so that the file keeps it; for rank 0."""
+    """What an earlier attempt measured, so that the file keeps it; {} on ranks above 0."""
+    if run.comm.rank > 0:
+        return {}
     try:
-        stored = (
-            _read(run.paths.calibration, about(run.cfg, run.state)) if run.comm.rank == 0 else []
-        )
-        return _by_key(stored)
+        return _by_key(_read(run.paths.calibration, about(run.cfg, run.state)))
     except ResourceError:
         return {}
 
 
-def _by_key(entries: list[dict[str, Any]]) -> dict[_Key, WorkerSpeed]:
+def _by_key(calibration: CalibrationFile) -> dict[_Key, WorkerSpeed]:
     return {
-        _Key(*(entry[field] for field in _Key._fields)): WorkerSpeed(
-            *(entry[field] for field in WorkerSpeed._fields)
+        _Key(entry.image_size, entry.batch, entry.trained): WorkerSpeed(
+            entry.images_per_second, entry.backward_s
         )
-        for entry in entries
+        for entry in calibration.entries
     }
 
 
-def _read(file: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
+def _read(file: Path, expected: dict[str, Any]) -> CalibrationFile:
     where = f"metrics.calibration: {file}"
-    try:
-        content = json.loads(file.read_bytes())
-        found = {key: content[key] for key in expected}
-        entries: list[dict[str, Any]] = content["entries"]
-        for entry in entries:
-            if any(type(entry[field]) is not int for field in _Key._fields):
-                raise ValueError("a size that is no whole number")
-            if any(type(entry[field]) is not float for field in WorkerSpeed._fields):
-                raise ValueError("a speed that is no number")
-            if not (0 < entry["images_per_second"] < math.inf and entry["backward_s"] >= 0):
-                raise ValueError("a speed that cannot be")
-    except OSError as error:
-        raise ResourceError(f"{where}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResourceError(
-            f"{where}: expected the calibration.json of a run, found another file ({error})"
-        ) from None
+    calibration = read_calibration_file(file, where)
+    found = {key: getattr(calibration, key) for key in expected}
     if found != expected:
-        raise ResourceError(f"{where}: made for {found}, this run has {expected}; measure it anew")
-    return entries
+        raise ResourceError(f"{where}: made for {found}, this run has {expected}; measure it again")
+    return calibration

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hvdtrain.engine.gradient_groups import group_limit
-from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.errors import ConfigError
 from hvdtrain.scaling.architectures import layers_of
+from hvdtrain.scaling.calibration_file import Entry, not_a_calibration, read_calibration_file
 from hvdtrain.scaling.overlap import Group
 
 BACKWARD_SHARE = 2 / 3
@@ -116,65 +115,62 @@ class Calibration:
 def read_calibration(
     file: Path, model: str, *, group_bytes: float, classes: int = 1000, accumulate: int = 1
 ) -> Calibration:
-    """Raises ResourceError where the file is none, and ConfigError where it is another model's.
+    """The profiles in a calibration.json of `model`.
 
-    A run's own file does not tell the gradients: those of a known network are taken then. Entries
-    that do not tell their micro-batches have `accumulate`.
+    The file of a run lacks the gradients: those of the network in our table are taken, bundled by
+    `group_bytes`. Entries without a number of micro-batches have `accumulate`.
+    Raises ResourceError where the file is no calibration.json, and ConfigError where it was made
+    for another model, or lacks the gradients of a network that is not in the table.
     """
     where = f"--calibration {file}"
-    try:
-        content = json.loads(file.read_bytes())
-        about = f"{content['model']}, {content['precision']}, {content['device']}"
-        if content["model"] != model:
-            raise ConfigError(
-                f"{where}: made for {content['model']}, the config has model.name {model}: "
-                "give that model's file, or measure it by hvdtrain scaling calibrate"
-            )
-        sizes = content.get("groups")
-        profiles = [
-            _profile({"accumulate": accumulate, **entry}, sizes, model, group_bytes, classes)
-            for entry in content["entries"]
-        ]
-        if not profiles:
-            raise ValueError("no entries")
-    except OSError as error:
-        raise ResourceError(f"{where}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResourceError(
-            f"{where}: expected the calibration.json of a run or of scaling calibrate, found "
-            f"another file ({error!r})"
-        ) from None
-    return Calibration(profiles, about)
+    content = read_calibration_file(file, where)
+    if content.model != model:
+        raise ConfigError(
+            f"{where}: made for {content.model}, the config has model.name {model}: "
+            "give that model's file, or measure it by hvdtrain scaling calibrate"
+        )
+    profiles = []
+    for entry in content.entries:
+        micro_batches = entry.accumulate or accumulate
+        if entry.batch % micro_batches:
+            reason = f"batch {entry.batch} cannot be split into {micro_batches} micro-batches"
+            raise not_a_calibration(where, reason)
+        profiles.append(
+            _profile(entry, micro_batches, content.groups)
+            if content.groups is not None
+            else _profile_without_groups(entry, micro_batches, model, group_bytes, classes)
+        )
+    return Calibration(profiles, f"{content.model}, {content.precision}, {content.device}")
 
 
-def _profile(
-    entry: dict[str, Any], sizes: list[float] | None, model: str, group_bytes: float, classes: int
-) -> Profile:
-    image_size, accumulate = int(entry["image_size"]), int(entry["accumulate"])
-    images, speed = int(entry["batch"]), float(entry["images_per_second"])
-    backward_s, step_s = float(entry["backward_s"]), images / speed if speed > 0 else math.inf
-    sound = image_size > 0 and accumulate > 0 and images > 0 and images % accumulate == 0
-    if not (sound and 0 < speed < math.inf and 0 <= backward_s < math.inf):
-        raise ValueError("a size or speed that cannot be")
+def _times(entry: Entry, accumulate: int) -> tuple[float, float]:
+    """Seconds of the update and of its last backward pass."""
+    step_s = entry.batch / entry.images_per_second
     # A mean beside a median: on a machine that others use it may be the longer one.
-    backward_s = min(backward_s, step_s / accumulate)
-    if sizes is None:
-        found = hand_given(
-            model,
-            image_size=image_size,
-            batch=images // accumulate,
-            step_s=step_s,
-            group_bytes=group_bytes,
-            classes=classes,
-            backward_s=backward_s,
-        )
-        return replace(found, accumulate=accumulate)
-    released = [float(seconds) for seconds in entry["release_s"]]
-    if len(released) != len(sizes) or released != sorted(released):
-        raise ValueError(
-            f"{len(released)} times of release of {len(sizes)} groups, or not in order"
-        )
+    return step_s, min(entry.backward_s, step_s / accumulate)
+
+
+def _profile(entry: Entry, accumulate: int, sizes: list[float]) -> Profile:
+    step_s, backward_s = _times(entry, accumulate)
     groups = tuple(
-        Group(float(s), min(t, backward_s)) for s, t in zip(sizes, released, strict=True)
+        Group(size, min(released, backward_s))
+        for size, released in zip(sizes, entry.release_s or (), strict=True)
     )
-    return Profile(image_size, images // accumulate, step_s, backward_s, groups, accumulate)
+    batch = entry.batch // accumulate
+    return Profile(entry.image_size, batch, step_s, backward_s, groups, accumulate)
+
+
+def _profile_without_groups(
+    entry: Entry, accumulate: int, model: str, group_bytes: float, classes: int
+) -> Profile:
+    step_s, backward_s = _times(entry, accumulate)
+    profile = hand_given(
+        model,
+        image_size=entry.image_size,
+        batch=entry.batch // accumulate,
+        step_s=step_s,
+        group_bytes=group_bytes,
+        classes=classes,
+        backward_s=backward_s,
+    )
+    return replace(profile, accumulate=accumulate)

@@ -8,53 +8,19 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from hvdtrain.errors import DataError, ResourceError
 from pipelines.commands.pack_folder import PackingFolder, Rejected
+from pipelines.commands.pack_options import PackOptions
+from pipelines.commands.reports import PackReport
 from pipelines.commands.resizer import BATCH, Resizer, Size
 from pipelines.commands.shard_writer import ShardWriter
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
 from pipelines.sources.shuffled import Shuffled
-
-QUALITY = 92
-"""JPEG quality of the copies. At 128 px from 160 px copies, against the same crops of originals:
-90 gives 35.8 dB and 12.4 kB an image, 92 36.2 dB and 13.6 kB, 95 36.8 dB and 17.4 kB, and
-without any JPEG loss it is 41 dB: the last half decibel costs more to read than it shows."""
-SHARD_IMAGES = 4096
-"""Images in a shard; also what is lost of each thread's work when packing is killed."""
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How to pack."""
-
-    short_sides: tuple[int | None, ...] = (None,)
-    """Short sides of the copies in pixels; None: the images as they are."""
-    quality: int = QUALITY
-    """JPEG quality of the copies, 1 to 100."""
-    shard_images: int = SHARD_IMAGES
-    """Images in a shard, of every copy the same ones."""
-    threads: int = 1
-    """Shards that are made at the same time."""
-    skip_bad: bool = False
-    """Finish without the images that cannot be decoded."""
-    shuffle: bool = False
-    """Put the images into the shards in random order, not in that of the source."""
-
-
-def parse_short_sides(text: str) -> tuple[int | None, ...]:
-    """`160,256,orig` as (160, 256, None). Raises ValueError."""
-    words = [word.strip() for word in text.split(",")]
-    sides = [None if word == "orig" else int(word) for word in words]
-    if len(set(sides)) < len(sides) or any(side is not None and side < 8 for side in sides):
-        raise ValueError("expected different sizes of at least 8 pixels")
-    return tuple(sides)
 
 
 def pack(
@@ -62,8 +28,8 @@ def pack(
     dst: str,
     options: PackOptions,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> dict[str, Any]:
-    """Pack the dataset at `src` into the folder `dst`; returns what `dataset.json` tells of it.
+) -> PackReport:
+    """Pack the dataset at `src` into the folder `dst`.
 
     `progress(images done, all images)` is called from several threads. Killed at any time, the
     same call goes on with the shards that are missing. `src` is only read. Raises DataError
@@ -78,7 +44,7 @@ def pack(
             if not folder.finished:
                 _make_shards(source, folder, options, progress)
                 folder.finish(source, skip_bad=options.skip_bad)
-            return folder.about()
+            return folder.report()
     except OSError as error:
         raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
 
@@ -132,7 +98,7 @@ class _Shard:
         self._folder = folder
         self._shard = shard
         self._quality = options.quality
-        self._sides = {str(side or "orig"): side for side in options.short_sides}
+        self._sides = options.copies
         self._rows: list[tuple[int, ...]] = []
         self._bad: list[Rejected] = []
 

@@ -14,18 +14,17 @@ import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from hvdtrain.errors import DataError
 from hvdtrain.files import whole_file
+from pipelines.commands.pack_options import PackOptions
+from pipelines.commands.reports import BadImage, PackedCopy, PackReport
 from pipelines.sources import Source
 from pipelines.sources.base import Names, fingerprint
 from pipelines.sources.packed import DATASET, FORMAT, INDEX
-
-if TYPE_CHECKING:
-    from pipelines.commands.pack import PackOptions
 
 _SETTINGS = ".packing.json"
 _PARTS = ".parts"
@@ -46,8 +45,8 @@ class PackingFolder:
 
     def __init__(self, src: str, dst: str, source: Source, options: PackOptions) -> None:
         self._root = Path(dst)
-        self._src = src
-        self._copies = {str(side or "orig"): side for side in options.short_sides}
+        self._src, self._dst = src, dst
+        self._copies = options.copies
         self._lock: BinaryIO | None = None
         self._count = len(source)
         self._shard_images = options.shard_images
@@ -95,10 +94,23 @@ class PackingFolder:
         """Whether the dataset is complete."""
         return (self._root / DATASET).is_file()
 
-    def about(self) -> dict[str, Any]:
-        """The contents of `dataset.json`."""
-        about: dict[str, Any] = json.loads((self._root / DATASET).read_bytes())
-        return about
+    def report(self) -> PackReport:
+        """The dataset, once it is complete."""
+        about = json.loads((self._root / DATASET).read_bytes())
+        sizes = dict.fromkeys(about["copies"], 0)
+        for name, file in about["files"].items():
+            if name != INDEX:
+                sizes[name.split("/")[0]] += file["size"]
+        return PackReport(
+            path=self._dst,
+            images=about["images"],
+            classes=len(about["classes"]),
+            copies={
+                name: PackedCopy(copy["short_side"], sizes[name])
+                for name, copy in about["copies"].items()
+            },
+            skipped=[BadImage(**bad) for bad in about["skipped"]],
+        )
 
     def samples(self, shard: int) -> range:
         """Ids of the samples of a shard, bad ones among them."""

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from hvdtrain.errors import DataError, ResourceError
+from pipelines.commands.reports import BadImage, Duplicates, ScanReport, ShortSides
 from pipelines.commands.resizer import Resizer, Size
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
@@ -42,7 +43,7 @@ def scan(
     output: Path | None,
     threads: int,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> dict[str, Any]:
+) -> ScanReport:
     """Decode all images of the dataset at `path` and write a manifest; returns the report.
 
     The manifest (`output`, or where `open_source` finds it) holds a crc32 for every image and
@@ -71,7 +72,7 @@ def scan(
             raise ResourceError(
                 f"--output: {manifest}: cannot be written: {error.strerror}; name another file"
             ) from None
-    return {"path": path, "manifest": manifest and str(manifest), **found.report()}
+    return found.report(path, manifest)
 
 
 def _look(source: Source, i: int) -> _Look:
@@ -127,36 +128,36 @@ class _Findings:
             self.columns["height"][i], self.columns["width"][i] = look.size
             self.columns["content"][i] = look.content
 
-    def report(self) -> dict[str, Any]:
-        """Counts and lists, as JSON takes them."""
+    def report(self, path: str, manifest: Path | None) -> ScanReport:
+        """Counts and lists, once all images are added."""
         source = self._source
         good = np.ones(len(source), dtype=bool)
         good[list(self.bad)] = False
         duplicates = self._duplicates(good)
         per_class = np.bincount(source.labels, minlength=len(source.classes)).tolist()
         short = np.minimum(self.columns["height"], self.columns["width"])[good]
-        return {
-            "images": len(source),
-            "size_bytes": int(self.columns["size"].sum(dtype=np.int64)),
-            "class_counts": dict(zip(source.classes, per_class, strict=True)),
-            "modes": dict(self._modes.most_common()),
-            "short_side": {
-                "min": int(short.min(initial=2**31)) if len(short) else 0,
-                "median": int(np.median(short)) if len(short) else 0,
-                "max": int(short.max(initial=0)),
-            },
-            "duplicates": [
-                {
-                    "names": [source.name(i) for i in group],
-                    "classes": sorted({source.classes[source.labels[i]] for i in group}),
-                }
+        return ScanReport(
+            path=path,
+            manifest=None if manifest is None else str(manifest),
+            images=len(source),
+            size_bytes=int(self.columns["size"].sum(dtype=np.int64)),
+            class_counts=dict(zip(source.classes, per_class, strict=True)),
+            modes=dict(self._modes.most_common()),
+            short_side=ShortSides(
+                min=int(short.min(initial=2**31)) if len(short) else 0,
+                median=int(np.median(short)) if len(short) else 0,
+                max=int(short.max(initial=0)),
+            ),
+            duplicates=[
+                Duplicates(
+                    names=[source.name(i) for i in group],
+                    classes=sorted({source.classes[source.labels[i]] for i in group}),
+                )
                 for group in duplicates
             ],
-            "conflicts": sum(len(set(source.labels[group].tolist())) > 1 for group in duplicates),
-            "bad": [
-                {"name": source.name(i), "reason": reason} for i, reason in sorted(self.bad.items())
-            ],
-        }
+            conflicts=sum(len(set(source.labels[group].tolist())) > 1 for group in duplicates),
+            bad=[BadImage(source.name(i), reason) for i, reason in sorted(self.bad.items())],
+        )
 
     def _duplicates(self, good: np.ndarray) -> list[list[int]]:
         """Groups of good samples with the same contents."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from hvdtrain.errors import ConfigError, DataError, ResourceError
 from hvdtrain.files import PartFile, whole_file
+from pipelines.commands.reports import StageReport
 from pipelines.sources.packed import DATASET, INDEX
 
 _CHUNK = 4 * 2**20  # bytes read at once
@@ -42,8 +43,8 @@ def stage(
     copies: list[str] | None = None,
     threads: int = 4,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> dict[str, Any]:
-    """Copy the packed dataset `src`, or any folder of files, to `dst`; returns a report.
+) -> StageReport:
+    """Copy the packed dataset `src`, or any folder of files, to `dst`.
 
     Of a packed dataset only `copies` are taken (None: all), to those that are there already.
     Files that are there with the right checksum are kept; each other one appears under its name
@@ -78,13 +79,13 @@ def stage(
                     file.write(json.dumps(about, indent=1).encode())
     except OSError as error:
         raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
-    return {
-        "path": dst,
-        "copied": len(missing),
-        "copied_bytes": sum(file.size for file in missing),
-        "kept": len(kept),
-        "seconds": time.monotonic() - began,
-    }
+    return StageReport(
+        path=dst,
+        copied=len(missing),
+        copied_bytes=sum(file.size for file in missing),
+        kept=len(kept),
+        seconds=time.monotonic() - began,
+    )
 
 
 class _Count:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hvdtrain.config import schema as config
+from hvdtrain.config.schema import Model
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import build_model
 from hvdtrain.models.layers import ResidualBlock
@@ -107,8 +107,8 @@ def test_every_kind_of_block_can_drop_its_branch(name: str) -> None:
 
 def test_regularisation_of_a_network_can_be_set_to_none() -> None:
     with torch.device("meta"):
-        own = build_model(config.Model(name="nfnet_f0"), 10)
-        none = build_model(config.Model(name="nfnet_f0", dropout=0.0, stochastic_depth=0.0), 10)
+        own = build_model(Model(name="nfnet_f0"), 10)
+        none = build_model(Model(name="nfnet_f0", dropout=0.0, stochastic_depth=0.0), 10)
     assert is_random(own)
     assert not is_random(none)
     assert is_random(build("resnet8_gn", dropout=0.1))

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from hvdtrain.comm.ranks import Solo
-from hvdtrain.config import schema as config
 from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Model
 from hvdtrain.engine.build import whiten
+from hvdtrain.engine.progress import Progress
 from hvdtrain.errors import CheckpointError
 from hvdtrain.models import MODELS
 from hvdtrain.models.convert import Moments, resnet_to_nf
@@ -241,7 +242,8 @@ def test_a_run_whitens_by_its_first_batch_and_only_then() -> None:
     for step, weights, whitened in ((0, None, True), (1, None, False), (0, "w.pt", False)):
         model = MODELS["airbench94"]()
         before = model.whitening.weight.clone()
-        cfg = SimpleNamespace(model=config.Model(name="airbench94", weights=weights))
-        whiten(SimpleNamespace(model=model, step=step, comm=Solo()), cfg, images)
+        cfg = SimpleNamespace(model=Model(name="airbench94", weights=weights))
+        state = SimpleNamespace(model=model, progress=Progress(step=step), comm=Solo())
+        whiten(state, cfg, images)
         wanted = expected.whitening.weight if whitened else before
         assert torch.equal(model.whitening.weight, wanted)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain.config import schema as config
+from hvdtrain.config.schema import Model
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import MODELS, build_model
 from hvdtrain.models.resnet import BasicBlock, Bottleneck
@@ -81,7 +81,7 @@ def test_resnet50_costs_the_published_multiplications() -> None:
 @pytest.mark.parametrize("name", [n for n in MODELS if n not in LARGE])
 def test_any_image_size_and_class_count(name: str) -> None:
     with torch.device("meta"):
-        model = build_model(config.Model(name=name), num_classes=7).eval()
+        model = build_model(Model(name=name), num_classes=7).eval()
         for height, width in [(32, 32), (48, 40), (193, 225)]:
             assert model(torch.empty(2, 3, height, width)).shape == (2, 7)
     assert isinstance(model.classifier, nn.Linear)
@@ -114,7 +114,7 @@ def test_what_is_said_of_a_models_size_is_so(name: str) -> None:
 )
 def test_wide_resnets_have_the_published_size(name: str, width: int, millions: float) -> None:
     with torch.device("meta"):
-        model = build_model(config.Model(name=name, width=width), num_classes=10)
+        model = build_model(Model(name=name, width=width), num_classes=10)
     assert round(parameters(model) / 1e6, 1) == millions
     # depth = 6n + 4: convolutions of the branches, the stem, and the three projections
     depth = int(name.removeprefix("wrn"))
@@ -136,7 +136,7 @@ def test_resnet_d_sees_every_pixel_in_its_shortcuts() -> None:
 )
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(config.Model(name=name, zero_gamma=False), num_classes=5)
+    model = build_model(Model(name=name, zero_gamma=False), num_classes=5)
     loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4))
     loss.backward()
     without = [
@@ -162,8 +162,8 @@ def test_weights_start_as_goyal_et_al_say() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", *CIFAR])
 def test_zero_gamma_makes_every_block_its_shortcut(name: str) -> None:
     blocks = (BasicBlock, Bottleneck)
-    zeroed = build_model(config.Model(name=name, zero_gamma=True), num_classes=10)
-    plain = build_model(config.Model(name=name, zero_gamma=False), num_classes=10)
+    zeroed = build_model(Model(name=name, zero_gamma=True), num_classes=10)
+    plain = build_model(Model(name=name, zero_gamma=False), num_classes=10)
     for block in (m for m in zeroed.modules() if isinstance(m, blocks)):
         assert not block.last_norm.weight.any()
         x = torch.rand(2, next(block.parameters()).shape[1], 8, 8)
@@ -191,7 +191,7 @@ def test_only_weights_have_more_than_one_dimension() -> None:
 
 def test_group_norm_net_does_not_look_across_images() -> None:
     torch.manual_seed(0)
-    model = build_model(config.Model(name="resnet8_gn", zero_gamma=False), num_classes=10).train()
+    model = build_model(Model(name="resnet8_gn", zero_gamma=False), num_classes=10).train()
     images = torch.randn(8, 3, 32, 32)
     parts = torch.cat([model(images[:3]), model(images[3:])])
     torch.testing.assert_close(model(images), parts, rtol=1e-5, atol=1e-6)
@@ -201,7 +201,7 @@ def test_group_norm_net_does_not_look_across_images() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "nf_resnet26", *CIFAR, *SMALL])
 def test_channels_last_and_bf16_give_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model(config.Model(name=name, zero_gamma=False), num_classes=10).eval()
+    model = build_model(Model(name=name, zero_gamma=False), num_classes=10).eval()
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         expected = model(images)
@@ -215,18 +215,18 @@ def test_channels_last_and_bf16_give_the_same_logits(name: str) -> None:
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     torch.manual_seed(3)
-    first = build_model(config.Model(name="resnet20_cifar"), num_classes=10)
+    first = build_model(Model(name="resnet20_cifar"), num_classes=10)
     torch.manual_seed(3)
-    second = build_model(config.Model(name="resnet20_cifar"), num_classes=10)
+    second = build_model(Model(name="resnet20_cifar"), num_classes=10)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_unknown_model_names_the_nearest_and_all_known() -> None:
     with pytest.raises(ConfigError) as raised:
-        build_model(config.Model(name="resnet5O"), num_classes=10)
+        build_model(Model(name="resnet5O"), num_classes=10)
     message = str(raised.value)
     assert message.startswith("model.name: resnet5O: unknown model; did you mean resnet50? known: ")
     assert all(name in message for name in MODELS)
     with pytest.raises(ConfigError, match=r"^model\.name: vgg: unknown model; known: resnet18, "):
-        build_model(config.Model(name="vgg"), num_classes=10)
+        build_model(Model(name="vgg"), num_classes=10)

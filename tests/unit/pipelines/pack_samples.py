@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.commands.pack import PackOptions
+from pipelines.commands.pack_options import PackOptions
 
 TWO = PackOptions((None, 48, 32), shard_images=4, threads=2)
 

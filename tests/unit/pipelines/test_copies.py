@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hvdtrain.config.schema import Data, Phase
-from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_options import PackOptions
 from pipelines.copies import enlargement, evaluation_side, readings, training_side
 from pipelines.sources import open_source
 
@@ -41,16 +42,16 @@ def test_enlargement_of_the_crops_drawn():
     assert enlargement(squares, 400, small, whole) == pytest.approx(0.2)
 
 
-def test_the_plan_is_told_what_each_phase_reads(folder, tmp_path):
+def test_the_plan_shows_what_each_phase_reads(folder, tmp_path):
     pack(str(folder), str(tmp_path / "p"), PackOptions((None, 32, 48)))
     source = open_source(str(tmp_path / "p"), "data.train")
     phases = [Phase(epochs=1, image_size=size) for size in (24, 40, 64)]
     found = readings(source, Data(), phases)
-    assert [reading["copy"] for reading in found] == ["32", "48", "orig"]
-    assert found[0]["bytes_per_image"] < found[1]["bytes_per_image"]
-    assert found[0]["enlarged"] > found[0]["enlarged_from_original"]
-    assert found[2]["enlarged"] == found[2]["enlarged_from_original"]
-    assert found[0]["text"].startswith("copy 32 (")
+    assert [reading.copy for reading in found] == ["32", "48", "orig"]
+    assert found[0].bytes_per_image < found[1].bytes_per_image
+    assert found[0].enlarged > found[0].enlarged_from_original
+    assert found[2].enlarged == found[2].enlarged_from_original
+    assert found[0].text().startswith("copy 32 (")
     assert readings(open_source(str(folder), "data.train"), Data(), phases) == []
     growing = [Phase(epochs=4, image_size=[24, 44], size_multiple=4)]
     assert readings(source, Data(), growing) == [found[1]]  # up to 40

@@ -12,7 +12,7 @@ import pytest
 
 from hvdtrain.cli import data as data_cli
 from hvdtrain.cli import main as cli
-from pipelines.commands import pack as packing
+from pipelines.commands import pack_options
 
 CONFIG = "phases: [{epochs: 1, image_size: 24, batch_per_worker: 2}, {epochs: 1, image_size: 60, batch_per_worker: 2}]\n"
 
@@ -109,8 +109,8 @@ def test_defaults_are_those_of_the_library():
     from inspect import signature
 
     defaults = {name: p.default for name, p in signature(data_cli.pack).parameters.items()}
-    assert defaults["quality"] == packing.QUALITY
-    assert defaults["shard_images"] == packing.SHARD_IMAGES
+    assert defaults["quality"] == pack_options.QUALITY
+    assert defaults["shard_images"] == pack_options.SHARD_IMAGES
 
 
 def test_help_imports_nothing_heavy():

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from hvdtrain.errors import DataError
-from pipelines.commands.pack import PackOptions, pack, parse_short_sides
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_options import PackOptions, parse_short_sides
 from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.pack_samples import contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, Epoch, photograph
@@ -106,8 +107,8 @@ def test_copies_are_upright_rgb_whatever_the_original_was(tmp_path):
     for mode, kind in modes.items():
         image = picture.convert("L").convert("1") if mode == "1" else picture.convert(mode)
         image.save(tmp_path / f"src/a/{mode}.{kind}")
-    about = pack(str(tmp_path / "src"), str(tmp_path / "dst"), PackOptions((None, 32)))
-    assert about["images"] == 7
+    report = pack(str(tmp_path / "src"), str(tmp_path / "dst"), PackOptions((None, 32)))
+    assert report.images == 7
     source = open_source(str(tmp_path / "dst"), "x")
     for i in range(7):
         with Image.open(io.BytesIO(source.at(32).read(i))) as small:

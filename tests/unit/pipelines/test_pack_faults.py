@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import DataError, ResourceError
-from pipelines.commands import pack_folder as packing
-from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_folder import PackingFolder
+from pipelines.commands.pack_options import PackOptions
 from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.pack_samples import TWO, contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
@@ -20,7 +22,8 @@ from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
 def test_it_goes_on_after_a_kill_and_makes_the_very_same(folder, packed, tmp_path):
     program = (
         "import os, signal, sys\n"
-        "from pipelines.commands.pack import PackOptions, pack\n"
+        "from pipelines.commands.pack import pack\n"
+        "from pipelines.commands.pack_options import PackOptions\n"
         "def progress(done, _all):\n"
         "    if done >= 10:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -73,8 +76,8 @@ def test_bad_images_end_it_with_their_list_unless_they_are_left_out(tmp_path):
     assert [line.split(":")[0] for line in lines] == ["a/table.jpg", "a/text.jpg"]
     assert lines[1] == "a/text.jpg: not an image"
     assert (dst / "bad.txt").read_text().splitlines() == lines
-    about = pack(str(src), str(dst), PackOptions((None, 32), shard_images=2, skip_bad=True))
-    assert [bad["name"] for bad in about["skipped"]] == ["a/table.jpg", "a/text.jpg"]
+    report = pack(str(src), str(dst), PackOptions((None, 32), shard_images=2, skip_bad=True))
+    assert [bad.name for bad in report.skipped] == ["a/table.jpg", "a/text.jpg"]
     source = open_source(str(dst), "data.train")
     assert [source.name(i)[-7:] for i in range(len(source))] == ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
     assert [source.at(32).read(i).tobytes()[:2] for i in range(3)] == [b"\xff\xd8"] * 3
@@ -88,7 +91,7 @@ def test_bad_images_that_were_repaired_are_packed(tmp_path):
         pack(str(src), str(dst), PackOptions(shard_images=2))
     for name in ("text", "table"):
         shutil.copy(src / "a/1.jpg", src / f"a/{name}.jpg")
-    assert pack(str(src), str(dst), PackOptions(shard_images=2))["images"] == 5
+    assert pack(str(src), str(dst), PackOptions(shard_images=2)).images == 5
 
 
 @pytest.mark.parametrize("copy", ["orig", "32"])
@@ -168,17 +171,17 @@ def test_two_at_once_are_refused(folder, tmp_path):
     source = ImageFolder(str(folder), "SRC")
     args = (str(folder), str(tmp_path / "p"))
     refused = pytest.raises(DataError, match="another process is packing into it")
-    with packing.PackingFolder(*args, source, PackOptions()), refused:
+    with PackingFolder(*args, source, PackOptions()), refused:
         pack(*args, PackOptions())
-    assert pack(*args, PackOptions())["images"] == COUNT
+    assert pack(*args, PackOptions()).images == COUNT
 
 
-def test_a_full_disk_is_told(folder, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(folder, tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.commands.shard_writer.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="cannot be written: No space left on device"):
         pack(str(folder), str(tmp_path / "p"), PackOptions())
     monkeypatch.undo()
-    assert pack(str(folder), str(tmp_path / "p"), PackOptions())["images"] == COUNT
+    assert pack(str(folder), str(tmp_path / "p"), PackOptions()).images == COUNT

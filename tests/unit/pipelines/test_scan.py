@@ -34,30 +34,30 @@ def test_the_report(spoilt):
     seen: list[tuple[int, int]] = []
     report = scan(str(spoilt), None, 2, lambda *counts: seen.append(counts))
     count = len(CLASSES) * PER_CLASS + 7
-    assert report["images"] == count
+    assert report.images == count
     assert seen[-1] == (count, count)
-    assert report["class_counts"] == {
+    assert report.class_counts == {
         "ant": PER_CLASS + 2,
         "bee": PER_CLASS + 2,
         "cat": PER_CLASS + 3,
     }
-    assert report["modes"] == {"JPEG RGB": len(CLASSES) * PER_CLASS + 2, "PNG L": 1}
-    assert report["short_side"]["min"] == 30
-    reasons = {os.path.relpath(bad["name"], spoilt): bad["reason"] for bad in report["bad"]}
+    assert report.modes == {"JPEG RGB": len(CLASSES) * PER_CLASS + 2, "PNG L": 1}
+    assert report.short_side.min == 30
+    reasons = {os.path.relpath(bad.name, spoilt): bad.reason for bad in report.bad}
     assert set(reasons) == {"ant/empty.jpg", "bee/text.jpg", "bee/cut.jpg", "cat/table.jpg"}
     assert reasons["ant/empty.jpg"] == "an empty file"
     assert reasons["bee/text.jpg"] == "not an image"
     assert all(reasons.values())
-    groups = [[os.path.relpath(name, spoilt) for name in d["names"]] for d in report["duplicates"]]
+    groups = [[os.path.relpath(name, spoilt) for name in d.names] for d in report.duplicates]
     assert groups == [["ant/1.JPEG", "ant/again.jpg"], ["ant/2.JPEG", "cat/other.jpg"]]
-    assert report["conflicts"] == 1
+    assert report.conflicts == 1
     files = sum(f.stat().st_size for f in spoilt.rglob("*.*") if not f.name.startswith("."))
-    assert report["size_bytes"] == files
+    assert report.size_bytes == files
 
 
 def test_training_checks_every_image_against_the_manifest(folder, tmp_path, make_loaders):
     root = shutil.copytree(folder, tmp_path / "images")
-    assert scan(str(root), None, 1)["bad"] == []
+    assert scan(str(root), None, 1).bad == []
     source = open_source(str(root), "data.train")
     before = [source.read(i).tobytes() for i in range(len(source))]
     content = bytearray(before[9])
@@ -72,7 +72,7 @@ def test_training_checks_every_image_against_the_manifest(folder, tmp_path, make
 
 
 def test_samples_that_were_found_bad_stay_bad(spoilt):
-    bad = scan(str(spoilt), None, 1)["bad"]
+    bad = scan(str(spoilt), None, 1).bad
     source = open_source(str(spoilt), "data.train")
     failed = []
     for i in range(len(source)):
@@ -80,7 +80,7 @@ def test_samples_that_were_found_bad_stay_bad(spoilt):
             source.read(i)
         except DataError as error:
             failed.append(str(error))
-    assert failed == [f"{b['name']}: {b['reason']} (found by data scan)" for b in bad]
+    assert failed == [f"{b.name}: {b.reason} (found by data scan)" for b in bad]
 
 
 def test_a_manifest_of_other_images_is_refused(folder, tmp_path):
@@ -99,7 +99,7 @@ def test_a_manifest_of_other_images_is_refused(folder, tmp_path):
 def test_a_manifest_elsewhere_leaves_the_folder_alone(folder, tmp_path):
     before = sorted(folder.rglob("*"))
     report = scan(str(folder), tmp_path / "m.npz", 1)
-    assert report["manifest"] == str(tmp_path / "m.npz")
+    assert report.manifest == str(tmp_path / "m.npz")
     assert (tmp_path / "m.npz").is_file()
     assert sorted(folder.rglob("*")) == before
     with pytest.raises(ResourceError, match=r"--output: .*: cannot be written: No such file"):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ConfigError, DataError, ResourceError
-from pipelines.commands.pack import PackOptions, pack
+from pipelines.commands.pack import pack
+from pipelines.commands.pack_options import PackOptions
 from pipelines.commands.stage import stage
 from pipelines.sources import open_source
 
@@ -28,8 +29,8 @@ def contents(root: Path) -> dict[str, bytes]:
 def test_all_of_it_once(packed, tmp_path):
     seen: list[tuple[int, int]] = []
     report = stage(str(packed), str(tmp_path / "d"), progress=lambda *done: seen.append(done))
-    assert report["copied"] == 13  # two copies of six shards, and the index
-    assert seen[-1][0] == seen[-1][1] == report["copied_bytes"]
+    assert report.copied == 13  # two copies of six shards, and the index
+    assert seen[-1][0] == seen[-1][1] == report.copied_bytes
     source, local = open_source(str(packed), "x"), open_source(str(tmp_path / "d"), "x")
     assert local.fingerprint == source.fingerprint
     for i in range(len(source)):
@@ -37,7 +38,7 @@ def test_all_of_it_once(packed, tmp_path):
         assert local.at(32).read(i).tobytes() == source.at(32).read(i).tobytes()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.tar")}
     again = stage(str(packed), str(tmp_path / "d"))
-    assert (again["copied"], again["kept"]) == (0, 13)
+    assert (again.copied, again.kept) == (0, 13)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "d").rglob("*.tar")} == before
 
 
@@ -48,7 +49,7 @@ def test_one_copy_and_later_the_other(packed, tmp_path):
     assert local.at(500).copy == "32"
     assert local.fingerprint == open_source(str(packed), "x").fingerprint
     report = stage(str(packed), str(tmp_path / "d"), copies=["orig"])
-    assert (report["copied"], report["kept"]) == (6, 7)
+    assert (report.copied, report.kept) == (6, 7)
     local = open_source(str(tmp_path / "d"), "x")
     assert (local.at(500).copy, local.at(30).copy) == ("orig", "32")
 
@@ -62,7 +63,7 @@ def test_what_is_there_and_wrong_is_copied_again(packed, tmp_path):
     (tmp_path / "d/32/00000.tar").write_bytes(b"short")
     (tmp_path / "d/32/00002.tar").unlink()
     (tmp_path / "d/32/.00003.tar.part").write_bytes(b"left by a kill")
-    assert stage(str(packed), str(tmp_path / "d"))["copied"] == 3
+    assert stage(str(packed), str(tmp_path / "d")).copied == 3
     staged = contents(tmp_path / "d")
     for name in ("orig/00001.tar", "32/00000.tar", "32/00002.tar"):
         assert staged[name] == (packed / name).read_bytes()
@@ -93,10 +94,10 @@ def test_a_disk_that_is_too_small(packed, tmp_path, monkeypatch):
 def test_other_folders_are_copied_whole(folder, tmp_path):
     report = stage(str(folder), str(tmp_path / "d"))
     assert contents(tmp_path / "d") == contents(folder)
-    assert report["copied"] == len(contents(folder))
-    assert stage(str(folder), str(tmp_path / "d"))["copied"] == 0
+    assert report.copied == len(contents(folder))
+    assert stage(str(folder), str(tmp_path / "d")).copied == 0
     (tmp_path / "d/ant/0.JPEG").write_bytes((folder / "ant/0.JPEG").read_bytes()[::-1])
-    assert stage(str(folder), str(tmp_path / "d"))["copied"] == 1
+    assert stage(str(folder), str(tmp_path / "d")).copied == 1
     assert contents(tmp_path / "d") == contents(folder)
 
 

@@ -188,7 +188,8 @@ def read_by_dali(paths: Iterable[Path], count: int) -> list[tuple[bytes, int]]:
 
 
 def test_packed_shards_are_read_by_dali(tmp_path, folder):
-    from pipelines.commands.pack import PackOptions, pack
+    from pipelines.commands.pack import pack
+    from pipelines.commands.pack_options import PackOptions
 
     pack(str(folder), str(tmp_path / "p"), PackOptions((None, 32), shard_images=8))
     source = open_source(str(tmp_path / "p"), "data.train")
@@ -207,7 +208,8 @@ def test_packed_shards_are_read_by_dali(tmp_path, folder):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # it leaves its files open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_packed_shards_are_read_by_webdataset(tmp_path, folder):
-    from pipelines.commands.pack import PackOptions, pack
+    from pipelines.commands.pack import pack
+    from pipelines.commands.pack_options import PackOptions
 
     pack(str(folder), str(tmp_path / "p"), PackOptions((None,), shard_images=8))
     source = open_source(str(tmp_path / "p"), "data.train")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import load_config, parse_config
 from hvdtrain.plan import recipe_check
 from hvdtrain.plan.epochs import make_plan
 from hvdtrain.plan.recipe_check import RULES, recipe_warnings
+from hvdtrain.run.prepare import prepare
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 GOYAL = "imagenet_resnet50_goyal_32x8"
@@ -140,20 +142,16 @@ def test_piecewise_points_and_broken_cycles() -> None:
     assert "after 2.5 cycles" in of("{warmup: none, schedule: cyclical, cycle_epochs: 4}")[0]
 
 
-def test_a_run_tells_its_warnings_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hvdtrain.run import prepare as run
-
-    cfg = load_config(CONFIGS / f"{GOYAL}.yaml", ["lr.warmup=none"])
-    notes: list[dict[str, str]] = []
-    started = SimpleNamespace(
-        cfg=cfg,
-        plan=make_plan(cfg, 256),
-        paths=SimpleNamespace(config=None, environment=None),
-        state=SimpleNamespace(device=SimpleNamespace(type="cpu")),
-        comm=SimpleNamespace(size=256),
-        loaders=SimpleNamespace(order_warning=lambda: None),
-        sinks=SimpleNamespace(write=lambda kind, values: notes.append({kind: values["text"]})),
+def test_a_run_reports_its_warnings_first(small_root: Path, tmp_path: Path) -> None:
+    cfg = parse_config(
+        f"data: {{train: {small_root}/train, augment: pad_crop, decode_threads: 1}}\n"
+        "model: {name: resnet8_gn}\nmetrics: {enabled: false}\n"
+        "optimizer: {weight_decay: 1.0e-4, decay_norms_and_biases: true}\n"
+        "phases: [{epochs: 1, image_size: 16, batch_per_worker: 4}]\n"
     )
-    monkeypatch.setattr(run, "write_atomically", lambda path, content: None)
-    run._describe(started)
-    assert notes == [{"note": f"warning: {told(GOYAL, 256, ['lr.warmup=none'])[0]}"}]
+    prepare(cfg, Solo(), "auto", tmp_path / "run").close()
+    lines = (tmp_path / "run/events.jsonl").read_text().splitlines()
+    notes = [event["text"] for event in map(json.loads, lines) if event["kind"] == "note"]
+    warnings = recipe_warnings(cfg, make_plan(cfg, 1, 22))
+    assert len(warnings) == 3
+    assert notes[:3] == [f"warning: {text}" for text in warnings]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain.config import schema as config
+from hvdtrain.config.schema import Model
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import build_model
 from hvdtrain.scaling.architectures import layers_of
@@ -35,7 +35,7 @@ def counted(name: str, size: int) -> list[tuple[list[int], float]]:
     """Convolutions and linear layers of the real network as an image passes: elements of their
     weights, and multiplications."""
     with torch.device("meta"):
-        model = build_model(config.Model(name=name, num_classes=10), 10)
+        model = build_model(Model(name=name, num_classes=10), 10)
     found = []
 
     def note(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -57,7 +57,7 @@ def test_layer_by_layer_as_our_own_networks(name: str, size: int) -> None:
     layers = [(layer.tensors[0], layer.multiplications) for layer in layers_of(name, size, 10)]
     assert sorted(layers) == sorted(counted(name, size))
     with torch.device("meta"):
-        model = build_model(config.Model(name=name, num_classes=10), 10)
+        model = build_model(Model(name=name, num_classes=10), 10)
     tensors = [n for layer in layers_of(name, size, 10) for n in layer.tensors]
     assert sorted(tensors) == sorted(p.numel() for p in model.parameters())
 

@@ -1,0 +1,41 @@
+"""What training reads of a packed dataset, for the plan. Imports neither numpy nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one pass of a phase reads."""
+
+    copy: str
+    """Name of the copy."""
+    bytes_per_image: float
+    """Mean size of its images."""
+    original_bytes_per_image: float | None
+    """The same of the originals, where they are packed too."""
+    enlarged: float
+    """Share of training crops that are enlarged, in 0-1."""
+    median_enlargement: float
+    """Of the side of a crop; below 1 it shrinks."""
+    enlarged_from_original: float
+    """As `enlarged`, if originals were read."""
+    median_enlargement_from_original: float
+    """As `median_enlargement`, if originals were read."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, and `text`."""
+        return {**asdict(self), "text": self.text()}
+
+    def text(self) -> str:
+        """In a few words."""
+        size = f"{self.bytes_per_image / 1e3:.1f} kB an image"
+        if self.original_bytes_per_image:
+            size += f", {self.original_bytes_per_image / self.bytes_per_image:.1f}× less"
+        return (
+            f"copy {self.copy} ({size}); {self.enlarged:.0%} of crops enlarged, median "
+            f"×{self.median_enlargement:.2f}; from originals {self.enlarged_from_original:.0%}, "
+            f"×{self.median_enlargement_from_original:.2f}"
+        )
