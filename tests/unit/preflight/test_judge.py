@@ -11,7 +11,8 @@ import pytest
 
 from hvdtrain.errors import CommError, ConfigError, DataError, ResourceError
 from hvdtrain.launch.nic import Nic
-from hvdtrain.preflight.facts import Facts, Link, launcher_sizes
+from hvdtrain.launch.variables import launcher_sizes
+from hvdtrain.preflight.facts import Facts, Link
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.storage import Dataset, Disk, Reads
