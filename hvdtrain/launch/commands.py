@@ -9,10 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1, Signals
+from typing import Literal
 
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.launch.job import ask
+from hvdtrain.launch.nic import Nic
 from hvdtrain.launch.placement import Placement
+
+Launcher = Literal["mpirun", "horovodrun", "srun"]
+Controller = Literal["mpi", "gloo"]
+"""How ranks find each other and sum on CPUs."""
 
 END_S = 10
 """Seconds that mpirun waits between SIGTERM and SIGKILL; it waits as long before SIGTERM."""
@@ -30,16 +36,26 @@ class LaunchRequest:
     placement: Placement
     training: tuple[str, ...]
     """Command line of one rank: /…/hvdtrain train CONFIG …"""
+    launcher: Launcher = "mpirun"
+    controller: Controller = "mpi"
     names: tuple[str, ...] = ()
     """Environment variables to forward."""
-    subnet: str | None = None
-    """Network between the hosts in CIDR form: names of interfaces differ. None: one host."""
-    interface: str | None = None
-    """Name of the launching host's interface to that network."""
+    nic: Nic | None = None
+    """The launching host's interface to the network between the hosts."""
     remote: bool = False
     """Some rank is not on the launching host."""
     in_slurm: bool = False
     """The launcher finds hosts and slots itself."""
+
+    @property
+    def needs_ssh(self) -> bool:
+        """The launcher starts ranks on other hosts through ssh."""
+        return self.remote and not self.in_slurm
+
+    @property
+    def network(self) -> Nic | None:
+        """`nic`, if ranks talk over it; None on one host."""
+        return self.nic if self.remote else None
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,13 @@ class Command:
     words: tuple[str, ...]
     checkpoint_signal: Signals
     warnings: tuple[str, ...] = ()
+
+
+def named_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The config and the overrides in a rank's arguments, `train x.yaml lr.base=1`; None: it has
+    no config."""
+    config = next((word for word in arguments[1:] if word.endswith((".yaml", ".yml"))), None)
+    return config, [word for word in arguments if "=" in word and not word.startswith("-")]
 
 
 def open_mpi_version() -> tuple[int, ...]:
@@ -69,14 +92,15 @@ def mpirun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None)
     words = ["mpirun", "-np", str(request.placement.size), "--bind-to", "none"]
     if not request.in_slurm:
         words += ["-H", ",".join(map(str, request.placement.hosts))]
-    if request.remote and not request.in_slurm:
+    if request.needs_ssh:
         words += [runtime, "plm_ssh_args" if five else "plm_rsh_args", " ".join(SSH_OPTIONS)]
     if prefix is not None and request.remote:
         words += ["--prefix", prefix]
-    if request.subnet is not None:
-        words += ["--mca" if five else "-mca", "btl_tcp_if_include", request.subnet]
+    if request.network is not None:
+        subnet = request.network.subnet
+        words += ["--mca" if five else "-mca", "btl_tcp_if_include", subnet]
         if not five:  # whose daemons know names only, and those differ between hosts
-            words += [runtime, "oob_tcp_if_include", request.subnet]
+            words += [runtime, "oob_tcp_if_include", subnet]
     # If it is itself told to end. Its default is one second: too short for a checkpoint.
     words += [runtime, "odls_base_sigkill_timeout", str(END_S)]
     for name in request.names:
@@ -84,44 +108,53 @@ def mpirun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None)
     return Command((*words, *request.training), SIGUSR1)
 
 
-def horovodrun(
-    request: LaunchRequest, controller: str, version: tuple[int, ...], prefix: str | None = None
-) -> Command:
+def horovodrun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None) -> Command:
     """`horovodrun` over MPI or gloo; it forwards the whole environment it is given.
 
     It looks for an interface of the same name on all hosts, unless it is given one: the name here
     will do, for the ranks choose their own.
     """
-    if controller == "mpi" and version >= (5,):
+    if request.controller == "mpi" and version >= (5,):
         raise ConfigError(
             "horovodrun --mpi passes options that Open MPI 5 refuses: take --launcher mpirun"
         )
-    words = ["horovodrun", f"--{controller}", "-np", str(request.placement.size)]
+    words = ["horovodrun", f"--{request.controller}", "-np", str(request.placement.size)]
     words += ["-H", ",".join(map(str, request.placement.hosts))]
-    if request.interface is not None:
-        words += ["--network-interfaces", request.interface]
+    if request.network is not None:
+        words += ["--network-interfaces", request.network.name]
     warnings = []
-    if controller == "gloo":
+    if request.controller == "gloo":
         warnings.append(
             "horovodrun --gloo opens an HTTP store without authentication on all interfaces and "
             "checks no ssh host keys: isolated networks only"
         )
-    elif request.subnet is not None:
+    elif request.network is not None:
         options = [f"--prefix {shlex.quote(prefix)}"] if prefix is not None else []
-        options += [f"-mca oob_tcp_if_include {request.subnet}"]
+        options += [f"-mca oob_tcp_if_include {request.network.subnet}"]
         words += ["--mpi-args", " ".join([*options, f"-mca odls_base_sigkill_timeout {END_S}"])]
     # It dies of SIGUSR1; over MPI it was seen not to pass on SIGTERM either, see docs/launch.
     return Command((*words, *request.training), SIGTERM, tuple(warnings))
 
 
-def srun(request: LaunchRequest, controller: str, more: Sequence[str] = ()) -> Command:
+def srun(request: LaunchRequest) -> Command:
     """`srun` in an allocation: gloo by way of our own store, or MPI by PMIx."""
     words = ["srun", "--ntasks", str(request.placement.size)]
     words += ["--nodes", str(len(request.placement.hosts)), f"--wait={LATE_S}"]
-    if controller == "mpi":
+    if request.controller == "mpi":
         words.append("--mpi=pmix")
     # srun makes SIGKILL of a SIGTERM; other signals it passes on as they are.
-    return Command((*words, *more, *request.training), SIGUSR1)
+    return Command((*words, *request.training), SIGUSR1)
+
+
+def launcher_command(request: LaunchRequest) -> Command:
+    """The command line of `request.launcher`. Raises ConfigError, and ResourceError without it."""
+    if request.launcher == "srun":
+        return srun(request)
+    if request.launcher == "mpirun" and request.controller == "gloo":
+        raise ConfigError("--controller gloo: not with mpirun: take --launcher srun or horovodrun")
+    version = open_mpi_version() if request.controller == "mpi" else ()
+    build = mpirun if request.launcher == "mpirun" else horovodrun
+    return build(request, version, mpi_prefix())
 
 
 def mpi_prefix() -> str | None:

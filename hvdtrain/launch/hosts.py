@@ -24,6 +24,15 @@ class Host:
         return f"{self.name}:{self.slots}"
 
 
+def given_hosts(hosts: str | None, hostfile: Path | None) -> list[Host]:
+    """The hosts of --hosts or of --hostfile; raises ConfigError unless exactly one is given."""
+    if hosts is not None and hostfile is None:
+        return parse_hosts(hosts)
+    if hostfile is not None and hosts is None:
+        return read_hostfile(hostfile)
+    raise ConfigError("launch: give --hosts a:4,b:4 or --hostfile FILE, or run it in a Slurm job")
+
+
 def parse_hosts(text: str) -> list[Host]:
     """`a:4,b:4` → hosts in that order; a name alone has one slot. Raises ConfigError."""
     hosts = [_host(item.strip(), f"--hosts {text}") for item in text.split(",")]

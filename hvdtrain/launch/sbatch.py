@@ -22,11 +22,12 @@ class Script:
     config: str
     overrides: Sequence[str] = ()
     nodes: int = 1
-    ranks_per_node: int = 1
+    ranks_per_node: int | None = None
+    """None: one per GPU, or one without GPUs."""
     total_ranks: int | None = None
     """In place of nodes × ranks per node: Slurm takes GPUs where there are any."""
-    gpus: bool = False
-    """One GPU per rank."""
+    gpus: int = 0
+    """GPUs of each node; every rank uses one. 0: train on CPUs."""
     cores_per_rank: int = 8
     time: str = "1-00:00:00"
     partition: str | None = None
@@ -39,6 +40,21 @@ class Script:
     """Settings of the tasks of an array: one override each."""
     environment: str = ".venv/bin/activate"
     """File to source: it makes hvdtrain known. Containers need none."""
+
+    @property
+    def local_size(self) -> int:
+        """Ranks of each node."""
+        return self.ranks_per_node or self.gpus or 1
+
+
+def sweep_settings(text: str | None) -> list[str]:
+    """`lr.base=1,2` → an override for each task of an array; [] for None. Raises ConfigError."""
+    if text is None:
+        return []
+    key, _, values = text.partition("=")
+    if not values:
+        raise ConfigError(f"--sweep {text}: expected KEY=VALUE,VALUE…")
+    return [f"{key}={value}" for value in values.split(",")]
 
 
 def render(script: Script) -> str:
@@ -61,13 +77,11 @@ def _header(script: Script) -> str:
     if script.total_ranks is not None:
         options.append(f"--ntasks={script.total_ranks}")
     else:
-        options += [f"--nodes={script.nodes}", f"--ntasks-per-node={script.ranks_per_node}"]
+        options += [f"--nodes={script.nodes}", f"--ntasks-per-node={script.local_size}"]
     options.append(f"--cpus-per-task={script.cores_per_rank}")
     if script.gpus:
         by_node = script.total_ranks is None
-        options.append(
-            f"--gpus-per-node={script.ranks_per_node}" if by_node else "--gpus-per-task=1"
-        )
+        options.append(f"--gpus-per-node={script.local_size}" if by_node else "--gpus-per-task=1")
     options.append(f"--time={script.time}")
     if script.sweep:
         options.append(f"--array=0-{len(script.sweep) - 1}")

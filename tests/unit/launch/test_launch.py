@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 
@@ -13,6 +14,7 @@ from hvdtrain.launch import commands
 from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement
 from hvdtrain.launch.forwarding import forwarded, kept_back
 from hvdtrain.launch.hosts import Host, parse_hosts, read_hostfile
+from hvdtrain.launch.nic import Nic
 from hvdtrain.launch.placement import RankPlace, actual_placement, place, placement_text
 from hvdtrain.launch.slurm_task import horovod_variables, tasks_per_node
 from hvdtrain.launch.variables import launched_size
@@ -207,9 +209,8 @@ def test_secrets_stay_here() -> None:
 REQUEST = commands.LaunchRequest(
     place(TWO),
     ("/v/bin/hvdtrain", "train", "x.yaml"),
-    ("PATH",),
-    "10.0.0.0/24",
-    "eth0",
+    names=("PATH",),
+    nic=Nic("eth0", "10.0.0.1", 24, 1500, 0),
     remote=True,
 )
 
@@ -247,17 +248,18 @@ def test_mpirun_on_one_host_and_in_slurm() -> None:
 
 
 def test_horovodrun() -> None:
-    command = commands.horovodrun(REQUEST, "mpi", (4, 1), "/v")
+    request = replace(REQUEST, launcher="horovodrun")
+    command = commands.horovodrun(request, (4, 1), "/v")
     assert command.words[:6] == ("horovodrun", "--mpi", "-np", "6", "-H", "a:4,b:2")
     assert command.checkpoint_signal == SIGTERM
-    gloo = commands.horovodrun(REQUEST, "gloo", ())
+    gloo = commands.horovodrun(replace(request, controller="gloo"), (), None)
     assert any("isolated networks only" in text for text in gloo.warnings)
     with pytest.raises(ConfigError, match="Open MPI 5 refuses"):
-        commands.horovodrun(REQUEST, "mpi", (5, 0))
+        commands.horovodrun(request, (5, 0), None)
 
 
 def test_srun() -> None:
-    command = commands.srun(REQUEST, "gloo")
+    command = commands.srun(replace(REQUEST, controller="gloo"))
     assert command.words[:6] == ("srun", "--ntasks", "6", "--nodes", "2", "--wait=60")
-    assert "--mpi=pmix" in commands.srun(REQUEST, "mpi").words
+    assert "--mpi=pmix" in commands.srun(REQUEST).words
     assert command.checkpoint_signal == SIGUSR1
