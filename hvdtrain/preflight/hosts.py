@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hvdtrain.errors import CommError, ConfigError
 from hvdtrain.launch.hosts import Host
 from hvdtrain.preflight.facts import Facts, of_host
-from hvdtrain.preflight.finding import Finding, findings_text, raise_faults
+from hvdtrain.preflight.finding import Finding, as_dicts, findings_text, raise_faults
 from hvdtrain.preflight.judge import judge
 
 CONNECT_S = 5
@@ -51,8 +52,8 @@ class HostQuery:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was learnt of all hosts."""
+class HostsReport:
+    """What was found on all hosts."""
 
     findings: list[Finding]
     facts: dict[str, Facts]
@@ -60,11 +61,16 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No fault, warnings aside."""
+        """No fault; warnings do not count."""
         return all(finding.kind is None for finding in self.findings)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For `doctor --json`."""
+        facts = {name: dataclasses.asdict(one) for name, one in self.facts.items()}
+        return {"ok": self.ok, "findings": as_dicts(self.findings), "facts": facts}
 
-def check_hosts(hosts: Sequence[Host], request: HostQuery) -> Report:
+
+def check_hosts(hosts: Sequence[Host], request: HostQuery) -> HostsReport:
     """Ask all hosts, and lay what they say side by side, and beside this host's versions."""
     names = [host.name for host in hosts]
     with ThreadPoolExecutor(min(AT_ONCE, len(hosts))) as pool:
@@ -78,7 +84,7 @@ def check_hosts(hosts: Sequence[Host], request: HostQuery) -> Report:
     here = dataclasses.replace(of_host(asked), clock=0.0)
     among = [here] if here.machine not in {one.machine for one in facts.values()} else []
     findings += judge([*among, *facts.values()]) if facts else []
-    return Report(sorted(findings, key=lambda finding: finding.kind is None), facts)
+    return HostsReport(sorted(findings, key=lambda finding: finding.kind is None), facts)
 
 
 def require_hosts(hosts: Sequence[Host], request: HostQuery) -> None:
@@ -154,7 +160,7 @@ def _slots(host: Host, facts: Mapping[str, Facts]) -> Iterator[Finding]:
         yield Finding("local rank", host.name, f"is the same machine as {first}", fix, CommError)
 
 
-def hosts_text(report: Report) -> str:
+def hosts_text(report: HostsReport) -> str:
     """Lines for a person: every host that answered, then what was found."""
     lines = []
     for name, one in report.facts.items():
