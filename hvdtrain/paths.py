@@ -92,3 +92,8 @@ class RunPaths:
 def run_root(path: Path) -> Path:
     """The run directory that `path` is, or that the checkpoint at `path` is in."""
     return path.parent.parent if (path / "meta.json").is_file() else path
+
+
+def run_config(path: Path) -> Path:
+    """The resolved config of the run that `path` is, or that the checkpoint at `path` is in."""
+    return RunPaths(run_root(path)).config

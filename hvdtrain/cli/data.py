@@ -58,7 +58,7 @@ def pack(
     SRC is only read. Each training phase then reads the smallest copy that is large enough for
     its image size. Killed at any time, the same command goes on where it stopped.
     """
-    from pipelines.commands.pack import PackOptions, parse_short_sides
+    from pipelines.commands.pack import PackOptions, parse_short_sides, summary
     from pipelines.commands.pack import pack as run_packing
 
     try:
@@ -67,8 +67,8 @@ def pack(
         raise ConfigError(f"--short-side {short_side}: {error}") from None
     options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
     with _bar("packing", "images") as progress:
-        about = run_packing(src, dst, options, progress)
-    typer.echo(json.dumps(_pack_summary(dst, about)) if as_json else _pack_text(dst, about))
+        packed = summary(dst, run_packing(src, dst, options, progress))
+    typer.echo(json.dumps(packed) if as_json else _pack_text(packed))
 
 
 @data_app.command()
@@ -167,32 +167,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _pack_summary(dst: str, about: dict[str, Any]) -> dict[str, Any]:
-    copies = {
-        name: {
-            "short_side": copy["short_side"],
-            "size_bytes": sum(
-                file["size"] for path, file in about["files"].items() if path.startswith(f"{name}/")
-            ),
-        }
-        for name, copy in about["copies"].items()
-    }
-    return {
-        "path": dst,
-        "images": about["images"],
-        "classes": len(about["classes"]),
-        "copies": copies,
-        "skipped": about["skipped"],
-    }
-
-
-def _pack_text(dst: str, about: dict[str, Any]) -> str:
-    summary = _pack_summary(dst, about)
-    lines = [f"{dst}: {summary['images']:,} images of {summary['classes']:,} classes"]
-    for name, copy in summary["copies"].items():
-        each = copy["size_bytes"] / summary["images"] / 1e3
+def _pack_text(packed: dict[str, Any]) -> str:
+    lines = [f"{packed['path']}: {packed['images']:,} images of {packed['classes']:,} classes"]
+    for name, copy in packed["copies"].items():
+        each = copy["size_bytes"] / packed["images"] / 1e3
         lines.append(f"  {name:<6} {copy['size_bytes'] / 1e9:10.3f} GB  {each:6.1f} kB an image")
-    lines += [f"  left out: {bad['name']}: {bad['reason']}" for bad in summary["skipped"]]
+    lines += [f"  left out: {bad['name']}: {bad['reason']}" for bad in packed["skipped"]]
     return "\n".join(lines)
 
 

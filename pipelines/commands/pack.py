@@ -83,6 +83,25 @@ def pack(
         raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
 
 
+def summary(dst: str, about: dict[str, Any]) -> dict[str, Any]:
+    """What `pack` made in `dst`, from the description it returned: counts, and bytes of each copy."""
+    sizes = dict.fromkeys(about["copies"], 0)
+    for path, file in about["files"].items():
+        name = path.partition("/")[0]
+        if name in sizes:
+            sizes[name] += file["size"]
+    return {
+        "path": dst,
+        "images": about["images"],
+        "classes": len(about["classes"]),
+        "copies": {
+            name: {"short_side": copy["short_side"], "size_bytes": sizes[name]}
+            for name, copy in about["copies"].items()
+        },
+        "skipped": about["skipped"],
+    }
+
+
 def _make_shards(
     source: Source,
     folder: PackingFolder,
