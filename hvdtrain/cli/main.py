@@ -19,17 +19,14 @@ from hvdtrain.cli.scaling import scaling_app
 from hvdtrain.cli.tune import tune_app
 from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
-from hvdtrain.errors import HvdtrainError
+from hvdtrain.errors import HvdtrainError, exit_codes
 from hvdtrain.paths import run_config
 
-EXIT_CODES = """
-Exit codes: 0 done; 2 config or command line; 3 data; 4 checkpoint; 5 communication;
-6 port, disk or run directory; 7 loss not finite; 75 stopped by a signal, after a checkpoint.
-"""
+EXIT_CODES = "Exit codes: 0 done; " + "; ".join(f"{n} {text}" for n, text in exit_codes().items())
 
 app = typer.Typer(
     help="Train image classifiers with large batches on clusters joined by Ethernet.",
-    epilog=EXIT_CODES,
+    epilog=f"{EXIT_CODES}.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
