@@ -29,26 +29,26 @@ HOROVODRUN_NEEDS = (
     "OMPI_ALLOW_RUN_AS_ROOT",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
 )
-"""Environment variables of horovodrun itself."""
+"""Environment variables that horovodrun itself needs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that is ready to start."""
+    """A job that is ready to start: its launcher's command line and environment."""
 
     request: LaunchRequest
     command: Command
     env: Mapping[str, str]
-    """The launcher's environment."""
-    store: bool
-    """Ranks find each other through our own store (`rendezvous`)."""
+    """Environment of the launcher."""
+    needs_store: bool
+    """Ranks find each other through our own store, see `rendezvous`."""
 
     def run(self) -> int:
-        """Run the launcher to its end; returns its exit code. Raises ResourceError."""
+        """Run the launcher, wait for its end and return its exit code. Raises ResourceError."""
         nic, size = self.request.nic, self.request.placement.size
         with contextlib.ExitStack() as stack:
             env = self.env
-            if self.store:
+            if self.needs_store:
                 from hvdtrain.launch.rendezvous import rendezvous
 
                 address = nic.address if nic is not None else "127.0.0.1"
@@ -67,11 +67,11 @@ def launch_request(
     controller: Controller | None = None,
     forward: Sequence[str] = (),
 ) -> LaunchRequest:
-    """What starts where: on `hosts` or the hosts of `hostfile`, else in the Slurm job of `env`.
+    """Decide what starts where: on `hosts` (or those of `hostfile`), else in the Slurm job of `env`.
 
     `arguments`: what each rank runs after `hvdtrain`. `launcher` auto: srun in a Slurm job, else
     mpirun. `controller` None: gloo with srun, else mpi. `forward`: more variables of `env` to
-    forward. Raises ConfigError, and ResourceError for a Slurm job without its variables.
+    forward. Raises ConfigError, or ResourceError if Slurm's variables are not as expected.
     """
     in_slurm = in_allocation(env) and hosts is None and hostfile is None
     placement = slurm_placement(env) if in_slurm else place(given_hosts(hosts, hostfile))
@@ -79,7 +79,7 @@ def launch_request(
         launcher = "srun" if in_slurm else "mpirun"
     if launcher == "srun" and not in_slurm:
         raise ConfigError(
-            "--launcher srun: works in a Slurm job without --hosts: see sbatch, salloc"
+            "--launcher srun: works only in a Slurm job and without --hosts: see sbatch, salloc"
         )
     return LaunchRequest(
         placement,
@@ -93,20 +93,21 @@ def launch_request(
 
 
 def prepare(request: LaunchRequest, env: Mapping[str, str], interface: str = "auto") -> Job:
-    """The launcher's command line and environment; `interface` is the config's `comm.interface`.
+    """Choose the network between the hosts and build the launcher's command line.
 
-    Raises ConfigError for a launcher that cannot do it, CommError without a network between the
-    hosts, ResourceError without the launcher.
+    `interface` is the config's `comm.interface`. Raises ConfigError if the launcher cannot do what
+    is asked, CommError if no network leads to the other hosts, ResourceError if the launcher is
+    not installed.
     """
     if request.remote or interface != "auto":
         peers = [host.name for host in request.placement.hosts]
         request = replace(request, nic=choose(interface, peers))
-    if request.launcher == "horovodrun":  # it forwards all it has, by value, on ssh's command line
+    if request.launcher == "horovodrun":  # it puts its whole environment on ssh's command line
         kept = {*HOROVODRUN_NEEDS, *request.names}
         env = {name: value for name, value in env.items() if name in kept}
-    by_store = request.launcher == "srun" and request.controller == "gloo"
-    store = by_store and request.placement.size > 1
-    return Job(request, launcher_command(request), env, store)
+    gloo_by_srun = request.launcher == "srun" and request.controller == "gloo"
+    needs_store = gloo_by_srun and request.placement.size > 1
+    return Job(request, launcher_command(request), env, needs_store)
 
 
 def keep_store(file: Path, ranks: int, env: Mapping[str, str], interface: str = "auto") -> None:

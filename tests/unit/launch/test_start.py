@@ -78,10 +78,10 @@ def test_horovodrun_gets_only_what_may_be_forwarded(env: dict[str, str], tmp_pat
 
 
 def test_launchers_that_cannot_do_it(env: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="works in a Slurm job"):
+    with pytest.raises(ConfigError, match="works only in a Slurm job"):
         launch_request(TRAIN, env, hosts="a:1", launcher="srun")
     request = launch_request(TRAIN, env, hosts="localhost:2", controller="gloo")
-    with pytest.raises(ConfigError, match="not with mpirun"):
+    with pytest.raises(ConfigError, match="mpirun cannot do it"):
         prepare(request, env)
 
 
