@@ -1,4 +1,4 @@
-"""Check one machine before a run does: versions, build features, MPI, decoding, ports, memory."""
+"""Check one machine: versions, build features, MPI, image decoding, ports, shared memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hvdtrain.errors import HvdtrainError
 from hvdtrain.versions import installed_versions
 
 MIN_SHARED_MEMORY_BYTES = 64 * 2**20
-"""Open MPI and DALI share buffers through /dev/shm; containers often give it 64 MB or less."""
+"""Open MPI and DALI share buffers in /dev/shm; many containers give it 64 MB or less."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ def _check(name: str, run: Callable[[], str]) -> Check:
 
 
 def _launcher() -> str:
-    found = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name)]
-    if not found:
+    launchers = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name)]
+    if not launchers:
         raise HvdtrainError("none of horovodrun, mpirun, srun is on PATH: run . .venv/bin/activate")
-    return ", ".join(found)
+    return ", ".join(launchers)
 
 
 def _decode() -> str:
-    """Write one JPEG and read it back through the training pipeline."""
+    """Write one JPEG and read it through the training pipeline."""
     from PIL import Image
 
     from hvdtrain.plan.epochs import make_plan
@@ -133,7 +133,9 @@ def _decode() -> str:
             [(_, batch)] = list(loaders.train(make_plan(cfg, 1, 1).epochs[0]))
     red, green, blue = batch.images.mean(dim=(0, 2, 3)).tolist()
     if not red > green > blue:
-        raise HvdtrainError(f"an orange image was decoded to ({red:.2f}, {green:.2f}, {blue:.2f})")
+        raise HvdtrainError(
+            f"an orange image was decoded as RGB ({red:.2f}, {green:.2f}, {blue:.2f})"
+        )
     return f"DALI decodes on the {'GPU' if device.type == 'cuda' else 'CPU'}"
 
 
@@ -144,7 +146,7 @@ def _port() -> str:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            return f"{port} is in use: a run takes the next free one"
+            return f"{port} is in use: a run uses the next free port"
     return f"{port} is free"
 
 

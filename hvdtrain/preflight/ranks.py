@@ -18,7 +18,7 @@ from hvdtrain.preflight.survey import survey
 
 @dataclass(frozen=True)
 class RanksReport:
-    """What was found on all ranks; the same on every rank except `machine`."""
+    """What was found on all ranks; equal on all of them, except `machine`."""
 
     machine: Machine | None
     """This rank's machine; None except on the first rank of each host."""
@@ -30,7 +30,7 @@ class RanksReport:
     def ok(self) -> bool:
         """No fault on any rank or on this machine; warnings do not count."""
         sound = self.machine is None or not self.machine.faults
-        return sound and all(finding.kind is None for finding in self.findings)
+        return sound and not any(finding.is_fault for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
         """For `doctor --json` on rank 0."""
@@ -42,7 +42,8 @@ class RanksReport:
 def check_ranks(cfg: Config | None, comm: Comm) -> RanksReport:
     """Examine every machine and compare all ranks; every rank must call.
 
-    With a config also its datasets, and the disk of its run directory. No fault is raised.
+    With a config, its datasets and the disk of its run directory are checked as well. Faults are
+    in the report, not raised.
     """
     machine = examine() if comm.local_rank == 0 else None
     output = Path(cfg.output) if cfg is not None else Path()
@@ -53,7 +54,7 @@ def check_ranks(cfg: Config | None, comm: Comm) -> RanksReport:
 
 
 def ranks_text(report: RanksReport) -> str:
-    """Lines for a person, on rank 0: its machine, the findings, what was measured between ranks."""
+    """For rank 0: its machine, the findings, and what was measured between ranks."""
     lines = [machine_text(report.machine)] if report.machine is not None else []
     lines += findings_text(report.findings)
     return "\n".join([*lines, measured(report.facts)] if len(report.facts) > 1 else lines)
