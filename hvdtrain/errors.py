@@ -1,30 +1,25 @@
-"""Every error a user can meet, and the exit code it ends the process with.
+"""Every error that a user can meet, with the exit code of the process.
 
-HvdtrainError            1   anything below that has no code of its own
-├── ConfigError          2   YAML, command-line override, or a plan that cannot work
-├── DataError            3   dataset missing, empty, unreadable, or not as planned
-├── CheckpointError      4   checkpoint damaged, or made by another model
-├── CommError            5   a rank died, or the ranks do not agree
-├── ResourceError        6   port, disk or run directory not usable
-├── TrainingError        7   the loss is not finite
-└── Preempted           75   stopped by a signal after a checkpoint: run again to go on
-
-A message says where, what was expected, what was found and what to do, in one line.
+All are subclasses of HvdtrainError. A message is one line: where, what was expected, what was
+found, what to do. docs/exit-codes.md lists typical causes.
 """
 
 
 class HvdtrainError(Exception):
-    """Base of all errors shown to users as one line."""
+    """Base of all errors that are shown to users as one line, without a traceback."""
 
     exit_code = 1
+    meaning = "unexpected error"
+    """What the exit code stands for."""
     everywhere = False
-    """True where every rank raises the same, so that one of them is enough to tell it."""
+    """True where every rank raises the same error, so that only rank 0 has to show it."""
 
 
 class ConfigError(HvdtrainError):
-    """One or more faults in the configuration; `problems` holds one line each."""
+    """One or more faults in the config; `problems` holds one line for each."""
 
     exit_code = 2
+    meaning = "config or command line"
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -32,38 +27,50 @@ class ConfigError(HvdtrainError):
 
 
 class DataError(HvdtrainError):
-    """A dataset is missing, empty, unreadable, or not what the plan was made for."""
+    """A dataset is missing, empty, unreadable, or not the one that the plan was made for."""
 
     exit_code = 3
+    meaning = "data"
 
 
 class CheckpointError(HvdtrainError):
     """A checkpoint is damaged or belongs to another model or run."""
 
     exit_code = 4
+    meaning = "checkpoint"
 
 
 class CommError(HvdtrainError):
     """A collective failed, a rank died, or the ranks do not agree."""
 
     exit_code = 5
+    meaning = "communication"
 
 
 class ResourceError(HvdtrainError):
     """A port, a disk or a directory cannot be used."""
 
     exit_code = 6
+    meaning = "port, disk or run directory"
 
 
 class TrainingError(HvdtrainError):
     """Training cannot go on: the loss is not finite."""
 
     exit_code = 7
+    meaning = "loss not finite"
     everywhere = True
 
 
 class Preempted(HvdtrainError):
-    """Stopped by a signal, after a checkpoint was written."""
+    """Stopped by a signal, after a checkpoint was written: the run can be resumed."""
 
     exit_code = 75
+    meaning = "stopped by a signal, after a checkpoint"
     everywhere = True
+
+
+def exit_codes() -> dict[int, str]:
+    """The exit codes of all errors and what each stands for, in order."""
+    kinds = HvdtrainError.__subclasses__()
+    return {kind.exit_code: kind.meaning for kind in sorted(kinds, key=lambda k: k.exit_code)}

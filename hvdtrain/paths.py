@@ -1,4 +1,4 @@
-"""Every file name of a run, in one place."""
+"""All file names of a run."""
 
 from __future__ import annotations
 
@@ -17,57 +17,57 @@ class RunPaths:
 
     @property
     def name(self) -> str:
-        """Name of the directory, by which metrics and pages call the run."""
+        """Name of the directory; metrics and pages use it as the name of the run."""
         return self.root.resolve().name
 
     @property
     def config(self) -> Path:
-        """The config with everything resolved."""
+        """The resolved config."""
         return self.root / "config.yaml"
 
     @property
     def environment(self) -> Path:
-        """Versions and hosts."""
+        """Versions, host and command line."""
         return self.root / "environment.json"
 
     @property
     def events(self) -> Path:
-        """One JSON object per line: what the run reported, as it went."""
+        """All reports of the run, one JSON object per line."""
         return self.root / "events.jsonl"
 
     @property
     def summary(self) -> Path:
-        """The result."""
+        """The result of the run."""
         return self.root / "summary.json"
 
     @property
     def file_sd(self) -> Path:
-        """Where the endpoints of the ranks are, for Prometheus, while the run goes on."""
+        """Addresses of the ranks' endpoints for Prometheus; exists while the run is active."""
         return self.root / "file_sd.json"
 
     @property
     def bad_samples(self) -> Path:
-        """One JSON object per bad training image that was masked."""
+        """Bad training images that were masked, one JSON object per line."""
         return self.root / "bad_samples.jsonl"
 
     @property
     def calibration(self) -> Path:
-        """Speed of one worker alone at each image size and batch."""
+        """Speed of a single worker at each image size and batch."""
         return self.root / "calibration.json"
 
     @property
     def tuning(self) -> Path:
-        """How gradients are exchanged, if that was measured."""
+        """The settings of the gradient exchange, if `comm.tune` measured them."""
         return self.root / "tuning.json"
 
     @property
     def report(self) -> Path:
-        """One page about the run, for a browser."""
+        """The HTML page about the run."""
         return self.root / "report.html"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files for TensorBoard, if they are asked for."""
+        """Event files for TensorBoard, if `metrics.tensorboard` is set."""
         return self.root / "tensorboard"
 
     @property
@@ -76,7 +76,7 @@ class RunPaths:
         return self.root / "checkpoints"
 
     def create(self) -> None:
-        """Make the directories; raises ResourceError if they cannot be written."""
+        """Create the directories. Raises ResourceError if they cannot be written."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
@@ -85,10 +85,15 @@ class RunPaths:
         except OSError as error:
             raise ResourceError(
                 f"output: cannot write the run directory {self.root}: {error.strerror}; "
-                "name another with output=DIR"
+                "choose another with output=DIR"
             ) from None
 
 
 def run_root(path: Path) -> Path:
-    """The run directory that `path` is, or that the checkpoint at `path` is in."""
+    """The run directory of `path`, which is a run directory or one of its checkpoints."""
     return path.parent.parent if (path / "meta.json").is_file() else path
+
+
+def run_config(path: Path) -> Path:
+    """The resolved config of the run of `path`, see `run_root`."""
+    return RunPaths(run_root(path)).config

@@ -1,4 +1,4 @@
-"""A polite stop: the signal sets a flag, the ranks agree on it at the next report."""
+"""Stop after a checkpoint: a signal sets a flag, and the ranks agree on it at the next report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 REPEAT_S = 3.0
-"""Signals that come together mean one wish: launchers repeat what the ranks have got already, and
-Slurm tells a batch script and all it has started."""
+"""Signals within this time count as one: launchers repeat a signal that the ranks already have, and
+Slurm signals a batch script and all processes it started."""
 
 
 class StopSignals:
-    """While active, SIGTERM, SIGUSR1 or SIGINT sets `requested`; one more, later, kills."""
+    """While active, SIGTERM, SIGUSR1 or SIGINT sets `requested`; a later second one kills."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -40,6 +40,6 @@ class StopSignals:
 
 
 def ignore_repeats() -> None:
-    """From here on this process only ends: no repeated signal is to change its exit code."""
+    """Ignore all stop signals: the process is ending, and a repeated one must not change its exit code."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

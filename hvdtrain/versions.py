@@ -1,4 +1,4 @@
-"""Versions of what the results depend on."""
+"""Versions of the packages on which results depend."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PACKAGES = (
 
 
 def installed_versions() -> dict[str, str]:
-    """hvdtrain, Python, and each of PACKAGES that is installed."""
-    found = {"hvdtrain": __version__, "python": platform.python_version()}
+    """Versions of hvdtrain, Python, and the packages of PACKAGES that are installed."""
+    versions = {"hvdtrain": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -4,20 +4,24 @@ of the plan, and when in the backward pass each group of gradients is ready."""
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hvdtrain.analysis.largest_batch import noise
+from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import choose_device, init_state
 from hvdtrain.engine.calibrate import WorkerSpeed, calibrate
 from hvdtrain.engine.step import State
 from hvdtrain.errors import ConfigError
+from hvdtrain.files import write_atomically
 from hvdtrain.run.efficiency import about
 
 
@@ -61,6 +65,23 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
         )
     sizes = [flat.numel() * flat.element_size() for flat in state.reducer.flats()]
     return {**about(cfg, state), "groups": sizes, "entries": entries}
+
+
+def write_calibration(content: dict[str, Any], file: Path, comm: Comm) -> None:
+    """Rank 0 writes `content` as JSON; every rank must call. Raises ResourceError on all."""
+    with together(comm):
+        if comm.rank == 0:
+            write_atomically(file, json.dumps(content, indent=1).encode())
+
+
+def calibration_text(content: dict[str, Any]) -> str:
+    """One line for each entry, and the number of groups of gradients."""
+    lines = [
+        "{image_size} px, batch {batch}: {images_per_second:,.1f} images/s, "
+        "backward {backward_s:.4f} s".format(**entry)
+        for entry in content["entries"]
+    ]
+    return "\n".join([*lines, f"{len(content['groups'])} groups of gradients"])
 
 
 @contextlib.contextmanager

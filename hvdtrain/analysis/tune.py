@@ -66,13 +66,22 @@ def _start(parts: Parts, cfg: Config, comm: Comm) -> None:
 
 
 def tune_batch(
-    cfg: Config, comm: Comm, *, most: int, memory_bytes: float | None
-) -> tuple[dict[int, list[Trial]], int]:
-    """Trials of batches for each image size of the plan, by image size; and the number of
-    training images.
+    cfg: Config,
+    comm: Comm,
+    *,
+    most: int,
+    memory_bytes: float | None = None,
+    write: Path | None = None,
+) -> dict[int, list[Trial]]:
+    """Trials of batches up to `most` per worker, by image size of the plan; every rank must call.
 
-    Raises ConfigError where not even 8 images fit.
+    `memory_bytes`: what each rank may use on a CPU. Rank 0 writes the config with the largest
+    batches to `write`. Raises ConfigError where not even 8 images fit, and ResourceError if the
+    file exists.
     """
+    with together(comm):
+        if write is not None and comm.rank == 0:
+            require_new(write)
     with set_up(cfg, comm) as parts:
         classes = len(parts.loaders.classes)
         num_samples = parts.plan.num_samples
@@ -89,7 +98,10 @@ def tune_batch(
             )
             fault.everywhere = True
             raise fault
-    return trials, num_samples
+    with together(comm):
+        if write is not None and comm.rank == 0:
+            write_atomically(write, tuned_config(cfg, trials, num_samples, comm.size).encode())
+    return trials
 
 
 def tuned_config(cfg: Config, trials: dict[int, list[Trial]], num_samples: int, ranks: int) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,21 +12,13 @@ from typer.core import TyperGroup
 
 from hvdtrain.cli.job import ConfigFile, Overrides
 from hvdtrain.config.load import load_config
-from hvdtrain.errors import ConfigError
-from hvdtrain.files import write_atomically
-from hvdtrain.launch import commands
-from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement
-from hvdtrain.launch.forwarding import forwarded, kept_back
-from hvdtrain.launch.hosts import Host, parse_hosts, read_hostfile
-from hvdtrain.launch.job import own_command, run_job
-from hvdtrain.launch.nic import Nic, choose
-from hvdtrain.launch.placement import Placement, place, placement_text
-from hvdtrain.launch.sbatch import Script, render
-from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
+from hvdtrain.launch import start
+from hvdtrain.launch.commands import Controller, named_config
+from hvdtrain.launch.forwarding import kept_back
+from hvdtrain.launch.placement import placement_text
+from hvdtrain.launch.sbatch import Script, render, sweep_settings
 from hvdtrain.preflight.hosts import HostQuery, require_hosts
 
-Launcher = Literal["auto", "mpirun", "horovodrun", "srun"]
-Controller = Literal["mpi", "gloo"]
 BatchLauncher = Literal["srun", "mpirun"]
 Container = Literal["apptainer", "pyxis"]
 
@@ -60,7 +49,8 @@ def run(
     ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="The same from a file.")] = None,
     launcher: Annotated[
-        Launcher, typer.Option(help="auto: srun in a Slurm job, else mpirun.")
+        Literal["auto", "mpirun", "horovodrun", "srun"],
+        typer.Option(help="auto: srun in a Slurm job, else mpirun."),
     ] = "auto",
     controller: Annotated[
         Controller | None,
@@ -75,40 +65,30 @@ def run(
 ) -> None:
     """Place the ranks, choose the launcher, show its command, and run it."""
     env = dict(os.environ)
-    in_slurm = in_allocation(env) and hosts is None and hostfile is None
-    placement = slurm_placement(env) if in_slurm else place(_hosts(hosts, hostfile))
-    if launcher == "auto":
-        launcher = "srun" if in_slurm else "mpirun"
-    if launcher == "srun" and not in_slurm:
-        raise ConfigError(
-            "--launcher srun: works in a Slurm job without --hosts: see sbatch, salloc"
-        )
-    controller = controller or ("gloo" if launcher == "srun" else "mpi")
-    remote = not _all_here(placement)
-    if remote and not (in_slurm or dry_run):
-        require_hosts(placement.hosts, HostQuery(*_config(arguments)))
-    nic = _nic(placement, arguments)
-    request = commands.LaunchRequest(
-        placement,
-        (*own_command(), *arguments),
-        tuple(forwarded(env, forward or ())),
-        nic.subnet if nic is not None and remote else None,
-        nic.name if nic is not None and remote else None,
-        remote,
-        in_slurm,
+    config, overrides = named_config(arguments)
+    interface = "auto" if config is None else load_config(config, overrides).comm.interface
+    request = start.launch_request(
+        arguments,
+        env,
+        hosts=hosts,
+        hostfile=hostfile,
+        launcher=launcher,
+        controller=controller,
+        forward=forward or (),
     )
-    command = _command(request, launcher, controller)
-    typer.echo(f"placement: {placement_text(placement)}")
-    if nic is not None:
+    if request.needs_ssh and not dry_run:
+        require_hosts(request.placement.hosts, HostQuery(config, overrides))
+    job = start.prepare(request, env, interface)
+    typer.echo(f"placement: {placement_text(request.placement)}")
+    if nic := job.request.nic:
         typer.echo(f"network:   {nic.subnet} ({nic.name} here)")
     if names := kept_back(env):
         typer.echo(f"warning: not forwarded, named like secrets: {', '.join(names)}", err=True)
-    for text in command.warnings:
+    for text in job.command.warnings:
         typer.echo(f"warning: {text}", err=True)
-    typer.echo(f"command:   {shlex.join(command.words)}")
-    if dry_run:
-        return
-    raise typer.Exit(_start(command, request, launcher, controller, nic, env))
+    typer.echo(f"command:   {shlex.join(job.command.words)}")
+    if not dry_run:
+        raise typer.Exit(job.run())
 
 
 @launch_app.command("slurm")
@@ -142,20 +122,17 @@ def slurm(
 ) -> None:
     """Print a batch script for `sbatch`: checkpoint and requeue at a time limit or preemption."""
     cfg = load_config(config, overrides)
-    key, _, values = (sweep or "").partition("=")
-    if sweep is not None and not values:
-        raise ConfigError(f"--sweep {sweep}: expected KEY=VALUE,VALUE…")
-    settings = [f"{key}={value}" for value in values.split(",")] if sweep else []
-    for setting in settings:
+    sweep_overrides = sweep_settings(sweep)
+    for setting in sweep_overrides:
         load_config(config, [*(overrides or []), setting])
     script = Script(
         name=cfg.name,
         config=config,
         overrides=overrides or [],
         nodes=nodes,
-        ranks_per_node=ranks_per_node or gpus or 1,
+        ranks_per_node=ranks_per_node,
         total_ranks=ranks,
-        gpus=gpus > 0,
+        gpus=gpus,
         cores_per_rank=cores,
         time=time,
         partition=partition,
@@ -163,7 +140,7 @@ def slurm(
         container=container,
         image=image,
         stage=stage,
-        sweep=settings,
+        sweep=sweep_overrides,
         environment=environment,
     )
     typer.echo(render(script), nl=False)
@@ -181,82 +158,4 @@ def store(
 
     `hvdtrain launch` does it itself; this is for ranks that a batch script starts in containers.
     """
-    from hvdtrain.launch.rendezvous import rendezvous
-
-    nodes = node_names(os.environ.get("SLURM_JOB_NODELIST", "localhost"))
-    several = len(nodes) > 1 or interface != "auto"
-    address = choose(interface, nodes).address if several else "127.0.0.1"
-    with rendezvous(address, ranks) as server:
-        text = f"{RENDEZVOUS}={address}:{server.server_port}\n{RANKS}={ranks}\n"
-        write_atomically(write, text.encode())
-        server.all_joined.wait()
-
-
-def _hosts(hosts: str | None, hostfile: Path | None) -> list[Host]:
-    if (hosts is None) == (hostfile is None):
-        raise ConfigError(
-            "launch: give --hosts a:4,b:4 or --hostfile FILE, or run it in a Slurm job"
-        )
-    return parse_hosts(hosts) if hosts is not None else read_hostfile(hostfile or Path())
-
-
-def _all_here(placement: Placement) -> bool:
-    here = ("localhost", "127.0.0.1", socket.gethostname(), os.environ.get("SLURMD_NODENAME"))
-    return len(placement.hosts) == 1 and placement.hosts[0].name in here
-
-
-def _nic(placement: Placement, arguments: list[str]) -> Nic | None:
-    """The network between the hosts, by the config's `comm.interface` or the route to them."""
-    interface = _interface(arguments)
-    if _all_here(placement) and interface == "auto":
-        return None
-    return choose(interface, [host.name for host in placement.hosts])
-
-
-def _interface(arguments: list[str]) -> str:
-    """`comm.interface` of the config that is named in the command line, if there is one."""
-    config, overrides = _config(arguments)
-    return load_config(config, overrides).comm.interface if config is not None else "auto"
-
-
-def _config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The config that is named in the command line, and what overrides its values."""
-    config = next((word for word in arguments[1:] if word.endswith((".yaml", ".yml"))), None)
-    return config, [word for word in arguments if "=" in word and not word.startswith("-")]
-
-
-def _command(
-    request: commands.LaunchRequest, launcher: Launcher, controller: Controller
-) -> commands.Command:
-    if launcher == "srun":
-        return commands.srun(request, controller)
-    if launcher == "horovodrun":
-        version = commands.open_mpi_version() if controller == "mpi" else ()
-        return commands.horovodrun(request, controller, version, commands.mpi_prefix())
-    if controller == "gloo":
-        raise ConfigError("--controller gloo: not with mpirun: take --launcher srun or horovodrun")
-    return commands.mpirun(request, commands.open_mpi_version(), commands.mpi_prefix())
-
-
-def _start(
-    command: commands.Command,
-    request: commands.LaunchRequest,
-    launcher: Launcher,
-    controller: Controller,
-    nic: Nic | None,
-    env: Mapping[str, str],
-) -> int:
-    placement = request.placement
-    if launcher == "horovodrun":  # it forwards all it has, by value, on ssh's command line
-        kept = {"HOME", "USER", "LANG", "LC_ALL", "SSH_AUTH_SOCK", "OMPI_ALLOW_RUN_AS_ROOT"}
-        kept |= {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", *request.names}
-        env = {name: value for name, value in env.items() if name in kept}
-    with contextlib.ExitStack() as stack:
-        if launcher == "srun" and controller == "gloo" and placement.size > 1:
-            from hvdtrain.launch.rendezvous import rendezvous
-
-            address = nic.address if nic is not None else "127.0.0.1"
-            store = stack.enter_context(rendezvous(address, placement.size))
-            where = f"{address}:{store.server_port}"
-            env = {**env, RENDEZVOUS: where, RANKS: str(placement.size)}
-        return run_job(command.words, env, command.checkpoint_signal)
+    start.keep_store(write, ranks, os.environ, interface)

@@ -19,18 +19,14 @@ from hvdtrain.cli.scaling import scaling_app
 from hvdtrain.cli.tune import tune_app
 from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
-from hvdtrain.errors import HvdtrainError
-from hvdtrain.paths import RunPaths, run_root
-from pipelines.reading import Reading
+from hvdtrain.errors import HvdtrainError, exit_codes
+from hvdtrain.paths import run_config
 
-EXIT_CODES = """
-Exit codes: 0 done; 2 config or command line; 3 data; 4 checkpoint; 5 communication;
-6 port, disk or run directory; 7 loss not finite; 75 stopped by a signal, after a checkpoint.
-"""
+EXIT_CODES = "Exit codes: 0 done; " + "; ".join(f"{n} {text}" for n, text in exit_codes().items())
 
 app = typer.Typer(
     help="Train image classifiers with large batches on clusters joined by Ethernet.",
-    epilog=EXIT_CODES,
+    epilog=f"{EXIT_CODES}.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -79,7 +75,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the newest checkpoint of a run, exactly, on any number of ranks."""
-    with job(str(RunPaths(run_root(run)).config), overrides) as comm:
+    with job(str(run_config(run)), overrides) as comm:
         from hvdtrain.run.evaluation import evaluate_run
 
         result = evaluate_run(run, overrides or [], comm)
@@ -97,11 +93,12 @@ def plan(
 ) -> None:
     """Print what a run would do: phases, steps, batches, learning rates and warnings."""
     from hvdtrain.plan.epochs import make_plan
+    from hvdtrain.plan.images import images_and_readings
     from hvdtrain.plan.text import plan_dict, plan_text
 
     cfg = load_config(config, overrides)
-    num_images, reads = _look_at_data(cfg)
-    made = make_plan(cfg, world_size, cfg.data.train_size or num_images)
+    num_images, reads = images_and_readings(cfg)
+    made = make_plan(cfg, world_size, num_images)
     text = json.dumps(plan_dict(cfg, made, reads)) if as_json else plan_text(cfg, made, reads)
     typer.echo(text)
 
@@ -158,21 +155,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _look_at_data(cfg: Config) -> tuple[int | None, list[Reading]]:
-    """Number of training images, if it is needed or quickly told, and what each phase reads."""
-    path = cfg.data.train
-    if path is None:
-        return None, []
-    from pipelines.copies import readings
-    from pipelines.sources import open_source
-    from pipelines.sources.packed import is_packed
-
-    if cfg.data.train_size is not None and not is_packed(path):
-        return None, []
-    source = open_source(path, "data.train")
-    return len(source), readings(source, cfg.data, cfg.phases)
 
 
 def _eval_text(result: dict[str, Any]) -> str:

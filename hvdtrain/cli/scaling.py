@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
 from hvdtrain.config.load import load_config
-from hvdtrain.config.schema import GROUP_MB, Config
-from hvdtrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hvdtrain.scaling.network import Network
-    from hvdtrain.scaling.predict import ProfileOf
 
 scaling_app = typer.Typer(
     help="What a cluster would do: predict, measure what that needs, compare with measured steps.",
@@ -74,36 +67,38 @@ def scaling_predict(
     The advice below the tables is for the largest number of nodes, at every link.
     Exit codes: 2 wrong option or config; 6 a file that cannot be read or written.
     """
-    from hvdtrain.scaling import predict as prediction
-    from hvdtrain.scaling.network import NETWORKS, Cluster
+    from hvdtrain.plan.images import num_images
+    from hvdtrain.scaling.inputs import GivenSpeed, clusters, worker_speed
+    from hvdtrain.scaling.predict import advise_all, predict_all
     from hvdtrain.scaling.tables import prediction_dict, prediction_text
 
     cfg = load_config(config, overrides)
-    samples = _samples(cfg)
-    profile_of, about = _profiles(cfg, calibration, step_ms, image_size, batch)
-    base = _network(NETWORKS[network], efficiency, latency_us)
-    sizes = sorted(int(n) for n in prediction.parse_numbers(nodes, "--nodes", whole=True))
-    speeds = sorted(prediction.parse_numbers(link, "--link", whole=False))
-    points, without = prediction.predict_all(
+    speed = worker_speed(cfg, GivenSpeed(calibration, step_ms, image_size, batch))
+    points, without = predict_all(
         cfg,
-        profile_of,
-        [
-            Cluster(hosts, gpus, replace(base, link_gbit=gbit), algorithm)
-            for hosts in sizes
-            for gbit in speeds
-        ],
-        num_samples=samples,
+        speed.profile,
+        clusters(
+            nodes,
+            gpus,
+            link,
+            network=network,
+            algorithm=algorithm,
+            efficiency=efficiency,
+            latency_us=latency_us,
+        ),
+        num_samples=num_images(cfg),
         price_per_node_hour=price,
         sigma=straggler,
     )
-    advice = prediction.advise_all(cfg, profile_of, points, target=target, sigma=straggler)
+    advice = advise_all(cfg, speed.profile, points, target=target, sigma=straggler)
+    about = f"one worker: {speed.about}"
     if plot is not None:
         from hvdtrain.scaling.plot import plot as draw
 
         draw(points, plot, f"{cfg.name}: predicted, {gpus} per node, {network}")
     if as_json:
-        found = {"about": about, **prediction_dict(points, advice), "without_plan": without}
-        typer.echo(json.dumps(found))
+        prediction = {"about": about, **prediction_dict(points, advice), "without_plan": without}
+        typer.echo(json.dumps(prediction))
     else:
         typer.echo(f"{about}\n\n{prediction_text(points, advice, target)}")
         for line in without:
@@ -123,20 +118,16 @@ def scaling_calibrate(
     """
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
-        from hvdtrain.analysis.calibration import calibrate_plan
-        from hvdtrain.comm.agreement import together
-        from hvdtrain.files import write_atomically
+        from hvdtrain.analysis.calibration import (
+            calibrate_plan,
+            calibration_text,
+            write_calibration,
+        )
 
         content = calibrate_plan(cfg, comm)
-        with together(comm):
-            if comm.rank == 0:
-                write_atomically(output, json.dumps(content, indent=1).encode())
-                for entry in content["entries"]:
-                    typer.echo(
-                        "{image_size} px, batch {batch}: {images_per_second:,.1f} images/s, "
-                        "backward {backward_s:.4f} s".format(**entry)
-                    )
-                typer.echo(f"{len(content['groups'])} groups of gradients; {output}")
+        write_calibration(content, output, comm)
+        if comm.rank == 0:
+            typer.echo(f"{calibration_text(content)}; {output}")
 
 
 @scaling_app.command("compare")
@@ -152,18 +143,11 @@ def scaling_compare(
     from hvdtrain.scaling.compare import compare, read_measured
     from hvdtrain.scaling.tables import comparison_text
 
-    found = [compare(point, straggler) for point in read_measured(measured)]
+    comparisons = [compare(point, straggler) for point in read_measured(measured)]
     if as_json:
-        typer.echo(
-            json.dumps(
-                [
-                    {**c.measured.model_dump(), "predicted_s": c.predicted_s, "error": c.error}
-                    for c in found
-                ]
-            )
-        )
+        typer.echo(json.dumps([each.as_dict() for each in comparisons]))
     else:
-        typer.echo(comparison_text(found))
+        typer.echo(comparison_text(comparisons))
 
 
 @scaling_app.command("published")
@@ -175,64 +159,3 @@ def scaling_published() -> None:
     predicted, logged = traffic_per_step()
     typer.echo(published_text(published()))
     typer.echo(f"\nDIUx 4×8, MB that a host sends in a step: {logged:g} logged, {predicted:.1f}")
-
-
-def _profiles(
-    cfg: Config,
-    calibration: Path | None,
-    step_ms: float | None,
-    image_size: int | None,
-    batch: int | None,
-) -> tuple[ProfileOf, str]:
-    """One worker's profile at an image size and batch, and where it is from."""
-    from hvdtrain.scaling.profile import Calibration, hand_given, read_calibration
-
-    group_bytes = (cfg.comm.group_mb or GROUP_MB) * 2**20
-    classes = cfg.model.num_classes or 1000
-    by_hand = (step_ms, image_size, batch)
-    if calibration is not None:
-        if any(value is not None for value in by_hand):
-            raise ConfigError("--calibration and --step-ms: give one of them")
-        found = read_calibration(
-            calibration,
-            cfg.model.name,
-            group_bytes=group_bytes,
-            classes=classes,
-            accumulate=cfg.train.accumulate,
-        )
-    elif step_ms is None or image_size is None or batch is None:
-        raise ConfigError(
-            "speed of one GPU alone: give --calibration FILE (a run writes calibration.json, so "
-            "does hvdtrain scaling calibrate), or --step-ms, --image-size and --batch together"
-        )
-    elif step_ms <= 0:
-        raise ConfigError(f"--step-ms {step_ms:g}: expected a time above 0")
-    else:
-        profile = hand_given(
-            cfg.model.name,
-            image_size=image_size,
-            batch=batch,
-            step_s=step_ms / 1000,
-            group_bytes=group_bytes,
-            classes=classes,
-        )
-        told = f"{cfg.model.name}, {step_ms:g} ms a step of {batch} at {image_size} px"
-        found = Calibration([profile], told)
-    return found.profile, f"one worker: {found.about}"
-
-
-def _network(network: Network, efficiency: float | None, latency_us: float | None) -> Network:
-    if efficiency is not None:  # a measured share holds for the link at hand, whatever its speed
-        network = replace(network, efficiency=efficiency, most_gbit=float("inf"))
-    if latency_us is not None:
-        network = replace(network, latency_s=latency_us / 1e6)
-    return network
-
-
-def _samples(cfg: Config) -> int | None:
-    """Number of training images, where the config does not say it and the data is there."""
-    if cfg.data.train_size is not None or cfg.data.train is None:
-        return cfg.data.train_size
-    from pipelines.sources import open_source
-
-    return len(open_source(cfg.data.train, "data.train"))

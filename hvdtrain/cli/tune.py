@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
+
+if TYPE_CHECKING:
+    from hvdtrain.analysis.largest_batch import Trial
 
 tune_app = typer.Typer(
     help="Find a learning rate, or the largest batch; start it like train.", no_args_is_help=True
@@ -34,13 +37,13 @@ def tune_lr(
     """
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
-        from hvdtrain.analysis import tune
         from hvdtrain.analysis.lr_range import as_dict
+        from hvdtrain.analysis.tune import tune_lr as run_test
 
-        result = tune.tune_lr(cfg, comm, lowest=lowest, highest=highest, steps=steps, output=output)
+        result = run_test(cfg, comm, lowest=lowest, highest=highest, steps=steps, output=output)
         if comm.rank == 0:
-            found = as_dict(result)
-            typer.echo(json.dumps(found) if as_json else _lr_text(found, output))
+            figures = as_dict(result)
+            typer.echo(json.dumps(figures) if as_json else _lr_text(figures, output))
 
 
 @tune_app.command("batch")
@@ -64,42 +67,33 @@ def tune_batch(
     """
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
-        from hvdtrain.analysis import tune
-        from hvdtrain.comm.agreement import together
-        from hvdtrain.files import write_atomically
+        from hvdtrain.analysis.tune import tune_batch as run_trials
 
-        with together(comm):
-            if write is not None and comm.rank == 0:
-                tune.require_new(write)
         memory = None if memory_gb is None else memory_gb * 1e9
-        trials, num_samples = tune.tune_batch(cfg, comm, most=most, memory_bytes=memory)
-        with together(comm):
-            text = tune.tuned_config(cfg, trials, num_samples, comm.size)
-            if write is not None and comm.rank == 0:
-                write_atomically(write, text.encode())
+        trials = run_trials(cfg, comm, most=most, memory_bytes=memory, write=write)
         if comm.rank == 0:
-            found = {str(size): [asdict(t) for t in tried] for size, tried in trials.items()}
-            typer.echo(json.dumps(found) if as_json else _batch_text(found))
+            as_dicts = {size: [asdict(trial) for trial in tried] for size, tried in trials.items()}
+            typer.echo(json.dumps(as_dicts) if as_json else _batch_text(trials))
 
 
-def _lr_text(found: dict[str, Any], output: Path) -> str:
+def _lr_text(figures: dict[str, Any], output: Path) -> str:
     rows = [("steepest descent", "steepest"), ("minimum / 10", "tenth_of_minimum")]
     lines = [
-        f"{name:<17} rate {found[key]:.4g} at global batch {found['global_batch_size']}: "
-        f"lr.base {found[f'lr_base_{key}']:.4g}"
+        f"{name:<17} rate {figures[key]:.4g} at global batch {figures['global_batch_size']}: "
+        f"lr.base {figures[f'lr_base_{key}']:.4g}"
         for name, key in rows
     ]
     return "\n".join([*lines, f"plot and figures   {output}/lr_range.png, lr_range.json"])
 
 
-def _batch_text(found: dict[str, list[dict[str, Any]]]) -> str:
+def _batch_text(trials: dict[int, list[Trial]]) -> str:
+    from hvdtrain.analysis.largest_batch import best
+
     lines = []
-    for size, trials in found.items():
-        fitted = [t for t in trials if t["images_per_s"] is not None]
-        largest = max(t["batch_per_worker"] for t in fitted)
-        lines.append(f"{size} px: batch_per_worker {largest}")
-        for trial in sorted(trials, key=lambda t: int(t["batch_per_worker"])):
-            speed = trial["images_per_s"]
+    for size, tried in trials.items():
+        lines.append(f"{size} px: batch_per_worker {best(tried)}")
+        for trial in sorted(tried, key=lambda each: each.batch_per_worker):
+            speed = trial.images_per_s
             word = "out of memory" if speed is None else f"{speed:,.0f} images/s alone"
-            lines.append(f"  {trial['batch_per_worker']:>6}  {word}")
+            lines.append(f"  {trial.batch_per_worker:>6}  {word}")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from hvdtrain.comm.horovod import Horovod, settings
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.errors import CommError
 from hvdtrain.launch.nic import use_interface
-from hvdtrain.launch.slurm_task import horovod_variables, tell_joined
+from hvdtrain.launch.slurm_task import horovod_variables, report_joined
 from hvdtrain.launch.variables import launched_size
 
 
@@ -40,7 +40,7 @@ def init_comm(interface: str = "auto") -> Comm:
             f"the launcher started {expected} ranks, but Horovod sees {comm.size}, so each would "
             "train by itself: was Horovod built with this launcher's MPI? See hvdtrain doctor"
         )
-    tell_joined(os.environ)
+    report_joined(os.environ)
     return comm
 
 

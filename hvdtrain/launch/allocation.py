@@ -1,4 +1,4 @@
-"""The Slurm job that a batch script runs in: its hosts, slots, cores and GPUs."""
+"""The hosts, slots, cores and GPUs of the Slurm job that a batch script runs in."""
 
 from __future__ import annotations
 
@@ -9,50 +9,57 @@ from hvdtrain.errors import ResourceError
 from hvdtrain.launch.hosts import Host
 from hvdtrain.launch.placement import Placement, place
 from hvdtrain.launch.slurm_task import tasks_per_node
+from hvdtrain.launch.variables import SLURM_TASKS
 
 INTERACTIVE_STEP = "4294967290"
-"""The step in which `salloc` runs a shell on a node. Source: Slurm's SLURM_INTERACTIVE_STEP."""
+"""Id of the job step in which `salloc` runs a shell on a node. Source: Slurm's
+SLURM_INTERACTIVE_STEP."""
 
 
 def in_allocation(env: Mapping[str, str]) -> bool:
-    """True in a batch script, or below `salloc`; False in a task that srun started."""
-    alone = "SLURM_STEP_NUM_TASKS" not in env or env.get("SLURM_STEP_ID") == INTERACTIVE_STEP
-    return "SLURM_JOB_ID" in env and alone
+    """True in a batch script or a shell of `salloc`; False in a task that srun started."""
+    no_task = SLURM_TASKS not in env or env.get("SLURM_STEP_ID") == INTERACTIVE_STEP
+    return "SLURM_JOB_ID" in env and no_task
 
 
 def node_names(text: str) -> list[str]:
-    """`n[1-3,07],m` → n1, n2, n3, n07, m, as `scontrol show hostnames` has it. Raises ResourceError."""
+    """Expand Slurm's list of nodes: `n[1-3,07],m` → n1, n2, n3, n07, m. Raises ResourceError.
+
+    The result is that of `scontrol show hostnames`.
+    """
     names = [""]
-    found: list[str] = []
+    complete: list[str] = []
     for part in re.findall(r"\[[\d,-]+\]|[^\[\],]+|,", text):
         if part == ",":
-            found, names = [*found, *names], [""]
+            complete, names = [*complete, *names], [""]
         elif part.startswith("["):
             names = [name + number for name in names for number in _numbers(part[1:-1])]
         else:
             names = [name + part for name in names]
-    found += names
-    if "" in found:
-        raise ResourceError(f"Slurm's list of nodes: expected such as n[1-4], found {text!r}")
-    return found
+    complete += names
+    if "" in complete:
+        raise ResourceError(
+            f"SLURM_JOB_NODELIST: expected a list of nodes such as n[1-4], found {text!r}"
+        )
+    return complete
 
 
 def _numbers(text: str) -> list[str]:
     """`1-3,07` → 1, 2, 3, 07."""
-    found: list[str] = []
+    numbers: list[str] = []
     for item in text.split(","):
         first, _, last = item.partition("-")
         span = range(int(first), int(last or first) + 1)
-        found += [str(number).zfill(len(first)) for number in span]
-    return found
+        numbers += [str(number).zfill(len(first)) for number in span]
+    return numbers
 
 
 def slurm_placement(env: Mapping[str, str]) -> Placement:
-    """The placement that the job was allocated for. Raises ResourceError, CommError."""
+    """Place the ranks as the job was allocated. Raises ResourceError or CommError."""
     names = node_names(env["SLURM_JOB_NODELIST"])
     if "SLURM_TASKS_PER_NODE" not in env:
         raise ResourceError(
-            f"Slurm job {env['SLURM_JOB_ID']}: no number of tasks: give sbatch --ntasks-per-node"
+            f"Slurm job {env['SLURM_JOB_ID']}: the number of tasks is not set: give sbatch --ntasks-per-node"
         )
     counts = tasks_per_node(env["SLURM_TASKS_PER_NODE"])
     hosts = [Host(name, slots) for name, slots in zip(names, counts, strict=True)]
@@ -65,6 +72,6 @@ def slurm_placement(env: Mapping[str, str]) -> Placement:
 
 
 def _gpus(env: Mapping[str, str]) -> int | None:
-    """GPUs of each node, if the job asked for equally many on all."""
-    match = re.search(r"(\d+)$", env.get("SLURM_GPUS_PER_NODE", ""))  # such as a100:4
+    """GPUs of each node; None unless the job asked for the same number on all."""
+    match = re.search(r"(\d+)$", env.get("SLURM_GPUS_PER_NODE", ""))  # for example a100:4
     return int(match[1]) if match else None

@@ -1,4 +1,4 @@
-"""The command lines of every launcher, made from one placement."""
+"""The command lines of mpirun, horovodrun and srun for one placement."""
 
 from __future__ import annotations
 
@@ -9,50 +9,76 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1, Signals
+from typing import Literal
 
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.launch.job import ask
+from hvdtrain.launch.nic import Nic
 from hvdtrain.launch.placement import Placement
 
+Launcher = Literal["mpirun", "horovodrun", "srun"]
+Controller = Literal["mpi", "gloo"]
+"""How ranks find each other and sum on CPUs."""
+
 END_S = 10
-"""Seconds that mpirun waits between SIGTERM and SIGKILL; it waits as long before SIGTERM."""
+"""Seconds that mpirun waits before it sends SIGTERM to the ranks, and again before SIGKILL."""
 LATE_S = 60
-"""Seconds after the first task has ended until srun ends the others."""
+"""Seconds after the first task has ended until srun kills the others."""
 
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
-"""Never ask for a password; host keys are checked as the user's own ssh does."""
+"""Never ask for a password. Host keys are checked as the user's ssh is configured."""
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What to start, and where."""
+    """What to start, where, and by which launcher."""
 
     placement: Placement
     training: tuple[str, ...]
     """Command line of one rank: /…/hvdtrain train CONFIG …"""
+    launcher: Launcher = "mpirun"
+    controller: Controller = "mpi"
     names: tuple[str, ...] = ()
     """Environment variables to forward."""
-    subnet: str | None = None
-    """Network between the hosts in CIDR form: names of interfaces differ. None: one host."""
-    interface: str | None = None
-    """Name of the launching host's interface to that network."""
+    nic: Nic | None = None
+    """The launching host's interface to the network between the hosts."""
     remote: bool = False
-    """Some rank is not on the launching host."""
+    """At least one rank is on another host."""
     in_slurm: bool = False
-    """The launcher finds hosts and slots itself."""
+    """The launcher reads hosts and slots from the Slurm job."""
+
+    @property
+    def needs_ssh(self) -> bool:
+        """The launcher starts ranks on other hosts through ssh."""
+        return self.remote and not self.in_slurm
+
+    @property
+    def network(self) -> Nic | None:
+        """`nic`, if ranks talk over it; None on one host."""
+        return self.nic if self.remote else None
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, and the signal that it passes on to the ranks for a checkpoint."""
+    """A launcher's command line."""
 
     words: tuple[str, ...]
     checkpoint_signal: Signals
+    """The launcher passes it on to the ranks, which then write a checkpoint and stop."""
     warnings: tuple[str, ...] = ()
 
 
+def named_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The config file and the overrides in a rank's arguments: `train x.yaml lr.base=1`.
+
+    The file is None if the command takes none.
+    """
+    config = next((word for word in arguments[1:] if word.endswith((".yaml", ".yml"))), None)
+    return config, [word for word in arguments if "=" in word and not word.startswith("-")]
+
+
 def open_mpi_version() -> tuple[int, ...]:
-    """Of the `mpirun` on PATH. Raises ResourceError if there is none or it is not Open MPI's."""
+    """Version of the `mpirun` on PATH. Raises ResourceError unless it is Open MPI's."""
     if shutil.which("mpirun") is None:
         raise ResourceError("mpirun is not on PATH: run . .venv/bin/activate, or load a module")
     first = ask("mpirun", "--version").partition("\n")[0]
@@ -63,71 +89,89 @@ def open_mpi_version() -> tuple[int, ...]:
 
 
 def mpirun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None) -> Command:
-    """`mpirun` of Open MPI 4.1 or 5, whose runtime has other options; `prefix`: its folder."""
+    """The command line of `mpirun`; Open MPI 4.1 and 5 have different options.
+
+    `prefix`: the folder of Open MPI, if it is not in a standard place.
+    """
     five = version >= (5,)
     runtime = "--prtemca" if five else "-mca"
     words = ["mpirun", "-np", str(request.placement.size), "--bind-to", "none"]
     if not request.in_slurm:
         words += ["-H", ",".join(map(str, request.placement.hosts))]
-    if request.remote and not request.in_slurm:
+    if request.needs_ssh:
         words += [runtime, "plm_ssh_args" if five else "plm_rsh_args", " ".join(SSH_OPTIONS)]
     if prefix is not None and request.remote:
         words += ["--prefix", prefix]
-    if request.subnet is not None:
-        words += ["--mca" if five else "-mca", "btl_tcp_if_include", request.subnet]
-        if not five:  # whose daemons know names only, and those differ between hosts
-            words += [runtime, "oob_tcp_if_include", request.subnet]
-    # If it is itself told to end. Its default is one second: too short for a checkpoint.
+    if request.network is not None:
+        subnet = request.network.subnet
+        words += ["--mca" if five else "-mca", "btl_tcp_if_include", subnet]
+        if not five:  # in 5 the daemons take only names, which differ between hosts
+            words += [runtime, "oob_tcp_if_include", subnet]
+    # Used when mpirun itself gets SIGTERM. The default is 1 s: too short for a checkpoint.
     words += [runtime, "odls_base_sigkill_timeout", str(END_S)]
     for name in request.names:
         words += ["-x", name]
     return Command((*words, *request.training), SIGUSR1)
 
 
-def horovodrun(
-    request: LaunchRequest, controller: str, version: tuple[int, ...], prefix: str | None = None
-) -> Command:
-    """`horovodrun` over MPI or gloo; it forwards the whole environment it is given.
+def horovodrun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None) -> Command:
+    """The command line of `horovodrun` over MPI or gloo; it forwards its whole environment.
 
-    It looks for an interface of the same name on all hosts, unless it is given one: the name here
-    will do, for the ranks choose their own.
+    Without --network-interfaces it looks for an interface of the same name on all hosts, and fails
+    where there is none. The name on this host is enough: every rank chooses its own interface.
     """
-    if controller == "mpi" and version >= (5,):
+    if request.controller == "mpi" and version >= (5,):
         raise ConfigError(
-            "horovodrun --mpi passes options that Open MPI 5 refuses: take --launcher mpirun"
+            "horovodrun --mpi passes options that Open MPI 5 refuses: use --launcher mpirun"
         )
-    words = ["horovodrun", f"--{controller}", "-np", str(request.placement.size)]
+    words = ["horovodrun", f"--{request.controller}", "-np", str(request.placement.size)]
     words += ["-H", ",".join(map(str, request.placement.hosts))]
-    if request.interface is not None:
-        words += ["--network-interfaces", request.interface]
+    if request.network is not None:
+        words += ["--network-interfaces", request.network.name]
     warnings = []
-    if controller == "gloo":
+    if request.controller == "gloo":
         warnings.append(
             "horovodrun --gloo opens an HTTP store without authentication on all interfaces and "
-            "checks no ssh host keys: isolated networks only"
+            "does not check ssh host keys: use it on isolated networks only"
         )
-    elif request.subnet is not None:
+    elif request.network is not None:
         options = [f"--prefix {shlex.quote(prefix)}"] if prefix is not None else []
-        options += [f"-mca oob_tcp_if_include {request.subnet}"]
+        options += [f"-mca oob_tcp_if_include {request.network.subnet}"]
         words += ["--mpi-args", " ".join([*options, f"-mca odls_base_sigkill_timeout {END_S}"])]
-    # It dies of SIGUSR1; over MPI it was seen not to pass on SIGTERM either, see docs/launch.
+    # SIGUSR1 kills it. Over MPI it sometimes did not pass on SIGTERM either: see docs/launch.
     return Command((*words, *request.training), SIGTERM, tuple(warnings))
 
 
-def srun(request: LaunchRequest, controller: str, more: Sequence[str] = ()) -> Command:
-    """`srun` in an allocation: gloo by way of our own store, or MPI by PMIx."""
+def srun(request: LaunchRequest) -> Command:
+    """The command line of `srun` in a Slurm job: gloo through our own store, or MPI by PMIx."""
     words = ["srun", "--ntasks", str(request.placement.size)]
     words += ["--nodes", str(len(request.placement.hosts)), f"--wait={LATE_S}"]
-    if controller == "mpi":
+    if request.controller == "mpi":
         words.append("--mpi=pmix")
-    # srun makes SIGKILL of a SIGTERM; other signals it passes on as they are.
-    return Command((*words, *more, *request.training), SIGUSR1)
+    # srun turns SIGTERM into SIGKILL; other signals it passes on as they are.
+    return Command((*words, *request.training), SIGUSR1)
+
+
+def launcher_command(request: LaunchRequest) -> Command:
+    """The command line of the requested launcher.
+
+    Raises ConfigError if it cannot do what is asked, ResourceError if it is not installed.
+    """
+    if request.launcher == "srun":
+        return srun(request)
+    if request.launcher == "mpirun" and request.controller == "gloo":
+        raise ConfigError(
+            "--controller gloo: mpirun cannot do it: use --launcher srun or horovodrun"
+        )
+    version = open_mpi_version() if request.controller == "mpi" else ()
+    build = mpirun if request.launcher == "mpirun" else horovodrun
+    return build(request, version, mpi_prefix())
 
 
 def mpi_prefix() -> str | None:
-    """Where Open MPI is, if it is not where every machine has it."""
-    found = shutil.which("mpirun")
-    if found is None:
+    """The folder of Open MPI; None if it is in a standard place or not installed."""
+    program = shutil.which("mpirun")
+    if program is None:
         return None
-    prefix = Path(found).parent.parent
+    prefix = Path(program).parent.parent
     return None if str(prefix) in ("/usr", "/usr/local") else str(prefix)

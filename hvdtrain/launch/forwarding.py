@@ -1,5 +1,8 @@
-"""Which environment variables travel to the ranks. Secrets do not: a file that only its owner can
-read is the place for them, since command lines and job logs can be read by others."""
+"""The environment variables that are forwarded to ranks on other hosts.
+
+Secrets are not forwarded: other users can read command lines and job logs. A secret belongs in a
+file that only its owner can read.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,23 @@ SECRET = re.compile(
 
 
 def forwarded(env: Mapping[str, str], more: Iterable[str] = ()) -> list[str]:
-    """Names of the variables of `env` to forward, sorted: the usual ones, and `more`.
+    """Names of the variables of `env` to forward, sorted: the usual ones and `more`.
 
-    What is named like a secret is left out. Raises ConfigError if `more` names such, or what is
-    not set.
+    Names that look like secrets are left out. Raises ConfigError if `more` has one of these, or
+    one that is not set.
     """
     for name in more:
         if SECRET.search(name):
             raise ConfigError(
-                f"--forward {name}: looks like a secret, which others could read on the way: put "
-                "it into a file with mode 0600 that the config names"
+                f"--forward {name}: looks like a secret, which other users could read: put it into "
+                "a file with mode 0600 and name the file in the config"
             )
         if name not in env:
-            raise ConfigError(f"--forward {name}: is not set here: export it first")
+            raise ConfigError(f"--forward {name}: is not set: export it first")
     usual = (name for name in env if name in FORWARDED or name.startswith(PREFIXES))
     return sorted({name for name in usual if not SECRET.search(name)} | set(more))
 
 
 def kept_back(env: Mapping[str, str]) -> list[str]:
-    """Names of variables that would be forwarded but for looking like secrets."""
-    return sorted(n for n in env if n.startswith(PREFIXES) and SECRET.search(n))
+    """Names of variables that are not forwarded because they look like secrets."""
+    return sorted(name for name in env if name.startswith(PREFIXES) and SECRET.search(name))

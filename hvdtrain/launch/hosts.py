@@ -1,4 +1,4 @@
-"""Hosts of a job, as a user writes them: `a:4,b:4` or a hostfile."""
+"""The hosts of a job as a user writes them: `a:4,b:4`, or a hostfile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from hvdtrain.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")
-"""Names and IPv4 addresses; none can be taken for an option."""
+"""Host names and IPv4 addresses; ssh cannot take any of them for an option."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,26 @@ class Host:
         return f"{self.name}:{self.slots}"
 
 
+def given_hosts(hosts: str | None, hostfile: Path | None) -> list[Host]:
+    """The hosts of --hosts or of --hostfile; raises ConfigError unless exactly one is given."""
+    if hosts is not None and hostfile is None:
+        return parse_hosts(hosts)
+    if hostfile is not None and hosts is None:
+        return read_hostfile(hostfile)
+    raise ConfigError("launch: give --hosts a:4,b:4 or --hostfile FILE, or run it in a Slurm job")
+
+
 def parse_hosts(text: str) -> list[Host]:
-    """`a:4,b:4` → hosts in that order; a name alone has one slot. Raises ConfigError."""
+    """Parse `a:4,b:4`; a name without a number has one slot. Raises ConfigError."""
     hosts = [_host(item.strip(), f"--hosts {text}") for item in text.split(",")]
     return _distinct(hosts, f"--hosts {text}")
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """One host a line, `a slots=4` (Open MPI) or `a:4`; `#` starts a comment. Raises ConfigError."""
+    """Read one host per line, `a slots=4` (Open MPI) or `a:4`; `#` starts a comment.
+
+    Raises ConfigError.
+    """
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -42,7 +54,7 @@ def read_hostfile(path: Path) -> list[Host]:
             host = re.sub(r"\s+slots\s*=\s*", ":", text)
             hosts.append(_host(host, f"{path}:{number}"))
     if not hosts:
-        raise ConfigError(f"--hostfile {path}: names no host; write one a line: name slots=4")
+        raise ConfigError(f"--hostfile {path}: names no host; write one per line: name slots=4")
     return _distinct(hosts, str(path))
 
 
@@ -51,14 +63,14 @@ def _host(text: str, where: str) -> Host:
     if not NAME.match(name):
         raise ConfigError(f"{where}: expected NAME:SLOTS, found {text!r}")
     if colon and (not slots.isascii() or not slots.isdigit() or int(slots) < 1):
-        raise ConfigError(f"{where}: slots of {name}: expected a number from 1 on, found {slots!r}")
+        raise ConfigError(f"{where}: slots of {name}: expected a number from 1 up, found {slots!r}")
     return Host(name, int(slots) if colon else 1)
 
 
 def _distinct(hosts: Iterable[Host], where: str) -> list[Host]:
-    found = {}
+    by_name: dict[str, Host] = {}
     for host in hosts:
-        if host.name in found:
-            raise ConfigError(f"{where}: {host.name} is named twice: add its slots up")
-        found[host.name] = host
-    return list(found.values())
+        if host.name in by_name:
+            raise ConfigError(f"{where}: {host.name} is named twice: name it once, with all slots")
+        by_name[host.name] = host
+    return list(by_name.values())

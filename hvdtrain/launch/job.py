@@ -1,4 +1,4 @@
-"""Run a launcher as a child: pass a wish to stop on to the ranks, wait, give its exit code."""
+"""Run a launcher as a child process: pass on stop signals, wait, and return its exit code."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from hvdtrain.errors import Preempted, ResourceError
 from hvdtrain.signals import REPEAT_S, STOPPING
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
-"""HOST:FILE that rank 0 makes when it was stopped and has written a checkpoint."""
+"""Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
 
 
 def run_job(
     command: Sequence[str], env: Mapping[str, str], checkpoint_signal: signal.Signals
 ) -> int:
-    """Start `command` and wait; returns its exit code, 128 + n if signal n killed it.
+    """Start `command`, wait for it, and return its exit code, or 128 + n if signal n killed it.
 
-    On SIGTERM, SIGUSR1 or SIGINT it gets `checkpoint_signal`, which it passes on, so that ranks write a
-    checkpoint; on another one more than `REPEAT_S` later SIGTERM. If rank 0 told of an orderly
-    stop, the code is that of Preempted. Raises ResourceError.
+    When this process gets SIGTERM, SIGUSR1 or SIGINT, the command gets `checkpoint_signal` and
+    passes it on, so that the ranks write a checkpoint and stop. A second signal more than
+    `REPEAT_S` later sends SIGTERM. If rank 0 noted that it stopped after a checkpoint, the exit
+    code is that of Preempted. Raises ResourceError if the command cannot be started.
     """
-    waiting: list[int] = []  # signals that came before there was a child
+    waiting: list[int] = []  # signals that came before the child was started
     folder = Path(tempfile.mkdtemp(prefix="hvdtrain-launch-"))
     env = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
     child: subprocess.Popen[bytes] | None = None
@@ -51,8 +52,8 @@ def run_job(
     sys.stdout.flush()
     before: dict[signal.Signals, Any] = {n: signal.signal(n, pass_on) for n in STOPPING}
     try:
-        # Ctrl-C goes to all of a terminal's foreground group, and mpirun would end at once. In a
-        # batch job the group is how Slurm may know its processes.
+        # A terminal sends Ctrl-C to its whole foreground group, and mpirun would end at once. In a
+        # batch job the group stays as it is, because Slurm may track processes by it.
         child = subprocess.Popen(command, env=env, start_new_session=sys.stdin.isatty())
         for number in waiting[:1]:
             pass_on(number, None)
@@ -70,10 +71,10 @@ def run_job(
 
 
 def note_stop(env: Mapping[str, str]) -> None:
-    """Rank 0 tells the `run_job` that started it, if it runs here, of its orderly stop.
+    """Note on rank 0, for the `run_job` that started it on this host, that it stopped in order.
 
-    Launchers whose daemons were told to end, as Slurm tells all that a job has started, give exit
-    codes of their own.
+    The launcher's exit code does not say so: Slurm signals all processes of a job, and a launcher
+    whose daemons were stopped ends with its own code.
     """
     host, _, path = env.get(STOP_NOTE, "").partition(":")
     if host == socket.gethostname():
@@ -82,19 +83,19 @@ def note_stop(env: Mapping[str, str]) -> None:
 
 
 def ask(*command: str) -> str:
-    """Standard output of a short command. Raises ResourceError with its last words."""
+    """Standard output of a short command. Raises ResourceError with the last line it printed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ResourceError(f"{' '.join(command)}: {error}") from None
     if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip().split("\n")[-1]
-        raise ResourceError(f"{' '.join(command)}: {words}")
+        last_line = (done.stderr or done.stdout).strip().split("\n")[-1]
+        raise ResourceError(f"{' '.join(command)}: {last_line}")
     return done.stdout
 
 
 def own_command() -> list[str]:
-    """How ranks are to start this program: by a path that is the same on all machines."""
+    """The command that starts this program on all machines, by a path that is the same on each."""
     script = Path(sys.executable).with_name("hvdtrain")
     if os.access(script, os.X_OK):
         return [str(script)]

@@ -1,7 +1,8 @@
-"""Which network interface of this host the ranks talk through; the same is told to all libraries.
+"""Choose the network interface through which ranks talk, and set it for all libraries.
 
-By subnet or name where the user says so, else by the kernel's own route to the other hosts: names
-differ between hosts, and bridges of containers have addresses that lead nowhere. IPv4, as Gloo's.
+The user can name it or its subnet. Otherwise the kernel's route to the other hosts decides: names
+of interfaces differ between hosts, and the bridges of containers reach no other host. IPv4 only,
+as in Gloo.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ CONTAINER_BRIDGE = re.compile(
 )
 """Names that container and virtual machine managers give to networks inside one host."""
 
-TOLD = (
+LIBRARY_VARIABLES = (
     "HOROVOD_GLOO_IFACE",
     "NCCL_SOCKET_IFNAME",
     "GLOO_SOCKET_IFNAME",
     "OMPI_MCA_btl_tcp_if_include",
 )
-"""Variables by which each library is told its interface."""
+"""Variables that set the interface of Horovod, NCCL, torch's Gloo and Open MPI."""
 
 ELSEWHERE = "198.51.100.1"
 """An address that no host has (RFC 5737): the route to it is the default route."""
@@ -47,13 +48,13 @@ class Interface:
     """IPv4, each with its prefix length: 10.0.0.1/24."""
     mtu: int
     up: bool
-    """Switched on, and with a carrier."""
+    """Enabled, and a cable or another machine is connected."""
     speed_mbit: int
-    """0: unknown, as of all virtual interfaces that lie over no other."""
+    """0: unknown. Virtual interfaces have no speed, unless they are built on a real one."""
 
     @property
     def fault(self) -> str | None:
-        """Why no other host can be reached through it, as far as can be seen here."""
+        """Why no other host can be reached through it; None: it looks usable from here."""
         if self.name == "lo" or any(a.startswith("127.") for a in self.addresses):
             return "loopback"
         if CONTAINER_BRIDGE.match(self.name):
@@ -71,7 +72,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class Nic:
-    """The interface that was chosen, and its address there."""
+    """The chosen interface and its address."""
 
     name: str
     address: str
@@ -82,19 +83,19 @@ class Nic:
 
     @property
     def subnet(self) -> str:
-        """Its network in CIDR form: the same text on every host of the network."""
+        """Its network in CIDR form; the text is the same on every host of the network."""
         return str(ipaddress.ip_interface(f"{self.address}/{self.prefix}").network)
 
 
 def interfaces(sysfs: Path = Path("/sys/class/net")) -> list[Interface]:
-    """All interfaces of this host (of this network namespace), by name."""
+    """All interfaces of this host (of this network namespace), sorted by name."""
     addresses, states = psutil.net_if_addrs(), psutil.net_if_stats()
-    found = []
+    all_interfaces = []
     for name in sorted(states):
         own = [a for a in addresses.get(name, []) if a.family == socket.AF_INET and a.netmask]
         state, folder = states[name], sysfs / name
         real = (folder / "device").exists() or any(folder.glob("lower_*"))
-        found.append(
+        all_interfaces.append(
             Interface(
                 name,
                 tuple(str(ipaddress.ip_interface(f"{a.address}/{a.netmask}")) for a in own),
@@ -103,74 +104,79 @@ def interfaces(sysfs: Path = Path("/sys/class/net")) -> list[Interface]:
                 max(0, state.speed) if real else 0,
             )
         )
-    return found
+    return all_interfaces
 
 
 def choose(
     interface: str = "auto",
     peers: Sequence[str] = (),
-    found: Sequence[Interface] | None = None,
+    candidates: Sequence[Interface] | None = None,
 ) -> Nic:
-    """The interface to use on this host; `found` is what `interfaces()` gives.
+    """Choose the interface of this host; `candidates` None: all of `interfaces()`.
 
-    `interface` is the `comm.interface` of the config: a NAME, a subnet in CIDR form, or auto: by
-    the route to `peers` (names or addresses), or without any the default route, or the only one.
-    Raises CommError that tells all that was found.
+    `interface` is the config's `comm.interface`: a name, a subnet in CIDR form, or auto. For auto
+    the route to `peers` (names or addresses) decides; without peers it is the interface of the
+    default route, or the only usable one. Raises CommError, which lists all candidates.
     """
-    found = interfaces() if found is None else found
+    candidates = interfaces() if candidates is None else candidates
     if interface != "auto":
-        return _named(interface, found)
+        return _named(interface, candidates)
     for peer in peers or (ELSEWHERE,):
         source = route_source(peer)
-        if source is not None and (nic := _having(source, found)) is not None:
+        if source is not None and (nic := _having(source, candidates)) is not None:
             return nic
-    usable = [nic for nic in found if nic.fault is None]
+    usable = [nic for nic in candidates if nic.fault is None]
     if not peers and len(usable) == 1:
         return _nic(usable[0], usable[0].addresses[0])
-    to = f"a usable route to {', '.join(peers)}" if peers else "one interface to choose"
+    problem = (
+        f"no network interface has a usable route to {', '.join(peers)}"
+        if peers
+        else "cannot choose between the network interfaces"
+    )
     raise CommError(
-        f"{socket.gethostname()}: no network interface has {to}: found {_all(found)}; "
+        f"{socket.gethostname()}: {problem}: found {_list(candidates)}; "
         "name the network with comm.interface=10.0.0.0/24"
     )
 
 
 def choose_for_rank(interface: str, env: Mapping[str, str]) -> Nic | None:
-    """The interface for a rank that a launcher started; None if the job is on one host alone.
+    """The interface for a rank that a launcher started; None if all ranks are on one host.
 
-    Where `interface` is auto, what the user told a library comes first, if this host has it.
-    horovodrun tells all hosts a name that one of them has: there the route to its store decides.
+    For auto, an interface that the user set for a library comes first, if this host has it. Not
+    under horovodrun: it sets the name of one host's interface on all hosts, so there the route to
+    its store decides.
     """
     if interface == "auto" and on_one_host(env):
         return None
-    found = interfaces()
+    candidates = interfaces()
     if interface == "auto" and "HOROVOD_GLOO_RENDEZVOUS_ADDR" not in env:
-        for name in TOLD:
-            told = [text.removeprefix("=") for text in env.get(name, "").split(",") if text]
-            for nic in found:
-                if nic.fault is None and (address := _match(told, nic)) is not None:
+        for name in LIBRARY_VARIABLES:
+            names = [text.removeprefix("=") for text in env.get(name, "").split(",") if text]
+            for nic in candidates:
+                if nic.fault is None and (address := _match(names, nic)) is not None:
                     return _nic(nic, address)
-    return choose(interface, peers_of(env), found)
+    return choose(interface, peers_of(env), candidates)
 
 
-def tell(nic: Nic) -> dict[str, str]:
+def library_variables(nic: Nic) -> dict[str, str]:
     """The environment that makes Horovod, NCCL, torch's Gloo and Open MPI use `nic`.
 
-    Open MPI gets the subnet, for its variable may travel to hosts where names differ; its
-    `oob_tcp_if_include` must be given to mpirun itself.
+    Open MPI gets the subnet, because its variable may be forwarded to hosts where names differ.
+    `oob_tcp_if_include` is not here: it only works as an option of mpirun.
     """
     return {
         "HOROVOD_GLOO_IFACE": nic.name,
-        "NCCL_SOCKET_IFNAME": f"={nic.name}",  # without = it is a prefix of names
+        "NCCL_SOCKET_IFNAME": f"={nic.name}",  # without = NCCL takes it as a prefix
         "GLOO_SOCKET_IFNAME": nic.name,
         "OMPI_MCA_btl_tcp_if_include": nic.subnet,
     }
 
 
 def peers_of(env: Mapping[str, str]) -> list[str]:
-    """Addresses of other hosts of the job, as far as its launcher tells them to a rank."""
+    """Addresses of other hosts of the job, as far as the launcher's variables have them."""
     peers = env.get("HVDTRAIN_PEERS", "").split(",")
     peers.append(env.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", ""))
-    # "1234.0;tcp://10.0.0.1,172.17.0.1:40123": every address of the host that mpirun runs on.
+    # "1234.0;tcp://10.0.0.1,172.17.0.1:40123": all addresses of the host that mpirun runs on.
     if match := re.search(r"tcp://([\d.,]+)", env.get("OMPI_MCA_orte_hnp_uri", "")):
         peers += match[1].split(",")
     peers.append(env.get("SLURM_LAUNCH_NODE_IPADDR", ""))
@@ -178,34 +184,34 @@ def peers_of(env: Mapping[str, str]) -> list[str]:
 
 
 def route_source(peer: str) -> str | None:
-    """The own address from which the kernel would talk to `peer`; None without a route."""
+    """This host's address from which the kernel would reach `peer`; None without a route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((peer, 9))  # of a datagram socket: nothing is sent
+            probe.connect((peer, 9))  # sends nothing, because it is a datagram socket
         except OSError:
             return None
         address: str = probe.getsockname()[0]
         return address
 
 
-def _named(interface: str, found: Iterable[Interface]) -> Nic:
-    for nic in found:
+def _named(interface: str, candidates: Iterable[Interface]) -> Nic:
+    for nic in candidates:
         address = _match([interface], nic)
-        # A container's bridge is taken where it is asked for by its name.
+        # A bridge of containers is used only if the user gives its name.
         if address is not None and nic.up and (nic.fault is None or nic.name == interface):
             return _nic(nic, address)
     raise CommError(
         f"{socket.gethostname()}: comm.interface: no usable interface is {interface}: "
-        f"found {_all(found)}"
+        f"found {_list(candidates)}"
     )
 
 
-def _match(wanted: Iterable[str], nic: Interface) -> str | None:
-    """The address by which one of `wanted`, names or subnets, means `nic`."""
-    for text in wanted:
+def _match(names: Iterable[str], nic: Interface) -> str | None:
+    """The address of `nic` that one of `names` (names or subnets) means; None: no match."""
+    for text in names:
         if text == nic.name and nic.addresses:
             return nic.addresses[0]
-        with contextlib.suppress(ValueError):  # a name
+        with contextlib.suppress(ValueError):  # not a subnet
             network = ipaddress.ip_network(text, strict=False)
             for address in nic.addresses:
                 if ipaddress.ip_interface(address).ip in network:
@@ -213,8 +219,9 @@ def _match(wanted: Iterable[str], nic: Interface) -> str | None:
     return None
 
 
-def _having(source: str, found: Iterable[Interface]) -> Nic | None:
-    for nic in found:
+def _having(source: str, candidates: Iterable[Interface]) -> Nic | None:
+    """The usable interface with the address `source`."""
+    for nic in candidates:
         for address in nic.addresses:
             if nic.fault is None and address.split("/")[0] == source:
                 return _nic(nic, address)
@@ -226,13 +233,13 @@ def _nic(interface: Interface, address: str) -> Nic:
     return Nic(interface.name, ip, int(prefix), interface.mtu, interface.speed_mbit)
 
 
-def _all(found: Iterable[Interface]) -> str:
-    return "; ".join(str(nic) for nic in found if nic.name != "lo") or "none but loopback"
+def _list(candidates: Iterable[Interface]) -> str:
+    return "; ".join(str(nic) for nic in candidates if nic.name != "lo") or "only loopback"
 
 
 def use_interface(interface: str = "auto") -> Nic | None:
-    """Choose for this rank, and tell every library through this process's environment."""
+    """Choose this rank's interface and set it for all libraries in this process's environment."""
     nic = choose_for_rank(interface, os.environ)
     if nic is not None:
-        os.environ.update(tell(nic))
+        os.environ.update(library_variables(nic))
     return nic

@@ -1,4 +1,4 @@
-"""Who runs where: the one place that decides it, for every launcher, and tells it."""
+"""Decide which rank runs on which host, with which cores and GPU, for every launcher."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from hvdtrain.launch.hosts import Host
 
 @dataclass(frozen=True)
 class Slot:
-    """Place of one rank, in Horovod's words."""
+    """Place of one rank, in Horovod's terms."""
 
     hostname: str
     rank: int
     local_rank: int
-    """Among the ranks of its host; also the index of its GPU, of all that the host has."""
+    """Number among the ranks of its host, from 0; also the index of its GPU on the host."""
     local_size: int
     cross_rank: int
-    """Among the ranks with the same `local_rank`: which host, of those that have so many."""
+    """Number of its host, from 0, among the hosts that have a rank with this `local_rank`."""
     cross_size: int
+    """Number of hosts that have a rank with this `local_rank`."""
     size: int
 
 
 @dataclass(frozen=True)
 class Placement:
-    """All ranks of a job, hosts in the order in which they were given."""
+    """All ranks of a job; hosts are in the order in which the user gave them."""
 
     hosts: tuple[Host, ...]
     slots: tuple[Slot, ...]
     cores: tuple[int | None, ...]
-    """Cores of each rank, by host; None: not known from here."""
+    """Cores of each rank, for each host; None: not known on this host."""
     gpus: tuple[int | None, ...]
-    """GPUs of each host; None: not known from here."""
+    """GPUs of each host; None: not known on this host."""
 
     @property
     def size(self) -> int:
@@ -50,10 +51,10 @@ def place(
     cores: Sequence[int | None] | None = None,
     gpus: Sequence[int | None] | None = None,
 ) -> Placement:
-    """Ranks host by host, cores of a host shared out evenly, the GPU by local rank.
+    """Place ranks host by host; the ranks of a host share its cores evenly and have a GPU each.
 
-    `cores` and `gpus` are those of each host, as far as known. Raises ConfigError where a host
-    has GPUs, but fewer than ranks.
+    `cores` and `gpus`: of each host, None where unknown. Raises ConfigError if a host has GPUs, but
+    fewer than ranks.
     """
     none = [None] * len(hosts)
     cores, gpus = cores or none, gpus or none
@@ -78,16 +79,17 @@ def place(
 
 @dataclass(frozen=True)
 class RankPlace:
-    """What a rank found of its place."""
+    """Where a rank runs, as it sees it itself."""
 
     host: str
     cores: int
+    """Cores that the rank may use."""
     gpus: int
-    """All that it sees."""
+    """All GPUs that the rank sees."""
 
 
 def actual_placement(ranks: Sequence[RankPlace]) -> Placement:
-    """The placement as it came to be, from what every rank found, in rank order."""
+    """The placement that the launcher really made; `ranks` are in rank order."""
     by_host: dict[str, list[RankPlace]] = {}
     for rank in ranks:
         by_host.setdefault(rank.host, []).append(rank)
@@ -97,7 +99,7 @@ def actual_placement(ranks: Sequence[RankPlace]) -> Placement:
 
 
 def placement_text(placement: Placement) -> str:
-    """One line for equal hosts, else one for each kind: `8 ranks on 2 hosts (a, b): …`."""
+    """One line, with hosts of the same kind together: `8 ranks on 2 hosts (a, b): 4 ranks each`."""
     kinds: dict[tuple[int, int | None, int | None], list[str]] = {}
     rows = zip(placement.hosts, placement.cores, placement.gpus, strict=True)
     for host, cores, gpus in rows:

@@ -1,7 +1,7 @@
-"""The store where the ranks of a job find each other, when neither MPI nor ssh brings them up.
+"""The HTTP store through which ranks find each other when srun starts them without MPI.
 
-Horovod's own store, which is HTTP without authentication, listens on all interfaces for the whole
-job. This one listens on one address, and closes as soon as all ranks have joined.
+Horovod's own store has no authentication and listens on all interfaces during the whole job. This
+one listens on one address, and closes as soon as all ranks have joined.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPSer
 from hvdtrain.errors import ResourceError
 
 JOINED = "joined"
-"""Scope in which each rank leaves a word once it has joined."""
+"""Scope of the store in which each rank sets a key once it has joined."""
 
 
 class _Handler(RendezvousHandler):  # type: ignore[misc]
@@ -28,7 +28,7 @@ class _Handler(RendezvousHandler):  # type: ignore[misc]
 
 
 class Server(RendezvousHTTPServer):  # type: ignore[misc]
-    """Horovod's store on one address."""
+    """Horovod's store, but on one address."""
 
     daemon_threads = True
 
@@ -38,29 +38,29 @@ class Server(RendezvousHTTPServer):  # type: ignore[misc]
         try:
             super().__init__((address, 0), _Handler, 0)
         except OSError as error:
-            raise ResourceError(f"{address}: no port to listen on: {error.strerror}") from None
+            raise ResourceError(f"{address}: cannot listen on it: {error.strerror}") from None
 
     def server_bind(self) -> None:
-        """Without the look-up of the host's full name, which can take seconds."""
+        """Bind without looking up the host's full name, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
 
     def note_joined(self) -> None:
-        """Called from the thread of a request."""
+        """Count the ranks that have joined; called in the thread of a request."""
         with self.cache_lock:
             everyone = len(self.cache.get(JOINED, {})) == self._size
         if everyone:
             self.all_joined.set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no matter for the log."""
+        """Log nothing: a client may hang up at any time."""
 
 
 @contextlib.contextmanager
 def rendezvous(address: str, size: int) -> Iterator[Server]:
-    """A store on `address` until all `size` ranks have joined, or the block ends.
+    """Open a store on `address` until all `size` ranks have joined, or the block ends.
 
-    Raises ResourceError if the address is not this host's.
+    Raises ResourceError if this host does not have the address.
     """
     server = Server(address, size)
     serving = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)

@@ -1,5 +1,7 @@
-"""Batch scripts for Slurm, made of a few parts that can be read and edited: those in `slurm/` are
-made here, too."""
+"""Batch scripts for Slurm, made of a few parts; those in `slurm/` are made here as well.
+
+The texts are meant to be read and edited by users.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hvdtrain.errors import ConfigError
+from hvdtrain.launch.commands import LATE_S
 
 SIGNAL_S = 180
-"""Seconds before the time limit at which a job is told to stop."""
+"""Seconds before the time limit when Slurm signals the job to stop."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a batch script is to do."""
+    """The settings of a batch script."""
 
     name: str
     config: str
     overrides: Sequence[str] = ()
     nodes: int = 1
-    ranks_per_node: int = 1
+    ranks_per_node: int | None = None
+    """None: one per GPU, or one without GPUs."""
     total_ranks: int | None = None
-    """In place of nodes × ranks per node: Slurm takes GPUs where there are any."""
-    gpus: bool = False
-    """One GPU per rank."""
+    """Replaces nodes × ranks per node: Slurm chooses nodes with free GPUs."""
+    gpus: int = 0
+    """GPUs of each node; every rank uses one. 0: train on CPUs."""
     cores_per_rank: int = 8
     time: str = "1-00:00:00"
     partition: str | None = None
@@ -34,22 +38,39 @@ class Script:
     container: Literal["apptainer", "pyxis"] | None = None
     image: str = ""
     stage: str | None = None
-    """A packed dataset that each node copies to a disk of its own first."""
+    """A packed dataset that each node first copies to its own disk."""
     sweep: Sequence[str] = ()
-    """Settings of the tasks of an array: one override each."""
+    """One override for each task of a job array."""
     environment: str = ".venv/bin/activate"
-    """File to source: it makes hvdtrain known. Containers need none."""
+    """Shell file to source: it puts hvdtrain on PATH. Not used with a container."""
+
+    @property
+    def local_size(self) -> int:
+        """Ranks of each node."""
+        return self.ranks_per_node or self.gpus or 1
+
+
+def sweep_settings(text: str | None) -> list[str]:
+    """Split `lr.base=1,2` into overrides, one for each task of a job array. Raises ConfigError."""
+    if text is None:
+        return []
+    key, _, values = text.partition("=")
+    if not values:
+        raise ConfigError(f"--sweep {text}: expected KEY=VALUE,VALUE…")
+    return [f"{key}={value}" for value in values.split(",")]
 
 
 def render(script: Script) -> str:
-    """The text of the script. Raises ConfigError where its parts do not go together."""
+    """The text of the script. Raises ConfigError if its settings cannot be combined."""
     if script.container is not None and script.launcher == "mpirun":
-        raise ConfigError("--container: not with mpirun, which cannot start ranks inside one")
+        raise ConfigError(
+            "--container: mpirun cannot start ranks in a container: use --launcher srun"
+        )
     if script.container is not None and not script.image:
         raise ConfigError("--container: give --image, the container's file or name")
     for text in (script.name, script.time, script.partition or "", script.image, script.config):
         if "\n" in text:
-            raise ConfigError(f"a batch script's settings are one line each, found {text!r}")
+            raise ConfigError(f"a setting of a batch script must be one line, found {text!r}")
     parts = [_header(script), _settings(script), _FINISH, _stage(script), _start(script), _END]
     return "\n".join(part for part in parts if part)
 
@@ -61,13 +82,11 @@ def _header(script: Script) -> str:
     if script.total_ranks is not None:
         options.append(f"--ntasks={script.total_ranks}")
     else:
-        options += [f"--nodes={script.nodes}", f"--ntasks-per-node={script.ranks_per_node}"]
+        options += [f"--nodes={script.nodes}", f"--ntasks-per-node={script.local_size}"]
     options.append(f"--cpus-per-task={script.cores_per_rank}")
     if script.gpus:
         by_node = script.total_ranks is None
-        options.append(
-            f"--gpus-per-node={script.ranks_per_node}" if by_node else "--gpus-per-task=1"
-        )
+        options.append(f"--gpus-per-node={script.local_size}" if by_node else "--gpus-per-task=1")
     options.append(f"--time={script.time}")
     if script.sweep:
         options.append(f"--array=0-{len(script.sweep) - 1}")
@@ -138,12 +157,12 @@ trap 'rm -f "$store"' EXIT
     {_inside(script)}hvdtrain launch store --ranks "$SLURM_NTASKS" --write "$store" &
 until [ -s "$store" ]; do kill -0 $! || finish 5; sleep 0.2; done
 set -a; . "$store"; set +a
-{_srun(script)} --ntasks="$SLURM_NTASKS" --wait=60 \\
+{_srun(script)} --ntasks="$SLURM_NTASKS" --wait={LATE_S} \\
     {_inside(script)}hvdtrain {train}"""
 
 
 def _box(script: Script) -> list[str]:
-    """What runs a command in the container, as an array `box`."""
+    """The shell array `box`, which runs a command in the container."""
     if script.container == "apptainer":
         gpus = "--nv " if script.gpus else ""
         return [

@@ -1,4 +1,4 @@
-"""What Slurm tells a batch script and the tasks that srun starts, in Horovod's words."""
+"""Slurm's variables of a task that srun started, translated into Horovod's."""
 
 from __future__ import annotations
 
@@ -13,45 +13,47 @@ from hvdtrain.launch.placement import place
 from hvdtrain.launch.variables import HOROVOD_SIZE, MPI_MARKS, SLURM_TASKS
 
 RENDEZVOUS = "HVDTRAIN_RENDEZVOUS"
-"""ADDRESS:PORT of the store where ranks that srun started find each other."""
+"""Variable with ADDRESS:PORT of the store where ranks that srun started find each other."""
 RANKS = "HVDTRAIN_RANKS"
-"""Number of ranks that store was opened for."""
+"""Variable with the number of ranks for which the store was opened."""
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """`4(x2),1` → [4, 4, 1], as in SLURM_TASKS_PER_NODE. Raises CommError."""
+    """Expand SLURM_TASKS_PER_NODE: `4(x2),1` → [4, 4, 1]. Raises CommError."""
     counts = []
     for item in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
         if match is None:
-            raise CommError(f"SLURM_TASKS_PER_NODE: expected such as 4(x2),1, found {text!r}")
+            raise CommError(
+                f"SLURM_TASKS_PER_NODE: expected counts such as 4(x2),1, found {text!r}"
+            )
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables that Horovod's gloo controller wants of a task that srun started.
+    """The variables that Horovod's gloo controller needs in a task that srun started.
 
-    Empty for any other process. Raises CommError where srun started several tasks that would
-    each train alone, or another number of them than the job was opened for.
+    Empty for any other process. Raises CommError if srun started several tasks that cannot find
+    each other, or another number of tasks than the store was opened for.
     """
-    # A batch script has SLURM_NTASKS and SLURM_PROCID, too; only tasks of srun have these.
+    # Not SLURM_NTASKS or SLURM_PROCID: batch scripts have these as well.
     tasks = int(env.get(SLURM_TASKS, "1"))
     where = f"task {env.get('SLURM_PROCID', '?')} on {socket.gethostname()}"
     if RENDEZVOUS not in env:
-        alone = not any(name in env for name in (*MPI_MARKS, HOROVOD_SIZE))
-        if tasks > 1 and alone:
+        connected = any(name in env for name in (*MPI_MARKS, HOROVOD_SIZE))
+        if tasks > 1 and not connected:
             raise CommError(
-                f"{where}: srun started {tasks} tasks that do not know of each other, so each "
-                "would train alone: start them with hvdtrain launch -- train …, or srun --mpi=pmix"
+                f"{where}: srun started {tasks} tasks that cannot find each other, so each would "
+                "train by itself: use hvdtrain launch -- train …, or srun --mpi=pmix"
             )
         return {}
     if SLURM_TASKS not in env:
         return {}
     if env.get(RANKS) != str(tasks):
         raise CommError(
-            f"{where}: srun started {tasks} tasks, but the job was opened for {env.get(RANKS)} "
-            "ranks: leave the number of tasks to hvdtrain launch"
+            f"{where}: srun started {tasks} tasks, but the store was opened for "
+            f"{env.get(RANKS)} ranks: do not set the number of tasks, hvdtrain launch does it"
         )
     counts = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])
     if sum(counts) != tasks:
@@ -65,7 +67,7 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": port,
         "HOROVOD_HOSTNAME": env.get("SLURMD_NODENAME", socket.gethostname()),
-        "HOROVOD_RANK": env["SLURM_PROCID"],  # tasks may be dealt to nodes in turn
+        "HOROVOD_RANK": env["SLURM_PROCID"],  # tasks may be assigned to nodes in turn
         "HOROVOD_SIZE": str(slot.size),
         "HOROVOD_LOCAL_RANK": str(slot.local_rank),
         "HOROVOD_LOCAL_SIZE": str(slot.local_size),
@@ -74,8 +76,8 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def tell_joined(env: Mapping[str, str]) -> None:
-    """Tell the store that this rank has found the others; it closes when all have."""
+def report_joined(env: Mapping[str, str]) -> None:
+    """Report to the store that this rank has joined the others; it closes when all have."""
     if RENDEZVOUS not in env or SLURM_TASKS not in env:
         return
     address, _, port = env[RENDEZVOUS].rpartition(":")
@@ -84,6 +86,6 @@ def tell_joined(env: Mapping[str, str]) -> None:
         connection.request("PUT", f"/joined/{env['SLURM_PROCID']}", body=b"1")
         connection.getresponse().read()
     except OSError:
-        pass  # it stays open until the job ends
+        pass  # then the store stays open until the job ends
     finally:
         connection.close()

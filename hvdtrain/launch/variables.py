@@ -1,4 +1,4 @@
-"""What launchers tell the processes they start, by environment variables."""
+"""The environment variables that launchers set for the processes they start."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from collections.abc import Mapping
 
 HOROVOD_SIZE = "HOROVOD_SIZE"
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Ranks that mpirun or srun --mpi started."""
+"""Number of ranks that mpirun or srun --mpi started."""
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
-"""Tasks of the job step, which only processes of srun have; Slurm's other counts are set in batch
-scripts, too, where there is one process."""
+"""Number of tasks of the job step. Only processes of srun have it; Slurm's other counts are also set
+in batch scripts, which are one process."""
 SIZES = (HOROVOD_SIZE, *MPI_SIZES, SLURM_TASKS)
-"""The number of ranks: the first that is set counts."""
+"""Variables with the number of ranks, in order of precedence."""
 MPI_MARKS = (*MPI_SIZES, "PMIX_RANK")
-"""Any of them: MPI has connected the ranks."""
+"""If one of them is set, MPI has connected the ranks."""
 LOCAL_SIZES = {
     "HOROVOD_LOCAL_SIZE": HOROVOD_SIZE,
     "OMPI_COMM_WORLD_LOCAL_SIZE": "OMPI_COMM_WORLD_SIZE",
 }
-"""The number of ranks on this host, and beside it that of the job."""
+"""Variable with the number of ranks on this host → variable with that of the whole job."""
 
 
 def launched(env: Mapping[str, str]) -> bool:
-    """True if a launcher started this process, be it the only one."""
+    """True if a launcher started this process, even as the only one."""
     return any(name in env for name in SIZES)
 
 
 def launched_size(env: Mapping[str, str]) -> int:
-    """Ranks that the launcher says it started; 1 for a plain `python`."""
+    """Number of ranks that the launcher says it started; 1 without a launcher."""
     return next((int(env[name]) for name in SIZES if env.get(name, "").isdigit()), 1)
 
 
 def launcher_sizes(env: Mapping[str, str]) -> dict[str, int]:
     """All variables of launchers that give the number of ranks, with their values.
 
-    Slurm's is the number of tasks of this step, unless these are the daemons of mpirun.
+    Slurm's counts the tasks of this job step. Under mpirun these are its daemons, so Slurm's is left
+    out.
     """
     names = [name for name in (HOROVOD_SIZE, *MPI_SIZES) if env.get(name, "").isdigit()]
     slurm = SLURM_TASKS if SLURM_TASKS in env else "SLURM_NTASKS"
@@ -53,7 +54,10 @@ def on_one_host(env: Mapping[str, str]) -> bool:
 
 
 def on_several_hosts(env: Mapping[str, str]) -> bool:
-    """True if they say that there are ranks on other hosts; both are False where nothing is said."""
+    """True if they say that other hosts have ranks.
+
+    If no variable is set, both this and `on_one_host` are False.
+    """
     nodes = env.get("SLURM_STEP_NUM_NODES", "")
     here = env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
     return (here.isdigit() and int(here) < launched_size(env)) or (

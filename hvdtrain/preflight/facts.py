@@ -1,7 +1,7 @@
-"""What one rank, or one host, can tell of itself before a run; `judge` compares it with the others.
+"""Facts about one rank or one host before a run; `judge` compares those of all.
 
-`python -m hvdtrain.preflight.facts REQUEST` prints a host's facts as JSON: so `hvdtrain doctor --hosts`
-asks over ssh. No torch, no Horovod.
+`python -m hvdtrain.preflight.facts REQUEST` prints a host's facts as JSON; `hvdtrain doctor --hosts`
+runs it on every host by ssh. Imports neither torch nor Horovod.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hvdtrain.versions import installed_versions
 
 @dataclass(frozen=True)
 class Link:
-    """From this rank to the next one of the ring, which is on another host."""
+    """The measured link from this rank to the next rank of the ring, on another host."""
 
     to: int
     address: str
@@ -39,21 +39,21 @@ class Link:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one rank; of one host where `rank` is None. What is not known is None or empty."""
+    """Facts about one rank, or about one host if `rank` is None. Unknown facts are None or empty."""
 
     host: str
     machine: str
-    """Equal on ranks that share a kernel and its network."""
+    """Identity of the machine, see `machine_id`."""
     rank: int | None = None
     size: int = 1
     local_rank: int = 0
     launcher: dict[str, int] = field(default_factory=dict)
-    """How many ranks its launcher started, by variable."""
+    """Number of ranks that the launcher started, by the launcher's variable."""
     versions: dict[str, str] = field(default_factory=dict)
     config: str | None = None
     """Hash of the resolved config."""
     clock: float = 0.0
-    """Seconds since 1970, ahead of the others' by the difference: all ranks look at one moment."""
+    """Time in seconds since 1970; all ranks read their clocks at the same moment."""
     disk: Disk | None = None
     data: tuple[Dataset, ...] = ()
     nic: Nic | None = None
@@ -61,23 +61,23 @@ class Facts:
     """The config's `comm.link_gbit`."""
     link: Link | None = None
     congestion: str = ""
-    """The host's congestion control of TCP."""
+    """TCP congestion control of the host."""
     visible_gpus: int = 0
     gpu: str | None = None
-    """Identity of the GPU of this rank."""
+    """UUID of this rank's GPU."""
     gpu_name: str = ""
     reads: Reads | None = None
     faults: tuple[str, ...] = ()
-    """Found wrong without the others' facts."""
+    """Faults that were found without comparing with other ranks."""
 
     def to_json(self) -> str:
-        """One line."""
+        """The facts as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
     def from_json(text: str) -> Facts:
-        """The facts that `to_json` wrote, also those of another version of it: versions are among
-        what is compared."""
+        """Read what `to_json` wrote, also in another version of hvdtrain: versions are compared
+        later."""
         known = {each.name for each in dataclasses.fields(Facts)}
         values = {name: value for name, value in json.loads(text).items() if name in known}
         for name, kind in (("disk", Disk), ("nic", Nic), ("link", Link), ("reads", Reads)):
@@ -89,9 +89,9 @@ class Facts:
 
 
 def machine_id() -> str:
-    """Boot and network namespace: what ranks of one host share, also where host names repeat.
+    """Identity that only ranks of one host share, even if host names repeat: boot and network.
 
-    In a task of Slurm its node, too: a machine may be several.
+    In a Slurm task also the node, because one machine may run several nodes.
     """
     node = os.environ.get("SLURMD_NODENAME", "") if "SLURM_STEP_ID" in os.environ else ""
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -103,7 +103,7 @@ def machine_id() -> str:
 
 
 def congestion_control() -> str:
-    """What TCP uses on this host; empty where the kernel does not tell."""
+    """TCP congestion control of this host; empty if the kernel does not show it."""
     try:
         return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     except OSError:
@@ -111,22 +111,23 @@ def congestion_control() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed packages, and a hash of hvdtrain's own code: checkouts differ without a version."""
+    """Versions of installed packages. hvdtrain's has a hash of its code: checkouts may differ."""
     digest = hashlib.sha256()
     root = Path(hvdtrain.__file__).parent.parent
     for folder in ("hvdtrain", "pipelines"):
         for file in sorted((root / folder).rglob("*.py")):
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    found = installed_versions()
-    found["hvdtrain"] += f" (code {digest.hexdigest()[:8]})"
-    return found
+    installed = installed_versions()
+    installed["hvdtrain"] += f" (code {digest.hexdigest()[:8]})"
+    return installed
 
 
 def of_host(request: Mapping[str, Any]) -> Facts:
-    """What `hvdtrain doctor --hosts` wants to know of a host.
+    """Facts about this host for `hvdtrain doctor --hosts`.
 
     `request`: `config` (a path or None), `overrides`, `interface`, `peers` (names of the other
-    hosts), `first` (True on the host that writes the run directory), `listing` (of the datasets).
+    hosts), `first` (True on the host that writes the run directory), `listing` (True: list the
+    datasets).
     """
     faults: list[str] = []
     data: tuple[Dataset, ...] = ()
@@ -141,7 +142,7 @@ def of_host(request: Mapping[str, Any]) -> Facts:
             if request["first"]:
                 disk = disk_at(Path(cfg.output), keep=cfg.checkpoint.keep)
         if unknown := [peer for peer in peers if not _is_known(peer)]:
-            faults.append(f"the name {unknown[0]} is unknown there: add it to DNS or /etc/hosts")
+            faults.append(f"cannot resolve the name {unknown[0]}: add it to DNS or /etc/hosts")
         elif peers:
             nic = choose(interface, peers)
     except HvdtrainError as error:

@@ -1,5 +1,7 @@
-"""What is wrong between ranks, or hosts: pure functions over their facts. docs/preflight.md lists
-every finding."""
+"""Find what is wrong between ranks or hosts: pure functions over their facts.
+
+docs/preflight.md lists every finding.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +10,63 @@ from collections.abc import Iterator, Sequence
 
 from hvdtrain import errors
 from hvdtrain.preflight.facts import Facts, Link
-from hvdtrain.preflight.finding import Finding, Names, differ, size_text, speed_text
+from hvdtrain.preflight.finding import (
+    SAME_CHECKOUT,
+    Finding,
+    Names,
+    differ,
+    faults_first,
+    size_text,
+    speed_text,
+)
 
 CLOCK_S = 2.0
-"""Logs of hosts further apart cannot be read side by side."""
+"""Clocks may differ by this much; otherwise the logs of hosts cannot be compared."""
 DISK_BYTES = 16 * 2**20
-"""Needed at least, where the size of a checkpoint is not known."""
+"""Free space that is needed if the size of a checkpoint is not known."""
 LINK_SHARE = 0.5
-"""A link that carries less of its card's speed is told."""
+"""A link that carries less than this share of its card's speed gives a warning."""
 STREAM_MBIT = 20_000.0
-"""What one TCP stream can be expected to carry, however fast the card."""
+"""Speed that one TCP stream can reach on any card."""
 LATENCY_S = 2e-3
-"""Round trip; inside a room it is a tenth of that."""
+"""Round trip time that gives a warning; ten times as long as in one machine room."""
 READ_MB_PER_S = 20.0
+"""A dataset read more slowly than this gives a warning."""
 READ_FILES_PER_S = 500.0
-"""Small files come slowly by the byte from any disk."""
+"""No warning at this rate: small files give few MB/s from any disk."""
 STRICT = ("hvdtrain", "torch", "horovod", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
-"""Packages whose versions must be the same; of others it is only told."""
+"""Packages whose versions must be equal; a difference in others gives a warning."""
 
 
 def judge(facts: Sequence[Facts]) -> list[Finding]:
-    """All findings over the facts of all ranks (or hosts), faults before warnings."""
+    """Compare the facts of all ranks (or hosts) and return all findings, faults first."""
     names = Names(facts)
-    checks = (_own, _placement, _gpus, _versions, _config, _data, _disk, _network, _links)
-    found = [finding for check in checks for finding in check(facts, names)]
-    found += [*_clocks(facts, names), *_storage(facts, names)]
-    return sorted(found, key=lambda finding: finding.kind is None)
+    checks = (
+        _own,
+        _placement,
+        _gpus,
+        _versions,
+        _config,
+        _data,
+        _disk,
+        _network,
+        _links,
+        _clocks,
+        _storage,
+    )
+    return faults_first(finding for check in checks for finding in check(facts, names))
 
 
-Check = Iterator[Finding]
+Findings = Iterator[Finding]
 
 
-def _own(facts: Sequence[Facts], names: Names) -> Check:
+def _own(facts: Sequence[Facts], names: Names) -> Findings:
     for one in facts:
         for text in one.faults:
             yield Finding("host", names.host(one), text, "", errors.CommError)
 
 
-def _placement(facts: Sequence[Facts], names: Names) -> Check:
+def _placement(facts: Sequence[Facts], names: Names) -> Findings:
     for one in facts:
         for variable, started in one.launcher.items():
             if started != one.size:
@@ -53,8 +74,8 @@ def _placement(facts: Sequence[Facts], names: Names) -> Check:
                     "size",
                     names.rank(one),
                     f"the launcher started {started} ranks ({variable}), this one sees {one.size}, "
-                    "so each would train alone",
-                    "start with mpirun, horovodrun or hvdtrain launch; hvdtrain doctor tells what "
+                    "so each would train by itself",
+                    "start with mpirun, horovodrun or hvdtrain launch; hvdtrain doctor shows what "
                     "Horovod was built with",
                     errors.CommError,
                 )
@@ -68,14 +89,14 @@ def _placement(facts: Sequence[Facts], names: Names) -> Check:
             yield Finding(
                 "local rank",
                 names.rank(one),
-                f"has local rank {one.local_rank}, as rank {other.rank} on the same host",
+                f"has local rank {one.local_rank}, the same as rank {other.rank} on this host",
                 "name each host once, as NAME:SLOTS",
                 errors.CommError,
             )
             return
 
 
-def _gpus(facts: Sequence[Facts], names: Names) -> Check:
+def _gpus(facts: Sequence[Facts], names: Names) -> Findings:
     ranks = [one for one in facts if one.rank is not None]
     owners: dict[str, Facts] = {}
     for one in ranks:
@@ -83,7 +104,7 @@ def _gpus(facts: Sequence[Facts], names: Names) -> Check:
             yield Finding(
                 "gpu",
                 names.rank(one),
-                f"local rank {one.local_rank} sees {one.visible_gpus} GPUs",
+                f"has local rank {one.local_rank}, but sees only {one.visible_gpus} of the GPUs",
                 "start one rank per GPU and let every rank see all GPUs of its host (Slurm: "
                 "--gpus-per-node, not --gpus-per-task)",
                 errors.ConfigError,
@@ -93,7 +114,7 @@ def _gpus(facts: Sequence[Facts], names: Names) -> Check:
                 "gpu",
                 names.rank(one),
                 f"has the same GPU as rank {other.rank} ({one.gpu})",
-                "start one rank per GPU, and give CUDA_VISIBLE_DEVICES distinct entries",
+                "start one rank per GPU, without repeated entries in CUDA_VISIBLE_DEVICES",
                 errors.ConfigError,
             )
     without = [one for one in ranks if not one.visible_gpus]
@@ -101,50 +122,49 @@ def _gpus(facts: Sequence[Facts], names: Names) -> Check:
         yield Finding(
             "gpu",
             names.hosts(without),
-            "no GPU is seen there, other hosts have some",
-            "see nvidia-smi there, or leave the host out",
+            "no GPU is visible, but other hosts have some",
+            "run nvidia-smi there, or leave the host out",
             errors.ConfigError,
         )
     if kinds := differ(((one, one.gpu_name) for one in facts), names):
         yield Finding(
-            "gpu model", "GPUs", kinds, "the slowest sets the pace; take equal ones if you can"
+            "gpu model", "GPUs", kinds, "the slowest sets the pace: use equal GPUs if you can"
         )
 
 
-def _versions(facts: Sequence[Facts], names: Names) -> Check:
+def _versions(facts: Sequence[Facts], names: Names) -> Findings:
     for package in dict.fromkeys(name for one in facts for name in one.versions):
         text = differ(((one, one.versions.get(package, "none")) for one in facts), names)
         if text is not None:
             kind = errors.CommError if package in STRICT else None
-            fix = "install the same on all hosts: the same checkout, and make setup in it"
-            yield Finding("version", package, text, fix, kind)
+            yield Finding("version", package, text, SAME_CHECKOUT, kind)
 
 
-def _config(facts: Sequence[Facts], names: Names) -> Check:
+def _config(facts: Sequence[Facts], names: Names) -> Findings:
     if text := differ(((one, one.config) for one in facts), names):
-        fix = "copy the same file to all hosts, and to its parents named by extends"
+        fix = "copy the same file to all hosts, and the files that it extends"
         yield Finding("config", "the config's hash", text, fix, errors.ConfigError)
 
 
-def _data(facts: Sequence[Facts], names: Names) -> Check:
+def _data(facts: Sequence[Facts], names: Names) -> Findings:
     several = len({one.machine for one in facts}) > 1
     for key in dict.fromkeys(data.key for one in facts for data in one.data):
         fix = "is it mounted there? The images must be at the same path on all hosts"
-        here = [(one, data) for one in facts for data in one.data if data.key == key]
-        lost: dict[str, list[Facts]] = {}
-        for one, data in here:
+        seen = [(one, data) for one in facts for data in one.data if data.key == key]
+        missing: dict[str, list[Facts]] = {}
+        for one, data in seen:
             if data.error is not None:
-                lost.setdefault(f"{key}: {data.path}: {data.error}", []).append(one)
-        for text, where in lost.items():
+                missing.setdefault(f"{key}: {data.path}: {data.error}", []).append(one)
+        for text, where in missing.items():
             yield Finding(
                 "data",
                 names.hosts(where),
                 text,
-                fix if several else f"name the images with {key}=DIR (docs/data.md)",
+                fix if several else f"give the path of the images with {key}=DIR (docs/data.md)",
                 errors.DataError,
             )
         listed = [
-            (one, f"{data.count:,} names ({data.manifest})") for one, data in here if data.manifest
+            (one, f"{data.count:,} names ({data.manifest})") for one, data in seen if data.manifest
         ]
         if different := differ(listed, names):
             yield Finding(
@@ -156,28 +176,29 @@ def _data(facts: Sequence[Facts], names: Names) -> Check:
             )
 
 
-def _disk(facts: Sequence[Facts], names: Names) -> Check:
+def _disk(facts: Sequence[Facts], names: Names) -> Findings:
     for one in facts:
         disk = one.disk
         if disk is None:
             continue
-        where, space = f"{names.host(one)}: {disk.path}", "output=DIR takes another disk"
+        where, space = f"{names.host(one)}: {disk.path}", "choose another disk with output=DIR"
         need = disk.need_bytes or DISK_BYTES
         if disk.error is not None:
             yield Finding("disk", where, disk.error, space, errors.ResourceError)
         elif disk.free_bytes < need:
             what = "one checkpoint" if disk.need_bytes else "a run"
             text = f"{size_text(disk.free_bytes)} free, {what} needs {size_text(need)}"
-            yield Finding("disk", where, text, f"free some; {space}", errors.ResourceError)
+            yield Finding("disk", where, text, f"free some space, or {space}", errors.ResourceError)
         elif disk.need_bytes and disk.free_bytes < need * (disk.keep + 1):
             text = (
-                f"{size_text(disk.free_bytes)} free, {disk.keep} checkpoints and one that is being "
+                f"{size_text(disk.free_bytes)} free, {disk.keep} checkpoints and the one being "
+                f"written need {size_text(need * (disk.keep + 1))}"
             )
-            text += f"written take {size_text(need * (disk.keep + 1))}"
-            yield Finding("space", where, text, f"free some, lower checkpoint.keep; {space}")
+            fix = f"free some space, lower checkpoint.keep, or {space}"
+            yield Finding("space", where, text, fix)
 
 
-def _network(facts: Sequence[Facts], names: Names) -> Check:
+def _network(facts: Sequence[Facts], names: Names) -> Findings:
     mtus = [(one, f"{one.nic.mtu} ({one.nic.name})") for one in facts if one.nic is not None]
     if len({one.nic.mtu for one in facts if one.nic is not None}) > 1 and (
         text := differ(mtus, names)
@@ -186,20 +207,20 @@ def _network(facts: Sequence[Facts], names: Names) -> Check:
             "mtu",
             "MTU of the network interfaces",
             text,
-            "large packets may be lost on the way: set one by ip link set dev NAME mtu N",
+            "large packets may be lost: set the same MTU with ip link set dev NAME mtu N",
         )
     pausing = [one for one in facts if one.congestion == "bbr" and one.nic is not None]
     if pausing and len({one.machine for one in facts}) > 1:
         yield Finding(
             "congestion",
             names.hosts(pausing),
-            "TCP's congestion control is bbr, which nearly stops for 0.2 s every 10 s on a link in "
-            "steady use, and all ranks wait",
+            "TCP's congestion control is bbr: on a busy link it nearly stops for 0.2 s every 10 s, "
+            "and all ranks wait",
             "sysctl -w net.ipv4.tcp_congestion_control=cubic",
         )
 
 
-def _links(facts: Sequence[Facts], names: Names) -> Check:
+def _links(facts: Sequence[Facts], names: Names) -> Findings:
     by_rank = {one.rank: one for one in facts}
     for one in facts:
         if one.link is None or one.nic is None:
@@ -211,8 +232,8 @@ def _links(facts: Sequence[Facts], names: Names) -> Check:
                 "link",
                 where,
                 f"{one.link.address}: {one.link.error}",
-                "open the firewall between the hosts for all TCP ports, or name the right network "
-                "with comm.interface",
+                "open all TCP ports between the hosts, or name the right network with "
+                "comm.interface",
                 errors.CommError,
             )
             continue
@@ -222,26 +243,26 @@ def _links(facts: Sequence[Facts], names: Names) -> Check:
                 "slow link",
                 where,
                 f"{speed_text(one.link.mbit)} of {speed_text(expected)}",
-                "is it in use, or another card meant (comm.interface)? See ethtool and iperf3",
+                "do others use it, or is it the wrong card (comm.interface)? See ethtool and iperf3",
             )
         if one.link.latency_s > LATENCY_S:
             yield Finding(
                 "latency",
                 where,
                 f"a round trip takes {one.link.latency_s * 1e3:.1f} ms",
-                "is it in use, or another card meant (comm.interface)?",
+                "do others use it, or is it the wrong card (comm.interface)?",
             )
 
 
 def expected_mbit(one: Facts, to: Facts) -> float:
-    """What the link between two ranks' hosts should carry; 0 where nobody knows."""
+    """Speed that the link between the hosts of two ranks should reach, Mbit/s; 0: unknown."""
     if one.link_gbit is not None:
         return one.link_gbit * 1000
     speeds = [rank.nic.speed_mbit for rank in (one, to) if rank.nic is not None]
     return min(speeds, default=0)
 
 
-def _clocks(facts: Sequence[Facts], names: Names) -> Check:
+def _clocks(facts: Sequence[Facts], names: Names) -> Findings:
     middle = statistics.median([one.clock for one in facts])
     off = [one for one in facts if abs(one.clock - middle) > CLOCK_S]
     if off and len({one.machine for one in facts}) > 1:
@@ -251,7 +272,7 @@ def _clocks(facts: Sequence[Facts], names: Names) -> Check:
         )
 
 
-def _storage(facts: Sequence[Facts], names: Names) -> Check:
+def _storage(facts: Sequence[Facts], names: Names) -> Findings:
     for one in facts:
         reads = one.reads
         if reads and reads.mb_per_s < READ_MB_PER_S and reads.files_per_s < READ_FILES_PER_S:
@@ -259,12 +280,12 @@ def _storage(facts: Sequence[Facts], names: Names) -> Check:
                 "storage",
                 names.host(one),
                 f"the dataset is read at {reads.mb_per_s:.1f} MB/s, {reads.files_per_s:.0f} files/s",
-                "hvdtrain data pack makes few large files, data stage copies them to a local disk",
+                "pack it into few large files (hvdtrain data pack), or copy it to a local disk (hvdtrain data stage)",
             )
 
 
 def measured(facts: Sequence[Facts]) -> str:
-    """One line of what was measured, for the log of the run."""
+    """One line with what was measured, for the log of the run."""
     names, parts = Names(facts), []
     hosts = len({one.machine for one in facts})
     parts.append(f"{len(facts)} ranks on {hosts} host{'s' if hosts > 1 else ''}")

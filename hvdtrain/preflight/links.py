@@ -1,6 +1,6 @@
-"""The links of the ring, measured: each rank to its successor on another host, over plain TCP.
+"""Measure the links of the ring over plain TCP: from each rank to the next one on another host.
 
-Horovod's own collectives cannot tell one link from another, for all ranks wait for the slowest.
+Horovod's collectives cannot show which link is slow, because all ranks wait for the slowest.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _TOKEN_BYTES = 16
 
 
 def ring_link(comm: Comm, nic: Nic | None) -> tuple[Link | None, float]:
-    """This rank's link, None where its successor is on the same host; and the time, in seconds
-    since 1970, at one moment on all ranks. Every rank must call.
+    """Measure this rank's link, and read the clocks of all ranks; every rank must call.
 
-    All links are busy at the same time, as in an allreduce. Who connects must know a secret that
-    only the ranks have.
+    Returns the link, None if the next rank is on the same host, and the time in seconds since 1970,
+    read on all ranks at the same moment. All links are busy at the same time, as in an allreduce.
+    A client must send a secret that only the ranks have.
     """
     token = secrets.token_hex(_TOKEN_BYTES // 2)
     with contextlib.ExitStack() as stack:
@@ -48,7 +48,7 @@ def ring_link(comm: Comm, nic: Nic | None) -> tuple[Link | None, float]:
         link, stream = None, None
         if nic is not None and offers[after][0] != offer[0]:
             link, stream = _ping(after, nic.address, *offers[after][1:])
-        comm.gather_text("")  # the others' streams would stand in the way of pings
+        comm.gather_text("")  # wait: the streams of other ranks would delay pings
         if link is not None and stream is not None:
             link = _stream(link, stream)
         if thread is not None:
@@ -64,7 +64,7 @@ def _listening(nic: Nic) -> Iterator[socket.socket]:
 
 
 def _serve(server: socket.socket, token: bytes) -> None:
-    """Answer the pings and swallow the stream of the predecessor; strangers are turned away."""
+    """Answer the pings and read the stream of the previous rank; refuse clients without the token."""
     deadline = time.monotonic() + TIMEOUT_S
     with contextlib.suppress(OSError):
         while time.monotonic() < deadline:
@@ -86,7 +86,7 @@ def _serve(server: socket.socket, token: bytes) -> None:
 def _ping(
     to: int, source: str, address: str, port: int, token: str
 ) -> tuple[Link, socket.socket | None]:
-    """The link with its latency, and the connection to go on with; None where it fails."""
+    """The link with its latency, and the open connection; None if it fails."""
     where, step, stream = f"{address}:{port}", "cannot connect", None
     try:
         stream = socket.create_connection((address, port), TIMEOUT_S, (source, 0))
@@ -106,7 +106,7 @@ def _ping(
 
 
 def _stream(link: Link, stream: socket.socket) -> Link:
-    """The link with its bandwidth: as much as can be sent in a moment, and read at the other end."""
+    """The link with its bandwidth: what is sent in `SEND_S` and read at the other end."""
     sent, began = 0, time.perf_counter()
     try:
         with stream:
@@ -115,7 +115,7 @@ def _stream(link: Link, stream: socket.socket) -> Link:
             stream.shutdown(socket.SHUT_WR)
             _answer(stream)
     except OSError as error:
-        fault = f"connects, but a stream of data stands still ({_reason(error)})"
+        fault = f"connects, but data does not get through ({_reason(error)})"
         return dataclasses.replace(link, error=fault)
     return dataclasses.replace(link, mbit=sent * 8 / (time.perf_counter() - began) / 1e6)
 

@@ -1,4 +1,4 @@
-"""Check one machine before a run does: versions, build features, MPI, decoding, ports, memory."""
+"""Check one machine: versions, build features, MPI, image decoding, ports, shared memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,49 @@ from hvdtrain.errors import HvdtrainError
 from hvdtrain.versions import installed_versions
 
 MIN_SHARED_MEMORY_BYTES = 64 * 2**20
-"""Open MPI and DALI share buffers through /dev/shm; containers often give it 64 MB or less."""
+"""Open MPI and DALI share buffers in /dev/shm; many containers give it 64 MB or less."""
 
 
-def examine() -> dict[str, Any]:
-    """All findings: `versions`, `horovod`, `machine`, and `checks` as {name, ok, detail}."""
+@dataclass(frozen=True)
+class Check:
+    """One check of this machine; `detail` says what was found, and after a fault what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has, and the result of its checks."""
+
+    versions: dict[str, str]
+    horovod: dict[str, Any]
+    """Version and build features; empty without Horovod."""
+    host: str
+    cores: int
+    """Cores that this process may use."""
+    gpus: list[str]
+    checks: list[Check]
+
+    @property
+    def faults(self) -> list[str]:
+        """One line for each failed check."""
+        return [f"{check.name}: {check.detail}" for check in self.checks if not check.ok]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `doctor --json`."""
+        return {
+            "ok": not self.faults,
+            "versions": self.versions,
+            "horovod": self.horovod,
+            "machine": {"host": self.host, "cores": self.cores, "gpus": self.gpus},
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+def examine() -> Machine:
+    """Run all checks of this machine."""
     horovod: dict[str, Any] = {}
 
     def features() -> str:
@@ -41,51 +80,43 @@ def examine() -> dict[str, Any]:
         _check("shared memory", _shared_memory),
         _check("host name", _host_name),
     ]
-    return {
-        "ok": all(check["ok"] for check in checks),
-        "versions": installed_versions(),
-        "horovod": horovod,
-        "machine": {
-            "host": socket.gethostname(),
-            "cores": len(os.sched_getaffinity(0)),
-            "gpus": [
-                torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
-            ],
-        },
-        "checks": checks,
-    }
-
-
-def machine_text(findings: dict[str, Any]) -> str:
-    """The findings for a person: one line each, faults with what to do."""
-    machine = findings["machine"]
-    lines = [f"{name:<20}  {version}" for name, version in findings["versions"].items()]
-    lines.append(f"{'cores':<20}  {machine['cores']}")
-    lines.append(
-        f"{'GPUs':<20}  {', '.join(machine['gpus']) or 'none: images are decoded and models trained on the CPU'}"
+    return Machine(
+        versions=installed_versions(),
+        horovod=horovod,
+        host=socket.gethostname(),
+        cores=len(os.sched_getaffinity(0)),
+        gpus=[torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        checks=checks,
     )
-    for check in findings["checks"]:
-        mark = "ok   " if check["ok"] else "FAULT"
-        lines.append(f"{mark} {check['name']:<14}  {check['detail']}")
+
+
+def machine_text(machine: Machine) -> str:
+    """One line for each version, resource and check; a fault says what to do."""
+    gpus = ", ".join(machine.gpus) or "none: images are decoded and models trained on the CPU"
+    facts = [*machine.versions.items(), ("cores", str(machine.cores)), ("GPUs", gpus)]
+    lines = [f"{name:<20}  {value}" for name, value in facts]
+    for check in machine.checks:
+        mark = "ok   " if check.ok else "FAULT"
+        lines.append(f"{mark} {check.name:<14}  {check.detail}")
     return "\n".join(lines)
 
 
-def _check(name: str, run: Callable[[], str]) -> dict[str, Any]:
+def _check(name: str, run: Callable[[], str]) -> Check:
     try:
-        return {"name": name, "ok": True, "detail": run()}
+        return Check(name, True, run())
     except (HvdtrainError, OSError, ImportError, RuntimeError) as error:
-        return {"name": name, "ok": False, "detail": " ".join(str(error).split())}
+        return Check(name, False, " ".join(str(error).split()))
 
 
 def _launcher() -> str:
-    found = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name)]
-    if not found:
+    launchers = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name)]
+    if not launchers:
         raise HvdtrainError("none of horovodrun, mpirun, srun is on PATH: run . .venv/bin/activate")
-    return ", ".join(found)
+    return ", ".join(launchers)
 
 
 def _decode() -> str:
-    """Write one JPEG and read it back through the training pipeline."""
+    """Write one JPEG and read it through the training pipeline."""
     from PIL import Image
 
     from hvdtrain.plan.epochs import make_plan
@@ -102,7 +133,9 @@ def _decode() -> str:
             [(_, batch)] = list(loaders.train(make_plan(cfg, 1, 1).epochs[0]))
     red, green, blue = batch.images.mean(dim=(0, 2, 3)).tolist()
     if not red > green > blue:
-        raise HvdtrainError(f"an orange image was decoded to ({red:.2f}, {green:.2f}, {blue:.2f})")
+        raise HvdtrainError(
+            f"an orange image was decoded as RGB ({red:.2f}, {green:.2f}, {blue:.2f})"
+        )
     return f"DALI decodes on the {'GPU' if device.type == 'cuda' else 'CPU'}"
 
 
@@ -113,7 +146,7 @@ def _port() -> str:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            return f"{port} is in use: a run takes the next free one"
+            return f"{port} is in use: a run uses the next free port"
     return f"{port} is free"
 
 

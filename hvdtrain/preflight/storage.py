@@ -1,4 +1,4 @@
-"""Disks of a run as one host sees them: where it writes, and what it reads."""
+"""The disks of a run as one host sees them: its run directory and its datasets."""
 
 from __future__ import annotations
 
@@ -17,46 +17,47 @@ from hvdtrain.errors import HvdtrainError
 
 READ_S = 0.3
 READ_BYTES = 64 * 2**20
-"""Reading of the dataset is timed until one of them is reached."""
-READ_AT_LEAST_BYTES = 256 * 2**10
-"""From less no speed is told."""
+"""Reading of the dataset is timed until one of these limits is reached."""
+MIN_READ_BYTES = 256 * 2**10
+"""If less can be read, no speed is computed."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Where the run directory will be."""
+    """The disk of the run directory."""
 
     path: str
     free_bytes: int = 0
     need_bytes: int | None = None
-    """Of one checkpoint."""
+    """Size of one checkpoint; None: unknown."""
     keep: int = 2
+    """Number of checkpoints that are kept."""
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One of the config's datasets, as this host sees it."""
+    """A dataset of the config, as this host sees it."""
 
     key: str
     path: str
     error: str | None = None
     manifest: str | None = None
-    """Hash of what is listed: of the names at its top, or of all names and labels."""
+    """Hash of the names in its top folder, or of all names and labels."""
     count: int = 0
-    """Entries at its top, or images."""
+    """Number of names in its top folder, or of images."""
 
 
 @dataclass(frozen=True)
 class Reads:
-    """The dataset's disk, one file after the other."""
+    """How fast the dataset's files are read, one after the other."""
 
     mb_per_s: float
     files_per_s: float
 
 
 def disk_at(path: Path, need_bytes: int | None = None, keep: int = 2) -> Disk:
-    """Free space where `path` is or will be made, and whether it can be written."""
+    """Free space of the disk where `path` is or will be created, and whether it is writable."""
     place = path.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -69,11 +70,11 @@ def disk_at(path: Path, need_bytes: int | None = None, keep: int = 2) -> Disk:
 
 
 def glance(key: str, path: str) -> Dataset:
-    """The names at the top of a dataset: cheap, also of a million images on a network disk."""
+    """List the top folder of a dataset: cheap, also for a million images on a network disk."""
     place = Path(path)
     if not place.exists():
         if any(sign in path for sign in "{*?[:"):
-            return Dataset(key, path)  # a pattern: read as a whole when the run opens it
+            return Dataset(key, path)  # a pattern: it is expanded when the run opens the dataset
         return Dataset(key, path, "no such folder or file")
     try:
         if place.is_file():
@@ -89,10 +90,10 @@ def glance(key: str, path: str) -> Dataset:
 
 
 def look(key: str, path: str) -> Dataset:
-    """The whole list of a dataset's images."""
-    seen = glance(key, path)
-    if seen.error is not None:
-        return seen
+    """List all images of a dataset."""
+    dataset = glance(key, path)
+    if dataset.error is not None:
+        return dataset
     from pipelines.sources import open_source
 
     try:
@@ -103,16 +104,16 @@ def look(key: str, path: str) -> Dataset:
 
 
 def datasets(cfg: Config) -> Iterator[tuple[str, str]]:
-    """Key and path of each that the config names."""
+    """Key and path of each dataset of the config."""
     for key, path in (("data.train", cfg.data.train), ("data.val", cfg.data.val)):
         if path is not None:
             yield key, path
 
 
 def read_speed(path: str) -> Reads | None:
-    """How fast the dataset's files come from their disk, not from memory; None from too little."""
+    """Measure how fast files come from the disk, not from memory; None: too little to read."""
     done, files, began = 0, 0, time.perf_counter()
-    with contextlib.suppress(OSError):  # told by whoever opens the dataset
+    with contextlib.suppress(OSError):  # reported when the dataset is opened
         for file in _some_files(Path(path)):
             files += 1
             with file.open("rb", buffering=0) as opened:
@@ -124,7 +125,7 @@ def read_speed(path: str) -> Reads | None:
             if time.perf_counter() - began > READ_S or done > READ_BYTES:
                 break
     seconds = time.perf_counter() - began
-    if done < READ_AT_LEAST_BYTES:
+    if done < MIN_READ_BYTES:
         return None
     return Reads(done / seconds / 1e6, files / seconds)
 

@@ -1,6 +1,6 @@
-"""Before the first step: what all ranks find of themselves, laid side by side.
+"""Collect the facts of all ranks at the start of a run, and in `hvdtrain doctor`.
 
-A few seconds at the start of every run, and of `hvdtrain doctor` under a launcher.
+It takes a few seconds.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from hvdtrain.preflight.links import ring_link
 from hvdtrain.preflight.storage import Dataset, datasets, disk_at, glance, look, read_speed
 
 MOMENTS = {"sgd": 1, "lars": 1, "lamb": 2, "adamw": 2}
-"""Tensors that each optimizer keeps per weight."""
-USUAL_CLASSES = 1000
+"""Number of tensors that each optimizer keeps for a weight."""
+DEFAULT_CLASSES = 1000
+"""Assumed where the config does not set the number of classes."""
 
 
 def survey(
     cfg: Config | None, comm: Comm, output: Path, *, whole: bool = False, own: tuple[str, ...] = ()
 ) -> list[Facts]:
-    """The facts of all ranks, on every rank. `whole` lists all images; a run does it on its own
-    when it opens its data. `own` are faults of this rank that the caller knows of.
+    """Return the facts of all ranks on every rank; every rank must call.
 
-    No fault is raised here: `judge` finds it. Every rank must call.
+    `output`: the run directory. `whole`: list all images of the datasets; a run does not need it,
+    because it lists them when it opens its data. `own`: known faults of this rank. Faults are not
+    raised: `judge` finds them.
     """
     interface = cfg.comm.interface if cfg else "auto"
     nic = choose_for_rank(interface, os.environ) if comm.size > 1 else None
@@ -48,8 +50,8 @@ def survey(
     data: tuple[Dataset, ...] = ()
     reads = None
     if cfg is not None and first_here:
-        see = look if whole else glance
-        data = tuple(see(key, path) for key, path in datasets(cfg))
+        list_dataset = look if whole else glance
+        data = tuple(list_dataset(key, path) for key, path in datasets(cfg))
         reads = read_speed(cfg.data.train) if cfg.data.train is not None else None
     gpus = torch.cuda.device_count()
     mine = comm.local_rank if comm.local_rank < gpus else None
@@ -84,13 +86,14 @@ def survey(
 
 
 def checkpoint_bytes(cfg: Config) -> int | None:
-    """Size of one checkpoint: weights, what the optimizer keeps of each, their average.
+    """Size of one checkpoint: weights, the optimizer's tensors and the weights' average.
 
-    The model is made without memory. None where it cannot be, for a model of another library.
+    The model is built on the meta device, without memory. None if that fails, as it may with a
+    model of another library.
     """
     with contextlib.suppress(HvdtrainError, RuntimeError, NotImplementedError):
         with torch.device("meta"):
-            model = build_model(cfg.model, cfg.model.num_classes or USUAL_CLASSES)
+            model = build_model(cfg.model, cfg.model.num_classes or DEFAULT_CLASSES)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         averages = 1 if cfg.train.ema_decay is not None else 0

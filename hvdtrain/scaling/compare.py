@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -66,6 +66,14 @@ class Comparison:
     def error(self) -> float:
         """(predicted - measured) / measured."""
         return self.predicted_s / self.measured.step_s - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `scaling compare --json`."""
+        return {
+            **self.measured.model_dump(),
+            "predicted_s": self.predicted_s,
+            "error": self.error,
+        }
 
 
 def fit(messages: list[Message]) -> tuple[float, float]:

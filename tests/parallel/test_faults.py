@@ -135,7 +135,7 @@ def test_run_directory_that_cannot_be_written(config: Path, ranks: int) -> None:
     code, line = fails(config, f"output={blocked}/runs", ranks=ranks)
     assert code == 6
     assert "output: cannot write the run directory" in line
-    assert "name another with output=DIR" in line
+    assert "choose another with output=DIR" in line
 
 
 @pytest.mark.parallel

@@ -1,7 +1,8 @@
-"""Hosts, placement, what Slurm tells, which variables travel, and the commands made of it."""
+"""Hosts, placement, Slurm's variables, forwarded variables, and the commands made of them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 
@@ -13,6 +14,7 @@ from hvdtrain.launch import commands
 from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement
 from hvdtrain.launch.forwarding import forwarded, kept_back
 from hvdtrain.launch.hosts import Host, parse_hosts, read_hostfile
+from hvdtrain.launch.nic import Nic
 from hvdtrain.launch.placement import RankPlace, actual_placement, place, placement_text
 from hvdtrain.launch.slurm_task import horovod_variables, tasks_per_node
 from hvdtrain.launch.variables import launched_size
@@ -33,7 +35,7 @@ def test_hosts() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a:0", "slots of a: expected a number from 1 on, found '0'"),
+        ("a:0", "slots of a: expected a number from 1 up, found '0'"),
         ("a:x", "found 'x'"),
         ("a:4,a:4", "a is named twice"),
         ("", "expected NAME:SLOTS, found ''"),
@@ -90,7 +92,7 @@ def test_cores_and_gpus() -> None:
 
 
 def test_placement_as_ranks_found_it() -> None:
-    ranks = [RankPlace("a", 2, 0), RankPlace("b", 4, 0), RankPlace("a", 2, 0)]  # dealt in turn
+    ranks = [RankPlace("a", 2, 0), RankPlace("b", 4, 0), RankPlace("a", 2, 0)]  # assigned in turn
     assert placement_text(actual_placement(ranks)) == (
         "3 ranks on 1 host (a): 2 ranks, 2 cores a rank, no GPU; "
         "1 host (b): 1 rank, 4 cores a rank, no GPU"
@@ -98,7 +100,7 @@ def test_placement_as_ranks_found_it() -> None:
 
 
 def task(procid: int, node: int, local: int, **more: str) -> dict[str, str]:
-    """The environment of one of three tasks on two nodes, dealt to them in turn."""
+    """The environment of one of three tasks, assigned to two nodes in turn."""
     return {
         "SLURM_JOB_ID": "7",
         "SLURM_PROCID": str(procid),
@@ -113,8 +115,8 @@ def task(procid: int, node: int, local: int, **more: str) -> dict[str, str]:
 
 def test_horovods_variables_of_a_task() -> None:
     given = {"HVDTRAIN_RENDEZVOUS": "10.0.0.1:4567", "HVDTRAIN_RANKS": "3"}
-    found = horovod_variables(task(2, 0, 1, **given))
-    assert found == {
+    variables = horovod_variables(task(2, 0, 1, **given))
+    assert variables == {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1",
@@ -131,11 +133,11 @@ def test_horovods_variables_of_a_task() -> None:
     assert (other["HOROVOD_CROSS_RANK"], other["HOROVOD_CROSS_SIZE"]) == ("1", "2")
 
 
-def test_tasks_that_would_train_alone_are_refused() -> None:
-    with pytest.raises(CommError, match="3 tasks that do not know of each other"):
+def test_tasks_that_would_train_by_themselves_are_refused() -> None:
+    with pytest.raises(CommError, match="3 tasks that cannot find each other"):
         horovod_variables(task(0, 0, 0))
     given = {"HVDTRAIN_RENDEZVOUS": "10.0.0.1:4567", "HVDTRAIN_RANKS": "4"}
-    with pytest.raises(CommError, match="3 tasks, but the job was opened for 4"):
+    with pytest.raises(CommError, match="3 tasks, but the store was opened for 4"):
         horovod_variables(task(0, 0, 0, **given))
     assert horovod_variables(task(0, 0, 0, OMPI_COMM_WORLD_SIZE="8")) == {}
     assert horovod_variables(task(0, 0, 0, PMIX_RANK="0")) == {}
@@ -158,7 +160,7 @@ def test_a_batch_script_is_one_process() -> None:
 
 def test_counts_of_tasks() -> None:
     assert tasks_per_node("4(x2),1") == [4, 4, 1]
-    with pytest.raises(CommError, match="expected such as"):
+    with pytest.raises(CommError, match="expected counts such as"):
         tasks_per_node("4x2")
 
 
@@ -175,14 +177,14 @@ def test_slurm_placement() -> None:
     assert placed.cores == (6, 6, 6)
     assert placed.gpus == (4, 4, 4)
     del env["SLURM_TASKS_PER_NODE"]
-    with pytest.raises(ResourceError, match="no number of tasks"):
+    with pytest.raises(ResourceError, match="number of tasks is not set"):
         slurm_placement(env)
 
 
 def test_names_of_nodes() -> None:
     assert node_names("n[1-3,07],m") == ["n1", "n2", "n3", "n07", "m"]
     assert node_names("rack[1-2]n[09-10]") == ["rack1n09", "rack1n10", "rack2n09", "rack2n10"]
-    with pytest.raises(ResourceError, match="list of nodes"):
+    with pytest.raises(ResourceError, match="SLURM_JOB_NODELIST: expected a list of nodes"):
         node_names("")
 
 
@@ -200,16 +202,15 @@ def test_secrets_stay_here() -> None:
     for name in ("WANDB_API_KEY", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "token"):
         with pytest.raises(ConfigError, match="looks like a secret"):
             forwarded(env | {name: "x"}, [name])
-    with pytest.raises(ConfigError, match="is not set here"):
+    with pytest.raises(ConfigError, match="is not set: export it first"):
         forwarded(env, ["MISSING"])
 
 
 REQUEST = commands.LaunchRequest(
     place(TWO),
     ("/v/bin/hvdtrain", "train", "x.yaml"),
-    ("PATH",),
-    "10.0.0.0/24",
-    "eth0",
+    names=("PATH",),
+    nic=Nic("eth0", "10.0.0.1", 24, 1500, 0),
     remote=True,
 )
 
@@ -247,17 +248,18 @@ def test_mpirun_on_one_host_and_in_slurm() -> None:
 
 
 def test_horovodrun() -> None:
-    command = commands.horovodrun(REQUEST, "mpi", (4, 1), "/v")
+    request = replace(REQUEST, launcher="horovodrun")
+    command = commands.horovodrun(request, (4, 1), "/v")
     assert command.words[:6] == ("horovodrun", "--mpi", "-np", "6", "-H", "a:4,b:2")
     assert command.checkpoint_signal == SIGTERM
-    gloo = commands.horovodrun(REQUEST, "gloo", ())
-    assert any("isolated networks only" in text for text in gloo.warnings)
+    gloo = commands.horovodrun(replace(request, controller="gloo"), (), None)
+    assert any("use it on isolated networks only" in text for text in gloo.warnings)
     with pytest.raises(ConfigError, match="Open MPI 5 refuses"):
-        commands.horovodrun(REQUEST, "mpi", (5, 0))
+        commands.horovodrun(request, (5, 0), None)
 
 
 def test_srun() -> None:
-    command = commands.srun(REQUEST, "gloo")
+    command = commands.srun(replace(REQUEST, controller="gloo"))
     assert command.words[:6] == ("srun", "--ntasks", "6", "--nodes", "2", "--wait=60")
-    assert "--mpi=pmix" in commands.srun(REQUEST, "mpi").words
+    assert "--mpi=pmix" in commands.srun(REQUEST).words
     assert command.checkpoint_signal == SIGUSR1

@@ -17,7 +17,7 @@ import pytest
 from hvdtrain.errors import ResourceError
 from hvdtrain.launch.job import STOP_NOTE, note_stop, run_job
 from hvdtrain.launch.rendezvous import rendezvous
-from hvdtrain.launch.slurm_task import tell_joined
+from hvdtrain.launch.slurm_task import report_joined
 from hvdtrain.signals import REPEAT_S, StopSignals
 from tests.launch import environment
 
@@ -41,10 +41,10 @@ def test_the_store_listens_on_one_address_until_all_have_joined() -> None:
         assert ask(port, "PUT", "/global/0", b"address")[0] == 200
         assert ask(port, "GET", "/global/0") == (200, b"address")
         env = {"HVDTRAIN_RENDEZVOUS": f"127.0.0.1:{port}", "SLURM_STEP_NUM_TASKS": "2"}
-        tell_joined(env | {"SLURM_PROCID": "0"})
-        tell_joined(env | {"SLURM_PROCID": "0"})
+        report_joined(env | {"SLURM_PROCID": "0"})
+        report_joined(env | {"SLURM_PROCID": "0"})
         assert ask(port, "GET", "/global/0")[0] == 200
-        tell_joined(env | {"SLURM_PROCID": "1"})
+        report_joined(env | {"SLURM_PROCID": "1"})
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             with socket.socket() as probe:
@@ -64,7 +64,7 @@ def test_the_store_closes_with_the_job() -> None:
 
 def test_an_address_of_another_host() -> None:
     store = rendezvous("198.51.100.1", 2)
-    with pytest.raises(ResourceError, match=r"198\.51\.100\.1: no port to listen on"), store:
+    with pytest.raises(ResourceError, match=r"198\.51\.100\.1: cannot listen on it"), store:
         pass
 
 
@@ -160,7 +160,7 @@ def test_dry_run() -> None:
     [
         (("--", "train", "x"), "give --hosts a:4,b:4 or --hostfile FILE"),
         (("--hosts", "a:x", "--", "train", "x"), "slots of a"),
-        (("--hosts", "a:1", "--launcher", "srun", "--", "train", "x"), "works in a Slurm job"),
+        (("--hosts", "a:1", "--launcher", "srun", "--", "train", "x"), "works only in a Slurm job"),
         (("slurm", "configs/demo_digits.yaml", "--container", "pyxis"), "give --image"),
         (("slurm", "configs/demo_digits.yaml", "--sweep", "lr.bse=1,2"), "lr.bse: unknown key"),
     ],

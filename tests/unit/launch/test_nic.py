@@ -11,7 +11,7 @@ import pytest
 from hvdtrain.config.load import parse_config
 from hvdtrain.errors import CommError, ConfigError
 from hvdtrain.launch import nic
-from hvdtrain.launch.nic import Interface, Nic, choose, choose_for_rank, peers_of, tell
+from hvdtrain.launch.nic import Interface, Nic, choose, choose_for_rank, library_variables, peers_of
 
 LO = Interface("lo", ("127.0.0.1/8",), 65536, True, 0)
 DOCKER = Interface("docker0", ("172.17.0.1/16",), 1500, True, 0)
@@ -51,7 +51,9 @@ def test_the_only_one_without_any_route(routes: dict[str, str]) -> None:
     assert choose("auto", [], [DOCKER, FAST, DEAD, LO]) == Nic(
         "ens5f0", "10.0.0.1", 24, 9000, 25000
     )
-    with pytest.raises(CommError, match="no network interface has one interface to choose"):
+    with pytest.raises(
+        CommError, match="cannot choose between the network interfaces: found docker0"
+    ):
         choose("auto", [], HOST)
 
 
@@ -74,8 +76,7 @@ def test_errors_name_what_was_found(interface: str, peers: list[str], told: str)
 
 
 def test_all_libraries_are_told_the_same() -> None:
-    told = tell(choose("ens5f0", [], HOST))
-    assert told == {
+    assert library_variables(choose("ens5f0", [], HOST)) == {
         "HOROVOD_GLOO_IFACE": "ens5f0",
         "NCCL_SOCKET_IFNAME": "=ens5f0",
         "GLOO_SOCKET_IFNAME": "ens5f0",

@@ -1,4 +1,4 @@
-"""The judge over made-up ranks: every fault is found, told in one line, and none where all is well."""
+"""The judge over invented ranks: it finds every fault, in one line each, and none in a good job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from hvdtrain.errors import CommError, ConfigError, DataError, ResourceError
 from hvdtrain.launch.nic import Nic
-from hvdtrain.preflight.facts import Facts, Link, launcher_sizes
+from hvdtrain.launch.variables import launcher_sizes
+from hvdtrain.preflight.facts import Facts, Link
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.storage import Dataset, Disk, Reads
@@ -78,11 +79,16 @@ CASES: list[tuple[str, list[Facts], type[Exception] | None, str]] = [
         "local rank",
         changed(1, local_rank=0),
         CommError,
-        "rank 1 on node1: has local rank 0, as rank 0 on the same host",
+        "rank 1 on node1: has local rank 0, the same as rank 0 on this host",
     ),
-    ("gpu", changed(3, visible_gpus=1), ConfigError, "rank 3 on node2: local rank 1 sees 1 GPUs"),
+    (
+        "gpu",
+        changed(3, visible_gpus=1),
+        ConfigError,
+        "rank 3 on node2: has local rank 1, but sees only 1 of the GPUs",
+    ),
     ("gpu", changed(1, gpu="GPU-0"), ConfigError, "has the same GPU as rank 0 (GPU-0)"),
-    ("gpu", changed(3, visible_gpus=0), ConfigError, "node2: no GPU is seen there"),
+    ("gpu", changed(3, visible_gpus=0), ConfigError, "node2: no GPU is visible"),
     ("gpu model", changed(3, gpu_name="A100"), None, "H100 on node1, node2; A100 on node2"),
     (
         "version",
@@ -113,16 +119,21 @@ CASES: list[tuple[str, list[Facts], type[Exception] | None, str]] = [
         "disk",
         changed(0, disk=Disk("/runs", GB // 2, GB)),
         ResourceError,
-        "node1: /runs: 500.0 MB free, one checkpoint needs 1.0 GB: free some; output=DIR",
+        "node1: /runs: 500.0 MB free, one checkpoint needs 1.0 GB: free some space, or choose another disk",
     ),
     ("disk", changed(0, disk=Disk("/runs", 10**6)), ResourceError, "1.0 MB free"),
     (
         "disk",
         changed(0, disk=Disk("/runs", 9 * GB, GB, error="not writable")),
         ResourceError,
-        "node1: /runs: not writable: output=DIR takes another disk",
+        "node1: /runs: not writable: choose another disk with output=DIR",
     ),
-    ("space", changed(0, disk=Disk("/runs", 2 * GB, GB)), None, "2 checkpoints and one that is"),
+    (
+        "space",
+        changed(0, disk=Disk("/runs", 2 * GB, GB)),
+        None,
+        "2 checkpoints and the one being written need 3.0 GB",
+    ),
     (
         "mtu",
         changed(2, nic=Nic("ens5", "10.0.0.2", 24, 1500, 25_000)),
@@ -133,7 +144,7 @@ CASES: list[tuple[str, list[Facts], type[Exception] | None, str]] = [
         "congestion",
         changed(2, congestion="bbr"),
         None,
-        "node2: TCP's congestion control is bbr, which nearly stops for 0.2 s every 10 s",
+        "node2: TCP's congestion control is bbr: on a busy link it nearly stops for 0.2 s every 10 s",
     ),
     (
         "link",
@@ -165,24 +176,26 @@ CASES: list[tuple[str, list[Facts], type[Exception] | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "facts", "kind", "text"), CASES)
+@pytest.mark.parametrize(("name", "facts", "error", "text"), CASES)
 def test_one_finding(
-    name: str, facts: list[Facts], kind: type[Exception] | None, text: str
+    name: str, facts: list[Facts], error: type[Exception] | None, text: str
 ) -> None:
     [finding] = judge(facts)
-    assert (finding.name, finding.kind) == (name, kind)
+    assert (finding.name, finding.error) == (name, error)
     assert text in str(finding)
     assert "\n" not in str(finding)
 
 
-def test_one_machine_hears_nothing_of_hosts() -> None:
+def test_on_one_machine_a_finding_does_not_speak_of_hosts() -> None:
     lost = (Dataset("data.train", "/none", "no such folder or file"),)
     [finding] = judge([Facts("node1", "boot", rank=0, data=lost)])
-    told = "node1: data.train: /none: no such folder or file: name the images with data.train=DIR"
-    assert str(finding) == f"{told} (docs/data.md)"
+    assert str(finding) == (
+        "node1: data.train: /none: no such folder or file: give the path of the images with "
+        "data.train=DIR (docs/data.md)"
+    )
 
 
-def test_one_machine_needs_no_congestion_control() -> None:
+def test_on_one_machine_congestion_control_does_not_matter() -> None:
     here = [dataclasses.replace(one, machine="boot", congestion="bbr") for one in job()]
     assert "congestion" not in [finding.name for finding in judge(here)]
 
@@ -191,11 +204,10 @@ def test_small_files_are_slow_by_the_byte() -> None:
     assert judge(changed(2, reads=Reads(9.0, 8000.0))) == []
 
 
-def test_a_rank_alone_under_a_launcher() -> None:
-    """srun without anything that joins the tasks: each of them is rank 0 of 1."""
+def test_a_rank_that_the_launcher_did_not_connect() -> None:
+    """srun without MPI or a store: each task is rank 0 of 1."""
     env = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
-    alone = Facts("node1", "boot", rank=0, size=1, launcher=launcher_sizes(env))
-    [finding] = judge([alone])
+    [finding] = judge([Facts("node1", "boot", rank=0, size=1, launcher=launcher_sizes(env))])
     assert "the launcher started 4 ranks (SLURM_STEP_NUM_TASKS), this one sees 1" in str(finding)
 
 
@@ -219,15 +231,15 @@ def test_launcher_sizes(env: dict[str, str], sizes: dict[str, int]) -> None:
 
 def test_faults_first_and_raised_together() -> None:
     ranks = changed(2, clock=1060.0, size=1, data=(Dataset("data.train", "/d", "an empty folder"),))
-    found = judge(ranks)
-    assert [finding.name for finding in found] == ["size", "data", "clock"]
+    findings = judge(ranks)
+    assert [finding.name for finding in findings] == ["size", "data", "clock"]
     with pytest.raises(CommError, match=r"this one sees 1.*\n.*an empty folder[^\n]*$") as error:
-        raise_faults(found)
+        raise_faults(findings)
     assert error.value.everywhere
-    raise_faults(found[2:])  # warnings stop nothing
+    raise_faults(findings[2:])  # warnings stop nothing
 
 
-def test_hosts_of_one_name_are_told_by_address() -> None:
+def test_hosts_with_the_same_name_are_shown_with_their_address() -> None:
     ranks = [dataclasses.replace(one, host="localhost") for one in changed(2, config="bad")]
     text = str(judge(ranks)[0])
     assert (
@@ -241,9 +253,9 @@ def test_facts_travel_as_json() -> None:
 
 
 def test_facts_of_another_version_can_be_read() -> None:
-    told = json.loads(job()[0].to_json()) | {"altitude": 3}
-    del told["congestion"], told["faults"]
-    assert Facts.from_json(json.dumps(told)) == job()[0]
+    content = json.loads(job()[0].to_json()) | {"altitude": 3}
+    del content["congestion"], content["faults"]
+    assert Facts.from_json(json.dumps(content)) == job()[0]
 
 
 def test_every_finding_is_in_the_docs() -> None:

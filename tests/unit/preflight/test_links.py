@@ -1,4 +1,4 @@
-"""The links of a ring of two, whose ranks are threads that take each other for other hosts."""
+"""The links of a ring of two ranks: threads that believe to be on different hosts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_ranks_of_one_host_have_no_link(monkeypatch: pytest.MonkeyPatch) -> None
     assert measure() == [None, None]
 
 
-def test_strangers_are_turned_away() -> None:
+def test_clients_without_the_token_are_refused() -> None:
     with links._listening(NIC) as server:
         thread = threading.Thread(target=links._serve, args=(server, b"s" * 16))
         thread.start()

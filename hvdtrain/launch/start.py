@@ -1,0 +1,136 @@
+"""Start a job: place its ranks, choose launcher and network, and run the launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from hvdtrain.errors import ConfigError
+from hvdtrain.files import write_atomically
+from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placement
+from hvdtrain.launch.commands import Command, Controller, Launcher, LaunchRequest, launcher_command
+from hvdtrain.launch.forwarding import forwarded
+from hvdtrain.launch.hosts import given_hosts
+from hvdtrain.launch.job import own_command, run_job
+from hvdtrain.launch.nic import choose
+from hvdtrain.launch.placement import Placement, place
+from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
+
+HOROVODRUN_NEEDS = (
+    "HOME",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "SSH_AUTH_SOCK",
+    "OMPI_ALLOW_RUN_AS_ROOT",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+)
+"""Environment variables that horovodrun itself needs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is ready to start: its launcher's command line and environment."""
+
+    request: LaunchRequest
+    command: Command
+    env: Mapping[str, str]
+    """Environment of the launcher."""
+    needs_store: bool
+    """Ranks find each other through our own store, see `rendezvous`."""
+
+    def run(self) -> int:
+        """Run the launcher, wait for its end and return its exit code. Raises ResourceError."""
+        nic, size = self.request.nic, self.request.placement.size
+        with contextlib.ExitStack() as stack:
+            env = self.env
+            if self.needs_store:
+                from hvdtrain.launch.rendezvous import rendezvous
+
+                address = nic.address if nic is not None else "127.0.0.1"
+                server = stack.enter_context(rendezvous(address, size))
+                env = {**env, **_store_variables(address, server.server_port, size)}
+            return run_job(self.command.words, env, self.command.checkpoint_signal)
+
+
+def launch_request(
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    hosts: str | None = None,
+    hostfile: Path | None = None,
+    launcher: Launcher | Literal["auto"] = "auto",
+    controller: Controller | None = None,
+    forward: Sequence[str] = (),
+) -> LaunchRequest:
+    """Decide what starts where: on `hosts` (or those of `hostfile`), else in the Slurm job of `env`.
+
+    `arguments`: what each rank runs after `hvdtrain`. `launcher` auto: srun in a Slurm job, else
+    mpirun. `controller` None: gloo with srun, else mpi. `forward`: more variables of `env` to
+    forward. Raises ConfigError, or ResourceError if Slurm's variables are not as expected.
+    """
+    in_slurm = in_allocation(env) and hosts is None and hostfile is None
+    placement = slurm_placement(env) if in_slurm else place(given_hosts(hosts, hostfile))
+    if launcher == "auto":
+        launcher = "srun" if in_slurm else "mpirun"
+    if launcher == "srun" and not in_slurm:
+        raise ConfigError(
+            "--launcher srun: works only in a Slurm job and without --hosts: see sbatch, salloc"
+        )
+    return LaunchRequest(
+        placement,
+        (*own_command(), *arguments),
+        launcher,
+        controller or ("gloo" if launcher == "srun" else "mpi"),
+        tuple(forwarded(env, forward)),
+        remote=not _all_here(placement, env),
+        in_slurm=in_slurm,
+    )
+
+
+def prepare(request: LaunchRequest, env: Mapping[str, str], interface: str = "auto") -> Job:
+    """Choose the network between the hosts and build the launcher's command line.
+
+    `interface` is the config's `comm.interface`. Raises ConfigError if the launcher cannot do what
+    is asked, CommError if no network leads to the other hosts, ResourceError if the launcher is
+    not installed.
+    """
+    if request.remote or interface != "auto":
+        peers = [host.name for host in request.placement.hosts]
+        request = replace(request, nic=choose(interface, peers))
+    if request.launcher == "horovodrun":  # it puts its whole environment on ssh's command line
+        kept = {*HOROVODRUN_NEEDS, *request.names}
+        env = {name: value for name, value in env.items() if name in kept}
+    gloo_by_srun = request.launcher == "srun" and request.controller == "gloo"
+    needs_store = gloo_by_srun and request.placement.size > 1
+    return Job(request, launcher_command(request), env, needs_store)
+
+
+def keep_store(file: Path, ranks: int, env: Mapping[str, str], interface: str = "auto") -> None:
+    """Keep the store of a Slurm job open until all `ranks` have joined.
+
+    Writes the variables that the ranks need to `file`. Raises CommError, ResourceError.
+    """
+    from hvdtrain.launch.rendezvous import rendezvous
+
+    nodes = node_names(env.get("SLURM_JOB_NODELIST", "localhost"))
+    several = len(nodes) > 1 or interface != "auto"
+    address = choose(interface, nodes).address if several else "127.0.0.1"
+    with rendezvous(address, ranks) as server:
+        variables = _store_variables(address, server.server_port, ranks)
+        text = "".join(f"{name}={value}\n" for name, value in variables.items())
+        write_atomically(file, text.encode())
+        server.all_joined.wait()
+
+
+def _store_variables(address: str, port: int, ranks: int) -> dict[str, str]:
+    return {RENDEZVOUS: f"{address}:{port}", RANKS: str(ranks)}
+
+
+def _all_here(placement: Placement, env: Mapping[str, str]) -> bool:
+    here = ("localhost", "127.0.0.1", socket.gethostname(), env.get("SLURMD_NODENAME"))
+    return len(placement.hosts) == 1 and placement.hosts[0].name in here

@@ -1,0 +1,93 @@
+"""From options and environment to a launcher that runs, with stand-ins for the launchers."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.errors import ConfigError
+from hvdtrain.launch.commands import named_config
+from hvdtrain.launch.start import launch_request, prepare
+
+TRAIN = ("train", "x.yaml")
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A user's environment, whose launchers only write down theirs."""
+    for name in ("srun", "mpirun", "horovodrun"):
+        script = tmp_path / name
+        script.write_text(f'#!/bin/sh\necho "mpirun (Open MPI) 4.1.6"\nenv > {tmp_path}/env\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return {"PATH": os.environ["PATH"], "HOME": "/root", "NCCL_DEBUG": "INFO", "EDITOR": "vi"}
+
+
+def slurm(nodes: str) -> dict[str, str]:
+    """The environment of a batch script with two tasks on each node."""
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": nodes,
+        "SLURM_TASKS_PER_NODE": "2",
+        "SLURMD_NODENAME": "n1",
+    }
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """What the launcher was given."""
+    lines = (folder / "env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def test_a_job_on_this_host_needs_no_network(env: dict[str, str]) -> None:
+    request = launch_request(TRAIN, env, hosts="localhost:2")
+    assert (request.launcher, request.controller) == ("mpirun", "mpi")
+    assert not request.needs_ssh
+    assert prepare(request, env).request.nic is None
+
+
+def test_a_host_elsewhere_needs_ssh(env: dict[str, str]) -> None:
+    assert launch_request(TRAIN, env, hosts="node7:2").needs_ssh
+    assert not launch_request(TRAIN, env | slurm("n2")).needs_ssh
+
+
+def test_ranks_of_srun_get_the_address_of_a_store(env: dict[str, str], tmp_path: Path) -> None:
+    request = launch_request(TRAIN, env | slurm("n1"))
+    assert (request.launcher, request.controller) == ("srun", "gloo")
+    assert prepare(request, env).run() == 0
+    given = variables(tmp_path)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", given["HVDTRAIN_RENDEZVOUS"])
+    assert given["HVDTRAIN_RANKS"] == "2"
+
+
+def test_ranks_over_mpi_need_no_store(env: dict[str, str], tmp_path: Path) -> None:
+    prepare(launch_request(TRAIN, env | slurm("n1"), controller="mpi"), env).run()
+    assert "HVDTRAIN_RENDEZVOUS" not in variables(tmp_path)
+
+
+def test_horovodrun_gets_only_what_may_be_forwarded(env: dict[str, str], tmp_path: Path) -> None:
+    request = launch_request(TRAIN, env, hosts="localhost:2", launcher="horovodrun")
+    prepare(request, env).run()
+    given = variables(tmp_path)
+    assert given["NCCL_DEBUG"] == "INFO"
+    assert given["HOME"] == "/root"
+    assert "EDITOR" not in given
+
+
+def test_launchers_that_cannot_do_it(env: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="works only in a Slurm job"):
+        launch_request(TRAIN, env, hosts="a:1", launcher="srun")
+    request = launch_request(TRAIN, env, hosts="localhost:2", controller="gloo")
+    with pytest.raises(ConfigError, match="mpirun cannot do it"):
+        prepare(request, env)
+
+
+def test_the_config_in_a_ranks_arguments() -> None:
+    assert named_config(["train", "a.yaml", "lr.base=1", "--resume=auto"]) == (
+        "a.yaml",
+        ["lr.base=1"],
+    )
+    assert named_config(["eval", "runs/a"]) == (None, [])
