@@ -10,6 +10,20 @@ import pytest
 
 import digits
 
+FOLDERS = ("unit", "parallel", "cluster", "gpu")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with the name of its folder below tests/."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder not in FOLDERS:
+            raise pytest.UsageError(
+                f"{item.path}: expected a test in tests/{'|'.join(FOLDERS)}: move it into one"
+            )
+        item.add_marker(folder)
+
 
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> Path:

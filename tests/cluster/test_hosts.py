@@ -21,10 +21,7 @@ from tests.launch import REPOSITORY, environment
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 HOSTS = ["--hosts", "node0:1,node1:1"]
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @pytest.fixture(scope="module")

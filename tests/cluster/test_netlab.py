@@ -21,10 +21,7 @@ from tests.launch import REPOSITORY, environment
 
 COMMAND = REPOSITORY / "benchmarks/netlab/netlab.py"
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(netlab.why_not() is not None, reason=str(netlab.why_not())),
-]
+pytestmark = pytest.mark.skipif(netlab.why_not() is not None, reason=str(netlab.why_not()))
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,6 @@ def reported(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in events if event["kind"] == kind]
 
 
-@pytest.mark.cluster
 def test_a_real_server_watches_four_ranks(
     folder: Path, prometheus_bin: Path, ranks: subprocess.Popen[bytes]
 ) -> None:
@@ -200,7 +199,6 @@ def watch(server: Server, folder: Path, ranks: subprocess.Popen[bytes]) -> None:
     assert (folder / "run/file_sd.json").exists()  # not an orderly end
 
 
-@pytest.mark.cluster
 def test_a_real_server_shows_its_certificate(
     tmp_path: Path, prometheus_bin: Path, certificates: Path
 ) -> None:

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from prometheus_client import generate_latest
 
@@ -21,8 +20,6 @@ from tests.launch import REPOSITORY, free_port
 FOLDER = REPOSITORY / "deploy/prometheus"
 DASHBOARD = json.loads((REPOSITORY / "deploy/grafana/hvdtrain.json").read_text(encoding="utf-8"))
 BUILT_IN = {"up", "time"}
-
-pytestmark = pytest.mark.cluster
 
 
 def promtool(bin_folder: Path, *arguments: str, **options: Any) -> str:

@@ -15,8 +15,6 @@ from hvdtrain.launch.allocation import node_names
 from tests.cluster.slurm import ENDED, Slurm
 from tests.launch import free_port
 
-pytestmark = pytest.mark.cluster
-
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
 name: {name}

@@ -20,10 +20,7 @@ from tests.launch import REPOSITORY, environment
 PAGE = REPOSITORY / "docs/two-machines.md"
 LEFT_OUT = ("asks for the password", "with internet")
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 def blocks() -> list[tuple[str, str]]:

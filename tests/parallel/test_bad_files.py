@@ -35,7 +35,6 @@ def events(run_dir: Path, kind: str) -> list[dict]:
     return [line for line in lines if line["kind"] == kind]
 
 
-@pytest.mark.parallel
 def test_masked_files_are_counted_and_named(images: Path, tmp_path: Path) -> None:
     done = run(mpirun(2, sys.executable, WORKER, images, tmp_path, "mask"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,7 +56,6 @@ def test_masked_files_are_counted_and_named(images: Path, tmp_path: Path) -> Non
     assert len((tmp_path / "limited/bad_samples.jsonl").read_text().splitlines()) > 0.02 * COUNT
 
 
-@pytest.mark.parallel
 def test_a_strict_run_ends_and_names_a_bad_file(images: Path, tmp_path: Path) -> None:
     config = tmp_path / "strict.yaml"
     config.write_text(

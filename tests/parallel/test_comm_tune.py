@@ -6,12 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.launch import REPOSITORY, mpirun, run
 
 
-@pytest.mark.parallel
 def test_ranks_agree_on_what_was_measured(tmp_path: Path) -> None:
     worker = REPOSITORY / "tests/parallel/tune_worker.py"
     done = run(mpirun(2, sys.executable, worker, tmp_path / "tuning.json"), cwd=tmp_path)

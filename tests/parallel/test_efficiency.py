@@ -49,7 +49,6 @@ def require_cause(found: dict[str, Any], cause: str, explanation: str) -> None:
     assert explanation in found["explanation"]
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize(
     ("slow", "cause", "explanation"),
     [
@@ -84,7 +83,6 @@ def on_both(lab: Lab, ranks_per_host: int, images: Path, out: Path) -> list[str]
     return [*lab.inside(0), *mpirun, sys.executable, str(WORKER), str(images), str(out)]
 
 
-@pytest.mark.parallel
 def test_a_slow_link_is_found(images: Path, tmp_path: Path, lab: Lab) -> None:
     found = report(on_both(lab, 1, images, tmp_path), tmp_path, "network")
     ceiling = found["efficiency_ceiling"]
@@ -93,7 +91,6 @@ def test_a_slow_link_is_found(images: Path, tmp_path: Path, lab: Lab) -> None:
     assert 0.5 * ceiling < found["efficiency"] < 1.1 * ceiling
 
 
-@pytest.mark.parallel
 def test_a_slow_machine_is_found(images: Path, tmp_path: Path, lab: Lab) -> None:
     found = report(on_both(lab, 2, images, tmp_path), tmp_path, "ranks 2 and 3")
     words = f"waiting for the ranks on {lab.hosts[1]}, which compute slowly"

@@ -34,7 +34,6 @@ def results(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ranks_train_like_one(results: Path, variant: str, ranks: int) -> None:
@@ -51,7 +50,6 @@ def test_ranks_train_like_one(results: Path, variant: str, ranks: int) -> None:
     assert worst <= 1e-5
 
 
-@pytest.mark.parallel
 def test_variants_that_should_agree_and_differ(results: Path) -> None:
     losses = {
         name: json.loads((results / f"{name}-2.json").read_text())["losses"] for name in VARIANTS

@@ -48,7 +48,6 @@ def fails(config: Path, *overrides: str, ranks: int = 1) -> tuple[int, str]:
     return done.returncode, lines[0]
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_config_faults(config: Path, ranks: int) -> None:
     code, line = fails(config, "lr.bse=1", ranks=ranks)
@@ -63,7 +62,6 @@ def test_config_faults(config: Path, ranks: int) -> None:
     assert "model.name: resnet8: unknown model" in line
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_data_faults(config: Path, small_root: Path, ranks: int) -> None:
     code, line = fails(config, "data.train=/no/such/folder", ranks=ranks)
@@ -83,7 +81,6 @@ def test_data_faults(config: Path, small_root: Path, ranks: int) -> None:
     assert "data.train_size: the config says 23" in line
 
 
-@pytest.mark.parallel
 def test_batches_that_do_not_fit(config: Path) -> None:
     code, line = fails(config, "phases.0.batch_per_worker=12", ranks=2)
     assert code == 2
@@ -91,7 +88,6 @@ def test_batches_that_do_not_fit(config: Path) -> None:
     assert "use at most 11" in line
 
 
-@pytest.mark.parallel
 def test_more_ranks_than_images(config: Path, small_root: Path) -> None:
     one = config.parent / "one"
     for name in ("3", "8"):
@@ -104,7 +100,6 @@ def test_more_ranks_than_images(config: Path, small_root: Path) -> None:
     assert "3 ranks share 2 training images: use fewer ranks" in line
 
 
-@pytest.mark.parallel
 def test_busy_port_on_one_rank(config: Path) -> None:
     with socket.socket() as busy:
         port = free_port() + 1
@@ -117,7 +112,6 @@ def test_busy_port_on_one_rank(config: Path) -> None:
     assert not list(config.parent.glob("runs/*/file_sd.json"))  # the run is over
 
 
-@pytest.mark.parallel
 def test_metrics_that_no_rank_may_serve(config: Path) -> None:
     code, line = fails(config, "metrics.token_file=none", ranks=2)
     assert code == 6
@@ -127,7 +121,6 @@ def test_metrics_that_no_rank_may_serve(config: Path) -> None:
     assert "bind: 0.0.0.0 is open to others: set token_file" in line
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_run_directory_that_cannot_be_written(config: Path, ranks: int) -> None:
     blocked = config.parent / "file"
@@ -138,7 +131,6 @@ def test_run_directory_that_cannot_be_written(config: Path, ranks: int) -> None:
     assert "choose another with output=DIR" in line
 
 
-@pytest.mark.parallel
 def test_resuming_what_cannot_be_resumed(config: Path) -> None:
     folder = config.parent
     code, line = fails(config, "--resume", str(folder / "nowhere"))
@@ -160,7 +152,6 @@ def test_resuming_what_cannot_be_resumed(config: Path) -> None:
     assert "no usable checkpoint" in line
 
 
-@pytest.mark.parallel
 def test_loss_that_is_not_finite(config: Path) -> None:
     code, line = fails(config, "lr.base=1e30", "lr.warmup=none", ranks=2)
     assert code == 7
@@ -168,7 +159,6 @@ def test_loss_that_is_not_finite(config: Path) -> None:
     assert "lower lr.base" in line
 
 
-@pytest.mark.parallel
 def test_a_bad_image_is_named_by_its_rank_and_nobody_waits(config: Path, small_root: Path) -> None:
     copy = config.parent / "copy"
     shutil.copytree(small_root, copy)
@@ -180,7 +170,6 @@ def test_a_bad_image_is_named_by_its_rank_and_nobody_waits(config: Path, small_r
     assert bad.name in line
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -200,7 +189,6 @@ def test_command_line_faults(tmp_path: Path, arguments: list[str], message: str)
     assert done.returncode == (4 if arguments[0] == "eval" else 2)
 
 
-@pytest.mark.parallel
 def test_train_then_eval_agree(config: Path) -> None:
     folder = config.parent
     done = run(mpirun(2, *HVDTRAIN, "train", config, "--run-dir", "run"), cwd=folder)
@@ -222,7 +210,6 @@ def test_train_then_eval_agree(config: Path) -> None:
         assert found["loss"] == pytest.approx(summary["loss"], abs=1e-6)
 
 
-@pytest.mark.parallel
 def test_doctor_says_what_it_found(tmp_path: Path) -> None:
     done = run([*HVDTRAIN, "doctor", "--json"], cwd=tmp_path)
     found = json.loads(done.stdout)

@@ -98,7 +98,6 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_killed_rank_ends_the_job_and_is_named(
     launcher: str, config: Path, started: list[subprocess.Popen[str]]
@@ -136,7 +135,6 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     assert not (run_dir / "file_sd.json").exists()
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("new_ranks", [1, 2])
 def test_a_stopped_run_resumes_to_the_same_weights(
     digits_root: Path, tmp_path: Path, started: list[subprocess.Popen[str]], new_ranks: int

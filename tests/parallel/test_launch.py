@@ -37,7 +37,6 @@ def started(small_root: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[
     end_jobs(jobs)
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_told_to_end(launcher: str, tmp_path: Path, started: list[subprocess.Popen[str]]) -> None:
     command = [sys.executable, "-m", "hvdtrain", "launch", "--hosts", "localhost:2"]

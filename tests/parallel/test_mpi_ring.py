@@ -19,7 +19,6 @@ def activities(timeline: Path) -> set[str]:
     return {event["name"] for event in json.loads(text + "]") if event.get("ph") == "B"}
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_sums_by_the_ring_are_exact_and_equal_on_all_ranks(ranks: int, tmp_path: Path) -> None:
     timeline = tmp_path / "timeline.json"
@@ -29,7 +28,6 @@ def test_sums_by_the_ring_are_exact_and_equal_on_all_ranks(ranks: int, tmp_path:
     assert {"MPI_RING_ALLREDUCE", "MPI_ALLREDUCE"} <= activities(timeline)
 
 
-@pytest.mark.parallel
 def test_without_the_variable_mpi_sums(tmp_path: Path) -> None:
     timeline = tmp_path / "timeline.json"
     extra = {"HOROVOD_TIMELINE": str(timeline)}

@@ -26,7 +26,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     return values
 
 
-@pytest.mark.parallel
 def test_ranks_find_the_exact_value(found: dict[int, float]) -> None:
     assert found[2] == pytest.approx(EXACT, rel=0.1)
     assert found[4] == pytest.approx(EXACT, rel=0.1)

@@ -12,7 +12,6 @@ from tests.launch import REPOSITORY, horovodrun, mpirun, run
 WORKER = REPOSITORY / "tests/parallel/reducer_worker.py"
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize(
     "command",
     [
@@ -28,7 +27,6 @@ def test_gradients_are_those_of_the_whole_batch(command: list[str], tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parallel
 def test_an_update_by_groups_is_the_update_of_all(tmp_path: Path) -> None:
     worker = REPOSITORY / "tests/parallel/update_worker.py"
     done = run(mpirun(2, sys.executable, worker), cwd=tmp_path)

@@ -45,7 +45,6 @@ def in_order(path: Path) -> list[list[tuple[int, int]]]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("kind", DATA)
 def test_an_uninterrupted_run_sees_each_image_once_an_epoch(recorded: Path, kind: str) -> None:
     whole = in_order(recorded / f"{kind}-whole.json")
@@ -53,7 +52,6 @@ def test_an_uninterrupted_run_sees_each_image_once_an_epoch(recorded: Path, kind
     assert whole[1] != whole[2]
 
 
-@pytest.mark.parallel
 @pytest.mark.parametrize("ranks", BATCHES)
 @pytest.mark.parametrize("kind", DATA)
 def test_a_resumed_run_is_the_rest_of_the_whole_one(recorded: Path, kind: str, ranks: int) -> None:

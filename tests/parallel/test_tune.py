@@ -43,7 +43,6 @@ def config(digits_root: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parallel
 def test_the_range_test_gives_the_same_curve_on_two_ranks_as_on_one(config: Path) -> None:
     curves = []
     for ranks, batch in ((1, 32), (2, 16)):
@@ -60,7 +59,6 @@ def test_the_range_test_gives_the_same_curve_on_two_ranks_as_on_one(config: Path
     assert max(one["losses"]) - min(one["losses"]) > 0.03  # it has learned
 
 
-@pytest.mark.parallel
 def test_all_ranks_agree_when_one_runs_out_of_memory(config: Path) -> None:
     worker = config.parent / "worker.py"
     worker.write_text(ONE_RANK_RUNS_OUT)
@@ -73,7 +71,6 @@ def test_all_ranks_agree_when_one_runs_out_of_memory(config: Path) -> None:
     assert load_config(str(config.parent / "tuned.yaml"), []).phases[0].batch_per_worker == 16
 
 
-@pytest.mark.parallel
 def test_wrong_use_is_one_line(config: Path) -> None:
     (config.parent / "there.yaml").write_text("x: 1")
     cases = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
 import safetensors.torch
 import torch
 
@@ -25,7 +24,6 @@ metrics: {{enabled: false}}
 """
 
 
-@pytest.mark.parallel
 def test_two_ranks_train_what_one_trains(small_root: Path, tmp_path: Path) -> None:
     """With groups of gradients so small that some hold frozen parameters alone."""
     (tmp_path / "c.yaml").write_text(CONFIG.format(root=small_root))

@@ -11,8 +11,6 @@ import pytest
 import machine
 import progress
 
-pytestmark = pytest.mark.unit
-
 
 def run_setup(root: Path, **env: str) -> subprocess.CompletedProcess[str]:
     base = {"PATH": os.environ["PATH"], "HOME": str(root), "HVDTRAIN_CACHE": str(root / "cache")}

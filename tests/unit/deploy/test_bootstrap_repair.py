@@ -11,8 +11,6 @@ import pytest
 import bootstrap
 import progress
 
-pytestmark = pytest.mark.unit
-
 
 def fake_setup(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bootstrap.Setup, list[str]]:
     """A set-up whose steps only write down that they ran; its venv step makes a real, empty one."""

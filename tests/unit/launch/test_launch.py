@@ -19,8 +19,6 @@ from hvdtrain.launch.placement import RankPlace, actual_placement, place, placem
 from hvdtrain.launch.slurm_task import horovod_variables, tasks_per_node
 from hvdtrain.launch.variables import launched_size
 
-pytestmark = pytest.mark.unit
-
 TWO = [Host("a", 4), Host("b", 2)]
 
 

@@ -21,8 +21,6 @@ from hvdtrain.launch.slurm_task import report_joined
 from hvdtrain.signals import REPEAT_S, StopSignals
 from tests.launch import environment
 
-pytestmark = pytest.mark.unit
-
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 
 

@@ -10,8 +10,6 @@ import pytest
 
 from tests.golden.render_slurm import ROOT, SCRIPTS, rendered
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_are_as_printed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
