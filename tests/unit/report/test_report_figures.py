@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.report.events import restarts
+from hvdtrain.report.events import Restarts, restarts
 from hvdtrain.report.figures import (
     Prices,
     Target,
@@ -123,10 +123,7 @@ def test_a_start_that_came_to_nothing_is_a_attempt(tmp_path: Path) -> None:
 
 def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
     log = Log(tmp_path)
-    assert restarts(log.root / "events.jsonl") == {
-        "restarts_after_signal": 0,
-        "restarts_after_crash": 0,
-    }
+    assert restarts(log.root / "events.jsonl") == Restarts(by_signal=0, by_crash=0)
     for number, ended in enumerate(("crash", "stop", "crash", "crash"), 1):
         time = 1000.0 * number
         if number > 1:
@@ -136,10 +133,7 @@ def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
         if ended == "stop":
             log.write(time + 3, "stop", cause="signal", step=10)
     log.write(5000.0, "note", text="resumed from c")  # of the attempt that asks
-    assert restarts(log.root / "events.jsonl") == {
-        "restarts_after_signal": 1,
-        "restarts_after_crash": 3,
-    }
+    assert restarts(log.root / "events.jsonl") == Restarts(by_signal=1, by_crash=3)
 
 
 def test_a_run_begun_anew_in_its_directory_counts_its_second_way_only(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hvdtrain.report.run import read_run
 from hvdtrain.report.write import write_report
 from hvdtrain.train import train
 from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
+from tests.unit.telemetry.test_reports import KEYS_OF_ONE_RANK
 
 CONFIG = """
 name: tiny
@@ -30,6 +32,11 @@ metrics: {{enabled: false}}
 def test_a_real_run_leaves_its_report(digits_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     summary = train(parse_config(CONFIG.format(root=digits_root)), Solo(), run_dir=root)
+    for line in (root / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        assert list(event) == ["time", "kind", *KEYS_OF_ONE_RANK[event["kind"]]]
+    written = json.loads((root / "summary.json").read_text())
+    assert list(written) == list(summary) == KEYS_OF_ONE_RANK["end"]
     text, page = read(root / "report.html")
     assert_fetches_nothing(text, page)
     assert_references_hold(page)
