@@ -9,8 +9,8 @@ import pytest
 
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
-from hvdtrain.report.figures import Target
 from hvdtrain.report.run import read_run
+from hvdtrain.report.targets import Target
 from hvdtrain.report.write import write_report
 from hvdtrain.train import train
 from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
@@ -41,7 +41,8 @@ def test_a_real_run_leaves_its_report(digits_root: Path, tmp_path: Path) -> None
     assert_fetches_nothing(text, page)
     assert_references_hold(page)
     assert "resnet8_cifar" in page.text  # of the plan
-    (found,) = write_report([root], tmp_path / "again.html", [Target("top1", 0.01)])
+    [figures] = write_report([root], tmp_path / "again.html", [Target("top1", 0.01)])
+    found = figures.as_dict()
     for key in ("top1", "top5", "samples", "images_per_second", "train_seconds"):
         assert found[key] == pytest.approx(summary[key], rel=1e-3), key
     assert found["wall_seconds"] >= summary["wall_seconds"] - 0.01  # times of events are in ms
