@@ -15,7 +15,8 @@ from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.calibrate import WorkerSpeed
 from hvdtrain.run.efficiency import Efficiency
-from hvdtrain.telemetry.meter import Meter
+from hvdtrain.telemetry.meter import BadCounts, Meter
+from hvdtrain.telemetry.reports import Train
 
 
 class Many(Solo):
@@ -54,7 +55,8 @@ def python_costs(cfg: Config, ranks: int, rounds: int) -> dict[str, float]:
             run.state.reducer.clock,
         )
         nothing = torch.zeros(0, dtype=torch.float64)
-        values = {"epoch": 0.5, "epochs": 1, "image_size": 32, "lr": 0.1, "step": 1}
+        own = {field.name for field in dataclasses.fields(Train)} - {"measured", "scaling"}
+        settings: dict[str, Any] = dict.fromkeys(own, 1)
         for _ in range(rounds):
             for _ in range(cfg.train.log_every):
                 clock.waiting._add(0.01)
@@ -65,11 +67,11 @@ def python_costs(cfg: Config, ranks: int, rounds: int) -> dict[str, float]:
                 )
             interval = timed(
                 "report: meter.drain",
-                lambda: meter.drain(comm, clock.waiting, False, (0, 0), nothing),
+                lambda: meter.drain(comm, clock.waiting, False, BadCounts(0, 0), nothing),
             )
-            found = timed("report: efficiency.add", lambda i=interval: efficiency.add(i))
-            report = {**values, **interval.values, **found}
-            timed("report: sinks.write", lambda r=report: run.sinks.write("train", r))
+            scaling = timed("report: efficiency.add", lambda i=interval: efficiency.add(i))
+            report = Train(**settings, measured=interval.measured, scaling=scaling)
+            timed("report: sinks.write", lambda r=report: run.sinks.write(r))
             timed(
                 "report: sinks.observe_interval",
                 lambda i=interval: run.sinks.observe_interval(i, efficiency.lost),

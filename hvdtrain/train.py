@@ -26,7 +26,8 @@ from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
-from hvdtrain.telemetry.meter import Meter
+from hvdtrain.telemetry.meter import Interval, Meter
+from hvdtrain.telemetry.reports import Checkpoint, Eval, Note, Scaling, Start, Stop, Train
 from pipelines.loader import Batch
 
 
@@ -39,7 +40,7 @@ def train(
     Raises Preempted, after a checkpoint, once any rank got SIGTERM, SIGUSR1 or SIGINT.
     """
     began = time.perf_counter()
-    result: dict[str, float] = {}
+    evaluation: Eval | None = None
     with StopSignals() as stop, contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run:
         _start(run, time.perf_counter() - began)
         efficiency = Efficiency(run)
@@ -49,17 +50,17 @@ def train(
             stopping = train_epoch(run, epoch, following, efficiency, stop)
             done = epoch.index + 1
             if done % cfg.train.evaluate_every == 0 and done < last:
-                result = report_evaluation(run, epoch)
+                evaluation = report_evaluation(run, epoch)
             if (done % cfg.checkpoint.every_epochs == 0 and done < last) or stopping:
                 save(run)
             if stopping and done < last:
                 raise _preempted(run)
-        result = report_evaluation(run, run.plan.epochs[-1])
+        evaluation = report_evaluation(run, run.plan.epochs[-1])
         save(run)
-        summary = write_summary(run, result, efficiency.overall(), time.perf_counter() - began)
+        end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
         withdraw(cfg.metrics, comm, run.paths)
         _write_page(run)
-        return summary
+        return end.values()
 
 
 def train_epoch(
@@ -86,18 +87,11 @@ def train_epoch(
         step_s = meter.add(sums, loaders.data_wait_s)
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
         if due:
-            interval = meter.drain(
-                run.comm,
-                state.reducer.clock.waiting,
-                stop.requested,
-                run.bad.counts(),
-                state.noise.rows(),
-            )
-            values, stopping = interval.values, interval.stopping
-            masked, unlisted = round(values["bad_samples"]), round(values.pop("bad_unlisted"))
-            values["gradient_noise_scale"] = state.noise.take(interval.more)
-            loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
-            _report(run, epoch, i, lr, values | efficiency.add(interval))
+            waiting, bad = state.reducer.clock.waiting, run.bad.counts()
+            interval = meter.drain(run.comm, waiting, stop.requested, bad, state.noise.rows())
+            stopping, noise_scale = interval.stopping, state.noise.take(interval.more)
+            loaders.set_aside(run.bad.settle(interval.bad, epoch.num_samples, sinks))
+            _report(run, epoch, i, lr, interval, noise_scale, efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
             if stopping and state.progress.position.epoch == epoch.index:
                 save(run)
@@ -118,37 +112,47 @@ def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: 
     run.begun = True
 
 
-def _report(run: Run, epoch: Epoch, i: int, lr: float, values: dict[str, Any]) -> None:
-    state = run.state
-    state.progress = state.progress.after_report(round(values["samples"]), values["seconds"])
-    progress = epoch.index + epoch.samples_after(i) / epoch.num_samples
-    if not math.isfinite(values["loss"]):
+def _report(
+    run: Run,
+    epoch: Epoch,
+    i: int,
+    lr: float,
+    interval: Interval,
+    noise_scale: float | None,
+    scaling: Scaling,
+) -> None:
+    """Report the interval that ends with step `i` of `epoch`. Raises TrainingError if the loss is
+    not finite."""
+    state, epochs, measured = run.state, len(run.plan.epochs), interval.measured
+    state.progress = state.progress.after_report(round(measured.samples), measured.seconds)
+    done = epoch.index + epoch.samples_after(i) / epoch.num_samples
+    if not math.isfinite(measured.loss):
         raise TrainingError(
-            f"the loss is {values['loss']} at epoch {progress:.2f}, step {state.progress.step}, learning rate "
-            f"{lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm or agc"
+            f"the loss is {measured.loss} at epoch {done:.2f}, step {state.progress.step}, learning "
+            f"rate {lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm "
+            "or agc"
         )
     run.sinks.write(
-        "train",
-        {
-            "step": state.progress.step,
-            "epoch": progress,
-            "epochs": len(run.plan.epochs),
-            "progress": progress / len(run.plan.epochs),
-            "eta_s": (len(run.plan.epochs) - progress)
-            * epoch.num_samples
-            / values["images_per_second"],
-            "phase": epoch.phase_index,
-            "image_size": epoch.image_size,
-            "batch_per_worker": epoch.batch_per_worker,
-            "global_batch_size": epoch.global_batch_size,
-            "total_samples": state.progress.samples,
-            "lr": lr,
-            "momentum": epoch.momentum(i),
-            "gradient_norm": _finite(state.gradient_norm),
-            "skipped_updates": _finite(state.skipped),
-            "loss_scale": state.scaler.get_scale() if state.scaler.is_enabled() else None,
-            **values,
-        },
+        Train(
+            step=state.progress.step,
+            epoch=done,
+            epochs=epochs,
+            progress=done / epochs,
+            eta_s=(epochs - done) * epoch.num_samples / measured.images_per_second,
+            phase=epoch.phase_index,
+            image_size=epoch.image_size,
+            batch_per_worker=epoch.batch_per_worker,
+            global_batch_size=epoch.global_batch_size,
+            total_samples=state.progress.samples,
+            lr=lr,
+            momentum=epoch.momentum(i),
+            gradient_norm=_finite(state.gradient_norm),
+            skipped_updates=_finite(state.skipped),
+            loss_scale=state.scaler.get_scale() if state.scaler.is_enabled() else None,
+            measured=measured,
+            gradient_noise_scale=noise_scale,
+            scaling=scaling,
+        )
     )
 
 
@@ -158,49 +162,35 @@ def _finite(value: torch.Tensor | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def report_evaluation(run: Run, epoch: Epoch) -> dict[str, float]:
-    """Evaluate on all ranks and report; empty without a validation set."""
-    if not run.loaders.num_val:
-        return {}
-    result = evaluate(run.state, run.loaders.val(epoch), run.loaders.num_val)
-    place = {
-        "epoch": float(epoch.index + 1),
-        "step": run.state.progress.step,
-        "images": run.loaders.num_val,
-    }
-    run.sinks.write("eval", {**place, **result})
-    return result
+def report_evaluation(run: Run, epoch: Epoch) -> Eval | None:
+    """Evaluate on all ranks and report; None without a validation set."""
+    images = run.loaders.num_val
+    if not images:
+        return None
+    result = evaluate(run.state, run.loaders.val(epoch), images)
+    evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
+    run.sinks.write(evaluation)
+    return evaluation
 
 
 def save(run: Run) -> None:
     """A checkpoint of the state as it is now, written by rank 0."""
     average_buffers(run.state)
-    if run.comm.rank == 0:
-        began = time.perf_counter()
-        path = save_checkpoint(
-            run.state,
-            run.paths.checkpoints,
-            run.cfg.checkpoint.keep,
-            checkpoint_labels(run.cfg, run.loaders),
-        )
-        seconds = time.perf_counter() - began
-        size = sum(file.stat().st_size for file in path.iterdir())
-        values = {
-            "path": str(path),
-            "seconds": seconds,
-            "bytes": size,
-            "step": run.state.progress.step,
-        }
-        run.sinks.write("checkpoint", values)
+    if run.comm.rank > 0:
+        return
+    began = time.perf_counter()
+    labels = checkpoint_labels(run.cfg, run.loaders)
+    path = save_checkpoint(run.state, run.paths.checkpoints, run.cfg.checkpoint.keep, labels)
+    seconds = time.perf_counter() - began
+    size = sum(file.stat().st_size for file in path.iterdir())
+    run.sinks.write(Checkpoint(str(path), seconds, size, run.state.progress.step))
 
 
 def _start(run: Run, setup_s: float) -> None:
-    """What a report must know to tell attempts apart and what they cost."""
+    """Report the start of an attempt: reports tell attempts apart by it, and count their cost."""
     nodes = len(set(run.hosts))
-    values = {"world_size": run.comm.size, "nodes": nodes, "setup_seconds": setup_s}
-    if run.comm.rank == 0:
-        values |= restarts(run.paths.events)
-    run.sinks.write("start", values)
+    restarted = restarts(run.paths.events) if run.comm.rank == 0 else ()
+    run.sinks.write(Start(run.comm.size, nodes, setup_s, *restarted))
 
 
 def _write_page(run: Run) -> None:
@@ -212,12 +202,12 @@ def _write_page(run: Run) -> None:
 
         write_report([run.paths.root], run.paths.report)
     except Exception as error:  # noqa: BLE001
-        run.sinks.write("note", {"text": f"warning: no report.html: {error}"})
+        run.sinks.write(Note(f"warning: no report.html: {error}"))
 
 
 def _preempted(run: Run) -> Preempted:
     withdraw(run.cfg.metrics, run.comm, run.paths)  # an orderly end: nobody is missing
-    run.sinks.write("stop", {"cause": "signal", "step": run.state.progress.step})
+    run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position
     return Preempted(
         f"stopped by a signal at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "

@@ -6,6 +6,7 @@ import gc
 import sys
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,10 @@ from hvdtrain.engine.reducer import Reducer
 from hvdtrain.engine.step import StepSettings
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.efficiency import Efficiency
-from hvdtrain.telemetry.meter import Interval, Meter
+from hvdtrain.telemetry.meter import BadCounts, Interval, Meter
 from hvdtrain.telemetry.sinks import Sinks
 from tests.launch import free_port
+from tests.made_reports import TRAIN
 
 
 class Two(Solo):
@@ -54,10 +56,9 @@ def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
             meter.add(sums, 0.001 * step)
             sinks.observe_step(0.01, 4, 0.001 * step, reducer)
             if step % 10 == 9:
-                interval = meter.drain(comm, clock.waiting, False, (0, 0), more)
-                values = interval.values | efficiency.add(interval)
-                progress = {"step": step, "epoch": 0.5, "epochs": 1, "image_size": 32, "lr": 0.1}
-                sinks.write("train", progress | values)
+                interval = meter.drain(comm, clock.waiting, False, BadCounts(0, 0), more)
+                measured, scaling = interval.measured, efficiency.add(interval)
+                sinks.write(replace(TRAIN, step=step, measured=measured, scaling=scaling))
                 sinks.observe_interval(interval, efficiency.lost)
                 keep(interval)
 
@@ -78,7 +79,7 @@ def main(folder: Path, leak: bool) -> None:
 
     def keep(found: Interval) -> None:
         if leak:
-            kept.append(found.values["loss"])
+            kept.append(found.measured.loss)
 
     grown = grown_bytes(folder, keep)
     assert len(RunPaths(folder).events.read_text().splitlines()) == 1000

@@ -43,7 +43,8 @@ def report(
     Exit codes: 2 wrong target or option; 6 not a run directory, no events, or not writable.
     """
     from hvdtrain.paths import RunPaths
-    from hvdtrain.report.figures import Prices, parse_target
+    from hvdtrain.report.figures import Prices
+    from hvdtrain.report.targets import parse_target
     from hvdtrain.report.text import lines
     from hvdtrain.report.write import write_report
 
@@ -52,6 +53,6 @@ def report(
     prices = Prices(price_per_node_hour, spot_price, nodes)
     figures = write_report(runs, page, targets, prices, png)
     if as_json:
-        typer.echo(json.dumps({"report": str(page), "runs": figures}))
+        typer.echo(json.dumps({"report": str(page), "runs": [run.as_dict() for run in figures]}))
     else:
         typer.echo(f"{lines(figures)}\n{page}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -86,18 +86,22 @@ def split(events: list[Event]) -> list[list[Event]]:
     return groups
 
 
-def restarts(path: Path) -> dict[str, int]:
-    """How often the run whose next attempt begins has been stopped, by a signal or by a crash."""
+class Restarts(NamedTuple):
+    """How often a run was interrupted."""
+
+    by_signal: int
+    by_crash: int
+
+
+def restarts(path: Path) -> Restarts:
+    """The interruptions in the events of a run whose next attempt begins."""
     attempts = [
         kinds
         for group in split(read_lines(path)[0])
         if "start" in (kinds := {event["kind"] for event in group}) and "end" not in kinds
     ]
     by_signal = sum("stop" in kinds for kinds in attempts)
-    return {
-        "restarts_after_signal": by_signal,
-        "restarts_after_crash": len(attempts) - by_signal,
-    }
+    return Restarts(by_signal, len(attempts) - by_signal)
 
 
 def surviving(groups: list[list[Event]]) -> tuple[list[tuple[int, Event]], float]:

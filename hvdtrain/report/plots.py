@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from hvdtrain.report.events import number
-from hvdtrain.report.figures import Target, ratio_names
+from hvdtrain.report.phases import ratio_names
 from hvdtrain.report.run import Point, RunRecord
+from hvdtrain.report.targets import Target
 
 COLORS = ("#0068b5", "#d55e00", "#00876c", "#b0468e", "#8f6b00", "#2f9bd8", "#6a51b8", "#6b7280")
 """One for each run, in turn; the page has lighter ones for a dark background."""

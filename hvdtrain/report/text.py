@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+
+from hvdtrain.report.figures import Cost, RunFigures, TargetResult
 
 MISSING = "–"
 
@@ -67,49 +68,46 @@ def metric_value(metric: str, value: float | None) -> str:
     return plain(value) if metric == "loss" else ratio(value)
 
 
-def progress(run: dict[str, Any]) -> str:
+def progress(run: RunFigures) -> str:
     """How far a run came."""
-    if run["epoch"] is None:
+    if run.epoch is None:
         return "no step made"
-    of = f" of {run['epochs']}" if run["epochs"] else ""
-    word = "finished" if run["finished"] else "unfinished"
-    return f"{word}, epoch {run['epoch']:.4g}{of}"
+    of = f" of {run.epochs}" if run.epochs else ""
+    word = "finished" if run.finished else "unfinished"
+    return f"{word}, epoch {run.epoch:.4g}{of}"
 
 
-def lines(runs: list[dict[str, Any]]) -> str:
+def lines(runs: list[RunFigures]) -> str:
     """A few lines for each run."""
-    found = []
+    texts = []
     for run in runs:
-        found.append(
-            f"{run['run']}  {progress(run)}  top-1 {ratio(run['top1'])}  "
-            f"training {duration(run['train_seconds'])}  wall {duration(run['wall_seconds'])}"
+        texts.append(
+            f"{run.run}  {progress(run)}  top-1 {ratio(run.top1)}  "
+            f"training {duration(run.train_seconds)}  wall {duration(run.wall_seconds)}"
         )
-        found += [
-            f"  {target_name(target['metric'], target['target'])}: {_target(target)}"
-            for target in run["targets"]
+        texts += [
+            f"  {target_name(target.metric, target.target)}: {_target(target)}"
+            for target in run.targets
         ]
-        if run["cost"] is not None or run["spot_cost"] is not None:
-            kinds = (("on demand", run["cost"]), ("spot", run["spot_cost"]))
-            costs = ", ".join(
-                f"{dollars(value)} {name}" for name, value in kinds if value is not None
-            )
-            assumed = " (1 node assumed: name them with --nodes)" if run["nodes_assumed"] else ""
-            found.append(f"  cost: {costs} for {run['node_hours']:.4g} node-hours{assumed}")
-        if run["damaged_lines"]:
-            found.append(f"  {run['damaged_lines']} damaged lines left out")
-    return "\n".join(found)
+        if costs := _costs(run.cost):
+            assumed = " (1 node assumed: name them with --nodes)" if run.nodes_assumed else ""
+            hours = f"{run.cost.node_hours:.4g} node-hours{assumed}"
+            texts.append(f"  cost: {', '.join(costs)} for {hours}")
+        if run.damaged_lines:
+            texts.append(f"  {run.damaged_lines} damaged lines left out")
+    return "\n".join(texts)
 
 
-def _target(target: dict[str, Any]) -> str:
-    if not target["reached"]:
-        return f"not reached, best {metric_value(target['metric'], target['best'])}"
-    costs = [
-        f"{dollars(value)} {name}"
-        for name, value in (("on demand", target["cost"]), ("spot", target["spot_cost"]))
-        if value is not None
-    ]
+def _target(target: TargetResult) -> str:
+    if target.reached is None:
+        return f"not reached, best {metric_value(target.metric, target.best)}"
     times = (
-        f"training {duration(target['train_seconds'])}, wall {duration(target['wall_seconds'])}, "
-        f"epoch {target['epoch']:.4g}"
+        f"training {duration(target.reached.train_seconds)}, "
+        f"wall {duration(target.reached.wall_seconds)}, epoch {target.reached.epoch:.4g}"
     )
-    return ", ".join([times, *costs])
+    return ", ".join([times, *_costs(target.reached.cost)])
+
+
+def _costs(cost: Cost) -> list[str]:
+    prices = (("on demand", cost.cost), ("spot", cost.spot_cost))
+    return [f"{dollars(value)} {name}" for name, value in prices if value is not None]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import write_atomically
 from hvdtrain.report import page as report_page
 from hvdtrain.report import plots as report_plots
-from hvdtrain.report.figures import Prices, Target, run_dict
+from hvdtrain.report.figures import Prices, RunFigures, run_figures
 from hvdtrain.report.run import RunRecord, read_run, told_apart
+from hvdtrain.report.targets import Target
 
 NO_PRICES = Prices()
 
@@ -22,7 +22,7 @@ def write_report(
     targets: Sequence[Target] = (),
     prices: Prices = NO_PRICES,
     png: Path | None = None,
-) -> list[dict[str, Any]]:
+) -> list[RunFigures]:
     """Write the page `output`, and with `png` every plot to that folder; the figures of each run.
 
     A directory named twice is shown once. Raises ResourceError where one is no run directory, has
@@ -33,7 +33,7 @@ def write_report(
         distinct.setdefault(path.resolve(), path)
     runs = [read_run(path) for path in distinct.values()]
     told_apart(runs)
-    figures = [run_dict(run, list(targets), prices) for run in runs]
+    figures = [run_figures(run, list(targets), prices) for run in runs]
     text = report_page.render(runs, figures, list(targets), prices)
     write_atomically(output, text.encode("utf-8", errors="replace"))
     if png is not None:

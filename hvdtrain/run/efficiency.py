@@ -20,6 +20,7 @@ from hvdtrain.scaling.calibration_file import CalibrationFile, read_calibration_
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
 from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
 from hvdtrain.telemetry.meter import Interval
+from hvdtrain.telemetry.reports import Note, RunScaling, Scaling
 
 
 class _Key(NamedTuple):
@@ -63,15 +64,14 @@ class Efficiency:
         if run.comm.rank == 0:
             _write(run, self._stored_here | self._baselines)
 
-    def add(self, interval: Interval) -> dict[str, Any]:
-        """Take in one interval: efficiency (0-1) in it and since the start, its ceiling, the lost
-        shares of the time, and the cause, as values of a report; nothing with one rank."""
+    def add(self, interval: Interval) -> Scaling:
+        """Efficiency and lost time of one interval, which also counts in `overall`."""
         alone = self._baselines.get(self._key)
         if alone is None:
-            return {"efficiency": None}
+            return Scaling()
         ranks = self._run.comm.size
         speed = ranks * alone.images_per_second
-        ideal_s = interval.values["samples"] / speed
+        ideal_s = interval.measured.samples / speed
         places = ranks * self._key.batch * interval.step_s.shape[1]
         lost = lost_time(
             interval.step_s, interval.data_s, interval.wait_s, ideal_s, places / speed - ideal_s
@@ -85,23 +85,22 @@ class Efficiency:
         if ceiling is not None and ceiling < ideal_s / lost.seconds:
             ceiling = None  # another way than the link that the kernel counts
         network = network_text(interval.link_speeds, interval.resent, self._run.hosts, ceiling)
-        return {
-            "efficiency": ideal_s / lost.seconds,
-            "efficiency_so_far": self._ideal_s / self._actual_s,
-            "efficiency_ceiling": ceiling,
-            **{f"lost_{cause}_ratio": ratio for cause, ratio in lost.ratios.items()},
-            "cause": lost.cause,
-            "straggler": lost.straggler if lost.cause == "straggling" else None,
-            "explanation": sentence(lost, self._run.hosts, network),
-        }
+        return Scaling(
+            efficiency=ideal_s / lost.seconds,
+            efficiency_so_far=self._ideal_s / self._actual_s,
+            efficiency_ceiling=ceiling,
+            lost=lost.ratios,
+            cause=lost.cause,
+            straggler=lost.straggler if lost.cause == "straggling" else None,
+            explanation=sentence(lost, self._run.hosts, network),
+        )
 
-    def overall(self) -> dict[str, Any]:
-        """Of all intervals so far: scaling_efficiency (0-1), and lost_time, the lost shares of the
-        time by cause; None with one rank."""
+    def overall(self) -> RunScaling:
+        """Efficiency and lost time of all intervals so far."""
         if not self._actual_s:
-            return {"scaling_efficiency": None, "lost_time": None}
+            return RunScaling()
         lost = {cause: seconds / self._actual_s for cause, seconds in self._lost_s.items()}
-        return {"scaling_efficiency": self._ideal_s / self._actual_s, "lost_time": lost}
+        return RunScaling(self._ideal_s / self._actual_s, lost)
 
     def _ceiling(self, alone: WorkerSpeed, interval: Interval) -> float | None:
         """What the link allows; None on one machine, or where its speed is not known."""
@@ -138,7 +137,7 @@ def _write(run: Run, baselines: dict[_Key, WorkerSpeed]) -> None:
     try:
         write_atomically(run.paths.calibration, json.dumps(content, indent=1).encode())
     except ResourceError as error:
-        run.sinks.write("note", {"text": f"warning: {error}"})
+        run.sinks.write(Note(f"warning: {error}"))
 
 
 def _stored(run: Run) -> dict[_Key, WorkerSpeed]:

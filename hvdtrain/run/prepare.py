@@ -35,6 +35,7 @@ from hvdtrain.run.directory import run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
+from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
@@ -86,17 +87,17 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts)
     for finding in findings:
-        sinks.write("note", {"text": f"warning: {finding}"})
+        sinks.write(Note(f"warning: {finding}"))
     if comm.size > 1:
-        sinks.write("note", {"text": f"placement: {placement_text(actual_placement(ranks))}"})
+        sinks.write(Note(f"placement: {placement_text(actual_placement(ranks))}"))
     if comm.size > 1 and facts:
-        sinks.write("note", {"text": f"preflight: {measured(facts)}"})
+        sinks.write(Note(f"preflight: {measured(facts)}"))
     restore(run, must=resumed)
     if comm.rank == 0:
         _describe(run)
         tuning.write(paths.tuning)
         if comm.size > 1:
-            sinks.write("note", {"text": tuning.text})
+            sinks.write(Note(tuning.text))
     publish(cfg.metrics, comm, paths, sinks)
     return run
 
@@ -121,9 +122,9 @@ def _describe(run: Run) -> None:
     }
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
     for text in recipe_warnings(run.cfg, run.plan):
-        run.sinks.write("note", {"text": f"warning: {text}"})
+        run.sinks.write(Note(f"warning: {text}"))
     if order := run.loaders.order_warning():
-        run.sinks.write("note", {"text": f"warning: {order}"})
+        run.sinks.write(Note(f"warning: {order}"))
 
 
 def restore(run: Run, *, must: bool) -> None:
@@ -143,7 +144,7 @@ def restore(run: Run, *, must: bool) -> None:
                 )
             if not loaded and run.cfg.model.weights is not None:
                 for text in load_weights(state.model, run.cfg.model.weights):
-                    run.sinks.write("note", {"text": text})
+                    run.sinks.write(Note(text))
     header = {
         "progress": state.progress.as_dict(),
         "scaler": state.scaler.state_dict(),
@@ -169,12 +170,10 @@ def _load_newest(run: Run) -> bool:
         try:
             meta = verify(path)
         except CheckpointError as error:
-            run.sinks.write("note", {"text": f"warning: {error}"})
+            run.sinks.write(Note(f"warning: {error}"))
             continue
         load_checkpoint(run.state, path, meta, checkpoint_labels(run.cfg, run.loaders))
         at = run.state.progress.position
-        run.sinks.write(
-            "note", {"text": f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"}
-        )
+        run.sinks.write(Note(f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"))
         return True
     return False

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from hvdtrain.engine.noise_scale import advice
 from hvdtrain.files import write_atomically
 from hvdtrain.run.prepare import Run
+from hvdtrain.telemetry.reports import End, Eval, RunScaling
 
 
-def write_summary(
-    run: Run, result: dict[str, float], efficiency: dict[str, Any], wall_s: float
-) -> dict[str, Any]:
-    """`summary.json` by rank 0; the same values on every rank. `result` of the last evaluation,
-    `efficiency` of this attempt."""
+def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s: float) -> End:
+    """Report the end of the run, the same on every rank; rank 0 writes it as `summary.json`.
+
+    `evaluation`: the last one. `scaling` and `wall_s` (seconds) are those of this attempt.
+    """
     state, progress = run.state, run.state.progress
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
-    summary = {
-        "name": run.cfg.name,
-        "run_dir": str(run.paths.root),
-        "world_size": run.comm.size,
-        "epochs": len(run.plan.epochs),
-        "steps": progress.step,
-        "samples": progress.samples,
-        **result,
-        "images_per_second": progress.samples / max(progress.train_seconds, 1e-9),
-        **efficiency,
-        "comm": run.cfg.comm.model_dump(include={"tune", "group_mb", "compression"}),
-        "noise_scale": advice(noise, batch) if noise is not None else None,
-        "train_seconds": progress.train_seconds,
-        "wall_seconds": wall_s,
-    }
+    end = End(
+        name=run.cfg.name,
+        run_dir=str(run.paths.root),
+        world_size=run.comm.size,
+        epochs=len(run.plan.epochs),
+        steps=progress.step,
+        samples=progress.samples,
+        loss=evaluation.loss if evaluation else None,
+        top1=evaluation.top1 if evaluation else None,
+        top5=evaluation.top5 if evaluation else None,
+        images_per_second=progress.samples / max(progress.train_seconds, 1e-9),
+        scaling_efficiency=scaling.efficiency,
+        lost_time=scaling.lost,
+        comm=run.cfg.comm.model_dump(include={"tune", "group_mb", "compression"}),
+        noise_scale=advice(noise, batch) if noise is not None else None,
+        train_seconds=progress.train_seconds,
+        wall_seconds=wall_s,
+    )
     if run.comm.rank == 0:
-        write_atomically(run.paths.summary, json.dumps(summary, indent=1).encode())
-    run.sinks.write("end", summary)
-    return summary
+        write_atomically(run.paths.summary, json.dumps(end.values(), indent=1).encode())
+    run.sinks.write(end)
+    return end

@@ -12,6 +12,8 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.data import Data
 from hvdtrain.errors import DataError
 from hvdtrain.files import write_atomically
+from hvdtrain.telemetry.meter import BadCounts
+from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from pipelines.bad import BadSample
 
@@ -58,21 +60,21 @@ class BadSamples:
                 self._unlisted[bad.index] = bad
             sinks.observe_bad(bad.reason)
 
-    def counts(self) -> tuple[int, int]:
-        """This rank's images masked since `settle`, and of these the ones not listed yet."""
-        return self._masked, len(self._unlisted)
+    def counts(self) -> BadCounts:
+        """Of this rank, since `settle`."""
+        return BadCounts(self._masked, len(self._unlisted))
 
-    def settle(self, masked: int, unlisted: int, num_samples: int, sinks: Sinks) -> list[BadSample]:
+    def settle(self, counts: BadCounts, num_samples: int, sinks: Sinks) -> list[BadSample]:
         """Name the new ones; every rank calls with the sums of `counts` over all ranks.
 
         Returns the new ones of all ranks. Raises DataError on every rank once more than
         `max_bad_ratio` of the `num_samples` images of this epoch are masked.
         """
         self._masked = 0
-        self._masked_in_epoch += masked
-        found = self._exchange() if unlisted else []
+        self._masked_in_epoch += counts.masked
+        found = self._exchange() if counts.unlisted else []
         if found:
-            sinks.write("note", {"text": _note(found, self._path)})
+            sinks.write(Note(_note(found, self._path)))
             if self._comm.rank == 0:
                 lines = [json.dumps(asdict(bad)) + "\n" for bad in self._listed.values()]
                 write_atomically(self._path, "".join(lines).encode())

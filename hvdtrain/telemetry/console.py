@@ -6,13 +6,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from hvdtrain.launch.variables import launched
 from hvdtrain.report.text import duration
+from hvdtrain.telemetry.reports import Eval, Note, Report, Train
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two plain progress lines."""
@@ -40,36 +40,37 @@ def _watched() -> bool:
         return False
 
 
-def train_text(values: dict[str, Any]) -> str:
+def train_text(report: Train) -> str:
     """One line of progress."""
+    measured, scaling = report.measured, report.scaling
     parts = [
-        f"epoch {values['epoch']:6.2f}/{values['epochs']}",
-        *([f"{duration(values['eta_s'])} left"] if "eta_s" in values else []),
-        *([f"phase {values['phase'] + 1}"] if "phase" in values else []),
-        f"{values['image_size']} px",
-        f"loss {values['loss']:.4f}",
-        f"top-1 {values['top1']:.4f}",
-        f"lr {values['lr']:.4g}",
-        f"{values['images_per_second']:,.0f} images/s",
+        f"epoch {report.epoch:6.2f}/{report.epochs}",
+        f"{duration(report.eta_s)} left",
+        f"phase {report.phase + 1}",
+        f"{report.image_size} px",
+        f"loss {measured.loss:.4f}",
+        f"top-1 {measured.top1:.4f}",
+        f"lr {report.lr:.4g}",
+        f"{measured.images_per_second:,.0f} images/s",
     ]
-    if values.get("efficiency"):
-        parts.append(f"efficiency {values['efficiency']:.0%}")
-    if values.get("gradient_noise_scale"):
-        parts.append(f"noise scale {values['gradient_noise_scale']:,.0f}")
-    if cause := values.get("cause"):
-        parts.append(f"lost to {cause} {values[f'lost_{cause}_ratio']:.0%}")
-        if values.get("straggler") is not None:
-            parts.append(f"by rank {values['straggler']}")
-    elif values["data_wait_ratio"] >= 0.05:
-        parts.append(f"waits for data {values['data_wait_ratio']:.0%}")
+    if scaling.efficiency:
+        parts.append(f"efficiency {scaling.efficiency:.0%}")
+    if report.gradient_noise_scale:
+        parts.append(f"noise scale {report.gradient_noise_scale:,.0f}")
+    if scaling.cause is not None:
+        parts.append(f"lost to {scaling.cause} {scaling.lost[scaling.cause]:.0%}")
+        if scaling.straggler is not None:
+            parts.append(f"by rank {scaling.straggler}")
+    elif measured.data_wait_ratio >= 0.05:
+        parts.append(f"waits for data {measured.data_wait_ratio:.0%}")
     return "  ".join(parts)
 
 
-def eval_text(values: dict[str, Any]) -> str:
+def eval_text(report: Eval) -> str:
     """One line for an evaluation."""
-    text = f"epoch {values['epoch']:6.2f}  evaluated {values['images']:,} images"
     return (
-        f"{text}: top-1 {values['top1']:.4f}  top-5 {values['top5']:.4f}  loss {values['loss']:.4f}"
+        f"epoch {report.epoch:6.2f}  evaluated {report.images:,} images: "
+        f"top-1 {report.top1:.4f}  top-5 {report.top5:.4f}  loss {report.loss:.4f}"
     )
 
 
@@ -79,15 +80,15 @@ class Plain:
     def __init__(self) -> None:
         self._next = 0.0
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
-        """Print one report, or leave it out if the last one is too fresh."""
-        if kind == "train" and time.monotonic() >= self._next:
+    def write(self, report: Report) -> None:
+        """Print one report; progress only if the last line of progress is old enough."""
+        if isinstance(report, Train) and time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_INTERVAL_S
-            self._print(train_text(values))
-        elif kind == "eval":
-            self._print(eval_text(values))
-        elif kind == "note":
-            self._print(values["text"])
+            self._print(train_text(report))
+        elif isinstance(report, Eval):
+            self._print(eval_text(report))
+        elif isinstance(report, Note):
+            self._print(report.text)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -110,17 +111,17 @@ class Bar:
         self._task = self._progress.add_task("starting", total=1.0)
         self._progress.start()
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """Move the bar, or print a line above it."""
-        if kind == "train":
-            done = values["epoch"] / values["epochs"]
-            self._progress.update(self._task, completed=done, description=train_text(values))
-        elif kind == "eval":
-            self._progress.console.print(eval_text(values), highlight=False, soft_wrap=True)
-        elif kind == "note":
-            self._progress.console.print(
-                values["text"], highlight=False, markup=False, soft_wrap=True
+        console = self._progress.console
+        if isinstance(report, Train):
+            self._progress.update(
+                self._task, completed=report.progress, description=train_text(report)
             )
+        elif isinstance(report, Eval):
+            console.print(eval_text(report), highlight=False, soft_wrap=True)
+        elif isinstance(report, Note):
+            console.print(report.text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -17,6 +17,7 @@ from hvdtrain.config.schema import Metrics
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import write_atomically
 from hvdtrain.paths import RunPaths
+from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 
 
@@ -44,13 +45,13 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
     texts = comm.gather_text(json.dumps([mine, endpoint.warnings, moved]))
     gathered = [json.loads(text) for text in texts]
     for text in sorted({text for _, warnings, _ in gathered for text in warnings}):
-        sinks.write("note", {"text": f"warning: {text}"})
+        sinks.write(Note(f"warning: {text}"))
     if moves := sum(moved for _, _, moved in gathered):
         text = (
             f"metrics.port: in use: {moves} of {comm.size} ranks took the next free one; all are "
             f"in {paths.file_sd}"
         )
-        sinks.write("note", {"text": text})
+        sinks.write(Note(text))
     groups = [group for group, _, _ in gathered]
     if cfg.on_loopback:  # another host's 127.0.0.1 is not ours
         near = [group for group in groups if group["labels"]["host"] == groups[0]["labels"]["host"]]
@@ -60,7 +61,7 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
                 f"machines are not in {paths.file_sd}; open the endpoints with metrics.bind=0.0.0.0 "
                 "and metrics.token_file"
             )
-            sinks.write("note", {"text": text})
+            sinks.write(Note(text))
         groups = near
     with together(comm):
         if comm.rank == 0:

@@ -16,6 +16,7 @@ from hvdtrain.telemetry.endpoint import Page
 from hvdtrain.telemetry.history import History, finite, rounded
 from hvdtrain.telemetry.lost_time import CAUSES, LostTime
 from hvdtrain.telemetry.meter import Interval
+from hvdtrain.telemetry.reports import Eval, Kind, Note, Report, Train
 
 LOW_EFFICIENCY = 0.8
 """Scaling efficiency below which the page warns."""
@@ -34,8 +35,14 @@ MEASURED = (
     *(f"lost_{cause}_ratio" for cause in CAUSES),
     *("data_wait_ratio", "comm_wait_ratio", "gradient_noise_scale"),
 )
-ENDS = {"end": "ended", "stop": "stopped"}
-"""State after the last report."""
+STATES: dict[Kind, str] = {
+    **dict.fromkeys(("train", "eval", "checkpoint"), "training"),
+    "stop": "stopped",
+    "end": "ended",
+}
+"""State of the run after a report of this kind; other kinds do not change it."""
+ENDED = ("stopped", "ended")
+"""States after which no report is missed."""
 EVALUATED = ("loss", "top1", "top5")
 
 
@@ -53,7 +60,8 @@ class Live:
         self._lock = threading.Lock()
         self._state = "starting"
         self._reported = self._began
-        self._latest: dict[str, dict[str, Any]] = {}
+        self._latest: dict[Kind, dict[str, Any]] = {}
+        self._newest: Train | None = None
         self._notes: deque[dict[str, Any]] = deque(maxlen=NOTES)
         self._train = History(SET, MEASURED)
         self._evals = History(("epoch",), EVALUATED)
@@ -69,22 +77,24 @@ class Live:
             "/api/live": lambda: ("application/json", self.json()),
         }
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """One report."""
-        now = self._clock()
-        if kind == "train":
-            seconds = finite(values.get("seconds")) or 1.0
+        now, values = self._clock(), report.values()
+        if isinstance(report, Train):
+            seconds = finite(report.measured.seconds) or 1.0
             self._train.add({**values, "time": now - self._began}, seconds)
-        elif kind == "eval":
+        elif isinstance(report, Eval):
             self._evals.add(values, 1.0)
         with self._lock:
             self._version += 1
             self._reported = now
-            if kind == "note":
-                self._notes.append({"time": now, "text": _text(values["text"])})
+            self._state = STATES.get(report.kind, self._state)
+            if isinstance(report, Note):
+                self._notes.append({"time": now, "text": _text(report.text)})
             else:
-                self._latest[kind] = {**values, "time": now}
-                self._state = ENDS.get(kind, self._state if kind == "start" else "training")
+                self._latest[report.kind] = {**values, "time": now}
+            if isinstance(report, Train):
+                self._newest = report
 
     def observe_interval(self, interval: Interval, lost: LostTime | None) -> None:
         """All ranks' steps since the last report; `lost` is None on a single rank."""
@@ -99,12 +109,15 @@ class Live:
         with self._lock:
             version, reported, state = self._version, self._reported, self._state
             latest, notes, steps = dict(self._latest), list(self._notes), self._steps
+            newest = self._newest
         told, body = self._told
         if told != version:
             body = _dump(
                 {
                     "run": {**self._run, "ranks": len(self._hosts), "hosts": len({*self._hosts})},
-                    **{kind: _values(latest.get(kind)) for kind in ("train", "eval", "checkpoint")},
+                    "train": _values(latest.get("train")),
+                    "eval": _values(latest.get("eval")),
+                    "checkpoint": _values(latest.get("checkpoint")),
                     "ranks": {"host": self._hosts, **_ranks(steps)},
                     "notes": notes,
                     "history": self._train.columns(),
@@ -113,33 +126,34 @@ class Live:
             )
             self._told = version, body
         now = self._clock()
-        quiet_s = now - reported if state not in ENDS.values() else 0.0
+        quiet_s = now - reported if state not in ENDED else 0.0
         warning = next((n for n in reversed(notes) if n["text"].startswith("warning: ")), None)
         fresh = warning is not None and now - warning["time"] < FRESH_S
-        alerts = _alerts(latest.get("train", {}), self._hosts, quiet_s)
+        alerts = _alerts(newest, self._hosts, quiet_s)
         alerts += [{"kind": "warning", "text": warning["text"]}] if warning and fresh else []
         head = _dump({"time": now, "reported": reported, "state": state, "alerts": alerts})
         return head[:-1] + b"," + body[1:]
 
 
-def _alerts(train: dict[str, Any], hosts: list[str], quiet_s: float) -> list[dict[str, str]]:
-    """What needs a look now: kind and text, worst first."""
-    found = {}
-    if quiet_s > max(QUIET_S, QUIET_INTERVALS * (finite(train.get("seconds")) or 0.0)):
-        found["quiet"] = (
+def _alerts(train: Train | None, hosts: list[str], quiet_s: float) -> list[dict[str, str]]:
+    """What needs a look now: kind and text, worst first. `train` is the newest report."""
+    alerts = {}
+    interval_s = finite(train.measured.seconds) if train else None
+    if quiet_s > max(QUIET_S, QUIET_INTERVALS * (interval_s or 0.0)):
+        alerts["quiet"] = (
             f"No report for {quiet_s:.0f} s: an evaluation or a checkpoint that takes long, or a "
             "rank that hangs."
         )
-    efficiency = finite(train.get("efficiency"))
-    if efficiency is not None and efficiency < LOW_EFFICIENCY:
-        found["efficiency"] = f"Scaling efficiency is {efficiency:.0%}."
-    rank = train.get("straggler")
-    if rank is not None:
-        found["straggler"] = f"All ranks wait for rank {rank} on {hosts[rank]}."
-    starved = finite(train.get("data_wait_ratio"))
-    if starved is not None and starved > STARVED:
-        found["data"] = f"Ranks wait for images {starved:.0%} of the time."
-    return [{"kind": kind, "text": text} for kind, text in found.items()]
+    if train is not None:
+        efficiency, straggler = finite(train.scaling.efficiency), train.scaling.straggler
+        if efficiency is not None and efficiency < LOW_EFFICIENCY:
+            alerts["efficiency"] = f"Scaling efficiency is {efficiency:.0%}."
+        if straggler is not None:
+            alerts["straggler"] = f"All ranks wait for rank {straggler} on {hosts[straggler]}."
+        starved = finite(train.measured.data_wait_ratio)
+        if starved is not None and starved > STARVED:
+            alerts["data"] = f"Ranks wait for images {starved:.0%} of the time."
+    return [{"kind": kind, "text": text} for kind, text in alerts.items()]
 
 
 def _ranks(steps: tuple[Interval, LostTime | None] | None) -> dict[str, list[float | None]]:

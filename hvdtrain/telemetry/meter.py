@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,21 +14,45 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.engine.step import SUMS
 from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.telemetry.hardware import LinkUse
+from hvdtrain.telemetry.reports import Measured
+
+
+class BadCounts(NamedTuple):
+    """Bad images masked since the last report."""
+
+    masked: int
+    unlisted: int
+    """Of these, the ones that the run's list does not have yet."""
+
+
+class _Sums(NamedTuple):
+    """What is summed over ranks for a report."""
+
+    loss: float
+    top1: float
+    top5: float
+    images: float
+    seconds: float
+    stops: float
+    """Ranks that want to stop."""
+    masked: float
+    unlisted: float
+    machines: float
+    """Machines whose network use is known."""
+    sent_bytes: float
 
 
 @dataclass(frozen=True)
 class Interval:
     """The steps since the last report; equal on all ranks."""
 
-    values: dict[str, Any]
-    """loss (mean per image), top1 and top5 (0-1), samples (all ranks), images_per_second (all
-    ranks), seconds and step_seconds (means over ranks), network_bytes_per_second (sent by the
-    busiest interface, mean over machines), data_wait_ratio and comm_wait_ratio (share
-    of the interval, mean over ranks), bad_samples and bad_unlisted (sums)."""
+    measured: Measured
+    bad: BadCounts
+    """Sums over ranks."""
     stopping: bool
     """Whether any rank wants to stop."""
     more: list[float]
-    """Sums over ranks of what was handed to `drain`."""
+    """Sums over ranks of the vector `more` that was given to `drain`."""
     step_s: np.ndarray
     """[ranks, steps]: seconds from the end of the update before to the end of this one."""
     data_s: np.ndarray
@@ -36,10 +60,10 @@ class Interval:
     wait_s: np.ndarray
     """[ranks, steps]: of these, waiting for gradients after the backward pass."""
     link_speeds: np.ndarray
-    """[ranks]: bytes/s of the machine's busiest interface, told by one rank of every machine where
-    its kernel knows; else 0."""
+    """[ranks]: bytes/s of the machine's busiest interface, on one rank of every machine whose
+    kernel knows it; else 0."""
     resent: np.ndarray
-    """[ranks]: share of TCP segments that the machine sent again, told by the same ranks."""
+    """[ranks]: share of TCP segments that the machine sent again, on the same ranks."""
 
     @property
     def link_bytes_per_s(self) -> float | None:
@@ -73,7 +97,7 @@ class Meter:
         self._waited_s = data_wait_s
 
     def leave_out(self, seconds: float) -> None:
-        """Time within the step that was begun, which is not of training."""
+        """Do not count these seconds of the present step: they were not training."""
         self._now += seconds
 
     def add(self, sums: torch.Tensor, data_wait_s: float) -> float:
@@ -86,55 +110,69 @@ class Meter:
         return self._step_s[-1]
 
     def drain(
-        self,
-        comm: Comm,
-        waiting: Stopwatch,
-        stop: bool,
-        bad: tuple[int, int],
-        more: torch.Tensor,
+        self, comm: Comm, waiting: Stopwatch, stop: bool, bad: BadCounts, more: torch.Tensor
     ) -> Interval:
-        """All ranks since the last call; every rank has made at least one step, and as many.
+        """All ranks' steps since the last call: at least one, and the same number on all ranks.
 
         `waiting` has a lap for each step that waited for gradients, `bad` is from
-        `BadSamples.counts`, `more` float64 and of equal length on all ranks.
+        `BadSamples.counts`, `more` is float64 and equally long on all ranks.
         """
-        local = self._sums.tolist()  # waits for the device, so all laps are known
+        loss, top1, top5, images = self._sums.tolist()  # waits for the device: all laps are known
         now = self._clock()
         self._step_s[-1] += now - self._now
         self._now = now
-        elapsed, steps = sum(self._step_s), len(self._step_s)
+        steps = len(self._step_s)
         laps = waiting.laps()[-steps:]
         waits = laps if len(laps) == steps else [0.0] * steps
         sent, speed, resent = self._link.take() if self._link else (0.0, 0.0, 0.0)
-        machine = [float(self._link is not None), sent]
-        sums = torch.tensor([*local, elapsed, float(stop), *bad, *machine], dtype=torch.float64)
-        times = torch.tensor(
-            [speed, resent, *self._step_s, *self._data_s, *waits], dtype=torch.float64
+        mine = _Sums(
+            loss=loss,
+            top1=top1,
+            top5=top5,
+            images=images,
+            seconds=sum(self._step_s),
+            stops=float(stop),
+            masked=bad.masked,
+            unlisted=bad.unlisted,
+            machines=float(self._link is not None),
+            sent_bytes=sent,
         )
-        rows = comm.gather(torch.cat([sums, more, times]), "meter").numpy()
-        summed = rows[:, : len(sums) + len(more)].sum(axis=0).tolist()
-        rest = rows[:, len(sums) + len(more) :]
-        by_step = rest[:, 2:].reshape(comm.size, 3, steps)
-        loss, top1, top5, count, seconds, stops, masked, unlisted, machines, sent = summed[
-            : len(sums)
-        ]
+        times = [speed, resent, *self._step_s, *self._data_s, *waits]
+        row = torch.tensor([*mine, *more.tolist(), *times], dtype=torch.float64)
+        rows = comm.gather(row, "meter").numpy()
+        summed = rows[:, : len(mine) + len(more)].sum(axis=0).tolist()
+        rest = rows[:, len(mine) + len(more) :]
+        step_s, data_s, wait_s = rest[:, 2:].reshape(comm.size, 3, steps).swapaxes(0, 1)
         self._sums.zero_()
         self._step_s.clear()
         self._data_s.clear()
-        images = max(1.0, count)
-        values = {
-            "loss": loss / images,
-            "top1": top1 / images,
-            "top5": top5 / images,
-            "samples": count,
-            "seconds": seconds / comm.size,
-            "images_per_second": count * comm.size / seconds,
-            "step_seconds": seconds / comm.size / steps,
-            "network_bytes_per_second": sent / max(1, machines) / (seconds / comm.size),
-            "data_wait_ratio": float(by_step[:, 1].sum()) / seconds,
-            "comm_wait_ratio": float(by_step[:, 2].sum()) / seconds,
-            "bad_samples": masked,
-            "bad_unlisted": unlisted,
-        }
-        more_sums = summed[len(sums) :]
-        return Interval(values, stops > 0, more_sums, *by_step.swapaxes(0, 1), *rest[:, :2].T)
+        sums = _Sums(*summed[: len(mine)])
+        return Interval(
+            measured=_measured(sums, comm.size, data_s, wait_s),
+            bad=BadCounts(round(sums.masked), round(sums.unlisted)),
+            stopping=sums.stops > 0,
+            more=summed[len(mine) :],
+            step_s=step_s,
+            data_s=data_s,
+            wait_s=wait_s,
+            link_speeds=rest[:, 0],
+            resent=rest[:, 1],
+        )
+
+
+def _measured(sums: _Sums, ranks: int, data_s: np.ndarray, wait_s: np.ndarray) -> Measured:
+    """Means and ratios; `data_s` and `wait_s` are [ranks, steps]."""
+    images, seconds = max(1.0, sums.images), sums.seconds / ranks
+    return Measured(
+        loss=sums.loss / images,
+        top1=sums.top1 / images,
+        top5=sums.top5 / images,
+        samples=sums.images,
+        seconds=seconds,
+        images_per_second=sums.images * ranks / sums.seconds,
+        step_seconds=seconds / data_s.shape[1],
+        network_bytes_per_second=sums.sent_bytes / max(1, sums.machines) / seconds,
+        data_wait_ratio=float(data_s.sum()) / sums.seconds,
+        comm_wait_ratio=float(wait_s.sum()) / sums.seconds,
+        bad_samples=sums.masked,
+    )

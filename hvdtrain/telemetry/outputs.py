@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import PartFile
+from hvdtrain.telemetry.reports import End, Eval, Report, Train
 
 Note = Callable[[str], None]
 """Tells the user one line."""
@@ -75,10 +76,10 @@ class TextFile:
                 "there on every machine, for node_exporter's --collector.textfile.directory"
             ) from None
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """All metrics as they are now, if the file is old enough; none before training starts,
         as nobody would take it away."""
-        if kind not in ("train", "eval") or self._clock() < self._next:
+        if not isinstance(report, (Train, Eval)) or self._clock() < self._next:
             return
         self._next = self._clock() + TEXTFILE_INTERVAL_S
         try:
@@ -129,11 +130,11 @@ class Pushgateway:
     def __init__(self, url: str, run: str, note: Note) -> None:
         self._url, self._run, self._note = url, run, note
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """Push the summary."""
-        if kind != "end":
+        if not isinstance(report, End):
             return
-        registry = CollectorRegistry()
+        values, registry = report.values(), CollectorRegistry()
         for key, name, text in FINAL:
             if values.get(key) is not None:
                 Gauge(f"hvdtrain_final_{name}", text, registry=registry).set(values[key])
@@ -166,19 +167,19 @@ class TensorBoard:
         self._writer: Any = None
         self._broken = False
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """One point of each curve; they are written by a thread."""
-        if kind not in ("train", "eval") or self._broken:
+        if not isinstance(report, (Train, Eval)) or self._broken:
             return
         try:
             if self._writer is None:
                 # Steps made again after a restart replace those of before.
                 self._writer = self._module.SummaryWriter(
-                    self._folder, purge_step=values["step"], max_queue=10_000, flush_secs=30
+                    self._folder, purge_step=report.step, max_queue=10_000, flush_secs=30
                 )
-            for key, value in values.items():
+            for key, value in report.values().items():
                 if isinstance(value, (int, float)) and key != "step":
-                    self._writer.add_scalar(f"{kind}/{key}", value, values["step"])
+                    self._writer.add_scalar(f"{report.kind}/{key}", value, report.step)
         except Exception as error:  # noqa: BLE001
             self._broken = True
             self._note(f"warning: {self._folder}: no more points for TensorBoard: {error}")

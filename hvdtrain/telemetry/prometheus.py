@@ -28,6 +28,7 @@ from hvdtrain.telemetry.live import Live
 from hvdtrain.telemetry.lost_time import CAUSES, LostTime
 from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.metrics import CAUSE, FACTS, REPORTED, STEP_BUCKETS, STEPS
+from hvdtrain.telemetry.reports import Checkpoint, Kind, Report
 from hvdtrain.versions import installed_versions
 from pipelines.bad import REASONS
 
@@ -103,14 +104,15 @@ class Exporter:
         if self._live:
             self._live.observe_interval(interval, lost)
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """Set the gauges that take a value of this report."""
-        if kind == "checkpoint":
+        values = report.values()
+        if isinstance(report, Checkpoint):
             self._counters["hvdtrain_checkpoints_total"].inc()
-            values = {"timestamp_s": time.time(), **values}
-        self._reported.take(kind, values)
+            values["timestamp_s"] = time.time()
+        self._reported.take(report.kind, values)
         if self._live:
-            self._live.write(kind, values)
+            self._live.write(report)
 
     def close(self) -> None:
         """Stop serving."""
@@ -130,7 +132,7 @@ class Reported(Collector):
         self._values: dict[str, float] = {}
         self._cause: tuple[str | None] | None = None
 
-    def take(self, kind: str, values: dict[str, Any]) -> None:
+    def take(self, kind: Kind, values: dict[str, Any]) -> None:
         """Keep the values of one report; with None there is none, but for the noise scale, which
         is not measured in every interval."""
         if CAUSE.report == f"{kind}.cause" and "cause" in values:

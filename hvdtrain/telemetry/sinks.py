@@ -1,4 +1,4 @@
-"""Where reports go: console, JSON lines, Prometheus and others. A sink is `write(kind, values)`."""
+"""Where reports go: console, JSON lines, Prometheus and others. A sink is `write(report)`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
@@ -19,12 +19,13 @@ from hvdtrain.telemetry.lost_time import LostTime
 from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.outputs import Pushgateway, TensorBoard, TextFile
 from hvdtrain.telemetry.prometheus import Exporter
+from hvdtrain.telemetry.reports import Note, Report
 
 
 class Sink(Protocol):
-    """Takes reports; `kind` is one of start, step, train, eval, checkpoint, note, end."""
+    """Takes reports."""
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """One report."""
 
     def close(self) -> None:
@@ -40,9 +41,9 @@ class JsonLines:
         except OSError as error:
             raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """Append one line."""
-        record = {"time": round(time.time(), 3), "kind": kind, **values}
+        record = {"time": round(time.time(), 3), "kind": report.kind, **report.values()}
         self._file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
@@ -72,15 +73,15 @@ class Sinks:
         if self._console:
             self._sinks += [JsonLines(paths.events), self._console]
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """One report to every sink."""
         for sink in self._sinks:
-            sink.write(kind, values)
+            sink.write(report)
 
     def say(self, text: str) -> None:
         """A line for whoever watches rank 0 now, of no use to a report."""
         if self._console:
-            self._console.write("note", {"text": text})
+            self._console.write(Note(text))
 
     def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
         """One update, for the metrics endpoint alone."""
@@ -106,6 +107,6 @@ class Sinks:
     def _note(self, text: str) -> None:
         """A sink's trouble; only rank 0 has a console."""
         if self._rank == 0:
-            self.write("note", {"text": text})
+            self.write(Note(text))
         else:
             print(f"rank {self._rank}: {text}", file=sys.stderr, flush=True)

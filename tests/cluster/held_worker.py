@@ -13,6 +13,7 @@ from hvdtrain import train
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import load_config
 from hvdtrain.run import prepare as run
+from hvdtrain.telemetry.reports import End
 
 LIMIT_S = 120.0
 """Nobody waits longer."""
@@ -36,10 +37,10 @@ def main(config: str) -> None:
         publish(*arguments)
         wait_for("go")
 
-    def summarise_and_wait(*arguments: Any) -> dict[str, Any]:
-        summary = write_summary(*arguments)
+    def summarise_and_wait(*arguments: Any) -> End:
+        end = write_summary(*arguments)
         wait_for("release")
-        return summary
+        return end
 
     run.publish = publish_and_wait
     train.write_summary = summarise_and_wait

@@ -16,6 +16,7 @@ from hvdtrain.config.schema import Config, Metrics, Phase
 from hvdtrain.telemetry.metrics import METRICS
 from hvdtrain.telemetry.prometheus import Exporter
 from tests.launch import REPOSITORY, free_port
+from tests.made_reports import REPORTS
 
 FOLDER = REPOSITORY / "deploy/prometheus"
 DASHBOARD = json.loads((REPOSITORY / "deploy/grafana/hvdtrain.json").read_text(encoding="utf-8"))
@@ -101,9 +102,8 @@ def test_served_text_follows_the_conventions(prometheus_bin: Path) -> None:
     cfg = Config(phases=[Phase(epochs=1)], metrics=Metrics(port=free_port()))
     exporter = Exporter(cfg, Solo())
     try:
-        for metric in METRICS:
-            kind, _, key = metric.report.partition(".")
-            exporter.write(kind, {key: 1.0})
+        for report in REPORTS:
+            exporter.write(report)
         text = generate_latest(exporter.registry).decode()
     finally:
         exporter.close()

@@ -9,8 +9,9 @@ import pytest
 
 from hvdtrain.errors import ResourceError
 from hvdtrain.report import plots as report_plots
-from hvdtrain.report.figures import Prices, Target
+from hvdtrain.report.figures import Prices
 from hvdtrain.report.run import read_run
+from hvdtrain.report.targets import Target
 from hvdtrain.report.write import write_report
 from tests.report_runs import Log, restarted
 from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
@@ -93,8 +94,8 @@ def test_several_runs_side_by_side(tmp_path: Path) -> None:
     second.eval(12, 10, 0.9)
     output, png = tmp_path / "report.html", tmp_path / "png"
     found = write_report([first, second.root, first], output, [Target("top1", 0.75)], png=png)
-    assert [run["run"] for run in found] == ["first", "second"]
-    assert [run["finished"] for run in found] == [True, False]
+    assert [run.run for run in found] == ["first", "second"]
+    assert [run.finished for run in found] == [True, False]
     text, page = read(output)
     assert_fetches_nothing(text, page)
     assert_references_hold(page)

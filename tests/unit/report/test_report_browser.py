@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.report.figures import Prices, Target
+from hvdtrain.report.figures import Prices
+from hvdtrain.report.targets import Target
 from hvdtrain.report.write import write_report
 from tests.report_runs import restarted
 

@@ -8,24 +8,23 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.report.events import restarts
+from hvdtrain.report.events import Restarts, restarts
 from hvdtrain.report.figures import (
     Prices,
-    Target,
     node_hours,
-    parse_target,
-    phase_speeds,
-    run_dict,
-    target_dict,
+    run_figures,
+    target_result,
 )
+from hvdtrain.report.phases import phase_speeds
 from hvdtrain.report.run import RunRecord, read_run, told_apart
+from hvdtrain.report.targets import Target, parse_target
 from tests.report_runs import Log, restarted
 
 PRICES = Prices(on_demand=24.48, spot=7.3)
 
 
 def target(run: RunRecord, text: str, prices: Prices = PRICES) -> dict:
-    return target_dict(run, parse_target(text), prices)
+    return target_result(run, parse_target(text), prices).as_dict()
 
 
 def test_time_and_cost_to_a_target_over_a_restart(tmp_path: Path) -> None:
@@ -66,7 +65,7 @@ def test_a_target_that_is_not_reached_tells_the_best(tmp_path: Path) -> None:
 def test_the_whole_of_a_restarted_run(tmp_path: Path) -> None:
     restarted(tmp_path)
     run = read_run(tmp_path)
-    found = run_dict(run, [], PRICES)
+    found = run_figures(run, [], PRICES).as_dict()
     assert [(s.began, s.ended, s.world_size) for s in run.attempts] == [
         (990.0, 1032, 4),
         (1980.0, 2024, 8),
@@ -85,14 +84,14 @@ def test_nodes_by_the_user_replace_those_of_every_attempt(tmp_path: Path) -> Non
     restarted(tmp_path)
     run = read_run(tmp_path)
     assert node_hours(run, nodes=16) == pytest.approx(16 * (42 + 44) / 3600)
-    assert run_dict(run, [], Prices(nodes=16))["nodes"] == 16
+    assert run_figures(run, [], Prices(nodes=16)).nodes == 16
 
 
 def test_an_old_run_without_starts_is_parted_where_its_steps_go_back(tmp_path: Path) -> None:
     restarted(tmp_path, starts=False)
     run = read_run(tmp_path)
     assert [(s.began, s.ended) for s in run.attempts] == [(1000.0, 1032), (1980.0, 2024)]
-    found = run_dict(run, [Target("top1", 0.75)], PRICES)
+    found = run_figures(run, [Target("top1", 0.75)], PRICES).as_dict()
     assert found["targets"][0]["train_seconds"] == 40.0
     assert found["targets"][0]["wall_seconds"] == 2022 - 1000
     assert (found["redone_seconds"], found["nodes"], found["nodes_assumed"]) == (10.0, 1, True)
@@ -123,10 +122,7 @@ def test_a_start_that_came_to_nothing_is_a_attempt(tmp_path: Path) -> None:
 
 def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
     log = Log(tmp_path)
-    assert restarts(log.root / "events.jsonl") == {
-        "restarts_after_signal": 0,
-        "restarts_after_crash": 0,
-    }
+    assert restarts(log.root / "events.jsonl") == Restarts(by_signal=0, by_crash=0)
     for number, ended in enumerate(("crash", "stop", "crash", "crash"), 1):
         time = 1000.0 * number
         if number > 1:
@@ -136,10 +132,7 @@ def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
         if ended == "stop":
             log.write(time + 3, "stop", cause="signal", step=10)
     log.write(5000.0, "note", text="resumed from c")  # of the attempt that asks
-    assert restarts(log.root / "events.jsonl") == {
-        "restarts_after_signal": 1,
-        "restarts_after_crash": 3,
-    }
+    assert restarts(log.root / "events.jsonl") == Restarts(by_signal=1, by_crash=3)
 
 
 def test_a_run_begun_anew_in_its_directory_counts_its_second_way_only(tmp_path: Path) -> None:
@@ -198,7 +191,7 @@ def test_missing_and_odd_values_are_borne(tmp_path: Path) -> None:
     log.raw('{"time": 40, "kind": ["odd"]}')
     (tmp_path / "config.yaml").write_text("- a\n- list\n")
     (tmp_path / "environment.json").write_text("{")
-    found = run_dict(read_run(tmp_path), [Target("top1", 0.5)], PRICES)
+    found = run_figures(read_run(tmp_path), [Target("top1", 0.5)], PRICES).as_dict()
     assert found["targets"][0] == {
         "metric": "top1",
         "target": 0.5,

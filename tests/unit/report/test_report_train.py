@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
-from hvdtrain.report.figures import Target
 from hvdtrain.report.run import read_run
+from hvdtrain.report.targets import Target
 from hvdtrain.report.write import write_report
 from hvdtrain.train import train
 from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
+from tests.unit.telemetry.test_reports import KEYS_OF_ONE_RANK
 
 CONFIG = """
 name: tiny
@@ -30,11 +32,17 @@ metrics: {{enabled: false}}
 def test_a_real_run_leaves_its_report(digits_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     summary = train(parse_config(CONFIG.format(root=digits_root)), Solo(), run_dir=root)
+    for line in (root / "events.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        assert list(event) == ["time", "kind", *KEYS_OF_ONE_RANK[event["kind"]]]
+    written = json.loads((root / "summary.json").read_text())
+    assert list(written) == list(summary) == KEYS_OF_ONE_RANK["end"]
     text, page = read(root / "report.html")
     assert_fetches_nothing(text, page)
     assert_references_hold(page)
     assert "resnet8_cifar" in page.text  # of the plan
-    (found,) = write_report([root], tmp_path / "again.html", [Target("top1", 0.01)])
+    [figures] = write_report([root], tmp_path / "again.html", [Target("top1", 0.01)])
+    found = figures.as_dict()
     for key in ("top1", "top5", "samples", "images_per_second", "train_seconds"):
         assert found[key] == pytest.approx(summary[key], rel=1e-3), key
     assert found["wall_seconds"] >= summary["wall_seconds"] - 0.01  # times of events are in ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,9 @@ from hvdtrain.paths import RunPaths
 from hvdtrain.run import efficiency
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.telemetry.lost_time import CAUSES
-from hvdtrain.telemetry.meter import Interval
+from hvdtrain.telemetry.meter import BadCounts, Interval
+from hvdtrain.telemetry.reports import RunScaling, Scaling
+from tests.made_reports import MEASURED
 
 
 class Two(Solo):
@@ -52,7 +55,8 @@ def interval(seconds: float, link: float | None = None) -> Interval:
     step_s = np.full((2, 4), seconds / 4)
     zero = np.zeros((2, 4))
     speeds = np.array([link or 0.0, 0.0])
-    return Interval({"samples": 80}, False, [], step_s, zero, zero, speeds, np.zeros(2))
+    measured, bad = replace(MEASURED, samples=80.0), BadCounts(0, 0)
+    return Interval(measured, bad, False, [], step_s, zero, zero, speeds, np.zeros(2))
 
 
 @pytest.fixture
@@ -75,34 +79,34 @@ def test_efficiency_against_what_was_measured(tmp_path: Path, measured: list[Any
     assert len(measured) == 1  # once a size
     # Of two ranks the faster one: 80 images take two of them 0.4 s.
     report = found.add(interval(0.5, link=1.5e7))
-    assert report["efficiency"] == pytest.approx(0.8)
-    assert report["lost_other_ratio"] == pytest.approx(0.2)
-    assert report["cause"] == "other"
+    assert report.efficiency == pytest.approx(0.8)
+    assert report.lost["other"] == pytest.approx(0.2)
+    assert report.cause == "other"
     # 1 MB at 15 MB/s: 0.067 s, of which backward hides 0.06 of 0.1.
-    assert report["efficiency_ceiling"] == pytest.approx(0.1 / (0.04 + 1 / 15))
+    assert report.efficiency_ceiling == pytest.approx(0.1 / (0.04 + 1 / 15))
     # Faster than a link of 1 MB/s allows, so that is not the way the gradients take.
-    assert found.add(interval(0.5, link=1e6))["efficiency_ceiling"] is None
-    assert found.add(interval(0.4))["efficiency_ceiling"] is None  # no speed known
+    assert found.add(interval(0.5, link=1e6)).efficiency_ceiling is None
+    assert found.add(interval(0.4)).efficiency_ceiling is None  # no speed known
     overall = found.overall()
-    assert overall["scaling_efficiency"] == pytest.approx(1.2 / 1.4)
+    assert overall.efficiency == pytest.approx(1.2 / 1.4)
     expected = dict.fromkeys(CAUSES, 0.0) | {"other": pytest.approx(0.2 / 1.4)}
-    assert overall["lost_time"] == expected
+    assert overall.lost == expected
 
 
 def test_the_links_speed_can_be_told(tmp_path: Path, measured: list[Any]) -> None:
     told = run(tmp_path, Two(), comm=CommConfig(link_gbit=0.08))  # 10 MB/s
     found = Efficiency(told)
     found.enter(EPOCH, BATCH)
-    assert found.add(interval(0.6, link=1e12))["efficiency_ceiling"] == pytest.approx(0.1 / 0.14)
+    assert found.add(interval(0.6, link=1e12)).efficiency_ceiling == pytest.approx(0.1 / 0.14)
     told.hosts = ["a", "a"]
-    assert found.add(interval(0.5))["efficiency_ceiling"] is None
+    assert found.add(interval(0.5)).efficiency_ceiling is None
 
 
 def test_one_rank_has_no_efficiency(tmp_path: Path, measured: list[Any]) -> None:
     found = Efficiency(run(tmp_path, Solo()))
     found.enter(EPOCH, BATCH)
-    assert found.add(interval(1.0)) == {"efficiency": None}
-    assert found.overall() == {"scaling_efficiency": None, "lost_time": None}
+    assert found.add(interval(1.0)) == Scaling()
+    assert found.overall() == RunScaling()
     assert not measured
 
 
@@ -118,7 +122,7 @@ def test_a_stored_calibration_is_used(tmp_path: Path, measured: list[Any]) -> No
     second = Efficiency(run(other, Two(), **settings))
     second.enter(EPOCH, BATCH)
     assert len(measured) == 1
-    assert second.add(interval(1.0))["efficiency"] == pytest.approx(0.8)
+    assert second.add(interval(1.0)).efficiency == pytest.approx(0.8)
     second.enter(SimpleNamespace(phase_index=0, image_size=64), BATCH)  # type: ignore[arg-type]
     assert len(measured) == 2  # not in the file
     assert len(json.loads((other / "calibration.json").read_text())["entries"]) == 2

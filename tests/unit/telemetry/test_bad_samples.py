@@ -13,6 +13,7 @@ from hvdtrain.config.schema import Config, Data, Metrics, Phase
 from hvdtrain.errors import DataError
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.prometheus import Exporter
+from hvdtrain.telemetry.reports import Note, Report
 from pipelines.bad import REASONS, BadSample
 from tests.launch import free_port
 
@@ -24,9 +25,9 @@ class Notes:
         self.texts: list[str] = []
         self.reasons: list[str] = []
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
-        assert kind == "note"
-        self.texts.append(values["text"])
+    def write(self, report: Report) -> None:
+        assert isinstance(report, Note)
+        self.texts.append(report.text)
 
     def observe_bad(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -37,7 +38,7 @@ def bad(index: int, reason: str = "decode") -> BadSample:
 
 
 def settle(samples: BadSamples, sinks: Any, num_samples: int = 100) -> list[BadSample]:
-    return samples.settle(*samples.counts(), num_samples, sinks)
+    return samples.settle(samples.counts(), num_samples, sinks)
 
 
 def test_each_is_named_once_and_counted_every_time(tmp_path: Path) -> None:

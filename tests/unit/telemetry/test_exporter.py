@@ -24,8 +24,10 @@ from hvdtrain.telemetry import discovery
 from hvdtrain.telemetry.hardware import Gpu, Network
 from hvdtrain.telemetry.metrics import GPU, METRICS, table
 from hvdtrain.telemetry.prometheus import Exporter
+from hvdtrain.telemetry.reports import Eval
 from hvdtrain.telemetry.sinks import Sinks
 from tests.launch import REPOSITORY, free_port
+from tests.made_reports import CHECKPOINT, REPORTS, train
 
 PHASES = [Phase(epochs=1)]
 
@@ -73,16 +75,12 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
         exporter.observe_step(seconds, 32, data_s, reducer)
     exporter.late.inc(0.5)
     exporter.bad_samples["truncated"].inc()
-    train = {"loss": 2.5, "top1": 0.25, "lr": 0.1, "momentum": 0.9, "epoch": 1.5, "epochs": 3}
-    exporter.write("train", {**train, "image_size": 128, "data_wait_ratio": 0.1})
-    exporter.write("train", {"progress": 0.5, "eta_s": 70.0, "total_samples": 640, "step": 20})
-    exporter.write("eval", {"loss": 1.5, "top1": 0.5, "top5": 0.9, "epoch": 1.0})
-    exporter.write("train", {"gradient_noise_scale": 1310.5, "loss_scale": 1024.0})
-    exporter.write("train", {"gradient_norm": 3.0, "cause": "data"})
-    exporter.write("train", {"efficiency": None, "gradient_noise_scale": None})
-    exporter.write("train", {"gradient_norm": None})  # not finite
+    exporter.write(train(gradient_noise_scale=1310.5, cause="data", straggler=None))
+    exporter.write(Eval(epoch=1.0, step=20, images=50, loss=1.5, top1=0.5, top5=0.9))
+    # Not finite, not measured this time, and not known.
+    exporter.write(train(gradient_norm=None, gradient_noise_scale=None, efficiency=None))
     before = time.time()
-    exporter.write("checkpoint", {"path": "p", "seconds": 0.5, "bytes": 4096, "step": 20})
+    exporter.write(CHECKPOINT)
     found = scrape(exporter)
     assert "hvdtrain_gradient_norm" not in found
     assert {
@@ -110,8 +108,8 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
         "hvdtrain_epoch": 1.5,
         "hvdtrain_epochs": 3.0,
         "hvdtrain_progress_ratio": 0.5,
-        "hvdtrain_eta_seconds": 70.0,
-        "hvdtrain_run_samples": 640.0,
+        "hvdtrain_eta_seconds": 312.0,
+        "hvdtrain_run_samples": 1280.0,
         "hvdtrain_run_steps": 20.0,
         "hvdtrain_data_wait_ratio": 0.1,
         "hvdtrain_loss_scale": 1024.0,
@@ -134,9 +132,8 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
 
 def test_every_metric_is_in_the_table(exporter: Exporter) -> None:
     known = {metric.name for metric in METRICS}
-    for metric in METRICS:
-        kind, _, key = metric.report.partition(".")
-        exporter.write(kind, {key: 1.0})
+    for report in REPORTS:
+        exporter.write(report)
     served = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in exporter.registry.collect()

@@ -17,10 +17,12 @@ import pytest
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.telemetry.history import LIMIT
 from hvdtrain.telemetry.live import FRESH_S, NOTES, QUIET_INTERVALS, QUIET_S, Live
-from hvdtrain.telemetry.meter import Interval
+from hvdtrain.telemetry.meter import BadCounts, Interval
 from hvdtrain.telemetry.prometheus import Exporter
+from hvdtrain.telemetry.reports import Eval, Note
 from tests.launch import REPOSITORY
 from tests.live_run import ToldRun
+from tests.made_reports import END, MEASURED, train
 
 Open = Callable[..., ToldRun]
 
@@ -115,15 +117,18 @@ def test_it_tells_what_was_reported(told: Open) -> None:
 
 def test_it_is_strict_json_whatever_is_reported() -> None:
     live = Live("run", "model", ["host\ud800", 'a"b</script>'])
-    bad = {"loss": math.nan, "epoch": math.inf, "lr": np.float32(-math.inf), "more": [1], "x": None}
-    live.write("train", {**bad, "seconds": math.nan, "text": "\x00\udcff"})
-    live.write("eval", {"loss": math.nan, "epoch": 1})
-    nothing = np.full((2, 1), np.nan)
-    live.observe_interval(Interval({}, False, [], *[nothing] * 5), None)
-    empty = np.zeros((2, 0))
-    live.observe_interval(Interval({}, False, [], *[empty] * 5), None)
+    bad = {"loss": math.nan, "epoch": math.inf, "lr": np.float32(-math.inf), "loss_scale": None}
+    live.write(train(**bad, momentum=[1], seconds=math.nan, explanation="\x00\udcff"))
+    live.write(Eval(epoch=1.0, step=1, images=1, loss=math.nan, top1=math.inf, top5=0.5))
+    nothing, empty = np.full((2, 1), np.nan), np.zeros((2, 0))
+    for array in (nothing, empty):
+        live.observe_interval(
+            Interval(MEASURED, BadCounts(0, 0), False, [], *[array] * 5),
+            None,
+        )
     found = strict(live.json())
-    assert found["train"]["loss"] is found["train"]["lr"] is found["train"]["more"] is None
+    for key in ("loss", "epoch", "lr", "loss_scale", "momentum"):
+        assert found["train"][key] is None
     assert found["ranks"]["step_s"] == [None, None]
     assert found["ranks"]["host"] == ["host?", 'a"b</script>']
 
@@ -132,7 +137,7 @@ def test_it_stays_small(told: Open) -> None:
     run = told(256)
     run.live._hosts = [f"{rank:063}" for rank in range(256)]  # the longest name that hosts have
     for number in range(200):
-        run.exporter.write("note", {"text": f"warning: {number} " + "\x01" * 5000})
+        run.exporter.write(Note(f"warning: {number} " + "\x01" * 5000))
     sizes = []
     for _ in range(3):
         run.advance(LIMIT)
@@ -159,27 +164,27 @@ def test_alerts_come_and_go() -> None:
         ({"straggler": 1}, "straggler"),
         ({"data_wait_ratio": 0.21}, "data"),
     ):
-        live.write("train", {**well, **changed})
+        live.write(train(**{**well, **changed}))
         assert kinds() == [kind]
-        live.write("train", well)
+        live.write(train(**well))
         assert kinds() == []
     now[0] += QUIET_S
     assert kinds() == []
     now[0] += 1
     assert kinds() == ["quiet"]
-    live.write("train", {**well, "seconds": 100.0})  # an interval of this length is no stall
+    live.write(train(**{**well, "seconds": 100.0}))  # an interval of this length is no stall
     now[0] += QUIET_INTERVALS * 100
     assert kinds() == []
-    live.write("note", {"text": "resumed"})
+    live.write(Note("resumed"))
     assert kinds() == []
-    live.write("note", {"text": "warning: too large"})
-    live.write("note", {"text": "another"})
+    live.write(Note("warning: too large"))
+    live.write(Note("another"))
     [alert] = strict(live.json())["alerts"]
     assert alert == {"kind": "warning", "text": "warning: too large"}
     now[0] += FRESH_S
-    live.write("train", well)
+    live.write(train(**well))
     assert kinds() == []
-    live.write("end", {"world_size": 2})
+    live.write(END)
     now[0] += 10_000
     assert kinds() == []
     assert strict(live.json())["state"] == "ended"
@@ -187,7 +192,7 @@ def test_alerts_come_and_go() -> None:
 
 def test_the_straggler_has_a_host() -> None:
     live = Live("run", "model", ["a", "b"])
-    live.write("train", {"straggler": 1})
+    live.write(train(straggler=1))
     [alert] = strict(live.json())["alerts"]
     assert alert["text"] == "All ranks wait for rank 1 on b."
 
@@ -195,14 +200,14 @@ def test_the_straggler_has_a_host() -> None:
 def test_it_is_made_once_for_all_who_ask() -> None:
     now = [0.0]
     live = Live("run", "model", ["a"], clock=lambda: now[0])
-    live.write("train", {"loss": 1.0})
+    live.write(train(loss=1.0))
     first = live.json()
     body = live._told[1]
     now[0] = 1.0
     second = live.json()
     assert live._told[1] is body
     assert (strict(first)["time"], strict(second)["time"]) == (0.0, 1.0)
-    live.write("train", {"loss": 2.0})
+    live.write(train(loss=2.0))
     assert strict(live.json())["train"]["loss"] == 2.0
 
 
@@ -218,7 +223,7 @@ def test_it_is_read_while_it_is_written() -> None:
     thread = threading.Thread(target=read)
     thread.start()
     for i in range(3 * LIMIT):
-        live.write("train", {"loss": float(i), "epoch": float(i), "lr": float(i)})
+        live.write(train(loss=float(i), epoch=float(i), lr=float(i)))
     stop.set()
     thread.join()
     assert found

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hvdtrain.telemetry.reports import Eval, Note
 from tests.browser import CHROMIUM, Tab, opened
 from tests.live_run import ToldRun
 
@@ -103,7 +104,7 @@ def test_its_numbers_are_those_of_the_endpoint(run: ToldRun, tab: Tab) -> None:
         assert tab.value("document.querySelector('#explanation').innerText") == train["explanation"]
         alerts = tab.value("[...document.querySelectorAll('#alerts li')].map(li => li.innerText)")
         assert "All ranks wait for rank 3 on node00." in alerts
-        run.exporter.write("eval", {"epoch": 3.9, "loss": 1.25, "top1": 0.625, "top5": 0.875})
+        run.exporter.write(Eval(3.9, step=975, images=50000, loss=1.25, top1=0.625, top5=0.875))
         run.advance(100)  # the page finds out by itself
     assert tab.complaints == []
     assert {*tab.requests} - {"about:blank"} == {run.address, run.address + "api/live"}
@@ -134,7 +135,7 @@ def test_256_ranks(run: ToldRun, tab: Tab) -> None:
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("run", "plots"), [(1, 6), (4, 8)], indirect=["run"])
 def test_it_fits_every_width(run: ToldRun, tab: Tab, plots: int, dark: bool) -> None:
-    run.exporter.write("note", {"text": "warning: " + "a-long-word-" * 20})
+    run.exporter.write(Note("warning: " + "a-long-word-" * 20))
     for width in WIDTHS:
         tab.size(width, 800, dark=dark)
         tab.open(run.address)
@@ -160,7 +161,7 @@ def test_it_fits_every_width(run: ToldRun, tab: Tab, plots: int, dark: bool) -> 
 def test_texts_stay_texts(run: ToldRun, tab: Tab) -> None:
     evil = "<img src=x onerror=document.title='evil'><script>document.title='evil'</script>"
     run.live._hosts[3] = evil
-    run.exporter.write("note", {"text": f"warning: {evil}"})
+    run.exporter.write(Note(f"warning: {evil}"))
     tab.open(run.address)
     shown(tab, run)
     assert evil in tab.value("document.querySelector('#notes').innerText")

@@ -23,37 +23,10 @@ from hvdtrain.paths import RunPaths
 from hvdtrain.telemetry import outputs
 from hvdtrain.telemetry.outputs import TensorBoard, TextFile
 from hvdtrain.telemetry.prometheus import Exporter
+from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from tests.launch import free_port
-
-TRAIN = {
-    "step": 20,
-    "epoch": 0.5,
-    "epochs": 1,
-    "image_size": 32,
-    "loss": 2.5,
-    "top1": 0.25,
-    "lr": 0.1,
-    "images_per_second": 1000.0,
-    "data_wait_ratio": 0.0,
-    "efficiency": None,
-    "note": "words",
-}
-SUMMARY = {
-    "name": "name",
-    "top1": 0.75,
-    "top5": 0.95,
-    "loss": 1.25,
-    "images_per_second": 1234.5,
-    "scaling_efficiency": None,
-    "lost_time": None,
-    "train_seconds": 60.5,
-    "wall_seconds": 70.0,
-    "epochs": 18,
-    "samples": 640,
-    "steps": 20,
-    "world_size": 4,
-}
+from tests.made_reports import END, EVAL, TRAIN, train
 
 
 class Second(Solo):
@@ -80,10 +53,10 @@ def test_text_file_of_each_rank(tmp_path: Path, capsys: pytest.CaptureFixture[st
     cfg = config(textfile_dir=str(folder))
     ranks = [Sinks(cfg, comm, paths, ["a", "a"]) for comm in (Solo(), Second())]
     try:
-        ranks[0].write("note", {"text": "not yet training"})
+        ranks[0].write(Note("not yet training"))
         assert not list(folder.iterdir())
         for sinks in ranks:
-            sinks.write("train", TRAIN)
+            sinks.write(TRAIN)
         files = [folder / f"hvdtrain_run-1_{rank}.prom" for rank in (0, 1)]
         assert sorted(folder.iterdir()) == files
         for rank, file in enumerate(files):
@@ -111,8 +84,9 @@ def test_text_file_is_written_every_15_seconds_at_most(tmp_path: Path) -> None:
 
         def value_at(seconds: float, loss: float) -> float:
             now[0] = seconds
-            exporter.write("train", {"loss": loss})
-            sink.write("train", {})
+            report = train(loss=loss)
+            exporter.write(report)
+            sink.write(report)
             return families(path)["hvdtrain_loss"].samples[0].value
 
         assert value_at(100.0, 3.0) == 3.0
@@ -121,9 +95,9 @@ def test_text_file_is_written_every_15_seconds_at_most(tmp_path: Path) -> None:
         path.unlink()
         tmp_path.rmdir()
         now[0] = 130.0
-        sink.write("train", {})
+        sink.write(TRAIN)
         now[0] = 145.0
-        sink.write("train", {})
+        sink.write(TRAIN)
         assert len(notes) == 1
         assert "cannot be written any more: No such file or directory" in notes[0]
         sink.close()
@@ -176,9 +150,9 @@ def test_summary_is_pushed_at_the_end(
     paths = RunPaths(tmp_path / "run-1")
     paths.create()
     sinks = Sinks(config(pushgateway=gateway), Solo(), paths, ["a"])
-    sinks.write("train", TRAIN)
+    sinks.write(TRAIN)
     assert Gateway.pushed == []
-    sinks.write("end", SUMMARY)
+    sinks.write(END)
     sinks.close()
     [(method, path, body)] = Gateway.pushed
     assert (method, path) == ("PUT", "/metrics/job/hvdtrain/run/run-1")
@@ -215,7 +189,7 @@ def test_a_failed_push_is_a_note(
     paths = RunPaths(tmp_path)
     paths.create()
     sinks = Sinks(config(pushgateway=url), Solo(), paths, ["a"])
-    sinks.write("end", SUMMARY)
+    sinks.write(END)
     sinks.close()
     [line] = [line for line in capsys.readouterr().out.splitlines() if "pushgateway" in line]
     assert line.startswith(f"warning: metrics.pushgateway: {url}: nothing pushed: ")
@@ -253,16 +227,16 @@ def test_curves_for_tensorboard(
     paths = RunPaths(tmp_path)
     paths.create()
     sinks = Sinks(config(tensorboard=True), Solo(), paths, ["a"])
-    sinks.write("train", TRAIN)
-    sinks.write("eval", {"epoch": 1.0, "step": 40, "images": 9, "top1": 0.5, "top5": 1, "loss": 1})
+    sinks.write(train(gradient_norm=None))
+    sinks.write(EVAL)
     [writer] = Writer.made
     assert (writer.folder, writer.purge_step) == (tmp_path / "tensorboard", 20)
     assert ("train/loss", 2.5, 20) in writer.points
     assert ("eval/top1", 0.5, 40) in writer.points
     names = {name for name, _, _ in writer.points}
-    assert not names & {"train/step", "train/efficiency", "train/note"}
-    sinks.write("train", TRAIN | {"lr": 666})
-    sinks.write("train", TRAIN)
+    assert not names & {"train/step", "train/gradient_norm", "train/explanation"}
+    sinks.write(train(lr=666))
+    sinks.write(TRAIN)
     out = capsys.readouterr().out
     assert out.count("no more points for TensorBoard: [Errno 28] No space left on device") == 1
     sinks.close()
@@ -281,7 +255,7 @@ def test_event_files_can_be_read_back(tmp_path: Path) -> None:
     )
     sink = TensorBoard(tmp_path, pytest.fail)
     for step in (20, 40):
-        sink.write("train", TRAIN | {"step": step, "loss": step / 8})
+        sink.write(train(step=step, loss=step / 8))
     sink.close()
     events = accumulators.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(20, 2.5), (40, 5.0)]

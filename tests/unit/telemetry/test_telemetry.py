@@ -14,8 +14,10 @@ from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.errors import ResourceError
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.hardware import LinkUse
-from hvdtrain.telemetry.meter import Meter
+from hvdtrain.telemetry.meter import BadCounts, Meter
+from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import JsonLines
+from tests.made_reports import EVAL, train
 
 
 class Laps(Stopwatch):
@@ -37,14 +39,15 @@ def test_meter_with_a_hand_wound_clock() -> None:
         assert meter.add(torch.tensor(one), data_wait_s) == step_s
     now[0] += 0.25  # until the device is done
     more = torch.tensor([7.0, 0.5]).double()
-    interval = meter.drain(Solo(), Laps(9.0, 0.05, 0.15), False, (3, 1), more)
+    interval = meter.drain(Solo(), Laps(9.0, 0.05, 0.15), False, BadCounts(3, 1), more)
     assert interval.more == [7.0, 0.5]
     assert not interval.stopping
     assert interval.step_s.tolist() == [[1.25, 0.75]]
     assert interval.data_s.tolist() == pytest.approx(np.array([[0.4, 0.1]]))
     assert interval.wait_s.tolist() == [[0.05, 0.15]]  # a lap of before does not count
     assert interval.link_bytes_per_s is None
-    assert interval.values == pytest.approx(
+    assert interval.bad == (3, 1)
+    assert interval.measured.values() == pytest.approx(
         {
             "loss": 14 / 8,
             "top1": 3 / 8,
@@ -57,16 +60,15 @@ def test_meter_with_a_hand_wound_clock() -> None:
             "data_wait_ratio": 0.25,
             "comm_wait_ratio": 0.1,
             "bad_samples": 3,
-            "bad_unlisted": 1,
         }
     )
     now[0] += 1.0
     meter.add(torch.tensor([1.0, 0, 0, 2]), 5.5)
-    interval = meter.drain(Solo(), Laps(), True, (0, 0), more[:0])
+    interval = meter.drain(Solo(), Laps(), True, BadCounts(0, 0), more[:0])
     assert interval.more == []
     assert interval.stopping
-    assert interval.values["samples"] == 2
-    assert interval.values["data_wait_ratio"] == 0
+    assert interval.measured.samples == 2
+    assert interval.measured.data_wait_ratio == 0
     assert interval.wait_s.tolist() == [[0.0]]
 
 
@@ -96,16 +98,16 @@ def test_the_busiest_interface_is_the_one_in_use(tmp_path: Path) -> None:
     interface("eth0", 71000)
     now[0] = 2.0
     meter.add(torch.zeros(4), 0.0)
-    interval = meter.drain(Solo(), Laps(), False, (0, 0), torch.zeros(0).double())
+    interval = meter.drain(Solo(), Laps(), False, BadCounts(0, 0), torch.zeros(0).double())
     assert interval.link_bytes_per_s == 25e9 / 8
-    assert interval.values["network_bytes_per_second"] == 10000
+    assert interval.measured.network_bytes_per_second == 10000
 
 
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     for text in ("one", "two"):
         sink = JsonLines(path)
-        sink.write("note", {"text": text})
+        sink.write(Note(text))
         sink.close()
     events = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(event["kind"], event["text"]) for event in events] == [
@@ -116,39 +118,25 @@ def test_json_lines(tmp_path: Path) -> None:
         JsonLines(tmp_path)
 
 
-TRAIN = {
-    "epoch": 1.5,
-    "epochs": 3,
-    "image_size": 128,
-    "loss": 2.5,
-    "top1": 0.25,
-    "lr": 0.1,
-    "images_per_second": 1234.5,
-    "efficiency": 0.93,
-    "data_wait_ratio": 0.2,
-}
-
-
 def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_text(TRAIN) == (
-        "epoch   1.50/3  128 px  loss 2.5000  top-1 0.2500  lr 0.1  1,234 images/s"
-        "  efficiency 93%  waits for data 20%"
+    quiet = {"gradient_noise_scale": None, "cause": None, "straggler": None}
+    well = train(**quiet, data_wait_ratio=0.2)
+    assert train_text(well) == (
+        "epoch   1.50/3  5 min 12 s left  phase 2  128 px  loss 2.5000  top-1 0.2500  lr 0.1"
+        "  1,234 images/s  efficiency 93%  waits for data 20%"
     )
-    assert "efficiency" not in train_text({**TRAIN, "efficiency": None})
-    text = train_text({**TRAIN, "eta_s": 312.0, "phase": 1})
-    assert text.startswith("epoch   1.50/3  5 min 12 s left  phase 2  128 px  ")
-    lost = {"cause": "straggling", "straggler": 3, "lost_straggling_ratio": 0.3}
-    assert "  lost to straggling 30%  by rank 3" in train_text({**TRAIN, **lost})
-    assert "  noise scale 1,310  " in train_text({**TRAIN, "gradient_noise_scale": 1310.4})
+    assert "efficiency" not in train_text(train(**quiet, efficiency=None))
+    assert "waits for data" not in train_text(train(**quiet, data_wait_ratio=0.04))
+    lost = {"cause": "straggling", "straggler": 3, "lost": {"straggling": 0.3}}
+    assert "  lost to straggling 30%  by rank 3" in train_text(train(**lost))
+    assert "  noise scale 1,310  " in train_text(train(gradient_noise_scale=1310.4))
     plain = Plain()
-    plain.write("train", TRAIN)
-    plain.write("train", TRAIN)  # too soon after the first
-    plain.write("eval", {"epoch": 2.0, "images": 50000, "top1": 0.5, "top5": 0.9, "loss": 1.5})
-    plain.write("note", {"text": "resumed"})
+    plain.write(well)
+    plain.write(well)  # too soon after the first
+    plain.write(EVAL)
+    plain.write(Note("resumed"))
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 3
-    assert out[1] == eval_text(
-        {"epoch": 2.0, "images": 50000, "top1": 0.5, "top5": 0.9, "loss": 1.5}
-    )
+    assert out[1] == eval_text(EVAL)
     assert "50,000 images: top-1 0.5000" in out[1]
     assert out[2] == "resumed"

@@ -1,0 +1,207 @@
+"""What a run reports: one small class for each kind of report.
+
+The values of a report are one line of `events.jsonl`. Other programs read that file, so the names
+and the order of the values do not change. Sums and means are over all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+Kind = Literal["start", "train", "eval", "checkpoint", "note", "stop", "end"]
+
+
+class _Values:
+    """Fields with names; a field that has fields itself is replaced by them."""
+
+    def values(self) -> dict[str, Any]:
+        """By name, in the order of the fields."""
+        flat: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            flat.update(value.values() if isinstance(value, _Values) else {name: value})
+        return flat
+
+
+class Report(_Values):
+    """Base of all reports."""
+
+    kind: ClassVar[Kind]
+
+
+@dataclass(frozen=True)
+class Measured(_Values):
+    """The training steps since the last report."""
+
+    loss: float
+    """Per image."""
+    top1: float
+    """0-1, as are all accuracies."""
+    top5: float
+    samples: float
+    """Images, without padding."""
+    seconds: float
+    """Time of the steps; mean over ranks, as `step_seconds`."""
+    images_per_second: float
+    step_seconds: float
+    network_bytes_per_second: float
+    """Sent by the busiest interface of a machine; mean over machines."""
+    data_wait_ratio: float
+    """Share of the time in which a rank waited for images; mean over ranks."""
+    comm_wait_ratio: float
+    """Share of the time in which a rank waited for gradients; mean over ranks."""
+    bad_samples: float
+    """Images masked because they are bad."""
+
+
+@dataclass(frozen=True)
+class Scaling(_Values):
+    """Scaling efficiency of the steps since the last report; all None with one rank."""
+
+    efficiency: float | None = None
+    """0-1, as are all efficiencies and shares."""
+    efficiency_so_far: float | None = None
+    """Of all intervals of this attempt."""
+    efficiency_ceiling: float | None = None
+    """What the slowest link allows; None if that is not known."""
+    lost: Mapping[str, float] = field(default_factory=dict)
+    """Lost share of the time by cause."""
+    cause: str | None = None
+    """The cause that costs most; None if little is lost."""
+    straggler: int | None = None
+    """The rank that all others wait for."""
+    explanation: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Each share has its own name, `lost_CAUSE_ratio`."""
+        if self.efficiency is None:
+            return {"efficiency": None}
+        shares = {f"lost_{cause}_ratio": ratio for cause, ratio in self.lost.items()}
+        flat: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            flat.update(shares if name == "lost" else {name: value})
+        return flat
+
+
+@dataclass(frozen=True)
+class Start(Report):
+    """Training begins or goes on. Only rank 0 knows the restarts."""
+
+    kind: ClassVar[Kind] = "start"
+    world_size: int
+    nodes: int
+    setup_seconds: float
+    restarts_after_signal: int | None = None
+    restarts_after_crash: int | None = None
+
+
+@dataclass(frozen=True)
+class Train(Report):
+    """One logging interval; the settings are those of its last step."""
+
+    kind: ClassVar[Kind] = "train"
+    step: int
+    """Updates since the run began."""
+    epoch: float
+    """Epochs done, with the fraction of the present one."""
+    epochs: int
+    progress: float
+    """Share of the epochs that is done, 0-1."""
+    eta_s: float
+    phase: int
+    image_size: int
+    batch_per_worker: int
+    global_batch_size: int
+    total_samples: int
+    """Images since the run began."""
+    lr: float
+    momentum: float
+    gradient_norm: float | None
+    skipped_updates: float | None
+    loss_scale: float | None
+    measured: Measured
+    gradient_noise_scale: float | None
+    scaling: Scaling
+
+
+@dataclass(frozen=True)
+class Eval(Report):
+    """One evaluation of `images` images, after `epoch` epochs."""
+
+    kind: ClassVar[Kind] = "eval"
+    epoch: float
+    step: int
+    images: int
+    loss: float
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True)
+class Checkpoint(Report):
+    """A checkpoint that is complete; `seconds` is the time that writing it took."""
+
+    kind: ClassVar[Kind] = "checkpoint"
+    path: str
+    seconds: float
+    bytes: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Note(Report):
+    """One line for the user."""
+
+    kind: ClassVar[Kind] = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Stop(Report):
+    """The attempt ends before the run does, with a checkpoint."""
+
+    kind: ClassVar[Kind] = "stop"
+    cause: Literal["signal"]
+    step: int
+
+
+@dataclass(frozen=True)
+class RunScaling:
+    """Scaling efficiency (0-1) of a whole attempt; None with one rank."""
+
+    efficiency: float | None = None
+    lost: dict[str, float] | None = None
+    """Lost share of the time by cause."""
+
+
+@dataclass(frozen=True)
+class End(Report):
+    """The run is complete: what `summary.json` holds."""
+
+    kind: ClassVar[Kind] = "end"
+    name: str
+    run_dir: str
+    world_size: int
+    epochs: int
+    steps: int
+    samples: int
+    loss: float | None
+    """Of the last evaluation, as top1 and top5; None without a validation set."""
+    top1: float | None
+    top5: float | None
+    images_per_second: float
+    scaling_efficiency: float | None
+    lost_time: dict[str, float] | None
+    comm: dict[str, Any]
+    """Settings of the gradient exchange."""
+    noise_scale: dict[str, float] | None
+    """`noise_scale.advice`."""
+    train_seconds: float
+    wall_seconds: float
+
+    def values(self) -> dict[str, Any]:
+        """Without an evaluation there are no keys for it."""
+        optional = ("loss", "top1", "top5")
+        flat = super().values()
+        return {key: v for key, v in flat.items() if v is not None or key not in optional}
