@@ -20,13 +20,19 @@ PACKAGES = (
     "safetensors",
 )
 
+GET_HOROVOD = (
+    "run make setup in a checkout, or install hvdtrain[horovod] from the folder that make wheels "
+    "fills: see docs/how-to/install.md"
+)
+"""What to do where Horovod or MPI is not installed."""
+
 
 def installed_versions() -> dict[str, str]:
     """hvdtrain, Python, and each of PACKAGES that is installed."""
-    found = {"hvdtrain": __version__, "python": platform.python_version()}
+    versions = {"hvdtrain": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

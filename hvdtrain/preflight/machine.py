@@ -80,7 +80,10 @@ def _check(name: str, run: Callable[[], str]) -> dict[str, Any]:
 def _launcher() -> str:
     found = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name)]
     if not found:
-        raise HvdtrainError("none of horovodrun, mpirun, srun is on PATH: run . .venv/bin/activate")
+        raise HvdtrainError(
+            "none of horovodrun, mpirun, srun is on PATH: activate the environment, e.g. "
+            ". .venv/bin/activate, or install Horovod"
+        )
     return ", ".join(found)
 
 
