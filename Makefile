@@ -19,8 +19,11 @@ check: setup ## format, lint, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+wheels: setup ## fill dist/wheels for machines without internet
+	@$(BIN)/python deploy/wheels.py
+
 clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check wheels clean

@@ -1,19 +1,19 @@
 """`make setup`: makes .venv with the pinned packages, Horovod built for this machine, and hvdtrain.
 
-Run by the user's own Python, with nothing but the standard library. Each step is stamped with a hash
-of what went into it and of the steps before it: a second call does only what has changed, and one
-that was cut off is taken up again.
+The user's own Python runs it, so it uses only the standard library. Each step leaves a stamp: a hash
+of its inputs and of the steps before it. A second call does only what has changed. A call after an
+interruption continues where the last one stopped.
 
 Environment: HVDTRAIN_TORCH (another torch, as pip options), HVDTRAIN_MPI (wheel, system or the path
-of an mpicxx), HVDTRAIN_CACHE (where built wheels are kept), CXX, CUDA_HOME. All but the cache are
-remembered in .venv: `make test` need not be told again. `make clean` forgets them.
+of an mpicxx), HVDTRAIN_CACHE (where built wheels are kept), CXX, CUDA_HOME. .venv remembers all of
+them except the cache, so `make test` needs none of them again. `make clean` forgets them.
 """
 
 import sys
 
-if sys.version_info < (3, 10):  # before the imports below, which an older Python cannot read
+if sys.version_info < (3, 10):  # before the imports below: an older Python cannot read them
     sys.exit(
-        "error: Python 3.10 or newer is needed, this is {}.{} ({}): choose one by"
+        "error: Python 3.10 or newer is needed, this is {}.{} ({}): choose another one with"
         " `make setup PYTHON=python3.11`".format(*sys.version_info[:2], sys.executable)
     )
 
@@ -37,18 +37,20 @@ from progress import Progress, SetupError, clock
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_CHOICES = ("CXX", "CUDA_HOME", "HOROVOD_CUDA_HOME", "HOROVOD_BUILD_CUDA_CC_LIST")
+PACKAGE_FILES = ("pyproject.toml", "setup.py", "hvdtrain/__init__.py")
+"""Files that hvdtrain's installed metadata depends on; the last has its version."""
 CHOICES = ("HVDTRAIN_TORCH", "HVDTRAIN_MPI", *BUILD_CHOICES)
 
 
 class Step(NamedTuple):
     name: str
     title: str
-    inputs: list[str]  # what it depends on, besides the steps before it
+    inputs: list[str]  # what it depends on, in addition to the steps before it
     action: Callable[[], None]
 
 
 class Stamps:
-    """Which steps of a .venv are done, and which one was begun: a file inside the .venv."""
+    """A file in .venv that says which steps are done and which step was started."""
 
     def __init__(self, venv: Path) -> None:
         self.file = venv / "setup-stamps.json"
@@ -68,7 +70,7 @@ class Stamps:
 
     @contextlib.contextmanager
     def step(self, name: str, digest: str) -> Iterator[None]:
-        """Stays begun when the process dies or is interrupted inside, not when the step fails."""
+        """The step stays marked as begun if the process dies or is interrupted, not if it fails."""
         self.done.pop(name, None)
         self.begun = name
         self.write()
@@ -94,7 +96,7 @@ def cache_folder(env: Mapping[str, str]) -> Path:
 
 
 def venv_works(venv: Path) -> bool:
-    """Whether its Python runs, is that of this folder (not of a copied one), and has pip."""
+    """Whether its Python runs, belongs to this folder (not to a copy of it), and has pip."""
     python = venv / "bin" / "python"
     check = "import sys, pip; print(sys.prefix)"
     try:
@@ -103,7 +105,7 @@ def venv_works(venv: Path) -> bool:
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    script = venv / "bin" / "pip"  # written last, and names the folder it was made for
+    script = venv / "bin" / "pip"  # written last; its first line names the folder of the .venv
     return (
         answer.returncode == 0
         and Path(answer.stdout.strip()).resolve() == venv.resolve()
@@ -113,7 +115,7 @@ def venv_works(venv: Path) -> bool:
 
 
 class Setup:
-    """The steps for one checkout."""
+    """The steps that set up one checkout."""
 
     def __init__(self, root: Path, env: Mapping[str, str]) -> None:
         self.root = root
@@ -121,7 +123,8 @@ class Setup:
         self.python = self.venv / "bin" / "python"
         self.logs = root / ".setup"
         self.cache = cache_folder(env)
-        dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # they would lead out of .venv
+        # They point to packages outside .venv.
+        dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
         self.env = {name: value for name, value in env.items() if name not in dropped}
         self.env |= {"PIP_USER": "0", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         chosen = {name: self.env[name] for name in CHOICES if self.env.get(name)}
@@ -144,13 +147,14 @@ class Setup:
             shlex.join(compiler) + first_line([*compiler, "--version"]),
             *(self.env.get(name, "") for name in BUILD_CHOICES),
         ]
+        package = [(self.root / name).read_text() for name in PACKAGE_FILES]
         return [
             Step("venv", "Python environment .venv", [str(self.venv), str(mpi)], self.make_venv),
             Step("tools", "build tools" + ("" if mpi else " and Open MPI"), tools, self.tools),
             Step("torch", torch or "torch", [torch or text["torch.txt"]], self.torch),
             Step("packages", "DALI and other packages", packages, self.packages),
             Step("horovod", "Horovod", horovod, self.horovod),
-            Step("hvdtrain", "hvdtrain", [(self.root / "setup.py").read_text()], self.hvdtrain),
+            Step("hvdtrain", "hvdtrain", package, self.hvdtrain),
         ]
 
     def run(self, what: str, command: list[str], log: str) -> None:
@@ -169,9 +173,9 @@ class Setup:
 
     def make_venv(self) -> None:
         if venv_works(self.venv) and not Stamps(self.venv).done:
-            self.progress.note("keeping the .venv that is there")
+            self.progress.note("keeping the existing .venv")
             return
-        # Not sys.executable: that may be the Python of the very .venv to be replaced.
+        # Not sys.executable: it may be the Python of the .venv that is replaced here.
         python = getattr(sys, "_base_executable", None) or sys.executable
         self.run("venv", [python, "-m", "venv", "--clear", str(self.venv)], "venv")
 
@@ -180,8 +184,12 @@ class Setup:
         self.pip_install("tools", *self.requirements("build.txt", *mpi))
 
     def torch(self) -> None:
-        own = self.env.get("HVDTRAIN_TORCH")
-        self.pip_install("torch", *(shlex.split(own) if own else self.requirements("torch.txt")))
+        self.pip_install("torch", *self.torch_arguments())
+
+    def torch_arguments(self) -> list[str]:
+        """What pip is given for torch: HVDTRAIN_TORCH, or our pins."""
+        choice = self.env.get("HVDTRAIN_TORCH")
+        return shlex.split(choice) if choice else self.requirements("torch.txt")
 
     def packages(self) -> None:
         cuda12 = str(self.asked()["cuda"]).startswith("12.")
@@ -194,7 +202,9 @@ class Setup:
                 self.cache, self.root, self.python, self.asked(), self.env, self.progress
             )
         except OSError as error:
-            raise SetupError(f"the cache {self.cache}: {error} (HVDTRAIN_CACHE moves it)") from None
+            raise SetupError(
+                f"the cache {self.cache}: {error}: HVDTRAIN_CACHE=DIR chooses another folder"
+            ) from None
         self.pip_install("horovod", "--no-deps", "--force-reinstall", str(wheel))
         self.run("horovod-import", [str(self.python), "-c", "import horovod.torch"], "import")
 
@@ -205,11 +215,11 @@ class Setup:
         started = time.monotonic()
         stamps, digest, worked = Stamps(self.venv), "", False
         if stamps.begun and stamps.begun != "horovod":
-            # pip was cut off: what it left behind may look installed and not be.
-            print(f"the last set-up was cut off in step '{stamps.begun}': starting .venv afresh")
+            # pip was interrupted: a package may look installed although files are missing.
+            print(f"the last set-up was interrupted in step '{stamps.begun}': making .venv again")
             stamps = self.clear()
         elif self.venv.exists() and not venv_works(self.venv):
-            print(".venv is incomplete or from another place: starting it afresh")
+            print(".venv is incomplete or was copied from another folder: making it again")
             stamps = self.clear()
         for number, step in enumerate(self.steps, 1):
             digest = chain(digest, step.inputs)
@@ -218,7 +228,7 @@ class Setup:
             worked = True
             self.progress.step(number, step.title)
             if step.name == "venv":
-                step.action()  # empties the folder that the stamps are in
+                step.action()  # empties the folder of the stamps, too
                 stamps = Stamps(self.venv)
             stamps.choices = self.choices
             with stamps.step(step.name, digest):
@@ -233,13 +243,13 @@ class Setup:
         return Stamps(self.venv)
 
     def locked(self) -> None:
-        """One set-up at a time. The lock goes to children too: an orphaned pip still holds it."""
+        """One set-up at a time. Child processes hold the lock, too: also a pip left running."""
         self.logs.mkdir(exist_ok=True)
         with (self.logs / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print("waiting for another set-up of this folder to end ...", flush=True)
+                print("waiting until another set-up of this folder ends ...", flush=True)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             self.progress.pass_fds = (lock.fileno(),)
             self.bring_up_to_date()
@@ -255,7 +265,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nset-up interrupted: run it again to go on", file=sys.stderr)
+        print("\nset-up interrupted: run it again to continue", file=sys.stderr)
         return 130
     return 0
 

@@ -20,6 +20,12 @@ PACKAGES = (
     "safetensors",
 )
 
+GET_HOROVOD = (
+    "run make setup in a checkout, or install hvdtrain[horovod] from the folder that make wheels "
+    "fills: see docs/how-to/install.md"
+)
+"""What to do where Horovod or MPI is not installed."""
+
 
 def installed_versions() -> dict[str, str]:
     """Versions of hvdtrain, Python, and the packages of PACKAGES that are installed."""

@@ -14,6 +14,7 @@ import torch
 from hvdtrain.comm.ranks import Handle
 from hvdtrain.errors import CommError
 from hvdtrain.launch.variables import on_several_hosts
+from hvdtrain.versions import GET_HOROVOD
 
 DEFAULTS = {
     # Name a stalled rank after one minute and end the job after ten; by default Horovod waits
@@ -156,7 +157,7 @@ def horovod_features() -> dict[str, bool | str]:
         import horovod
         import horovod.torch as hvd
     except ImportError as error:
-        raise CommError(f"Horovod cannot be imported ({error}): run make setup") from None
+        raise CommError(f"Horovod cannot be imported ({error}): {GET_HOROVOD}") from None
     return {
         "version": horovod.__version__,
         "mpi": hvd.mpi_built(),
@@ -167,10 +168,16 @@ def horovod_features() -> dict[str, bool | str]:
 
 
 def mpi_library() -> str:
-    """Name and version of the MPI library, without starting MPI."""
-    import mpi4py
+    """Name and version of the MPI library, without starting MPI.
 
-    mpi4py.rc.initialize = False
-    from mpi4py import MPI
+    Raises CommError if mpi4py or MPI is not installed.
+    """
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # the latter where there is no MPI library
+        raise CommError(f"mpi4py cannot be imported ({error}): {GET_HOROVOD}") from None
 
     return MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")

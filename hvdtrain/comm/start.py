@@ -14,6 +14,7 @@ from hvdtrain.errors import CommError
 from hvdtrain.launch.nic import use_interface
 from hvdtrain.launch.slurm_task import horovod_variables, report_joined
 from hvdtrain.launch.variables import launched_size
+from hvdtrain.versions import GET_HOROVOD
 
 
 def init_comm(interface: str = "auto") -> Comm:
@@ -33,7 +34,7 @@ def init_comm(interface: str = "auto") -> Comm:
         comm = Horovod()
     except ImportError as error:
         raise CommError(
-            f"started as {expected} ranks, but Horovod cannot be imported ({error}): run make setup"
+            f"started as {expected} ranks, but Horovod cannot be imported ({error}): {GET_HOROVOD}"
         ) from None
     if comm.size != expected:
         raise CommError(

@@ -12,9 +12,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+from hvdtrain.errors import CommError, ResourceError
+from hvdtrain.versions import GET_HOROVOD
 
-from hvdtrain.errors import ResourceError
+try:
+    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+except ImportError as missing:
+    raise CommError(f"Horovod cannot be imported ({missing}): {GET_HOROVOD}") from None
 
 JOINED = "joined"
 """Scope of the store in which each rank sets a key once it has joined."""

@@ -111,7 +111,10 @@ def _check(name: str, run: Callable[[], str]) -> Check:
 def _launcher() -> str:
     launchers = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name)]
     if not launchers:
-        raise HvdtrainError("none of horovodrun, mpirun, srun is on PATH: run . .venv/bin/activate")
+        raise HvdtrainError(
+            "none of horovodrun, mpirun, srun is on PATH: activate the environment, e.g. "
+            ". .venv/bin/activate, or install Horovod"
+        )
     return ", ".join(launchers)
 
 

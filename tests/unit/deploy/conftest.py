@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import bootstrap
 from tests.launch import REPOSITORY as ROOT
 
 
@@ -14,5 +15,7 @@ def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
     for name in ("requirements", "deploy", "third_party"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "setup.py", root)
+    (root / "hvdtrain").mkdir()
+    for name in bootstrap.PACKAGE_FILES:
+        shutil.copy(ROOT / name, root / name)
     return root

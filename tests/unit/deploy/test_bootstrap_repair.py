@@ -158,7 +158,7 @@ def test_two_set_ups_at_once_take_turns(checkout: Path, monkeypatch: pytest.Monk
             text=True,
         )
         assert waiting.stdout is not None
-        assert waiting.stdout.readline().startswith("waiting for another set-up")
+        assert waiting.stdout.readline().startswith("waiting until another set-up")
         waiting.kill()
         waiting.wait()
         waiting.stdout.close()

@@ -70,7 +70,8 @@ def test_the_definition_names_what_is_there() -> None:
     # What set-up and a run need of a checkout, as the Dockerfile's `COPY . .` has it.
     tracked = {line.split()[0] for line in sections["files"].splitlines() if line.strip()}
     needed = {"Makefile", "pyproject.toml", "setup.py", "deploy", "requirements", "third_party"}
-    assert tracked >= needed | {"hvdtrain", "pipelines", "configs"}
+    metadata = {"LICENSE", "NOTICE", "README.md"}  # pyproject.toml names them
+    assert tracked >= needed | metadata | {"hvdtrain", "pipelines", "configs"}
     for name in ("post", "environment", "test", "runscript"):
         subprocess.run(["sh", "-n", "-c", sections[name]], check=True)
 
