@@ -4,7 +4,7 @@
 
 For 2, 4 and 8 hosts with one rank each: hvdtrain's own settings and Open MPI's defaults, in turn,
 each started anew. The share of a size is (2 (N - 1) / N · size / rate of iperf3) / median time.
-docs/ethernet.md has the figures. Needs root, iperf3, and what netlab.py needs.
+docs/explanation/ethernet.md has the figures. Needs root, iperf3, and what netlab.py needs.
 """
 
 from __future__ import annotations

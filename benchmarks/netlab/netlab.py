@@ -6,7 +6,7 @@
     netlab.py down                         remove it
 
 Needs root, iproute2, util-linux and an OpenSSH server. The hosts node0, node1, … see the files of
-this machine and share its cores; their network is their own. docs/netlab.md tells more.
+this machine and share its cores; their network is their own. docs/how-to/netlab.md tells more.
 """
 
 from __future__ import annotations

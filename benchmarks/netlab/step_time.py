@@ -7,7 +7,7 @@ stood in for by timed sleeps, the gradients are real and go over real TCP. The c
 turns, each started anew by mpirun, with and without fp16 on the wire. All end with a plain SGD
 update. Horovod as it comes: DistributedOptimizer, its own fusion, Open MPI's defaults, but for
 mpi_yield_when_idle, as the hosts of a lab share cores. `--out` writes points for
-`hvdtrain scaling compare`, `--plot` a picture. docs/ethernet.md has the figures.
+`hvdtrain scaling compare`, `--plot` a picture. docs/explanation/ethernet.md has the figures.
 """
 
 from __future__ import annotations

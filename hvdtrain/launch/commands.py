@@ -110,7 +110,7 @@ def horovodrun(
         options = [f"--prefix {shlex.quote(prefix)}"] if prefix is not None else []
         options += [f"-mca oob_tcp_if_include {request.subnet}"]
         words += ["--mpi-args", " ".join([*options, f"-mca odls_base_sigkill_timeout {END_S}"])]
-    # It dies of SIGUSR1; over MPI it was seen not to pass on SIGTERM either, see docs/launch.
+    # It dies of SIGUSR1; over MPI it was seen not to pass on SIGTERM either, see docs/how-to/launch.
     return Command((*words, *request.training), SIGTERM, tuple(warnings))
 
 

@@ -1,5 +1,7 @@
-"""What is wrong between ranks, or hosts: pure functions over their facts. docs/preflight.md lists
-every finding."""
+"""What is wrong between ranks, or hosts: pure functions over their facts.
+
+docs/reference/preflight.md lists every finding.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,7 @@ def _data(facts: Sequence[Facts], names: Names) -> Check:
                 "data",
                 names.hosts(where),
                 text,
-                fix if several else f"name the images with {key}=DIR (docs/data.md)",
+                fix if several else f"name the images with {key}=DIR (docs/how-to/data.md)",
                 errors.DataError,
             )
         listed = [

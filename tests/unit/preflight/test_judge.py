@@ -16,7 +16,7 @@ from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.storage import Dataset, Disk, Reads
 
-DOCS = Path(__file__).parents[3] / "docs/preflight.md"
+DOCS = Path(__file__).parents[3] / "docs/reference/preflight.md"
 TRAIN = Dataset("data.train", "/data/train", None, "0123456789ab", 1000)
 GB = 10**9
 
@@ -179,7 +179,7 @@ def test_one_machine_hears_nothing_of_hosts() -> None:
     lost = (Dataset("data.train", "/none", "no such folder or file"),)
     [finding] = judge([Facts("node1", "boot", rank=0, data=lost)])
     told = "node1: data.train: /none: no such folder or file: name the images with data.train=DIR"
-    assert str(finding) == f"{told} (docs/data.md)"
+    assert str(finding) == f"{told} (docs/how-to/data.md)"
 
 
 def test_one_machine_needs_no_congestion_control() -> None:
