@@ -4,7 +4,7 @@
 
 The labs have 2, 4 and 8 hosts with one rank each. hvdtrain's own settings and Open MPI's defaults
 take turns, and every turn starts new processes. The share of a size is
-(2 (N - 1) / N · size / rate of iperf3) / median time. docs/ethernet.md has the figures.
+(2 (N - 1) / N · size / rate of iperf3) / median time. docs/explanation/ethernet.md has the figures.
 Needs root, iperf3, and the programs that netlab.py needs.
 """
 

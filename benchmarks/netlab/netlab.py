@@ -6,7 +6,7 @@
     netlab.py down                         remove the lab
 
 Needs root, iproute2, util-linux and an OpenSSH server. The hosts node0, node1, … share the files
-and cores of this machine, but have their own network. More in docs/netlab.md.
+and cores of this machine, but have their own network. More in docs/how-to/netlab.md.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ the computation; the gradients are real and go over real TCP. Every step ends wi
 update. The contestants take turns, with and without fp16 on the wire, and mpirun starts new
 processes for every turn. Plain Horovod has DistributedOptimizer, its own fusion, and Open MPI's
 defaults except mpi_yield_when_idle, because the hosts of a lab share cores. `--out` writes points
-for `hvdtrain scaling compare`, `--plot` a picture. docs/ethernet.md has the figures.
+for `hvdtrain scaling compare`, `--plot` a picture. docs/explanation/ethernet.md has the figures.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def doctor(
 
     WorkerSpeed: versions, Horovod's features, MPI, image decoding, ports. Under mpirun, horovodrun or
     srun: also whether all ranks fit together, and the links between them. With --hosts: whether
-    ssh gets in, and all hosts have the same. docs/preflight.md lists every finding with its fix.
-    Exit code 1: a fault was found.
+    ssh gets in, and all hosts have the same. docs/reference/preflight.md lists every finding with its
+    fix. Exit code 1: a fault was found.
     """
     if hosts is not None:
         from hvdtrain.launch.hosts import parse_hosts

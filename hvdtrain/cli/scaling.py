@@ -136,9 +136,9 @@ def scaling_compare(
     straggler: Straggler = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Predict steps that were measured on a cluster, and print both (docs/scaling.md: the format).
+    """Predict steps that were measured on a cluster, and print both.
 
-    Exit code 6: not such a file.
+    docs/explanation/scaling.md describes the file format. Exit code 6: not such a file.
     """
     from hvdtrain.scaling.compare import compare, read_measured
     from hvdtrain.scaling.tables import comparison_text

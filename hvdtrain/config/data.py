@@ -14,7 +14,7 @@ class Data(Section):
 
     train: str | None = None
     """Training images: a folder with one sub-folder per class, or any other kind of dataset that
-    docs/data.md lists (packed, tar shards, CSV of path,label, CIFAR-10)."""
+    docs/how-to/data.md lists (packed, tar shards, CSV of path,label, CIFAR-10)."""
     val: str | None = None
     """Validation images with the same classes, of any kind. None: no evaluation."""
     train_size: Positive | None = None
@@ -28,7 +28,7 @@ class Data(Section):
     """Mirror half of the training images left to right."""
     shuffle: Literal["full", "shards"] = "full"
     """Order of training images: any order of all, or shards in random order whose images are mixed
-    within `shuffle_window`, for network disks. docs/data-order.md compares them."""
+    within `shuffle_window`, for network disks. docs/explanation/data-order.md compares them."""
     shuffle_window: Positive = 16384
     """Images within which `shuffle: shards` mixes."""
     color_jitter: Annotated[list[Fraction], Field(min_length=4, max_length=4)] = [0.0] * 4

@@ -63,7 +63,7 @@ class Model(Section):
     """Blur the input of strided convolutions."""
     weights: str | None = None
     """Start from the weights in this file (safetensors or torch), also with other classes, and
-    also a ResNet's in an NF-ResNet. docs/models.md tells what fits."""
+    also a ResNet's in an NF-ResNet. docs/reference/models.md tells what fits."""
     freeze: list[str] = []
     """Parts that are not trained, for example [stem, stages.0]; their batch norms keep their
     statistics."""
@@ -74,7 +74,7 @@ class Optimizer(Section):
 
     name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
     """The update rule: SGD up to batches of about 8192; LARS (with `momentum`) or LAMB beyond, which
-    give every layer a rate of its own; AdamW. docs/optimizers.md has the formulas."""
+    give every layer a rate of its own; AdamW. docs/reference/optimizers.md has the formulas."""
     momentum: Momentum = 0.9
     """Momentum of SGD and LARS."""
     nesterov: bool = True
@@ -160,7 +160,7 @@ class Comm(Section):
     (10.0.0.0/24). auto: the one that leads to the other machines. All libraries are told."""
     preflight: bool = True
     """Compare all ranks before the first step and measure their links, in a few seconds: see
-    docs/preflight.md. false: where you know better."""
+    docs/reference/preflight.md. false: where you know better."""
 
     @field_validator("interface")
     @classmethod

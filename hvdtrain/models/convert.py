@@ -11,7 +11,7 @@ say it. What is not:
 So a ResNet whose kernels have mean 0 and whose blocks all have projections is converted exactly;
 any other is approximated, and needs fine-tuning.
 Source of the idea: Brock et al. 2021, https://arxiv.org/abs/2102.06171 (fine-tuning); the
-arithmetic is in docs/models.md.
+arithmetic is in docs/reference/models.md.
 """
 
 from __future__ import annotations

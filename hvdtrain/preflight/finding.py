@@ -17,7 +17,7 @@ class Finding:
     """One line: where, what the problem is, how to fix it."""
 
     name: str
-    """Key of its row in docs/preflight.md."""
+    """Key of its row in docs/reference/preflight.md."""
     where: str
     problem: str
     fix: str

@@ -1,6 +1,6 @@
 """Find what is wrong between ranks or hosts: pure functions over their facts.
 
-docs/preflight.md lists every finding.
+docs/reference/preflight.md lists every finding.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def _data(facts: Sequence[Facts], names: Names) -> Findings:
                 "data",
                 names.hosts(where),
                 text,
-                fix if several else f"give the path of the images with {key}=DIR (docs/data.md)",
+                fix
+                if several
+                else f"give the path of the images with {key}=DIR (docs/how-to/data.md)",
                 errors.DataError,
             )
         listed = [

@@ -1,4 +1,7 @@
-"""Measured steps of a real cluster beside the model's prediction. docs/scaling.md has the format."""
+"""Measured steps of a real cluster beside the model's prediction.
+
+docs/explanation/scaling.md describes the file format.
+"""
 
 from __future__ import annotations
 
@@ -155,11 +158,11 @@ def read_measured(file: Path) -> list[Measured]:
         first = errors.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise ResourceError(
-            f"{file}: point {place}: {first['msg']}; docs/scaling.md has the format"
+            f"{file}: point {place}: {first['msg']}; docs/explanation/scaling.md has the format"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ResourceError(
             f"{file}: expected a JSON list of measured points, found another file ({error!r}); "
-            "docs/scaling.md has the format"
+            "docs/explanation/scaling.md has the format"
         ) from None
     return found

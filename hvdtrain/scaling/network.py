@@ -124,4 +124,7 @@ NETWORKS = {
     "tcp": Network(link_gbit=0.0, efficiency=0.7, latency_s=50e-6, most_gbit=30.0),
     "rdma": Network(link_gbit=0.0, efficiency=0.85, latency_s=5e-6),
 }
-"""One set of figures per type of network, whatever its speed; docs/scaling.md tells whence."""
+"""One set of figures per type of network, whatever its speed.
+
+Source: docs/explanation/scaling.md.
+"""

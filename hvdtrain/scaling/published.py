@@ -1,4 +1,7 @@
-"""Published measurements of scaling, and what the model says of them. docs/scaling.md has the table."""
+"""Published measurements of scaling, and what the model says of them.
+
+docs/explanation/scaling.md has the table.
+"""
 
 from __future__ import annotations
 

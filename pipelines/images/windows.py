@@ -1,7 +1,7 @@
 """Training windows on the CPU: decoded by DALI, resized and normalised by torch.
 
 torch resizes 8-bit images with vector instructions: 4 to 6 times faster than DALI's CPU operator,
-and within one level of PIL, borders included. `docs/loader-speed.md` has the figures. A GPU runs
+and within one level of PIL, borders included. `docs/explanation/loader-speed.md` has the figures. A GPU runs
 the whole graph in DALI instead.
 """
 

@@ -1,4 +1,4 @@
-"""docs/two-machines.md, word for word on two hosts of a lab.
+"""docs/tutorial/two-machines.md, word for word on two hosts of a lab.
 
 Blocks that ask for a password or need the internet are left out: the lab's hosts have keys and
 share this checkout.
@@ -17,7 +17,7 @@ import pytest
 from benchmarks.netlab.lab import Lab, why_not
 from tests.launch import REPOSITORY, environment
 
-PAGE = REPOSITORY / "docs/two-machines.md"
+PAGE = REPOSITORY / "docs/tutorial/two-machines.md"
 LEFT_OUT = ("asks for the password", "with internet")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

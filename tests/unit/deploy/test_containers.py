@@ -144,7 +144,7 @@ def test_sshd_and_ssh_take_their_files(tmp_path: Path) -> None:
 
 
 def test_the_page_says_that_none_of_it_was_run() -> None:
-    page = (ROOT / "docs/containers.md").read_text()
+    page = (ROOT / "docs/how-to/containers.md").read_text()
     assert "not been built or run" in page
     for name in (DOCKERFILE, DEFINITION, MPIJOB):
         assert str(name.relative_to(ROOT)) in page

@@ -17,7 +17,7 @@ from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.storage import Dataset, Disk, Reads
 
-DOCS = Path(__file__).parents[3] / "docs/preflight.md"
+DOCS = Path(__file__).parents[3] / "docs/reference/preflight.md"
 TRAIN = Dataset("data.train", "/data/train", None, "0123456789ab", 1000)
 GB = 10**9
 
@@ -191,7 +191,7 @@ def test_on_one_machine_a_finding_does_not_speak_of_hosts() -> None:
     [finding] = judge([Facts("node1", "boot", rank=0, data=lost)])
     assert str(finding) == (
         "node1: data.train: /none: no such folder or file: give the path of the images with "
-        "data.train=DIR (docs/data.md)"
+        "data.train=DIR (docs/how-to/data.md)"
     )
 
 

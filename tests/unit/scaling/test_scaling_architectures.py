@@ -69,7 +69,7 @@ def test_an_unknown_network_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("point", published(), ids=lambda point: point.name)
 def test_published_points_are_reproduced(point: object) -> None:
-    """One set of figures per type of network; the tolerances are those of docs/scaling.md."""
+    """One set of figures per type of network; the tolerances are those of docs/explanation/scaling.md."""
     from hvdtrain.scaling.published import Published
 
     assert isinstance(point, Published)

@@ -186,7 +186,7 @@ def test_compare_and_published(
     assert "no.json: cannot be read" in capsys.readouterr().err
     assert command(monkeypatch, "published") == 0
     table = capsys.readouterr().out.strip()
-    assert table.split("\n\n")[0] in (REPOSITORY / "docs/scaling.md").read_text()
+    assert table.split("\n\n")[0] in (REPOSITORY / "docs/explanation/scaling.md").read_text()
 
 
 SMALL = """

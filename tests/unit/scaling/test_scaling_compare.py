@@ -96,5 +96,5 @@ def test_a_wrong_point_is_one_line(wrong: dict[str, object], message: str, tmp_p
 @pytest.mark.parametrize("text", ["", "{}", "[]", "3", '{"points": 3}'])
 def test_another_file_is_no_list_of_points(text: str, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(text)
-    with pytest.raises(ResourceError, match=r"docs/scaling\.md"):
+    with pytest.raises(ResourceError, match=r"docs/explanation/scaling\.md"):
         read_measured(tmp_path / "m.json")
