@@ -138,7 +138,7 @@ def horovodrun(request: LaunchRequest, version: tuple[int, ...], prefix: str | N
         options = [f"--prefix {shlex.quote(prefix)}"] if prefix is not None else []
         options += [f"-mca oob_tcp_if_include {request.network.subnet}"]
         words += ["--mpi-args", " ".join([*options, f"-mca odls_base_sigkill_timeout {END_S}"])]
-    # SIGUSR1 kills it. Over MPI it sometimes did not pass on SIGTERM either: see docs/launch.
+    # SIGUSR1 kills it. Over MPI it sometimes did not pass on SIGTERM either: see docs/how-to/launch.
     return Command((*words, *request.training), SIGTERM, tuple(warnings))
 
 
