@@ -167,6 +167,11 @@ class Comm(Section):
     """Compare all ranks and measure their links before the first step; takes a few seconds, see
     docs/preflight.md. false: skip it."""
 
+    @property
+    def group_bytes(self) -> float:
+        """Size of the groups in bytes."""
+        return (self.group_mb or GROUP_MB) * 2**20
+
     @field_validator("interface")
     @classmethod
     def _check_interface(cls, value: str) -> str:
