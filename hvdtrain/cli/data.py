@@ -1,4 +1,4 @@
-"""`hvdtrain data`: pack, scan and stage datasets. Parse, call, print."""
+"""`hvdtrain data`: pack, scan, index and stage datasets. Parse, call, print."""
 
 from __future__ import annotations
 
@@ -21,44 +21,53 @@ data_app = typer.Typer(
 )
 
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads. Default: the cores this process may use.")
+    int | None, typer.Option(min=1, help="Number of threads. Default: one per available core.")
 ]
 
-_DATASET = "A dataset of any kind that data.train takes."
+_DATASET = "A dataset of any kind (docs/how-to/data.md)."
 
 
 @data_app.command()
 def pack(
     src: Annotated[str, typer.Argument(metavar="SRC", help=_DATASET)],
     dst: Annotated[
-        str, typer.Argument(metavar="DST", help="Folder to pack into; new, empty, or half packed.")
+        str,
+        typer.Argument(
+            metavar="DST", help="Folder to write: new, empty, or partly packed by an earlier call."
+        ),
     ],
     short_side: Annotated[
         str,
         typer.Option(
             metavar="SIDES",
-            help="Copies to make: short sides in pixels, and orig for the images byte for byte; "
-            "for example 160,256,orig.",
+            help="Copies to make: short sides in pixels, or orig for the unchanged files; for "
+            "example 160,256,orig.",
         ),
     ] = "orig",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of copies.")] = 92,
-    shard_images: Annotated[int, typer.Option(min=1, help="Images in a tar file.")] = 4096,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="JPEG quality of resized copies.")
+    ] = 92,
+    shard_images: Annotated[
+        int, typer.Option(min=1, help="Number of images in each tar file.")
+    ] = 4096,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
     ] = False,
     shuffle: Annotated[
         bool,
         typer.Option(
-            "--shuffle", help="Mix the classes in the shards, for training with shuffle: shards."
+            "--shuffle",
+            help="Mix the classes in the shards; recommended for data.shuffle=shards.",
         ),
     ] = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a dataset into tar shards with checksums, in one or several resolutions.
+    """Pack a dataset into tar shards with checksums.
 
-    SRC is only read. Each training phase then reads the smallest copy that is large enough for
-    its image size. Killed at any time, the same command goes on where it stopped.
+    In one or several resolutions: each training phase then reads the smallest copy that is large
+    enough for its image size. SRC is not changed. After an interruption the same command continues
+    where it stopped.
     """
     from pipelines.commands.pack import pack as run_packing
     from pipelines.commands.pack_options import PackOptions, parse_short_sides
@@ -79,16 +88,17 @@ def scan(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Manifest to write. Default: .hvdtrain-scan.npz in the folder, where training "
-            "finds it and then checks every image it reads."
+            help="Manifest to write. Default: .hvdtrain-scan.npz in the folder; training finds it "
+            "there and checks every image against it."
         ),
     ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decode every image, count sizes, modes, classes and duplicates, and write a manifest.
+    """Check all images of a dataset and write a manifest.
 
-    Bad images are listed with reasons, and the exit code is 3.
+    Decodes every image, and counts sizes, formats, classes and duplicates. Bad images are listed
+    with the reason; then the exit code is 3.
     """
     from pipelines.commands.scan import scan as run_scan
 
@@ -102,13 +112,14 @@ def scan(
 @data_app.command()
 def index(
     path: Annotated[
-        str, typer.Argument(metavar="SHARDS", help="Tar shards: a folder, a file or a pattern.")
+        str, typer.Argument(metavar="SHARDS", help="Tar shards: a folder, a file, or a pattern.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Save what is in tar shards beside them, so that training need not read all their headers.
+    """Write an index of existing tar shards.
 
-    For shards that others made; what data pack makes has its index. Nothing else is changed.
+    With it training starts without reading the headers of all shards. The shards are not changed.
+    Datasets made by data pack already have an index.
     """
     from pipelines.sources.tar import write_index
 
@@ -122,28 +133,34 @@ def index(
 @data_app.command()
 def stage(
     src: Annotated[
-        str, typer.Argument(metavar="SRC", help="A packed dataset, or any folder of files.")
+        str, typer.Argument(metavar="SRC", help="A packed dataset, or any other folder.")
     ],
-    dst: Annotated[str, typer.Argument(metavar="DST", help="Folder on a disk of this machine.")],
+    dst: Annotated[str, typer.Argument(metavar="DST", help="Folder on a local disk.")],
     copies: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Copies to take, for example 160,256. Default: all."),
+        typer.Option(
+            metavar="NAMES", help="Copies of a packed dataset, for example 160,256. Default: all."
+        ),
     ] = None,
-    threads: Threads = None,
+    threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a dataset to a local disk, checked by checksum; skips what is there and right."""
+    """Copy a dataset to a local disk.
+
+    Every file is verified by its checksum. Files that are already there and intact are not copied
+    again.
+    """
     from pipelines.commands.stage import stage as run_staging
 
-    wanted = [name.strip() for name in copies.split(",")] if copies else None
+    names = [name.strip() for name in copies.split(",")] if copies else None
     with _bar("staging", "bytes") as progress:
-        report = run_staging(src, dst, copies=wanted, threads=threads or 4, progress=progress)
+        report = run_staging(src, dst, copies=names, threads=threads, progress=progress)
     typer.echo(json.dumps(asdict(report)) if as_json else _stage_text(report))
 
 
 @contextlib.contextmanager
 def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, if that is a terminal: call with what is done, and all of it."""
+    """A progress bar on stderr if it is a terminal; call it with the amount done and the total."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -198,5 +215,5 @@ def _scan_text(report: ScanReport) -> str:
 def _stage_text(report: StageReport) -> str:
     return (
         f"{report.path}: {report.copied:,} files copied ({report.copied_bytes / 1e9:.3f} GB "
-        f"in {report.seconds:.1f} s), {report.kept:,} were there"
+        f"in {report.seconds:.1f} s), {report.kept:,} were already there"
     )

@@ -1,4 +1,4 @@
-"""`hvdtrain doctor`: one machine, all ranks of a launcher, or hosts by ssh."""
+"""`hvdtrain doctor`: check one machine, all ranks of a launcher, or hosts by ssh."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from hvdtrain.config.load import load_config
 def doctor(
     config: Annotated[
         str | None,
-        typer.Argument(metavar="[CONFIG]", help="YAML file of a run: its data and disk, too."),
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="Config file (YAML); its datasets and disk are checked as well.",
+        ),
     ] = None,
     overrides: Overrides = None,
     hosts: Annotated[
         str | None,
-        typer.Option(metavar="A:4,B:4", help="Ask these hosts by ssh: names and ranks on each."),
+        typer.Option(
+            metavar="A:4,B:4", help="Check these hosts by ssh: names, and number of ranks on each."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, all ranks, or hosts, before a run does.
+    """Check this machine, all ranks, or several hosts.
 
-    WorkerSpeed: versions, Horovod's features, MPI, image decoding, ports. Under mpirun, horovodrun or
-    srun: also whether all ranks fit together, and the links between them. With --hosts: whether
-    ssh gets in, and all hosts have the same. docs/reference/preflight.md lists every finding with its
-    fix. Exit code 1: a fault was found.
+    Without a launcher it checks this machine: versions, Horovod's features, MPI, image decoding,
+    ports. Under mpirun, horovodrun or srun it also compares all ranks and measures the links
+    between them. With --hosts it checks that ssh works and that all hosts have the same software
+    and data. docs/reference/preflight.md lists all findings and how to fix them. The exit code is 1 if there
+    is a fault.
     """
     if hosts is not None:
         from hvdtrain.launch.hosts import parse_hosts

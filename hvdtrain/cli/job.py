@@ -1,4 +1,4 @@
-"""What every command that runs on ranks shares: its arguments, the job, and its end."""
+"""Shared by all commands that run on ranks: arguments, joining the ranks, and how they end."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ from hvdtrain.signals import ignore_repeats
 if TYPE_CHECKING:
     from hvdtrain.comm.ranks import Comm
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file (YAML).")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace values of the config, for example lr.base=0.2.",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")]
 
 
 def load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
-    """The config on every rank; raises ConfigError on all where it is not the same on all."""
+    """Load the config on every rank. Raises ConfigError on all ranks unless it is equal on all."""
     from hvdtrain.comm.agreement import require_equal, together
 
     with together(comm):
         cfg = load_config(config, overrides)
-    what = f"the config that {config} gives (its sha256)"
-    require_equal(comm, what, config_hash(cfg), ConfigError)
+    require_equal(comm, f"the hash of the config {config}", config_hash(cfg), ConfigError)
     return cfg
 
 
 @contextlib.contextmanager
 def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
-    """Join the launcher's ranks; on a fault that only this rank has, leave at once.
+    """Join the launcher's ranks. If only this rank has a fault, its process ends at once.
 
-    Waiting for the others would wait for ever: the launcher ends them when this one ends.
-    `config` is needed before there are ranks for its `comm.interface` alone.
+    It must not wait for the others, which wait for it; the launcher ends them. From `config` only
+    `comm.interface` is used: it is needed before the ranks are connected.
     """
     from hvdtrain.comm.start import init_comm
 
     interface = "auto"
     if config is not None:
-        with contextlib.suppress(HvdtrainError):  # `load_on_all` tells it, once for all ranks
+        with contextlib.suppress(HvdtrainError):  # `load_on_all` reports it, once for all ranks
             interface = load_config(config, overrides).comm.interface
     comm = init_comm(interface)
     try:
@@ -72,7 +74,7 @@ def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
 
 def _die(error: BaseException, comm: Comm) -> NoReturn:
     if isinstance(error, HvdtrainError):
-        tell(f"rank {comm.rank}: {error}")
+        print_error(f"rank {comm.rank}: {error}")
         code = error.exit_code
     else:
         sys.excepthook(type(error), error, error.__traceback__)
@@ -82,7 +84,7 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
     os._exit(code)
 
 
-def tell(text: str) -> None:
-    """One line on stderr for each line of `text`."""
+def print_error(text: str) -> None:
+    """Print each line of `text` to stderr, marked as an error of hvdtrain."""
     for line in text.split("\n"):
         print(f"hvdtrain: error: {line}", file=sys.stderr, flush=True)

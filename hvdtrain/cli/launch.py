@@ -24,7 +24,7 @@ Container = Literal["apptainer", "pyxis"]
 
 
 class _Group(TyperGroup):
-    """`hvdtrain launch OPTIONS -- train …` is `hvdtrain launch run OPTIONS -- train …`."""
+    """Makes `run` the default: `launch OPTIONS -- train …` is `launch run OPTIONS -- train …`."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         if args and args[0] not in (*self.commands, "--help"):
@@ -34,7 +34,7 @@ class _Group(TyperGroup):
 
 launch_app = typer.Typer(
     cls=_Group,
-    help="Start ranks on several machines: hvdtrain launch --hosts a:4,b:4 -- train CONFIG.",
+    help="Start ranks on one or several hosts, or print a Slurm script.",
     no_args_is_help=True,
 )
 
@@ -42,28 +42,38 @@ launch_app = typer.Typer(
 @launch_app.command("run")
 def run(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="-- train CONFIG …", help="What every rank runs.")
+        list[str], typer.Argument(metavar="-- train CONFIG …", help="Command of every rank.")
     ],
     hosts: Annotated[
-        str | None, typer.Option(help="Machines and ranks on each: a:4,b:4. In Slurm: the job's.")
+        str | None,
+        typer.Option(help="Hosts and ranks on each: a:4,b:4. Default: those of the Slurm job."),
     ] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="The same from a file.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="File with hosts: one per line, a:4 or a slots=4.")
+    ] = None,
     launcher: Annotated[
         Literal["auto", "mpirun", "horovodrun", "srun"],
-        typer.Option(help="auto: srun in a Slurm job, else mpirun."),
+        typer.Option(help="auto: srun in a Slurm job, otherwise mpirun."),
     ] = "auto",
     controller: Annotated[
         Controller | None,
-        typer.Option(help="How ranks find each other. Default: gloo with srun, else mpi."),
+        typer.Option(help="How ranks find each other. Default: gloo with srun, otherwise mpi."),
     ] = None,
     forward: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="One more environment variable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Also forward this environment variable; can be repeated."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show placement and command; start nothing.")
+        bool, typer.Option("--dry-run", help="Print placement and command, but start nothing.")
     ] = False,
 ) -> None:
-    """Place the ranks, choose the launcher, show its command, and run it."""
+    """Start one process per rank.
+
+    For example: hvdtrain launch --hosts a:4,b:4 -- train CONFIG. The word run can be left out.
+    Prints the placement of the ranks and the launcher's command, then runs it.
+    """
     env = dict(os.environ)
     config, overrides = named_config(arguments)
     interface = "auto" if config is None else load_config(config, overrides).comm.interface
@@ -95,32 +105,45 @@ def run(
 def slurm(
     config: ConfigFile,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     ranks_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Default: one per GPU, else one.")
+        int | None, typer.Option(min=1, help="Ranks of each node. Default: one per GPU.")
     ] = None,
     ranks: Annotated[
         int | None,
-        typer.Option(min=1, help="Of all nodes, where they have unequal numbers of GPUs."),
+        typer.Option(
+            min=1, help="Total number of ranks, for nodes with different numbers of GPUs."
+        ),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each node; 0: train on CPUs.")] = 8,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each node. 0: train on CPUs.")] = 8,
     cores: Annotated[int, typer.Option(min=1, help="CPU cores of each rank.")] = 8,
-    time: Annotated[str, typer.Option(help="Time limit of one attempt.")] = "1-00:00:00",
-    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
-    launcher: Annotated[BatchLauncher, typer.Option(help="What starts the ranks.")] = "srun",
-    container: Annotated[Container | None, typer.Option(help="Run in containers.")] = None,
-    image: Annotated[str, typer.Option(help="The container's file or name.")] = "",
+    time: Annotated[str, typer.Option(help="Time limit of each attempt.")] = "1-00:00:00",
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    launcher: Annotated[
+        BatchLauncher, typer.Option(help="Program that starts the ranks.")
+    ] = "srun",
+    container: Annotated[
+        Container | None, typer.Option(help="Run the ranks in containers.")
+    ] = None,
+    image: Annotated[str, typer.Option(help="File or name of the container image.")] = "",
     stage: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Packed dataset to copy to each node's disk.")
+        str | None,
+        typer.Option(
+            metavar="SRC", help="Packed dataset that each node first copies to its local disk."
+        ),
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option(metavar="KEY=V,V…", help="An array: one run for each value.")
+        str | None,
+        typer.Option(metavar="KEY=V,V…", help="Make a job array with one run for each value."),
     ] = None,
     environment: Annotated[
-        str, typer.Option(metavar="FILE", help="Shell file to source: it makes hvdtrain known.")
+        str, typer.Option(metavar="FILE", help="Shell file to source so that hvdtrain is on PATH.")
     ] = ".venv/bin/activate",
 ) -> None:
-    """Print a batch script for `sbatch`: checkpoint and requeue at a time limit or preemption."""
+    """Print a batch script for sbatch.
+
+    At the time limit or at preemption the job writes a checkpoint and goes back into the queue.
+    """
     cfg = load_config(config, overrides)
     sweep_overrides = sweep_settings(sweep)
     for setting in sweep_overrides:
@@ -149,13 +172,16 @@ def slurm(
 @launch_app.command("store")
 def store(
     ranks: Annotated[int, typer.Option(min=1, help="Number of ranks that will join.")],
-    write: Annotated[Path, typer.Option(help="File for the variables that ranks need.")],
+    write: Annotated[
+        Path, typer.Option(help="File for the environment variables that the ranks need.")
+    ],
     interface: Annotated[
-        str, typer.Option(help="Network between the machines, as comm.interface.")
+        str, typer.Option(help="Network between the hosts, like comm.interface.")
     ] = "auto",
 ) -> None:
-    """Keep the store where ranks that srun starts find each other, until all have.
+    """Run the store through which ranks find each other.
 
-    `hvdtrain launch` does it itself; this is for ranks that a batch script starts in containers.
+    Only for batch scripts that start ranks in containers: hvdtrain launch has its own store. It
+    ends when all ranks have joined.
     """
     start.keep_store(write, ranks, os.environ, interface)

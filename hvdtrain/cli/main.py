@@ -12,7 +12,7 @@ import typer
 from hvdtrain import __version__
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
-from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all, tell
+from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all, print_error
 from hvdtrain.cli.launch import launch_app
 from hvdtrain.cli.report import report
 from hvdtrain.cli.scaling import scaling_app
@@ -32,14 +32,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Show a resolved config, or the schema.", no_args_is_help=True)
+config_app = typer.Typer(help="Show a resolved config, or all config fields.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(tune_app, name="tune")
 app.add_typer(scaling_app, name="scaling")
 app.add_typer(launch_app, name="launch")
-app.command()(report)
-app.command()(doctor)
 
 
 @app.command()
@@ -50,15 +48,19 @@ def train(
         str,
         typer.Option(
             metavar="never|auto|RUN",
-            help="auto: go on with the newest unfinished run of this name and config, else start "
-            "anew. RUN: go on with that run directory.",
+            help="never: start a new run. auto: continue the newest unfinished run with this name "
+            "and config, or start a new one. RUN: continue the run in that directory.",
         ),
     ] = "never",
     run_dir: Annotated[
-        Path | None, typer.Option(help="Run directory, in place of OUTPUT/<name>-<time>.")
+        Path | None, typer.Option(help="Run directory. Default: OUTPUT/<name>-<time>.")
     ] = None,
 ) -> None:
-    """Train; start it alone, or by hvdtrain launch, mpirun, horovodrun: one process per rank."""
+    """Train a model.
+
+    Without a launcher it trains in one process. For several ranks start it with hvdtrain launch,
+    mpirun, horovodrun or srun: one process per rank.
+    """
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.train import train as run_training
@@ -70,11 +72,16 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory, or one checkpoint in it.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, or one of its checkpoints.")
+    ],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate the newest checkpoint of a run, exactly, on any number of ranks."""
+    """Evaluate the newest checkpoint of a run.
+
+    On any number of ranks, every validation image is counted exactly once.
+    """
     with job(str(run_config(run)), overrides) as comm:
         from hvdtrain.run.evaluation import evaluate_run
 
@@ -91,21 +98,29 @@ def plan(
     world_size: Annotated[int, typer.Option(min=1, help="Number of ranks to plan for.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a run would do: phases, steps, batches, learning rates and warnings."""
+    """Print the plan of a run without running it.
+
+    Phases, steps, batch sizes, learning rates, and warnings about the recipe. Needs neither torch
+    nor a GPU.
+    """
     from hvdtrain.plan.epochs import make_plan
     from hvdtrain.plan.images import images_and_readings
     from hvdtrain.plan.text import plan_dict, plan_text
 
     cfg = load_config(config, overrides)
     num_images, reads = images_and_readings(cfg)
-    made = make_plan(cfg, world_size, num_images)
-    text = json.dumps(plan_dict(cfg, made, reads)) if as_json else plan_text(cfg, made, reads)
+    epochs = make_plan(cfg, world_size, num_images)
+    text = json.dumps(plan_dict(cfg, epochs, reads)) if as_json else plan_text(cfg, epochs, reads)
     typer.echo(text)
+
+
+app.command()(report)
+app.command()(doctor)
 
 
 @app.command()
 def models() -> None:
-    """List the models that `model.name` takes."""
+    """List the models for model.name."""
     from hvdtrain.models import describe_models
 
     typer.echo("\n".join(describe_models()))
@@ -113,7 +128,10 @@ def models() -> None:
 
 @app.command()
 def metrics() -> None:
-    """List the metrics that every rank serves, as Markdown."""
+    """List the metrics that every rank serves.
+
+    Prints a Markdown table.
+    """
     from hvdtrain.telemetry.metrics import table
 
     typer.echo(table())
@@ -121,7 +139,7 @@ def metrics() -> None:
 
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the config with everything resolved, as YAML."""
+    """Print the resolved config as YAML."""
     import yaml
 
     cfg = load_config(config, overrides)
@@ -130,13 +148,13 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @config_app.command("schema")
 def config_schema() -> None:
-    """Print the schema as JSON Schema, for editors."""
+    """Print the JSON Schema of the config, for editors."""
     typer.echo(json.dumps(Config.model_json_schema(), indent=1))
 
 
 @config_app.command("reference")
 def config_reference() -> None:
-    """Print every field with its values and meaning, as Markdown."""
+    """Print all fields, their values and their meaning, as Markdown."""
     from hvdtrain.config.reference import reference
 
     typer.echo(reference().rstrip())
@@ -171,18 +189,18 @@ def _summary_text(summary: dict[str, Any]) -> str:
     lines += [
         f"images/s            {summary['images_per_second']:,.0f} on {summary['world_size']} ranks",
         f"time                {summary['train_seconds']:.1f} s training, "
-        f"{summary['wall_seconds']:.1f} s in all",
+        f"{summary['wall_seconds']:.1f} s in total",
         f"files               {summary['run_dir']}",
     ]
     if summary["scaling_efficiency"] is not None:
         lost = sorted(summary["lost_time"].items(), key=lambda item: -item[1])
-        told = ", ".join(f"{cause} {share:.0%}" for cause, share in lost if share >= 0.01)
+        causes = ", ".join(f"{cause} {share:.0%}" for cause, share in lost if share >= 0.01)
         text = f"scaling efficiency  {summary['scaling_efficiency']:.0%}"
-        lines.insert(-2, f"{text}  (lost to {told})" if told else text)
+        lines.insert(-2, f"{text}  (lost to {causes})" if causes else text)
     if noise := summary["noise_scale"]:
         text = (
             f"noise scale         {noise['images']:,.0f} images; the batch was {noise['batch']:,}: "
-            f"twice that needs {noise['doubling_steps']:.0%} of the steps, "
+            f"a batch twice as large needs {noise['doubling_steps']:.0%} of the steps and "
             f"{noise['doubling_images']:.0%} of the images"
         )
         lines.insert(-2, text)
@@ -190,11 +208,11 @@ def _summary_text(summary: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Entry point: users see one line per fault, and a documented exit code."""
+    """Entry point: print one line for each fault, and end with a documented exit code."""
     try:
         code = app(standalone_mode=False)
     except HvdtrainError as error:
-        tell(str(error))
+        print_error(str(error))
         sys.exit(error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -206,10 +224,10 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         text = error.format_message()
-        if text.startswith("Usage: "):  # a command without its arguments: its help is no fault
+        if text.startswith("Usage: "):  # a command without arguments: print its help
             typer.echo(text, err=True)
         else:
-            tell(f"{text}; see hvdtrain --help")
+            print_error(f"{text}; see hvdtrain --help")
         sys.exit(2)
     sys.exit(code or 0)
 

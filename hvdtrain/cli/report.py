@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as a JSON object.")]
 
 
 def report(
@@ -17,30 +17,34 @@ def report(
         list[str] | None,
         typer.Option(
             metavar="METRIC=VALUE",
-            help="Result to be reached: top1=0.93, top5=…, loss=…; may be given several times.",
+            help="Show when this result was reached: top1=0.93, top5=… or loss=…; can be repeated.",
         ),
     ] = None,
     price_per_node_hour: Annotated[
-        float | None, typer.Option(min=0, help="Dollars for one node and hour, on demand.")
+        float | None, typer.Option(min=0, help="On-demand price of a node per hour in dollars.")
     ] = None,
     spot_price: Annotated[
-        float | None, typer.Option(min=0, help="Dollars for one node and hour, on spot.")
+        float | None, typer.Option(min=0, help="Spot price of a node per hour in dollars.")
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="Number of nodes, in place of what the run tells.")
+        int | None,
+        typer.Option(min=1, help="Number of nodes. Default: the number of hosts of the run."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="The page. Default: report.html in the run directory, or here."),
+        typer.Option(
+            help="File to write. Default: report.html in the run directory, or here for several runs."
+        ),
     ] = None,
     png: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write every plot as a PNG, too.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write every plot as a PNG file to this folder."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page about runs, finished or not: accuracy, time, cost, speed, plan.
+    """Write an HTML page about one or several runs.
 
-    Exit codes: 2 wrong target or option; 6 not a run directory, no events, or not writable.
+    Accuracy, time, cost, speed and plan, of finished and unfinished runs.
     """
     from hvdtrain.paths import RunPaths
     from hvdtrain.report.figures import Prices

@@ -12,11 +12,12 @@ from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
 from hvdtrain.config.load import load_config
 
 scaling_app = typer.Typer(
-    help="What a cluster would do: predict, measure what that needs, compare with measured steps.",
+    help="Predict training time, efficiency and cost on a cluster.",
     no_args_is_help=True,
 )
 Straggler = Annotated[
-    float, typer.Option(min=0, help="Standard deviation of a rank's step over its mean.")
+    float,
+    typer.Option(min=0, help="Standard deviation of a rank's step time, divided by its mean."),
 ]
 
 
@@ -24,48 +25,59 @@ Straggler = Annotated[
 def scaling_predict(
     config: ConfigFile,
     overrides: Overrides = None,
-    nodes: Annotated[str, typer.Option(help="Numbers of nodes.")] = "1,2,4,8,16,32,64",
-    gpus: Annotated[int, typer.Option(min=1, help="Ranks of each node.")] = 8,
+    nodes: Annotated[
+        str, typer.Option(help="Numbers of nodes, separated by commas.")
+    ] = "1,2,4,8,16,32,64",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs (ranks) in each node.")] = 8,
     link: Annotated[
-        str, typer.Option(help="Speeds of a node's link, Gbit/s in each direction.")
+        str, typer.Option(help="Speeds of a node's network link in Gbit/s, in each direction.")
     ] = "10,25,50,100",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="calibration.json of a run, or of scaling calibrate."),
+        typer.Option(help="calibration.json of a run or of hvdtrain scaling calibrate."),
     ] = None,
     step_ms: Annotated[
         float | None,
-        typer.Option(help="In its place: one step of one GPU alone, at --image-size and --batch."),
+        typer.Option(help="Instead of --calibration: time of one step on a single GPU."),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=8, help="Of --step-ms, pixels.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Of --step-ms, images.")] = None,
-    network: Annotated[
-        Literal["tcp", "rdma"], typer.Option(help="Which figures stand for the network.")
-    ] = "tcp",
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Image size of --step-ms in pixels.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Batch size of --step-ms in images.")
+    ] = None,
+    network: Annotated[Literal["tcp", "rdma"], typer.Option(help="Type of the network.")] = "tcp",
     algorithm: Annotated[
-        Literal["flat", "hierarchical"], typer.Option(help="How ranks sum: one ring, or by node.")
+        Literal["flat", "hierarchical"],
+        typer.Option(
+            help="How gradients are summed: one ring of all ranks, or first within each node."
+        ),
     ] = "flat",
     efficiency: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1, help="Share of the link for gradients, as measured."),
+        typer.Option(
+            min=0.01, max=1, help="Measured share of the link speed that gradients reach."
+        ),
     ] = None,
     latency_us: Annotated[
-        float | None, typer.Option(min=0, help="From node to node, as measured.")
+        float | None, typer.Option(min=0, help="Measured latency between two nodes in µs.")
     ] = None,
     straggler: Straggler = 0.03,
     target: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Efficiency that the advice is for.")
+        float, typer.Option(min=0.01, max=1, help="Efficiency that the advice aims at.")
     ] = 0.9,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Dollars for one node and hour.")
+        float | None, typer.Option(min=0, help="Price of a node per hour in dollars.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture: PNG, SVG or PDF.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a plot to this file: PNG, SVG or PDF.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Step time, efficiency, hours and dollars of CONFIG's plan for clusters of any size.
+    """Predict step time, efficiency, hours and cost.
 
-    The advice below the tables is for the largest number of nodes, at every link.
-    Exit codes: 2 wrong option or config; 6 a file that cannot be read or written.
+    For the plan of CONFIG on every number of nodes and every link speed. The advice below the
+    tables is for the largest number of nodes.
     """
     from hvdtrain.plan.images import num_images
     from hvdtrain.scaling.inputs import GivenSpeed, clusters, worker_speed
@@ -109,12 +121,13 @@ def scaling_predict(
 def scaling_calibrate(
     config: ConfigFile,
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("calibration.json"),
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("calibration.json"),
 ) -> None:
-    """Measure one worker's speed at every image size of the plan, and its gradients.
+    """Measure the speed of a worker for scaling predict.
 
-    Needs no images. Start it alone, or with as many ranks as a node has: then what they share of
-    the node is in it.
+    At every image size and batch of the plan, with random images instead of a dataset. Start it
+    with as many ranks as a node will have: they share its memory and buses, and that slows them
+    down. Without a launcher it measures a single worker.
     """
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
@@ -132,14 +145,16 @@ def scaling_calibrate(
 
 @scaling_app.command("compare")
 def scaling_compare(
-    measured: Annotated[Path, typer.Argument(metavar="FILE", help="Measured steps, JSON.")],
+    measured: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Measured steps (JSON, see docs/explanation/scaling.md)."
+        ),
+    ],
     straggler: Straggler = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Predict steps that were measured on a cluster, and print both.
-
-    docs/explanation/scaling.md describes the file format. Exit code 6: not such a file.
-    """
+    """Compare measured steps with the prediction."""
     from hvdtrain.scaling.compare import compare, read_measured
     from hvdtrain.scaling.tables import comparison_text
 
@@ -152,10 +167,15 @@ def scaling_compare(
 
 @scaling_app.command("published")
 def scaling_published() -> None:
-    """Published efficiencies, and what the model says of them, as Markdown."""
+    """Compare published efficiencies with the prediction.
+
+    Prints a Markdown table.
+    """
     from hvdtrain.scaling.published import published, traffic_per_step
     from hvdtrain.scaling.tables import published_text
 
     predicted, logged = traffic_per_step()
     typer.echo(published_text(published()))
-    typer.echo(f"\nDIUx 4×8, MB that a host sends in a step: {logged:g} logged, {predicted:.1f}")
+    typer.echo(
+        f"\nDIUx 4×8, MB that a host sends per step: {logged:g} logged, {predicted:.1f} predicted"
+    )

@@ -14,26 +14,28 @@ from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
 if TYPE_CHECKING:
     from hvdtrain.analysis.largest_batch import Trial
 
-tune_app = typer.Typer(
-    help="Find a learning rate, or the largest batch; start it like train.", no_args_is_help=True
-)
+tune_app = typer.Typer(help="Find a learning rate, or the largest batch.", no_args_is_help=True)
 
 
 @tune_app.command("lr")
 def tune_lr(
     config: ConfigFile,
     overrides: Overrides = None,
-    lowest: Annotated[float, typer.Option("--from", help="Rate of the first step.")] = 1e-4,
-    highest: Annotated[float, typer.Option("--to", help="Rate of the last step.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="Updates between the two.")] = 200,
+    lowest: Annotated[
+        float, typer.Option("--from", help="Learning rate of the first step.")
+    ] = 1e-4,
+    highest: Annotated[float, typer.Option("--to", help="Learning rate of the last step.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Number of steps.")] = 200,
     output: Annotated[Path, typer.Option(help="Folder for lr_range.json and lr_range.png.")] = Path(
         "tune-lr"
     ),
     as_json: AsJson = False,
 ) -> None:
-    """LR range test: train with a rate that rises exponentially, and see where the loss falls.
+    """Find a learning rate by an LR range test.
 
-    Rates are those of an update at the plan's first global batch; lr.base is given beside them.
+    Trains a few steps with a rate that rises exponentially, and shows where the loss falls fastest.
+    Rates belong to the global batch of the first phase; the matching lr.base is printed as well.
+    Start it like train: without a launcher, or with as many ranks as the run will have.
     """
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
@@ -53,17 +55,20 @@ def tune_batch(
     most: Annotated[int, typer.Option(min=8, help="Largest batch per worker to try.")] = 4096,
     memory_gb: Annotated[
         float | None,
-        typer.Option(help="Memory of each rank on a CPU. Default: what is free, shared."),
+        typer.Option(
+            help="Memory of each rank on CPUs, in GB. Default: its share of the free memory."
+        ),
     ] = None,
     write: Annotated[
-        Path | None, typer.Option(help="Write the config with these batches to a new file.")
+        Path | None, typer.Option(help="Write a new config file with the batches that were found.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the largest batch per worker that memory holds, for each image size of the plan.
+    """Find the largest batch per worker that fits in memory.
 
-    Batches of noise are tried on every rank, a tenth of the memory left free. What is largest is
-    not always fastest: images/s of every trial are shown.
+    For each image size of the plan, batches of random images are tried on every rank; a tenth of
+    the memory stays free. The largest batch is not always the fastest, so images/s of all trials
+    are shown. Start it like train: without a launcher, or with as many ranks as the run will have.
     """
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
@@ -94,6 +99,6 @@ def _batch_text(trials: dict[int, list[Trial]]) -> str:
         lines.append(f"{size} px: batch_per_worker {best(tried)}")
         for trial in sorted(tried, key=lambda each: each.batch_per_worker):
             speed = trial.images_per_s
-            word = "out of memory" if speed is None else f"{speed:,.0f} images/s alone"
-            lines.append(f"  {trial.batch_per_worker:>6}  {word}")
+            result = "out of memory" if speed is None else f"{speed:,.0f} images/s per worker"
+            lines.append(f"  {trial.batch_per_worker:>6}  {result}")
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""The configuration: its schema, and YAML into it."""
+"""The configuration: its schema, and how YAML files are read into it."""

@@ -1,4 +1,4 @@
-"""The section `data`: where the images are and how they become arrays."""
+"""The section `data`: where the images are and how they are turned into arrays."""
 
 from __future__ import annotations
 
@@ -13,57 +13,61 @@ class Data(Section):
     """Where the images are and how they are turned into arrays."""
 
     train: str | None = None
-    """Training images: a folder with one sub-folder per class, or any other kind of dataset that
-    docs/how-to/data.md lists (packed, tar shards, CSV of path,label, CIFAR-10)."""
+    """Training images: a folder with one sub-folder per class, or another kind of dataset from
+    docs/how-to/data.md (packed, tar shards, CSV of path,label, CIFAR-10)."""
     val: str | None = None
-    """Validation images with the same classes, of any kind. None: no evaluation."""
+    """Validation images with the same classes, any kind of dataset. null: no evaluation."""
     train_size: Positive | None = None
-    """Number of training images. Lets `plan` work without the dataset; checked against it."""
+    """Number of training images. With it `plan` works without the dataset; a run checks it against
+    the dataset."""
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
-    """Training crop: a random area resized (ImageNet), reflect-pad 4 at 32 px and crop (CIFAR),
-    or the whole image resized."""
+    """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad by
+    reflection (4 px for images of 32 px), then crop (CIFAR). `none`: the whole image, resized."""
     crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] = [0.75, 4 / 3]
     """Smallest and largest width/height of a random resized crop."""
     flip: bool = True
-    """Mirror half of the training images left to right."""
+    """Mirror training images left to right, each with probability 1/2."""
     shuffle: Literal["full", "shards"] = "full"
-    """Order of training images: any order of all, or shards in random order whose images are mixed
-    within `shuffle_window`, for network disks. docs/explanation/data-order.md compares them."""
+    """Order of training images. `full`: all images in random order. `shards`: shards in random
+    order, images mixed within `shuffle_window`; faster on network disks. docs/explanation/data-order.md compares
+    them."""
     shuffle_window: Positive = 16384
-    """Images within which `shuffle: shards` mixes."""
+    """Number of images within which `shuffle: shards` mixes."""
     color_jitter: Annotated[list[Fraction], Field(min_length=4, max_length=4)] = [0.0] * 4
-    """Strengths of random brightness, contrast, saturation (factors in 1 ± strength) and hue
-    (± strength turns of the colour circle) of training images. 0: unchanged."""
+    """Strengths of random changes of brightness, contrast, saturation (a factor in 1 ± strength) and
+    hue (± strength turns of the colour circle) in training images. 0: no change."""
     rand_augment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
-    """[operations, magnitude] of RandAugment on training images: so many random operations on each
-    image, of a strength from 0 to 30; [2, 9] is usual. None: off."""
+    """RandAugment on training images: [number of random operations on each image, magnitude from 0
+    to 30]; [2, 9] is usual. null: off."""
     val_crop_ratio: Ratio = 0.875
-    """Side of the centre crop over the resized short side in evaluation (224/256)."""
+    """Evaluation: side of the centre crop divided by the short side of the resized image
+    (224/256)."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.485, 0.456, 0.406]
-    """Per-channel mean of RGB in 0–1, subtracted from every image."""
+    """Mean of each RGB channel (0–1), subtracted from every image."""
     std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
-    """Per-channel standard deviation of RGB in 0–1, divides every image."""
+    """Standard deviation of each RGB channel (0–1); every image is divided by it."""
     on_bad: Literal["fail", "mask"] = "fail"
-    """A training image that cannot be read or decoded ends the run, or its place is held by a
-    grey image with weight 0 in loss and metrics. Evaluation always ends."""
+    """What happens if a training image cannot be read or decoded. `fail`: the run ends. `mask`: a
+    grey image with weight 0 in loss and metrics replaces it. A bad evaluation image always ends
+    the run."""
     max_bad_ratio: Fraction = 0.01
-    """Largest share of an epoch's images that `on_bad: mask` may leave out before the run ends."""
+    """The run ends if `on_bad: mask` masks more than this share of an epoch's images."""
     cache: Literal["none", "ram", "device"] = "none"
-    """Decode all images once, before the first step, and keep their pixels in memory that the
-    ranks of a node share (`ram`), or on each device. For images of one size that are not cut to
-    windows: `augment` pad_crop or none."""
+    """Decode all images once before the first step, and keep the pixels: `ram` in memory that the
+    ranks of a host share, `device` on each GPU. Needs images of one size, and `augment: pad_crop` or
+    `none`."""
     decode_threads: Positive | None = None
-    """Decoding threads per rank. None: the cores of the node shared by its ranks."""
+    """Decoding threads per rank. null: the cores of the host, divided among its ranks."""
     prefetch: Annotated[int, Field(ge=1, le=16)] = 2
-    """Batches decoded ahead of the training step."""
+    """Number of batches that are decoded ahead of the training step."""
 
     @model_validator(mode="after")
     def _check(self) -> Data:
         operations, magnitude = self.rand_augment or (1, 0)
         if operations < 1 or not 0 <= magnitude <= 30:
             raise ValueError(
-                f"rand_augment needs [operations ≥ 1, magnitude 0-30], found {self.rand_augment}"
+                f"rand_augment: expected [operations ≥ 1, magnitude 0-30], found {self.rand_augment}"
             )
         if self.cache != "none" and self.augment == "random_resized_crop":
-            raise ValueError("cache needs augment pad_crop or none, found random_resized_crop")
+            raise ValueError("cache needs augment: pad_crop or none, found random_resized_crop")
         return self

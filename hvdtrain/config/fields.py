@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of: their base and the ranges of numbers."""
+"""The base class of config sections, and ranges of numbers for their fields."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ImageSide = Annotated[int, Field(ge=8)]
 
 
 class Section(BaseModel):
-    """One mapping of the file. Frozen, strict, and no key is accepted that it does not know."""
+    """One section of the config: frozen, without type conversion, and without unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True

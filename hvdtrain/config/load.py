@@ -1,6 +1,6 @@
-"""How a YAML file becomes a Config.
+"""Read a YAML file into a Config.
 
-Unknown keys are refused, every fault is reported at once as `file:line:col: key: message`.
+Unknown keys are refused. All faults are reported together, each as `file:line:col: key: message`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from hvdtrain.errors import ConfigError
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read `path` with all it `extends:`, lay `key=value` overrides over it, and check it.
+    """Read `path` and the files it `extends:`, apply `key=value` overrides, and validate.
 
-    Raises ConfigError with one line for every fault found.
+    Raises ConfigError with one line for every fault.
     """
     source = _read_extended(Path(path), ())
     for override in overrides or []:
@@ -29,7 +29,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def parse_config(text: str, name: str = "config") -> Config:
-    """A config from YAML text without `extends:`; raises ConfigError like `load_config`."""
+    """Read a config from YAML text without `extends:`. Raises ConfigError like `load_config`."""
     return _validate(parse_yaml(text, name))
 
 
@@ -59,7 +59,7 @@ def _validate(source: Source) -> Config:
 
 
 def _explain(errors: ValidationError, source: Source) -> list[str]:
-    """One line per faulty key: the first fault that pydantic found there."""
+    """One line for each faulty key, with the first fault that pydantic reports for it."""
     lines: dict[str, str] = {}
     for error in errors.errors(include_url=False):
         path = _written_path(error["loc"], source.data)
@@ -76,7 +76,7 @@ def _explain(errors: ValidationError, source: Source) -> list[str]:
 
 
 def _written_path(loc: tuple[Any, ...], data: Any) -> KeyPath:
-    """`loc` without the names that pydantic adds for the members of a union."""
+    """The path of keys in the file: `loc` without the names that pydantic adds for unions."""
     path: KeyPath = ()
     for position, part in enumerate(loc):
         is_item = isinstance(data, list) and isinstance(part, int) and part < len(data)
@@ -89,7 +89,7 @@ def _written_path(loc: tuple[Any, ...], data: Any) -> KeyPath:
 
 
 def _nearest(path: KeyPath) -> str:
-    """The known key most like the last part of `path`, or all that are known there."""
+    """Suggest the known key most similar to the last one of `path`, or list all known keys."""
     section: Any = Config
     for part in path[:-1]:
         section = Phase if isinstance(part, int) else section.model_fields[part].annotation
@@ -99,5 +99,5 @@ def _nearest(path: KeyPath) -> str:
 
 
 def config_hash(cfg: Config) -> str:
-    """Twelve hex digits that are equal where all values are."""
+    """Twelve hex digits that are equal for configs with equal values."""
     return hashlib.sha256(cfg.model_dump_json().encode()).hexdigest()[:12]

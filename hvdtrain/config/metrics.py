@@ -1,4 +1,4 @@
-"""The section `metrics`: where each rank serves its metrics, and to whom."""
+"""The section `metrics`: where each rank serves its metrics, and who may read them."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from hvdtrain.config.fields import Section
 
 
 class Metrics(Section):
-    """The Prometheus endpoint of each rank."""
+    """The Prometheus endpoint of each rank, and other places that metrics are written to."""
 
     enabled: bool = True
     """Serve metrics over HTTP."""
     port: Annotated[int, Field(ge=1024, le=65000)] = 19400
-    """Port of local rank 0; local rank r listens on port + r, or on the next one that is free."""
+    """Port of local rank 0. Local rank r listens on port + r, or on the next free port."""
     bind: str = "127.0.0.1"
-    """Address to listen on. Another one than loopback needs `token_file`, the three `tls_` files
-    or `insecure`."""
+    """Address to listen on. An address other than loopback needs `token_file`, all three `tls_` files,
+    or `insecure: true`."""
     token_file: str | None = None
-    """File with a token that every request must carry, as bearer token or, from a browser, as
-    password. None: none is asked for."""
+    """File with a token that every request must send: as bearer token, or as password from a
+    browser. null: no token is needed."""
     tls_cert: str | None = None
-    """File with the certificate, and those that vouch for it, as PEM: serve HTTPS. None: HTTP."""
+    """PEM file with the certificate and its chain; serves HTTPS. null: HTTP."""
     tls_key: str | None = None
-    """File with the key of `tls_cert`, as PEM."""
+    """PEM file with the private key of `tls_cert`."""
     tls_client_ca: str | None = None
-    """File with the certificates, as PEM, one of which must have signed that of whoever asks.
-    None: nobody is asked for a certificate."""
+    """PEM file with the certificate authorities that may sign the certificates of clients. null:
+    clients need no certificate."""
     insecure: bool = False
-    """Let everybody who can reach `bind` read the metrics."""
+    """Let everyone who can reach `bind` read the metrics."""
     calibration: str | None = None
-    """The calibration.json of another run, seen by rank 0: its speeds of one worker alone are the
-    baseline of the scaling efficiency; sizes and batches not in it are measured. None: all are
-    measured in this run."""
+    """The calibration.json of another run; only rank 0 reads it. Its single-worker speeds are the
+    baseline of the scaling efficiency; sizes and batches that it lacks are measured. null: this run
+    measures all."""
     file_sd_dir: str | None = None
-    """Folder, seen by rank 0, in which a Prometheus server looks for the run's addresses, besides
-    the run directory: `<run>.json`. None: none. docs/metrics.md tells more."""
+    """Folder in which a Prometheus server looks for addresses; rank 0 writes those of the run to
+    `<run>.json` there, besides the run directory. null: off. See docs/metrics.md."""
     textfile_dir: str | None = None
-    """Folder, on every machine, that node_exporter's textfile collector reads: each rank keeps its
-    metrics there while the run goes on, `hvdtrain_<run>_<rank>.prom`. None: none."""
+    """Folder on every host that node_exporter's textfile collector reads; during the run each rank
+    writes its metrics there, to `hvdtrain_<run>_<rank>.prom`. null: off."""
     pushgateway: str | None = None
-    """URL of a Pushgateway to which rank 0 pushes a summary when the run ends. None: none."""
+    """URL of a Pushgateway to which rank 0 pushes a summary when the run ends. null: off."""
     tensorboard: bool = False
-    """Write the curves for TensorBoard, too, to `tensorboard` in the run directory. Needs
+    """Also write the curves for TensorBoard, to `tensorboard` in the run directory. Needs
     `pip install tensorboard`."""
 
     @model_validator(mode="after")
@@ -79,10 +79,10 @@ class Metrics(Section):
 
 
 def _is_url(text: str) -> bool:
-    """Whether it names a server to speak HTTP with."""
+    """Whether `text` is the URL of an HTTP server."""
     try:
         parts = urlsplit(text)
-        _ = parts.port  # raises ValueError for one that is no number
+        _ = parts.port  # raises ValueError if it is not a number
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None

@@ -1,4 +1,4 @@
-"""The sections `lr` and `phases` of the configuration: what changes in the course of a run."""
+"""The sections `lr` and `phases`: what changes in the course of a run."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from hvdtrain.config.fields import (
 
 
 class LearningRate(Section):
-    """The learning rate, and the momentum of a cycle, as functions of samples seen."""
+    """The learning rate, and the momentum of cyclic schedules, as functions of the samples seen."""
 
     base: PositiveFloat = 0.1
     """Highest learning rate of the schedule at `base_batch` images per step."""
     base_batch: Positive = 256
-    """Global batch that `base` was chosen for."""
+    """Global batch size for which `base` was chosen."""
     scaling: Literal["linear", "sqrt", "none"] = "linear"
-    """How the rate follows the global batch: ×k, ×√k or not at all, k = batch / base_batch."""
+    """How the rate grows with the global batch size, k = batch / base_batch: × k (`linear`), × √k
+    (`sqrt`), or not at all (`none`)."""
     warmup: Literal["gradual", "constant", "none"] = "gradual"
-    """Rise to the full rate by a constant step per iteration, hold the first rate, or start at
-    full rate. A cycle rises by itself and takes none."""
+    """`gradual`: rise to the full rate by the same amount every step. `constant`: keep the first rate.
+    `none`: start at the full rate; required for cyclic schedules, which rise by themselves."""
     warmup_epochs: NotNegative = 5.0
     """Length of the warmup in epochs."""
     warmup_start: NotNegative | None = None
-    """First rate of the warmup, not scaled. None: `base`."""
+    """First rate of the warmup; it is not scaled. null: `base`."""
     schedule: Literal[
         "constant",
         "step",
@@ -45,48 +46,50 @@ class LearningRate(Section):
         "onecycle_fastai",
         "cyclical",
     ] = "step"
-    """Shape over the run: × `gamma` at `milestones`; half a cosine, or (1 − share done)^`power`,
-    from the end of the warmup to 0; `points`; one cycle as in torch (`pct_start`, `div_factor`,
-    `final_div_factor`, `anneal`) or as in fastai (`pct_final`, `div_factor`); triangles of
-    `cycle_epochs`."""
+    """Shape of the rate over the run. `step`: × `gamma` at `milestones`. `cosine`: half a cosine from
+    the end of the warmup to 0. `polynomial`: (1 − share done)^`power`, also to 0. `piecewise`: lines
+    between `points`. `onecycle`: one cycle as in torch (`pct_start`, `div_factor`,
+    `final_div_factor`, `anneal`). `onecycle_fastai`: one cycle as in fastai (`pct_final`,
+    `div_factor`). `cyclical`: triangles of `cycle_epochs`."""
     milestones: list[NotNegative] = [30.0, 60.0, 80.0]
     """Epochs at which `step` multiplies the rate."""
     gamma: Ratio = 0.1
-    """Factor of every milestone; of every epoch for `cycle_mode: exp_range`."""
+    """Factor at every milestone, or per epoch for `cycle_mode: exp_range`."""
     power: PositiveFloat = 2.0
     """Exponent of `polynomial`."""
     points: list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]] = []
-    """[epoch, factor] pairs for `piecewise`, joined by straight lines."""
+    """[epoch, factor of the rate] pairs for `piecewise`, joined by straight lines."""
     pct_start: InsideUnit = 0.3
-    """Share of the run in which `onecycle` rises."""
+    """Share of the run during which `onecycle` rises."""
     pct_final: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the run, at its end, in which `onecycle_fastai` falls from base / div_factor to a
-    hundredth of that; before it rises and falls for equally long."""
+    """Share of the run, at its end, during which `onecycle_fastai` falls from base / div_factor to a
+    hundredth of that. Before that it rises and falls, each for the same time."""
     div_factor: AtLeastOne = 25.0
-    """A cycle starts at base / div_factor."""
+    """A cycle starts at the rate base / div_factor."""
     final_div_factor: AtLeastOne = 1e4
-    """`onecycle` ends at base / div_factor / final_div_factor."""
+    """`onecycle` ends at the rate base / div_factor / final_div_factor."""
     anneal: Literal["cos", "linear"] = "cos"
-    """Shape of rise and fall of `onecycle`."""
+    """Shape of the rise and the fall of `onecycle`."""
     cycle_epochs: PositiveFloat | None = None
-    """Length of one triangle of `cyclical`, rise and fall together, in epochs."""
+    """Length of one triangle of `cyclical` (rise and fall together) in epochs."""
     cycle_mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
-    """Height of the triangles: all alike, halved each time, or × `gamma` every epoch."""
+    """Height of the triangles of `cyclical`: all equal (`triangular`), halved each time
+    (`triangular2`), or × `gamma` every epoch (`exp_range`)."""
     cycle_momentum: Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None = None
-    """Momentum at the highest and at the lowest rate of a cycle, for example [0.85, 0.95]. None:
-    `optimizer.momentum` throughout."""
+    """Momentum at the highest and at the lowest rate of a cycle, for example [0.85, 0.95]. null:
+    always `optimizer.momentum`."""
 
     @property
     def cycles(self) -> bool:
-        """Whether the schedule rises and falls by itself."""
+        """True for cyclic schedules, which rise and fall by themselves."""
         return self.schedule in ("onecycle", "onecycle_fastai", "cyclical")
 
     @model_validator(mode="after")
     def _check(self) -> LearningRate:
         if self.schedule == "piecewise" and not self.points:
             raise ValueError(
-                "schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]], and with "
-                "points that rise warmup: none"
+                "schedule piecewise needs points, for example [[0, 0], [2, 1], [16, 0]], and "
+                "warmup: none if the points rise"
             )
         if self.schedule == "piecewise" and self.points[0][1] < 1 and self.warmup != "none":
             raise ValueError(
@@ -117,40 +120,42 @@ class LearningRate(Section):
 
 
 class Phase(Section):
-    """A stretch of epochs at one image size, batch and crop."""
+    """A number of epochs with the same image size, batch size and crop."""
 
     epochs: Positive
     """Number of epochs."""
     image_size: ImageSide | Annotated[list[ImageSide], Field(min_length=2, max_length=2)] = 224
-    """Side of the training images in pixels; [from, to]: the first epoch has from, and the epoch
-    after the phase would have to, each rounded to a multiple of `size_multiple`."""
+    """Side of the training images in pixels. [from, to]: sizes change from epoch to epoch, starting
+    at `from`, so that the epoch after the phase would have `to`; they are rounded to multiples of
+    `size_multiple`."""
     size_multiple: Positive = 32
-    """What the sizes between the two of an `image_size` ramp are rounded to."""
+    """If `image_size` is [from, to]: sizes in between are rounded to multiples of this."""
     batch_per_worker: Positive = 32
-    """Images per rank in one forward pass; batch-norm statistics are taken over these."""
+    """Images of one rank in one forward pass. Batch norm computes its statistics over these images."""
     min_crop_area: Ratio = 0.08
-    """Smallest share of the image that a random resized crop keeps."""
+    """Smallest share of the image's area that a random resized crop keeps."""
     crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
-    """Smallest and largest width/height of a random resized crop. None: `data.crop_aspect`."""
+    """Smallest and largest width/height of a random resized crop. null: `data.crop_aspect`."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of all resizing, widened where it reduces. Bicubic is sharper where small images are
-    enlarged, and costs about half more."""
+    """Filter for resizing, with antialiasing. Bicubic gives sharper images where small ones are
+    enlarged, and takes about 1.5 times as long."""
     lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = (
         None
     )
-    """Rate (or [from, to]) at `base_batch` in this phase, in place of `lr.schedule`; scaled alike."""
+    """Learning rate at `lr.base_batch` in this phase, or [from, to]; replaces `lr.schedule` and is
+    scaled in the same way. null: `lr.schedule`."""
     momentum: Momentum | Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None = None
-    """Momentum (or [from, to]) in this phase. None: `lr.cycle_momentum` or `optimizer.momentum`."""
+    """Momentum in this phase, or [from, to]. null: `lr.cycle_momentum` or `optimizer.momentum`."""
     unfreeze: list[str] = []
-    """Parts of those in `model.freeze` that are trained from this phase on."""
+    """Parts of `model.freeze` that are trained from this phase on."""
     val_image_size: ImageSide | None = None
-    """Side of the evaluation images. None: `image_size`, the largest one of a ramp."""
+    """Side of the evaluation images in pixels. null: the largest `image_size` of the phase."""
     rect_val: bool = False
-    """Evaluate on rectangles: images of like shape together, cropped to the mean of their aspect
-    ratios with `val_image_size` as the short side, in place of a square."""
+    """Evaluate on rectangles instead of squares: images of similar shape form a batch and are cropped
+    to their mean aspect ratio, with `val_image_size` as the short side."""
 
     def image_size_at(self, epoch: int) -> int:
-        """Side of the training images in `epoch` of this phase, the first being 0.
+        """Side of the training images in `epoch` of this phase, counted from 0.
 
         Source: ffcv-imagenet, `get_resolution`: linear between two epochs, rounded.
         """

@@ -1,4 +1,4 @@
-"""The schema of the configuration: every field, its values and its meaning."""
+"""The schema of the configuration: all fields, their values and their meaning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hvdtrain.config.metrics import Metrics
 from hvdtrain.config.schedule import LearningRate, Phase
 
 GROUP_MB = 16.0
-"""Size of the groups that gradients are exchanged in, MiB, where nothing else is said."""
+"""Default of `comm.group_mb`."""
 
 __all__ = [
     "GROUP_MB",
@@ -43,68 +43,71 @@ class Model(Section):
     """The network."""
 
     name: str = "resnet50"
-    """A name that `hvdtrain models` lists, or `timm:NAME`, `torchvision:NAME` where installed."""
+    """A name that `hvdtrain models` lists, or `timm:NAME` or `torchvision:NAME` if that library is
+    installed."""
     num_classes: Positive | None = None
-    """Outputs of the classifier. None: the number of class folders."""
+    """Number of outputs of the classifier. null: the number of classes in the dataset."""
     zero_gamma: bool = True
-    """Start the last batch-norm scale of every residual block at 0 (Goyal et al. 2017); of
-    normalizer-free networks the skip gains. No effect on networks without such blocks."""
+    """Initialize the last batch-norm scale of every residual block with 0 (Goyal et al. 2017); in
+    normalizer-free networks the skip gain. No effect on networks without residual blocks."""
     width: Positive | None = None
-    """Width factor of the wide ResNets. None: the network's own."""
+    """Width factor of wide ResNets. null: the network's default."""
     pool: Literal["avg", "concat"] | None = None
-    """Before the classifier: the mean of every channel, or its maximum and its mean. None: the
-    network's own."""
+    """Pooling before the classifier: the mean of each channel (`avg`), or its maximum and its mean
+    (`concat`). null: the network's default."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the pooled features zeroed in training. None: the network's own, 0 but for NFNets."""
+    """Share of the pooled features that are set to 0 in training. null: the network's default, which is
+    0 except for NFNets."""
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Residual branches are dropped per image, at this rate × i / L for block i of L. None: the
-    network's own, 0 but for NFNets."""
+    """Residual branches are dropped at random for each image, in block i of L with probability value ×
+    i / L. null: the network's default, which is 0 except for NFNets."""
     blurpool: bool = False
-    """Blur the input of strided convolutions."""
+    """Blur the inputs of strided convolutions."""
     weights: str | None = None
-    """Start from the weights in this file (safetensors or torch), also with other classes, and
-    also a ResNet's in an NF-ResNet. docs/reference/models.md tells what fits."""
+    """Start from the weights in this file (safetensors or torch). The number of classes may differ,
+    and an NF-ResNet takes a ResNet's weights. See docs/reference/models.md."""
     freeze: list[str] = []
-    """Parts that are not trained, for example [stem, stages.0]; their batch norms keep their
-    statistics."""
+    """Parts of the model that are not trained, for example [stem, stages.0]. Their batch-norm
+    statistics do not change either."""
 
 
 class Optimizer(Section):
     """How gradients become updates."""
 
     name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
-    """The update rule: SGD up to batches of about 8192; LARS (with `momentum`) or LAMB beyond, which
-    give every layer a rate of its own; AdamW. docs/reference/optimizers.md has the formulas."""
+    """The update rule. SGD is good up to a global batch of about 8192; beyond it use LARS or LAMB,
+    which scale the rate of each layer. docs/reference/optimizers.md has the formulas."""
     momentum: Momentum = 0.9
     """Momentum of SGD and LARS."""
     nesterov: bool = True
-    """Use Nesterov's form of momentum in SGD."""
+    """Use Nesterov momentum in SGD."""
     betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    """Decay of the mean and of the mean square of the gradient in LAMB and AdamW."""
+    """Decay of the running means of the gradient and of its square, in LAMB and AdamW."""
     eps: PositiveFloat = 1e-8
-    """Added to the root of the mean square in LAMB and AdamW; LAMB's paper has 1e-6."""
+    """Added to the root of the mean square, in LAMB and AdamW. LAMB's paper uses 1e-6."""
     trust_coefficient: PositiveFloat = 0.001
-    """LARS: a layer's step at rate 1 over the norm of its weights."""
+    """LARS: norm of a layer's step at learning rate 1, divided by the norm of its weights."""
     weight_decay: NotNegative = 1e-4
-    """Decay of weights, not of norms, biases and gains: in SGD and LARS an L2 term of the gradient,
-    in LAMB and AdamW apart from it; a step takes off rate × decay × weight."""
+    """Weight decay, without norms, biases and gains. In SGD and LARS it is an L2 term in the gradient.
+    In LAMB and AdamW it is decoupled: each step subtracts rate × decay × weight."""
     decay_norms_and_biases: bool = False
-    """Decay norms, biases and gains as well, for comparison."""
+    """Apply weight decay to norms, biases and gains as well, for comparison."""
     clip_norm: PositiveFloat | None = None
-    """Largest global L2 norm of the averaged gradient. None: no clipping."""
+    """Clip the averaged gradient to this global L2 norm. null: no clipping."""
     agc: PositiveFloat | None = None
-    """Adaptive gradient clipping: largest norm of a unit's gradient over that of its weights, the
-    classifier left out. The larger the batch the smaller: 0.01 at 4096. None: no clipping."""
+    """Adaptive gradient clipping: clip the gradient of each unit to this multiple of the norm of its
+    weights; the classifier is not clipped. Use less for larger batches: 0.01 at 4096. null: no
+    clipping."""
 
     @model_validator(mode="after")
     def _check(self) -> Optimizer:
         if self.clip_norm is not None and self.agc is not None:
-            raise ValueError("clip_norm and agc both bound the gradient: set one of them to null")
+            raise ValueError("clip_norm and agc both clip the gradient: set one of them to null")
         return self
 
     @property
     def first_momentum(self) -> float:
-        """Decay of the mean of gradients: momentum, or β1."""
+        """Decay of the running mean of gradients: momentum, or β1 of LAMB and AdamW."""
         return self.betas[0] if self.name in ("lamb", "adamw") else self.momentum
 
 
@@ -112,55 +115,62 @@ class Train(Section):
     """The training step."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type. auto: bf16 where the GPU has it, fp16 with a loss scale on older GPUs,
-    fp32 without a GPU."""
+    """Number type of autocast. `auto`: bf16 if the GPU supports it, fp16 on older GPUs, fp32 without a
+    GPU."""
     loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
-    """Factor that keeps fp16 gradients from vanishing: halved when one overflows and doubled every
-    2000 updates, or a fixed number. An update that overflowed is skipped on all ranks."""
+    """Factor of the loss that keeps fp16 gradients from becoming 0. `dynamic`: halved after an
+    overflow, doubled after 2000 updates. A number: fixed. All ranks skip an update that overflowed."""
     accumulate: Positive = 1
-    """Forward passes averaged into one update."""
+    """Number of forward and backward passes whose gradients are averaged for one update."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep an average of weights and batch-norm statistics, this much of it old at every update,
-    and evaluate that one. None: none."""
+    """Evaluate a moving average of weights and batch-norm statistics; this is the share of the old
+    average that each update keeps. null: evaluate the weights."""
     noise_scale_every: Annotated[int, Field(ge=0)] = 10
-    """Updates between two measurements of the gradient noise scale, which tells how large a batch
-    is useful. Needs two ranks, or `accumulate` of 2. 0: never."""
+    """Updates between two measurements of the gradient noise scale, which shows how large a batch is
+    useful. Needs at least two ranks or `accumulate` ≥ 2. 0: never."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target spread evenly over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     mixup: Fraction = 0.0
-    """Alpha of mixup: images and targets averaged in pairs by a Beta(alpha, alpha) share. 0: off."""
+    """Alpha of mixup: images and targets are averaged in pairs, with a share from Beta(alpha, alpha). 0:
+    off."""
     cutmix: Fraction = 0.0
-    """Alpha of CutMix: a box of each image from another one. 0: off. With `mixup`: half each."""
+    """Alpha of CutMix: a box of each image is replaced by that of another image. 0: off. With `mixup`,
+    each is used for half of the images."""
     channels_last: bool = True
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Positive = 1
-    """Epochs between two evaluations; the last epoch is always evaluated."""
+    """Epochs between two evaluations. The last epoch is always evaluated."""
     log_every: Positive = 20
-    """Steps between two lines of progress, and between two metric reductions."""
+    """Steps between two reports. Only then are metrics summed over the ranks."""
 
 
 class Comm(Section):
-    """Gradient exchange."""
+    """The exchange of gradients between ranks."""
 
     tune: Literal["measure", "fixed"] = "fixed"
-    """`measure`: choose `group_mb` where it is not set, and `compression` where it is auto, from a
-    few seconds of exchanges at the start. tuning.json keeps the choice for when the run goes on.
-    `fixed`: the same settings in every run, so that equal runs end in equal weights to the bit."""
+    """`measure`: exchange test data for a few seconds at the start, then choose `group_mb` if it is null
+    and `compression` if it is auto. tuning.json keeps the choice for a resumed run. `fixed`: the same
+    settings in every run, so that equal runs give bit-identical weights."""
     compression: Literal["none", "fp16", "auto"] = "none"
-    """Type of gradients on the wire: their own, or fp16, which halves the bytes and rounds. auto:
-    fp16 where `tune: measure` finds that it saves a tenth of the time."""
+    """Number type of gradients on the network. `none`: their own type. `fp16`: half the bytes, rounded.
+    `auto`: fp16 if `tune: measure` finds that it saves at least a tenth of the time."""
     group_mb: PositiveFloat | None = None
-    """Gradients are exchanged in groups of about this size, in MiB, while backward still runs.
-    None: 16, or what `tune: measure` chooses."""
+    """Gradients are exchanged in groups of about this size in MiB, while the backward pass is still
+    running. null: 16, or what `tune: measure` chooses."""
     link_gbit: PositiveFloat | None = None
-    """Speed of the network between machines, Gbit/s per machine, from which the ceiling of the
-    efficiency is computed. None: what the kernel says of the interface that carries most."""
+    """Speed of the network in Gbit/s per host, used to compute the highest possible efficiency. null:
+    the speed that the kernel reports for the interface with the most traffic."""
     interface: str = "auto"
-    """Network between the machines: the name of an interface, or, as names may differ, its subnet
-    (10.0.0.0/24). auto: the one that leads to the other machines. All libraries are told."""
+    """Network between the hosts, used by all libraries: the name of an interface, or its subnet
+    (10.0.0.0/24) if names differ between hosts. auto: the interface that leads to the other hosts."""
     preflight: bool = True
-    """Compare all ranks before the first step and measure their links, in a few seconds: see
-    docs/reference/preflight.md. false: where you know better."""
+    """Compare all ranks and measure their links before the first step; takes a few seconds, see
+    docs/reference/preflight.md. false: skip it."""
+
+    @property
+    def group_bytes(self) -> float:
+        """Size of the groups in bytes."""
+        return (self.group_mb or GROUP_MB) * 2**20
 
     @field_validator("interface")
     @classmethod
@@ -171,36 +181,34 @@ class Comm(Section):
             except ValueError:
                 raise ValueError("expected a subnet such as 10.0.0.0/24") from None
         elif not re.fullmatch(r"[\w.@:-]{1,15}", value):
-            raise ValueError("expected auto, the name of an interface or a subnet") from None
+            raise ValueError("expected auto, the name of an interface, or a subnet") from None
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Comm:
         if self.compression == "auto" and self.tune == "fixed":
-            raise ValueError(
-                "compression: auto is chosen by measuring: set tune: measure, or none or fp16"
-            )
+            raise ValueError("compression: auto needs tune: measure; otherwise set none or fp16")
         return self
 
 
 class Checkpoint(Section):
-    """What is kept to resume from."""
+    """When checkpoints are written, and how many are kept."""
 
     every_epochs: Positive = 1
     """Epochs between two checkpoints."""
     keep: Positive = 2
-    """Newest checkpoints kept; older ones are deleted."""
+    """Number of checkpoints to keep; older ones are deleted."""
 
 
 class Config(Section):
-    """A whole run."""
+    """The whole configuration: name, seed and output of the run, and the sections below."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run, and of its directory."""
+    """Name of the run; its directory is named after it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of weights, sample order and augmentation."""
+    """Seed of initial weights, sample order and augmentation."""
     output: str = "runs"
-    """Directory in which `<name>-<time>/` is made."""
+    """Folder in which the run directory `<name>-<time>/` is created."""
     data: Data = Data()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
@@ -219,6 +227,6 @@ class Config(Section):
                 frozen = self.model.freeze
                 if not any(f"{part}.".startswith(f"{name}.") for name in frozen):
                     raise ValueError(
-                        f"phases.{number}.unfreeze: {part} is in no part of model.freeze: {frozen}"
+                        f"phases.{number}.unfreeze: {part} is not frozen: model.freeze has {frozen}"
                     )
         return self

@@ -1,7 +1,7 @@
-"""YAML read with the position of every value, by YAML 1.2's rules for plain words.
+"""Read YAML with the position of every value, and by the rules of YAML 1.2 for plain words.
 
-PyYAML alone reads `1e-3` as text, `on` as True, `010` as 8, and lets a repeated key win
-silently. Here only `true/false`, `null/~`, decimal integers and floats are special.
+By itself PyYAML reads `1e-3` as text, `on` as True and `010` as 8, and a repeated key silently
+replaces the first. Here only `true/false`, `null/~`, decimal integers and floats are special.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ _SPECIAL_FLOAT = re.compile(r"^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader that resolves no plain word by itself: `_scalar` does."""
+    """SafeLoader that leaves all plain words as text; `_scalar` resolves them."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 @dataclass
 class Source:
-    """Plain data and, for every key path in it, the `file:line:col` it was written at."""
+    """Plain data, and for each key path in it the `file:line:col` where it was written."""
 
     data: dict[str, Any] = field(default_factory=dict)
     marks: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
-        """The position of `path`, or of its nearest parent that was written down."""
+        """The position of `path`, or of its nearest parent in the file."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.marks:
                 return self.marks[path[:end]]
         return "config"
 
     def merge(self, other: Source) -> None:
-        """Lay `other` over this: mappings merge key by key, everything else is replaced."""
+        """Apply `other`: mappings are merged key by key, everything else is replaced."""
         self.data = self._merged(self.data, other.data, ())
         self.marks.update(other.marks)
 
     def forget(self, path: KeyPath) -> None:
-        """Drop the positions of `path` and all below it, for their values were replaced."""
+        """Drop the positions of `path` and all below it, whose values were replaced."""
         for stale in [p for p in self.marks if p[: len(path)] == path]:
             del self.marks[stale]
 
@@ -65,7 +65,7 @@ class Source:
 
 
 def read_yaml(path: Path) -> Source:
-    """Read one YAML file; raises ConfigError with `file:line:col` for anything but a mapping."""
+    """Read one YAML file. Raises ConfigError with `file:line:col` unless it is a valid mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> Source:
 
 
 def parse_yaml(text: str, name: str) -> Source:
-    """Parse YAML text; `name` stands for the file in messages."""
+    """Parse YAML text; `name` is the file name in messages."""
     try:
         node = yaml.compose(text, Loader=_PlainLoader)
     except yaml.MarkedYAMLError as error:
@@ -98,9 +98,9 @@ def parse_yaml(text: str, name: str) -> Source:
 
 
 def apply_override(source: Source, text: str) -> None:
-    """Lay one `phases.0.epochs=3` over `source`; a number in the key picks an item of a list.
+    """Apply one override such as `phases.0.epochs=3`; a number in the key is the index of a list.
 
-    Raises ConfigError for any other form, or an item that the list does not have.
+    Raises ConfigError for any other form, or if the list has no such item.
     """
     where = f"command line: {text}"
     key, equals, value = text.partition("=")
@@ -114,10 +114,10 @@ def apply_override(source: Source, text: str) -> None:
         step: str | int = part
         if isinstance(inner, list):
             if not (part.isdigit() and int(part) < len(inner)):
-                raise ConfigError(f"{where}: {part}: expected an item from 0 to {len(inner) - 1}")
+                raise ConfigError(f"{where}: {part}: expected a number from 0 to {len(inner) - 1}")
             step = int(part)
         elif not isinstance(inner, dict):
-            raise ConfigError(f"{where}: {'.'.join(parts[:depth])} has no keys of its own")
+            raise ConfigError(f"{where}: {'.'.join(parts[:depth])} has no keys")
         path = (*path, step)
         if depth == len(parts) - 1:
             inner[step] = parsed
@@ -140,7 +140,7 @@ def _construct(
 ) -> Any:
     marks[path] = marks.get(path) or _place(node, name)
     if id(node) in parents:
-        problems.append(f"{_place(node, name)}: an anchor may not contain itself")
+        problems.append(f"{_place(node, name)}: an anchor must not contain itself")
         return None
     parents |= {id(node)}
     if isinstance(node, yaml.ScalarNode):

@@ -11,7 +11,7 @@ import torch
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
-from hvdtrain.config.schema import GROUP_MB, Config
+from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
 from hvdtrain.engine.mixing import Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -130,7 +130,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         accumulate=cfg.train.accumulate,
         # A run has resolved auto and None; commands that do not train have not.
         compression="fp16" if cfg.comm.compression == "fp16" else "none",
-        group_bytes=(cfg.comm.group_mb or GROUP_MB) * 2**20,
+        group_bytes=cfg.comm.group_bytes,
     )
     train, agc = cfg.train, cfg.optimizer.agc
     static = None if train.loss_scale == "dynamic" else float(train.loss_scale)

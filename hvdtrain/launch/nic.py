@@ -173,7 +173,7 @@ def library_variables(nic: Nic) -> dict[str, str]:
 
 
 def peers_of(env: Mapping[str, str]) -> list[str]:
-    """Addresses of other hosts of the job, as far as the launcher's variables have them."""
+    """Addresses of other hosts of the job, taken from the launcher's variables; it may not list all."""
     peers = env.get("HVDTRAIN_PEERS", "").split(",")
     peers.append(env.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", ""))
     # "1234.0;tcp://10.0.0.1,172.17.0.1:40123": all addresses of the host that mpirun runs on.

@@ -22,7 +22,7 @@ import hvdtrain
 from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.launch.nic import Nic, choose
-from hvdtrain.preflight.storage import Dataset, Disk, Reads, datasets, disk_at, look
+from hvdtrain.preflight.storage import Dataset, Disk, Reads, datasets, disk_at, list_images
 from hvdtrain.versions import installed_versions
 
 
@@ -138,7 +138,7 @@ def of_host(request: Mapping[str, Any]) -> Facts:
             cfg = load_config(request["config"], request["overrides"])
             digest, link_gbit, interface = config_hash(cfg), cfg.comm.link_gbit, cfg.comm.interface
             if request["listing"]:
-                data = tuple(look(key, path) for key, path in datasets(cfg))
+                data = tuple(list_images(key, path) for key, path in datasets(cfg))
             if request["first"]:
                 disk = disk_at(Path(cfg.output), keep=cfg.checkpoint.keep)
         if unknown := [peer for peer in peers if not _is_known(peer)]:

@@ -37,27 +37,16 @@ READ_FILES_PER_S = 500.0
 STRICT = ("hvdtrain", "torch", "horovod", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 """Packages whose versions must be equal; a difference in others gives a warning."""
 
+Findings = Iterator[Finding]
+
 
 def judge(facts: Sequence[Facts]) -> list[Finding]:
     """Compare the facts of all ranks (or hosts) and return all findings, faults first."""
     names = Names(facts)
-    checks = (
-        _own,
-        _placement,
-        _gpus,
-        _versions,
-        _config,
-        _data,
-        _disk,
-        _network,
-        _links,
-        _clocks,
-        _storage,
-    )
+    of_ranks = (_own, _placement, _gpus, _versions, _config, _data, _disk)
+    between = (_network, _links, _clocks, _storage)
+    checks = (*of_ranks, *between)
     return faults_first(finding for check in checks for finding in check(facts, names))
-
-
-Findings = Iterator[Finding]
 
 
 def _own(facts: Sequence[Facts], names: Names) -> Findings:
@@ -196,8 +185,7 @@ def _disk(facts: Sequence[Facts], names: Names) -> Findings:
                 f"{size_text(disk.free_bytes)} free, {disk.keep} checkpoints and the one being "
                 f"written need {size_text(need * (disk.keep + 1))}"
             )
-            fix = f"free some space, lower checkpoint.keep, or {space}"
-            yield Finding("space", where, text, fix)
+            yield Finding("space", where, text, f"free some, lower checkpoint.keep, or {space}")
 
 
 def _network(facts: Sequence[Facts], names: Names) -> Findings:

@@ -69,7 +69,7 @@ def disk_at(path: Path, need_bytes: int | None = None, keep: int = 2) -> Disk:
     return Disk(str(place), free, need_bytes, keep, fault)
 
 
-def glance(key: str, path: str) -> Dataset:
+def list_top_folder(key: str, path: str) -> Dataset:
     """List the top folder of a dataset: cheap, also for a million images on a network disk."""
     place = Path(path)
     if not place.exists():
@@ -89,9 +89,9 @@ def glance(key: str, path: str) -> Dataset:
     return Dataset(key, path, None, hashlib.sha256(text).hexdigest()[:12], len(names))
 
 
-def look(key: str, path: str) -> Dataset:
+def list_images(key: str, path: str) -> Dataset:
     """List all images of a dataset."""
-    dataset = glance(key, path)
+    dataset = list_top_folder(key, path)
     if dataset.error is not None:
         return dataset
     from pipelines.sources import open_source

@@ -26,7 +26,14 @@ from hvdtrain.preflight.facts import (
     versions,
 )
 from hvdtrain.preflight.links import ring_link
-from hvdtrain.preflight.storage import Dataset, datasets, disk_at, glance, look, read_speed
+from hvdtrain.preflight.storage import (
+    Dataset,
+    datasets,
+    disk_at,
+    list_images,
+    list_top_folder,
+    read_speed,
+)
 
 MOMENTS = {"sgd": 1, "lars": 1, "lamb": 2, "adamw": 2}
 """Number of tensors that each optimizer keeps for a weight."""
@@ -50,7 +57,7 @@ def survey(
     data: tuple[Dataset, ...] = ()
     reads = None
     if cfg is not None and first_here:
-        list_dataset = look if whole else glance
+        list_dataset = list_images if whole else list_top_folder
         data = tuple(list_dataset(key, path) for key, path in datasets(cfg))
         reads = read_speed(cfg.data.train) if cfg.data.train is not None else None
     gpus = torch.cuda.device_count()

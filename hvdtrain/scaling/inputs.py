@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from hvdtrain.config.schema import GROUP_MB, Config
+from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.scaling.network import NETWORKS, Cluster
 from hvdtrain.scaling.predict import parse_numbers
@@ -29,7 +29,7 @@ def worker_speed(cfg: Config, given: GivenSpeed) -> Calibration:
 
     Raises ConfigError unless exactly one way is given, and ResourceError for another file.
     """
-    group_bytes = (cfg.comm.group_mb or GROUP_MB) * 2**20
+    group_bytes = cfg.comm.group_bytes
     model, classes = cfg.model.name, cfg.model.num_classes or 1000
     step_ms, image_size, batch = given.step_ms, given.image_size, given.batch
     if given.calibration is not None:

@@ -1,5 +1,7 @@
-"""The batch scripts of slurm/, and some with odd settings, by the options that make them. Renew the
-files with `python -m tests.golden.render_slurm`, and read what git says has changed."""
+"""The batch scripts of slurm/ and some with unusual settings, and the options that generate them.
+
+Update the files with `python -m tests.golden.render_slurm`, then check the diff.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ SCRIPTS = {
 
 
 def rendered(options: list[str]) -> str:
-    """What `hvdtrain launch slurm` prints."""
+    """The output of `hvdtrain launch slurm`."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         launch_app(["slurm", *options], standalone_mode=False)

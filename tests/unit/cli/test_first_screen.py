@@ -1,4 +1,4 @@
-"""What somebody sees who types a command without its arguments, or with a wrong one."""
+"""What a user sees who types a command without arguments, or with a wrong option."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 @pytest.mark.parametrize(
     "group", [(), ("launch",), ("config",), ("data",), ("tune",), ("scaling",)]
 )
-def test_a_command_alone_shows_its_help(
+def test_a_command_without_arguments_shows_its_help(
     group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed(monkeypatch, *group) == 2
-    told = capsys.readouterr().err
-    usage = told.partition("\n")[0]
+    shown = capsys.readouterr().err
+    usage = shown.partition("\n")[0]
     assert usage.startswith("Usage: ")
     assert usage.endswith(" ".join([*group, "[OPTIONS] COMMAND [ARGS]..."]))
-    assert "hvdtrain: error" not in told
-    assert "Commands:" in told
+    assert "hvdtrain: error" not in shown
+    assert "Commands:" in shown
 
 
 def test_a_wrong_option_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert typed(monkeypatch, "plan", "--wrld-size", "2") == 2
-    told = capsys.readouterr().err
-    assert told.startswith("hvdtrain: error: ")
-    assert told.endswith("; see hvdtrain --help\n")
-    assert told.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("hvdtrain: error: ")
+    assert shown.endswith("; see hvdtrain --help\n")
+    assert shown.count("\n") == 1

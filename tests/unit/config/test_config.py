@@ -1,4 +1,4 @@
-"""The YAML reader and the schema: what is accepted, and what a faulty file is told."""
+"""The YAML reader and the schema: what is accepted, and the messages for faulty files."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ MINIMAL = "phases: [{epochs: 1}]\n"
     ],
 )
 def test_plain_words(text: str, value: object) -> None:
-    found = parse_yaml(f"key: {text}", "f.yaml").data["key"]
-    assert found == value
-    assert type(found) is type(value)
+    parsed = parse_yaml(f"key: {text}", "f.yaml").data["key"]
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_plain_words(text: str, value: object) -> None:
         ("a: !!python/name:os.system x", "f.yaml:1:4: tags such as tag:yaml.org,2002:python"),
         ("a: [1", "f.yaml:1:6: not valid YAML"),
         ("- 1", "f.yaml:1:1: expected `key: value` pairs"),
-        ("a: &x [*x]", "f.yaml:1:4: an anchor may not contain itself"),
+        ("a: &x [*x]", "f.yaml:1:4: an anchor must not contain itself"),
         ("a: *x", "f.yaml:1:4: not valid YAML: found undefined alias"),
         ("a: 1\n---\nb: 2", "f.yaml:2:1: not valid YAML"),
         ("a: \x07", "f.yaml: not valid YAML"),
@@ -64,7 +64,7 @@ def test_faulty_yaml(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_every_fault_is_told_at_once_with_its_place() -> None:
+def test_all_faults_are_reported_together_with_their_place() -> None:
     text = (
         "nam: x\nphases:\n - epochs: 3\n   lr: on\n   imag_size: 3\n"
         "lr: {base: -1, schedule: spiral}\ndata: 3\ntrain: {accumulate: 1.5}\n"
@@ -92,7 +92,7 @@ def test_nothing_is_converted_silently() -> None:
             parse_config(MINIMAL + text)
 
 
-def test_required_and_unlike_anything() -> None:
+def test_missing_keys_and_keys_unlike_any_known() -> None:
     with pytest.raises(ConfigError, match=r"phases: required"):
         parse_config("name: x")
     with pytest.raises(ConfigError, match=r"known here: name, seed, output"):
@@ -112,7 +112,7 @@ def test_required_and_unlike_anything() -> None:
         "{base: .nan}",
     ],
 )
-def test_learning_rates_that_make_no_sense(lr: str) -> None:
+def test_invalid_learning_rates(lr: str) -> None:
     with pytest.raises(ConfigError, match=r"config:2:\d+: lr"):
         parse_config(MINIMAL + f"lr: {lr}")
 
@@ -133,11 +133,11 @@ def test_overrides(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("lr.bas=1", "command line: lr.bas=1: lr.bas: unknown key; did you mean base?"),
-        ("phases.2.epochs=1", "command line: phases.2.epochs=1: 2: expected an item from 0 to 0"),
-        ("phases.epochs=1", "epochs: expected an item from 0 to 0"),
+        ("phases.2.epochs=1", "command line: phases.2.epochs=1: 2: expected a number from 0 to 0"),
+        ("phases.epochs=1", "epochs: expected a number from 0 to 0"),
         ("lr", "command line: lr: expected key=value"),
         ("=3", "expected key=value"),
-        ("name.x=3", "name has no keys of its own"),
+        ("name.x=3", "name has no keys"),
         ("seed=x", "command line: seed=x: seed: input should be a valid integer, found 'x'"),
         ("name=", "command line: name=: name: string should match pattern"),
         ("lr.base=[", "command line: lr.base=[:1:9: not valid YAML"),
@@ -163,7 +163,7 @@ def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
     assert [phase.epochs for phase in cfg.phases] == [9]
 
 
-def test_a_fault_in_an_extended_file_is_placed_there(tmp_path: Path) -> None:
+def test_a_fault_in_an_extended_file_is_reported_there(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("lr: {gama: 0.2}\n")
     child = tmp_path / "child.yaml"
     child.write_text("extends: base.yaml\nphases: [{epochs: 9}]\n")
@@ -214,6 +214,6 @@ def test_shipped_configs_are_valid() -> None:
         load_config(path)
 
 
-def test_the_reference_in_docs_is_the_schemas() -> None:
+def test_the_reference_in_docs_is_generated_from_the_schema() -> None:
     written = (Path(__file__).parents[3] / "docs/config.md").read_text()
     assert written == reference().rstrip() + "\n", "run: hvdtrain config reference > docs/config.md"

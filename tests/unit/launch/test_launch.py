@@ -31,7 +31,7 @@ def test_hosts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a:0", "slots of a: expected a number from 1 up, found '0'"),
         ("a:x", "found 'x'"),
@@ -42,10 +42,10 @@ def test_hosts() -> None:
         ("a b:1", "found 'a b:1'"),
     ],
 )
-def test_hosts_refused(text: str, told: str) -> None:
+def test_hosts_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_hosts(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -89,7 +89,7 @@ def test_cores_and_gpus() -> None:
         place(TWO, gpus=[2, 2])
 
 
-def test_placement_as_ranks_found_it() -> None:
+def test_placement_as_seen_by_the_ranks() -> None:
     ranks = [RankPlace("a", 2, 0), RankPlace("b", 4, 0), RankPlace("a", 2, 0)]  # assigned in turn
     assert placement_text(actual_placement(ranks)) == (
         "3 ranks on 1 host (a): 2 ranks, 2 cores a rank, no GPU; "
@@ -236,8 +236,8 @@ def test_mpirun_5() -> None:
 
 
 def test_mpirun_on_one_host_and_in_slurm() -> None:
-    alone = commands.LaunchRequest(place([Host("localhost", 2)]), ("hvdtrain",))
-    words = commands.mpirun(alone, (4, 1), "/v").words
+    here = commands.LaunchRequest(place([Host("localhost", 2)]), ("hvdtrain",))
+    words = commands.mpirun(here, (4, 1), "/v").words
     assert not {"--prefix", "plm_rsh_args", "btl_tcp_if_include"} & set(words)
     other = commands.LaunchRequest(place([Host("b", 2)]), ("hvdtrain",), remote=True)
     assert {"--prefix", "plm_rsh_args"} <= set(commands.mpirun(other, (4, 1), "/v").words)

@@ -1,4 +1,4 @@
-"""The store on one address, signals on their way to the ranks, and the command line."""
+"""The store on one address, signals that are passed on to the ranks, and the command line."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_exit_codes() -> None:
         run_job(["no-such-launcher"], os.environ, signal.SIGUSR1)
 
 
-def test_an_orderly_stop_is_told_whatever_the_launcher_says(
+def test_an_orderly_stop_gives_75_whatever_the_launcher_returns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop = "from hvdtrain.launch.job import note_stop; import os; note_stop(os.environ); exit(205)"
@@ -89,7 +89,7 @@ def test_an_orderly_stop_is_told_whatever_the_launcher_says(
 
 
 def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
-    """As the one that asks for a checkpoint, so that ranks can write a checkpoint."""
+    """The signal that asks for a checkpoint is passed on, whatever signal came."""
     log = tmp_path / "log"
     child = (
         "import signal, time, pathlib\n"
@@ -114,8 +114,8 @@ def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
     assert log.read_text() == "SIGUSR1 "
 
 
-def test_a_repeated_signal_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank gets it from Slurm and from its launcher; one that comes later kills."""
+def test_a_signal_repeated_at_once_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm and the launcher may both send it to a rank. A later signal kills."""
     now = [100.0]
     killed = []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -154,7 +154,7 @@ def test_dry_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--", "train", "x"), "give --hosts a:4,b:4 or --hostfile FILE"),
         (("--hosts", "a:x", "--", "train", "x"), "slots of a"),
@@ -163,11 +163,11 @@ def test_dry_run() -> None:
         (("slurm", "configs/demo_digits.yaml", "--sweep", "lr.bse=1,2"), "lr.bse: unknown key"),
     ],
 )
-def test_wrong_use_is_one_line(arguments: tuple[str, ...], told: str) -> None:
+def test_wrong_use_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     done = launch(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     [line] = done.stderr.splitlines()
-    assert told in line
+    assert message in line
 
 
 def test_it_needs_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""The choice of a network interface, over hosts as they are found in the wild."""
+"""The choice of a network interface on hosts with several, as in real clusters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST = [DOCKER, SLOW, FAST, DEAD, BARE, LO]
 
 @pytest.fixture(autouse=True)
 def routes(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the kernel would answer: the peer's address → the own address."""
+    """The kernel's routes: address of the peer → address of this host."""
     table = {"10.0.0.2": "10.0.0.1", "172.17.0.1": "172.17.0.1", nic.ELSEWHERE: "192.168.1.7"}
     monkeypatch.setattr(nic, "route_source", table.get)
     return table
@@ -46,7 +46,7 @@ def test_chosen(interface: str, peers: list[str], name: str) -> None:
     assert choose(interface, peers, HOST).name == name
 
 
-def test_the_only_one_without_any_route(routes: dict[str, str]) -> None:
+def test_the_only_interface_without_any_route(routes: dict[str, str]) -> None:
     routes.clear()
     assert choose("auto", [], [DOCKER, FAST, DEAD, LO]) == Nic(
         "ens5f0", "10.0.0.1", 24, 9000, 25000
@@ -58,7 +58,7 @@ def test_the_only_one_without_any_route(routes: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interface", "peers", "told"),
+    ("interface", "peers", "message"),
     [
         ("ens5f1", [], r"no usable interface is ens5f1: .*ens5f1 10.0.1.1/24 mtu 9000 \(link down"),
         ("172.16.0.0/12", [], r"docker0 172.17.0.1/16 mtu 1500 \(a network of containers inside"),
@@ -70,12 +70,12 @@ def test_the_only_one_without_any_route(routes: dict[str, str]) -> None:
         ),
     ],
 )
-def test_errors_name_what_was_found(interface: str, peers: list[str], told: str) -> None:
-    with pytest.raises(CommError, match=told):
+def test_errors_list_the_candidates(interface: str, peers: list[str], message: str) -> None:
+    with pytest.raises(CommError, match=message):
         choose(interface, peers, HOST)
 
 
-def test_all_libraries_are_told_the_same() -> None:
+def test_all_libraries_get_the_same_interface() -> None:
     assert library_variables(choose("ens5f0", [], HOST)) == {
         "HOROVOD_GLOO_IFACE": "ens5f0",
         "NCCL_SOCKET_IFNAME": "=ens5f0",
@@ -93,22 +93,22 @@ TWO_HOSTS = {"HOROVOD_SIZE": "4", "HOROVOD_LOCAL_SIZE": "2"}
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, None),
         ({"SLURM_NNODES": "1", "SLURM_PROCID": "0"}, None),
         (TWO_HOSTS | {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.2"}, "ens5f0"),
-        # What a launcher took from another host, or from the first of a set of names:
+        # Set by a launcher, which took it from another host or from the first of several names:
         (TWO_HOSTS | {"HOROVOD_GLOO_IFACE": "eth0", "HVDTRAIN_PEERS": "10.0.0.2"}, "ens5f0"),
         (
             TWO_HOSTS | {"HOROVOD_GLOO_IFACE": "eno1", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.2"},
             "ens5f0",
         ),
         (TWO_HOSTS | {"HOROVOD_GLOO_IFACE": "docker0", "HVDTRAIN_PEERS": "10.0.0.2"}, "ens5f0"),
-        # What a user said:
+        # Set by the user:
         (TWO_HOSTS | {"NCCL_SOCKET_IFNAME": "=eno1", "HVDTRAIN_PEERS": "10.0.0.2"}, "eno1"),
         (TWO_HOSTS | {"OMPI_MCA_btl_tcp_if_include": "10.0.0.0/24"}, "ens5f0"),
     ],
 )
 def test_of_a_rank(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], name: str | None) -> None:
     monkeypatch.setattr(nic, "interfaces", lambda: HOST)
-    found = choose_for_rank("auto", env)
-    assert (found and found.name) == name
+    chosen = choose_for_rank("auto", env)
+    assert (chosen and chosen.name) == name
 
 
 def test_peers_by_launcher() -> None:
@@ -129,7 +129,7 @@ def test_this_host() -> None:
 
 
 def test_no_torch_no_horovod() -> None:
-    """Launchers ask on hosts where only a quick answer is of use."""
+    """Importing them takes seconds, and launchers need a quick answer."""
     code = "import sys, hvdtrain.launch.nic; print({'torch', 'horovod'} & set(sys.modules))"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

@@ -1,4 +1,4 @@
-"""Batch scripts: those of the repository are the printed ones, and a shell can read them."""
+"""Batch scripts: those in the repository equal the printed ones, and a shell can read them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def test_scripts_are_as_printed(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert (ROOT / name).read_text() == rendered(SCRIPTS[name])
 
 
-def test_none_is_forgotten() -> None:
-    found = {str(p.relative_to(ROOT)) for p in (ROOT / "slurm").glob("*.sbatch")}
-    assert found == {name for name in SCRIPTS if name.startswith("slurm/")}
+def test_every_script_is_generated_and_documented() -> None:
+    shipped = {str(p.relative_to(ROOT)) for p in (ROOT / "slurm").glob("*.sbatch")}
+    assert shipped == {name for name in SCRIPTS if name.startswith("slurm/")}
     text = (ROOT / "slurm/README.md").read_text()
-    assert [name for name in found if Path(name).name not in text] == []
+    assert [name for name in shipped if Path(name).name not in text] == []
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -48,7 +48,7 @@ def test_a_shell_can_read_it(name: str) -> None:
     ],
 )
 def test_requeue(tmp_path: Path, state: str, code: int, requeued: bool) -> None:
-    """With stand-ins for Slurm and the training, which gets a signal by way of the script."""
+    """With substitutes for Slurm and for the training, which gets its signal from the script."""
     (tmp_path / "scontrol").write_text(
         f'#!/bin/sh\n[ "$1" = requeue ] && touch requeued\necho "JobId=1 JobState={state} Reason=x"\n'
     )

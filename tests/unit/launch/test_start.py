@@ -1,4 +1,4 @@
-"""From options and environment to a launcher that runs, with stand-ins for the launchers."""
+"""From options and environment to a running launcher, with substitutes for the launchers."""
 
 from __future__ import annotations
 

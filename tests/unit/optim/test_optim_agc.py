@@ -74,5 +74,5 @@ def test_agc_with_micro_batches_sees_the_whole_gradient() -> None:
 
 
 def test_agc_and_clip_norm_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="clip_norm and agc both bound the gradient"):
+    with pytest.raises(ConfigError, match="clip_norm and agc both clip the gradient"):
         parse_config("phases: [{epochs: 1}]\noptimizer: {agc: 0.01, clip_norm: 1.0}")

@@ -215,5 +215,5 @@ def test_a_cache_larger_than_the_free_memory_is_refused(make, small, monkeypatch
 
 
 def test_random_resized_crops_are_not_cached():
-    with pytest.raises(ValueError, match="cache needs augment pad_crop or none"):
+    with pytest.raises(ValueError, match="cache needs augment: pad_crop or none"):
         Data.model_validate({"cache": "ram"})

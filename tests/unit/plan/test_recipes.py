@@ -29,7 +29,7 @@ def test_every_config_has_a_golden_plan_and_a_header() -> None:
         head = path.read_text(encoding="utf-8").split("\nname:")[0]
         assert head.startswith("# "), path
         published = not path.stem.endswith(("_quick", "_digits"))
-        assert ("Claimed there" in head) == published, path
+        assert ("Published: " in head) == published, path
 
 
 DIUX_16 = [

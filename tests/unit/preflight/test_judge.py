@@ -187,8 +187,8 @@ def test_one_finding(
 
 
 def test_on_one_machine_a_finding_does_not_speak_of_hosts() -> None:
-    lost = (Dataset("data.train", "/none", "no such folder or file"),)
-    [finding] = judge([Facts("node1", "boot", rank=0, data=lost)])
+    missing = (Dataset("data.train", "/none", "no such folder or file"),)
+    [finding] = judge([Facts("node1", "boot", rank=0, data=missing)])
     assert str(finding) == (
         "node1: data.train: /none: no such folder or file: give the path of the images with "
         "data.train=DIR (docs/how-to/data.md)"
