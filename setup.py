@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Large-batch image classification on Ethernet clusters: Horovod, torch, DALI",
     packages=find_packages(include=["hvdtrain", "hvdtrain.*", "pipelines", "pipelines.*"]),
-    package_data={"hvdtrain": ["py.typed", "telemetry/live_page/*"]},
+    package_data={"hvdtrain": ["py.typed", "telemetry/live_page/*", "report/templates/*"]},
     python_requires=">=3.10",
     install_requires=[
         "horovod>=0.28.1",
