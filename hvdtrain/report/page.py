@@ -1,24 +1,17 @@
-"""The report page: figures and plots of all runs side by side, then what each run tells alone."""
+"""The report page: figures and plots of all runs side by side, then the details of each run."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from hvdtrain import __version__
 from hvdtrain.report import plots as report_plots
-from hvdtrain.report.details import alone
 from hvdtrain.report.figures import Prices, RunFigures, TargetResult
-from hvdtrain.report.html import (
-    Html,
-    figure,
-    join,
-    page,
-    run_label,
-    section,
-    table,
-    tag,
-    tiles,
-)
+from hvdtrain.report.html import fill, label_svg, run_label
+from hvdtrain.report.plan import plan_of
 from hvdtrain.report.run import RunRecord
 from hvdtrain.report.targets import Target
 from hvdtrain.report.text import (
@@ -31,8 +24,15 @@ from hvdtrain.report.text import (
     progress,
     ratio,
     target_name,
-    when,
 )
+
+
+class Table(NamedTuple):
+    """Rows of cells; `numbers` are the columns that are set flush right."""
+
+    head: list[str]
+    rows: list[list[str]]
+    numbers: list[int]
 
 
 def render(
@@ -40,33 +40,34 @@ def render(
 ) -> str:
     """The page as text; `figures` are those of each run."""
     single = len(runs) == 1
-    title = runs[0].name if single else f"{len(runs)} runs compared"
-    damaged = [f"{f.run}: {f.damaged_lines}" for f in figures if f.damaged_lines]
-    warning = f"Damaged lines left out: {', '.join(damaged)}." if damaged else ""
-    about = f"{runs[0].label}: {progress(figures[0])}. " if single else ""
-    made = f"{about}Report by hvdtrain {__version__}, {when(time.time())}."
-    parts = [
-        tag("h1", title),
-        tag("p", made, "quiet"),
-        tag("p", warning, "warn") if warning else "",
-        _key(runs) if not single else _tiles(figures[0]),
-        section("Summary" if single else "Comparison", _comparison(figures)),
-        section("Time to accuracy", *_time_to_accuracy(figures)),
-        section("Cost", *_cost(figures, prices)),
-        *_plots(runs, figures, targets),
-        *(alone(run, index, titled=not single) for index, run in enumerate(runs)),
-    ]
-    return page(f"{title} – hvdtrain report", join(parts))
-
-
-def _key(runs: list[RunRecord]) -> Html:
-    return tag(
-        "div", join(tag("span", run_label(i, run.label)) for i, run in enumerate(runs)), "key"
+    named = (("on demand", prices.on_demand), ("on spot", prices.spot))
+    return fill(
+        "report.html",
+        single=single,
+        title=runs[0].name if single else f"{len(runs)} runs compared",
+        version=__version__,
+        now=time.time(),
+        runs=runs,
+        figures=figures,
+        labels=[run_label(index, run.label) for index, run in enumerate(runs)],
+        tiles=_tiles(figures[0]) if single else [],
+        comparison=_comparison(figures),
+        targets=_targets(figures),
+        costs=_costs(figures),
+        prices=[f"${price:g} {name}" for name, price in named if price is not None],
+        phases=_phases(figures),
+        sections={
+            title: [(plot, label_svg(report_plots.svg(plot), plot.title)) for plot in plots]
+            for title, plots in report_plots.sections(runs, targets)
+        },
+        plans=[plan_of(run) for run in runs],
+        bad_reasons=[Counter(str(bad.get("reason")) for bad in run.bad_samples) for run in runs],
     )
 
 
-def _tiles(run: RunFigures) -> Html:
-    pairs = [
+def _tiles(run: RunFigures) -> list[tuple[str, str]]:
+    """The few figures that matter most."""
+    figures = [
         ("top-1", run.top1, ratio),
         ("training time", run.train_seconds or None, duration),
         ("wall time", run.wall_seconds, duration),
@@ -75,11 +76,11 @@ def _tiles(run: RunFigures) -> Html:
         ("cost on demand", run.cost.cost, dollars),
         ("cost on spot", run.cost.spot_cost, dollars),
     ]
-    return tiles((name, write(value)) for name, value, write in pairs if value is not None)
+    return [(name, write(value)) for name, value, write in figures if value is not None]
 
 
-def _comparison(figures: list[RunFigures]) -> Html:
-    """One column for each run; rows that no run fills are left out."""
+def _comparison(figures: list[RunFigures]) -> Table:
+    """One column for each run; rows without any value are left out."""
     rows = [
         ("progress", [progress(f) for f in figures]),
         ("top-1", [ratio(f.top1) for f in figures]),
@@ -98,9 +99,15 @@ def _comparison(figures: list[RunFigures]) -> Html:
         ("steps made twice", [duration(f.redone_seconds or None) for f in figures]),
         ("bad images", [count(f.bad_samples or None) for f in figures]),
     ]
-    head = [""] + ([run_label(i, f.run) for i, f in enumerate(figures)] if figures[1:] else [""])
+    names = [run_label(index, run.run) for index, run in enumerate(figures)]
     filled = [[name, *cells] for name, cells in rows if any(cell != MISSING for cell in cells)]
-    return table(head, filled)
+    return Table(["", *names] if len(names) > 1 else [], filled, [])
+
+
+def _best(run: RunFigures) -> str:
+    if run.best_top1 is None:
+        return MISSING
+    return f"{ratio(run.best_top1)} (epoch {run.best_top1_epoch:.4g})"
 
 
 def _noise(advice: dict[str, float] | None) -> str:
@@ -113,45 +120,32 @@ def _noise(advice: dict[str, float] | None) -> str:
     )
 
 
-def _best(run: RunFigures) -> str:
-    if run.best_top1 is None:
-        return MISSING
-    return f"{ratio(run.best_top1)} (epoch {run.best_top1_epoch:.4g})"
-
-
-def _by_run(figures: list[RunFigures], head: list[str], rows: list[list[str]]) -> Html:
-    """A table whose first column names the run if there are several; without empty columns."""
+def _by_run(figures: list[RunFigures], head: list[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table without its empty columns, and without the first one, the run, if there is one run."""
     first = 0 if len(figures) > 1 else 1
     shown = [i for i in range(first, len(head)) if any(row[i] != MISSING for row in rows)]
-    texts = [head[i] for i in shown]
     numbers = [place for place, i in enumerate(shown) if i > 0 and head[i] != "target"]
-    return table(texts, [[row[i] for i in shown] for row in rows], numbers)
+    return Table([head[i] for i in shown], [[row[i] for i in shown] for row in rows], numbers)
 
 
-def _time_to_accuracy(figures: list[RunFigures]) -> list[Html]:
-    if not any(f.targets for f in figures):
-        return []
-    rows = []
-    for index, run in enumerate(figures):
-        for target in run.targets:
-            name = target_name(target.metric, target.target)
-            cells = _target_cells(target)
-            rows.append([run_label(index, run.run), name, *cells])
+def _targets(figures: list[RunFigures]) -> Table:
+    """Time and cost to each target."""
+    rows = [
+        [run_label(index, run.run), *_target_cells(target)]
+        for index, run in enumerate(figures)
+        for target in run.targets
+    ]
     head = ["run", "target", "result", "epoch", "images", "training", "wall", "on demand", "spot"]
-    text = (
-        "At the first evaluation that reaches the target. Training time is that of the training "
-        "steps that led there. Wall time runs from the run's first start and has everything in it: "
-        "set-up, evaluation, checkpoints, restarts and the pauses before them."
-    )
-    return [_by_run(figures, head, rows), tag("p", text, "quiet")]
+    return _by_run(figures, head, rows)
 
 
 def _target_cells(target: TargetResult) -> list[str]:
-    reached = target.reached
+    name, reached = target_name(target.metric, target.target), target.reached
     if reached is None:
         best = metric_value(target.metric, target.best)
-        return [f"not reached, best {best}", *[MISSING] * 6]
+        return [name, f"not reached, best {best}", *[MISSING] * 6]
     return [
+        name,
         metric_value(target.metric, reached.value),
         plain(reached.epoch),
         count(reached.samples),
@@ -162,9 +156,8 @@ def _target_cells(target: TargetResult) -> list[str]:
     ]
 
 
-def _cost(figures: list[RunFigures], prices: Prices) -> list[Html]:
-    if prices.on_demand is None and prices.spot is None:
-        return []
+def _costs(figures: list[RunFigures]) -> Table:
+    """Cost of each run."""
     rows = [
         [
             run_label(index, run.run),
@@ -176,33 +169,12 @@ def _cost(figures: list[RunFigures], prices: Prices) -> list[Html]:
         ]
         for index, run in enumerate(figures)
     ]
-    given = [
-        f"${price:g} {name}"
-        for name, price in (("on demand", prices.on_demand), ("on spot", prices.spot))
-        if price is not None
-    ]
-    text = (
-        f"Prices per node-hour: {', '.join(given)}. Counted is the wall time of every attempt times "
-        "its nodes: set-up, evaluation, checkpoints and steps made twice after a restart. Not "
-        "counted: pauses between attempts, what a killed attempt ran after its last event, and "
-        "what comes before and after hvdtrain itself (booting nodes, copying data)."
-    )
-    if any(run.nodes_assumed for run in figures):
-        text += " Where the number of nodes is assumed, --nodes sets it."
     head = ["run", "nodes", "billed", "node-hours", "on demand", "spot"]
-    return [_by_run(figures, head, rows), tag("p", text, "quiet")]
+    return _by_run(figures, head, rows)
 
 
-def _plots(runs: list[RunRecord], figures: list[RunFigures], targets: list[Target]) -> list[Html]:
-    extras = {"Throughput": _phases(figures)}
-    found = []
-    for title, plots in report_plots.sections(runs, targets):
-        drawn = join(figure(report_plots.svg(p), p.title, p.note) for p in plots)
-        found.append(section(title, extras.get(title, ""), tag("div", drawn, "plots")))
-    return found
-
-
-def _phases(figures: list[RunFigures]) -> Html:
+def _phases(figures: list[RunFigures]) -> Table:
+    """Speed and shares of the time by phase."""
     phases = [(index, run, phase) for index, run in enumerate(figures) for phase in run.phases]
     names = list(dict.fromkeys(name for _i, _run, phase in phases for name in phase.ratios))
     head = ["run", "epochs", "image size", "global batch", "images", "time", "images/s"]

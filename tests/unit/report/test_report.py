@@ -13,6 +13,7 @@ from hvdtrain.report.figures import Prices
 from hvdtrain.report.run import read_run
 from hvdtrain.report.targets import Target
 from hvdtrain.report.write import write_report
+from tests.launch import REPOSITORY
 from tests.report_runs import Log, restarted
 from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
 
@@ -80,7 +81,7 @@ def test_what_a_run_says_is_text_and_nothing_else(tmp_path: Path) -> None:
     assert_references_hold(page)
     assert "<script" not in text
     assert page.text.count(MALICIOUS) >= 8
-    assert "Damaged lines left out" in page.text
+    assert "<i>run: 1 damaged line left out." in page.text
     for expected in ("Gradients", "gradient norm", "gradient noise scale (images)"):
         assert expected in page.text
     write_report(runs, output, png=png)
@@ -155,3 +156,10 @@ def test_the_noise_scale_says_how_large_a_batch_is_useful(tmp_path: Path) -> Non
         expected = "1,310; twice the batch of 1,024 would take 0.72× the steps and 1.44× the images"
         assert (expected in words) is told
         assert ("batch by the noise scale" in words) is told
+
+
+def test_its_templates_are_installed() -> None:
+    declared = "".join((REPOSITORY / name).read_text() for name in ("setup.py", "pyproject.toml"))
+    assert "report/templates/*" in declared
+    found = {path.name for path in (REPOSITORY / "hvdtrain").glob("report/templates/*")}
+    assert found == {"report.html", "report.css", "details.html", "parts.html"}

@@ -263,6 +263,7 @@ def test_the_page_asks_for_nothing_else(told: Open) -> None:
 
 
 def test_its_files_are_installed() -> None:
-    [pattern] = re.findall(r"telemetry/live_page/[^\"]*", (REPOSITORY / "setup.py").read_text())
-    found = {path.name for path in (REPOSITORY / "hvdtrain").glob(pattern)}
+    declared = "".join((REPOSITORY / name).read_text() for name in ("setup.py", "pyproject.toml"))
+    assert "telemetry/live_page/*" in declared
+    found = {path.name for path in (REPOSITORY / "hvdtrain").glob("telemetry/live_page/*")}
     assert found == {"live.html", "live.css", "charts.js", "live.js"}
