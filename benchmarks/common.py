@@ -58,7 +58,7 @@ class MemoryLoaders:
         for i in range(epoch.steps):
             yield i, self.batch
 
-    def set_aside(self, _bad: Any) -> None:
+    def mask(self, _bad: Any) -> None:
         """No image is bad."""
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ def train_epoch(
             values, stopping = interval.values, interval.stopping
             masked, unlisted = round(values["bad_samples"]), round(values.pop("bad_unlisted"))
             values["gradient_noise_scale"] = state.noise.take(interval.more)
-            loaders.set_aside(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
+            loaders.mask(run.bad.settle(masked, unlisted, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, values | efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
             if stopping and state.progress.position.epoch == epoch.index:
