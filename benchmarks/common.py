@@ -58,8 +58,8 @@ class MemoryLoaders:
         for i in range(epoch.steps):
             yield i, self.batch
 
-    def set_aside(self, _bad: Any) -> None:
-        """Do nothing: no image is bad."""
+    def mask(self, _bad: Any) -> None:
+        """No image is bad."""
 
     def close(self) -> None:
         """Do nothing: no file is open."""

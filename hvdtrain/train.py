@@ -90,7 +90,7 @@ def train_epoch(
             waiting, bad = state.reducer.clock.waiting, run.bad.counts()
             interval = meter.drain(run.comm, waiting, stop.requested, bad, state.noise.rows())
             stopping, noise_scale = interval.stopping, state.noise.take(interval.more)
-            loaders.set_aside(run.bad.settle(interval.bad, epoch.num_samples, sinks))
+            loaders.mask(run.bad.settle(interval.bad, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, interval, noise_scale, efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
             if stopping and state.progress.position.epoch == epoch.index:

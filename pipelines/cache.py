@@ -1,8 +1,8 @@
-"""All images of a dataset, decoded once and kept as 8-bit pixels in memory that a node shares.
+"""All images of a dataset, decoded once and kept as 8-bit pixels that the ranks of a node share.
 
-Local rank 0 makes an anonymous file in memory and offers its address; the other ranks of the node
-map the same file, and each decodes its share into it. The file has no name, so nothing is left
-behind however the ranks end, and /dev/shm may be small.
+Local rank 0 creates an anonymous file in memory and offers its address. The other ranks of the node
+map the same file, and each decodes its share of the images into it. The file has no name: nothing
+is left behind however the ranks end, and /dev/shm may be small.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FREE_SHARE = 0.8  # of the memory that is free
 
 
 class Layout(NamedTuple):
-    """What the shared memory holds: pixels [images, height, width, 3], then one byte an image."""
+    """What the shared memory holds: pixels [images, height, width, 3], then one byte for each image."""
 
     images: int
     height: int
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
 
     @property
     def pixels_bytes(self) -> int:
-        """Size of the pixels alone."""
+        """Size of the pixels only."""
         return self.images * self.height * self.width * 3
 
     @property
@@ -50,10 +50,10 @@ class Layout(NamedTuple):
 
 
 class Cache:
-    """The pixels of `source`, once `offer` and `attach` are done on every rank of the node."""
+    """The pixels of `source`, to be used when `fill` has returned on every rank of the node."""
 
     def __init__(self, source: Source, key: str) -> None:
-        """`key` is the configuration key of the dataset. Raises DataError without any image."""
+        """`key`: the configuration key of the dataset. Raises DataError if no image can be read."""
         self._source = source
         self._key = key
         self.layout = Layout(len(source), *_first_size(source, key))
@@ -63,7 +63,7 @@ class Cache:
         self._faults = np.empty(0, np.uint8)
 
     def offer(self) -> str:
-        """Make the memory; returns an address for the other ranks of the node."""
+        """Create the memory; returns its address for the other ranks of the node."""
         need, free = self.layout.size_bytes, _free_bytes()
         if need > _FREE_SHARE * free:
             raise DataError(
@@ -98,9 +98,10 @@ class Cache:
         local_rank: int,
         local_size: int,
     ) -> None:
-        """Decode this rank's share. `decoder` makes one whose images are in 0-255.
+        """Decode this rank's share of the images.
 
-        Raises DataError for an image of another size, and without `quarantine` for a bad one.
+        `decoder` makes a decoder whose images are in 0-255. Raises DataError for an image of
+        another size, and without `quarantine` for a bad image.
         """
         recipe = Recipe("window", self._inputs(quarantine))
         ids = np.arange(local_rank, self.layout.images, local_size)
@@ -115,12 +116,12 @@ class Cache:
         finally:
             stream.close()
             own.reset()
-        found = quarantine.among(ids, 0) if quarantine is not None else {}
-        for bad in found.values():
+        masked = quarantine.among(ids, 0) if quarantine is not None else {}
+        for bad in masked.values():
             self._faults[bad.index] = 1 + REASONS.index(bad.reason)
 
     def faults(self) -> list[BadSample]:
-        """The images that any rank of the node could not decode, once all have filled."""
+        """The images that some rank of the node could not decode, once `fill` is done on all."""
         return [
             BadSample(
                 i, 0, REASONS[self._faults[i] - 1], self._source.name(i), "found by the cache"
@@ -129,21 +130,21 @@ class Cache:
         ]
 
     def close(self) -> None:
-        """Let go of the memory; it is freed when the last rank of the node has."""
+        """Release the memory; it is freed when the last rank of the node does."""
         self.pixels, self._faults = torch.empty(0), np.empty(0, np.uint8)
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _inputs(self, quarantine: Quarantine | None) -> Callable[[np.ndarray, np.ndarray], Inputs]:
-        """Whole images as they are; other sizes are refused."""
+        """The function that computes the inputs for whole images, and refuses other sizes."""
         expected = [self.layout.height, self.layout.width]
 
         def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
             for i, size in zip(ids.tolist(), sizes.tolist(), strict=True):
                 masked = quarantine is not None and quarantine.find(i, 0)
-                trial = i == 0 and size == list(PIXEL_SIZE)  # the decoder's first
-                if size != expected and not masked and not trial:
+                primed = i == 0 and size == list(PIXEL_SIZE)  # the decoder's own first image
+                if size != expected and not masked and not primed:
                     raise DataError(
                         f"data.cache: {self._source.name(i)}: {size[1]}x{size[0]} pixels, others "
                         f"have {expected[1]}x{expected[0]}: caching needs images of one size; "
@@ -169,7 +170,7 @@ def _first_size(source: Source, key: str) -> tuple[int, int]:
 
 
 def _free_bytes() -> int:
-    """Memory that programs can have without swapping. Source: proc(5), MemAvailable."""
+    """Memory that programs can use without swapping. Source: proc(5), MemAvailable."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -1,6 +1,6 @@
-"""The passes over a cached dataset: pixels gathered, cropped and mirrored by a few torch calls.
+"""Passes over a cached dataset: pixels are gathered, cropped and mirrored by a few torch calls.
 
-Windows, places and mirroring come from the same recipes as without a cache. Nothing is prepared
+Crop windows and mirroring come from the same recipes as without a cache. Batches are not prepared
 ahead: a CIFAR batch of 512 takes about 3 ms on one core.
 """
 
@@ -43,30 +43,32 @@ class CachedPrefetcher:
         self._device = device
         self._on_device = on_device
         self._pixels: torch.Tensor | None = None
-        self._shift = torch.tensor([255 * m for m in mean], device=device)  # rounded once, as DALI
+        self._shift = torch.tensor(
+            [255 * m for m in mean], device=device
+        )  # rounded once, as DALI does
         self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
 
     def open(self, spec: Pass) -> Generator[Batch, None, None]:
         """The batches of `spec`."""
         if self._pixels is None:
-            self._take_up()
+            self._take_pixels()
         recipe = self.sampler.recipe(spec)
         return (self._batch(share, recipe) for share in self.sampler.shares(spec))
 
     def prepare(self, spec: Pass, after: object) -> None:
-        """Nothing to prepare."""
+        """Does nothing: batches are made when they are asked for."""
 
     def batches(self, stream: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-        """What `open` has returned."""
+        """The batches of `stream`, which `open` has returned."""
         return stream
 
     def close(self) -> None:
-        """Let go of the pixels."""
+        """Release the pixels."""
         self._pixels = None
         self.cache.close()
 
-    def _take_up(self) -> None:
-        """Begin to use the cache, which by now all ranks of the node have filled."""
+    def _take_pixels(self) -> None:
+        """Begin to use the cache, which all ranks of the node have filled by now."""
         if not len(self.cache.pixels):
             raise RuntimeError("data.cache: Loaders.accept was not called")
         if self.sampler.quarantine is not None:
@@ -91,7 +93,7 @@ class CachedPrefetcher:
         return Batch(normalised, labels, weights, share.indices, 0)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, H, W, 3] uint8 to float32; whole rows at once, which vector instructions like."""
+        """[N, H, W, 3] uint8 to float32, by whole rows, which suits vector instructions."""
         width = images.shape[2]
         rows = images.reshape(-1, 3 * width).float()
         rows.sub_(self._shift.repeat(width)).mul_(self._scale.repeat(width))
@@ -99,14 +101,14 @@ class CachedPrefetcher:
 
 
 def cropped(pixels: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """What the graphs do to a whole image with these inputs: [N, H, W, 3] to [N, h, w, 3], uint8.
+    """Do to whole images what the graphs do with these inputs: [N, H, W, 3] to [N, h, w, 3], uint8.
 
-    Resized, padded by reflection, cropped at each image's own place and mirrored.
+    Images are resized, padded by reflection, cropped (each at its own place) and mirrored.
     """
     (height, width), (source_height, source_width) = inputs["size"][0], pixels.shape[1:3]
     count, pad = len(pixels), 0
     resized, offset = (int(height), int(width)), np.zeros((count, 2), np.int32)
-    if "region_start" in inputs:  # of the source image; all images have the same
+    if "region_start" in inputs:  # of the source images, the same for all
         scale = (inputs["region_end"][0] - inputs["region_start"][0]) / inputs["size"][0]
         rounded = np.rint(np.array([source_height, source_width]) / scale)
         resized = (int(rounded[0]), int(rounded[1]))
@@ -140,7 +142,7 @@ def _reflected(places: torch.Tensor, length: int) -> torch.Tensor:
 def _resized(pixels: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
     """[N, H, W, 3] to [N, height, width, 3], uint8: `mode` of FILTERS, widened by the reduction."""
     planes = pixels.permute(0, 3, 1, 2)
-    on_cpu = pixels.device.type == "cpu"  # where torch has it for 8 bits
+    on_cpu = pixels.device.type == "cpu"  # only there does torch resize 8-bit images
     planes = functional.interpolate(
         planes if on_cpu else planes.float(),
         size=(height, width),

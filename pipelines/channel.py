@@ -1,4 +1,4 @@
-"""A bounded queue between two threads that either end can close."""
+"""A bounded queue between two threads; either end can close it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """Holds up to `capacity` items. After `close` nobody waits in it any more."""
+    """Holds up to `capacity` items. After `close` no call waits any more."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -25,11 +25,11 @@ class Channel(Generic[T]):
 
     @property
     def closed(self) -> bool:
-        """Whether the consumer has gone."""
+        """Whether the consumer takes no more items."""
         return self._closed
 
     def put(self, item: T) -> bool:
-        """Add an item, waiting for room. False: the channel was closed and the item dropped."""
+        """Add an item when there is room; False if the channel was closed and the item dropped."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
             if not self._closed:
@@ -38,13 +38,13 @@ class Channel(Generic[T]):
             return not self._closed
 
     def end(self, error: BaseException | None = None) -> None:
-        """The producer has put its last item, or failed with `error`."""
+        """To be called by the producer after its last item, or when it failed with `error`."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify_all()
 
     def get(self) -> T | None:
-        """The next item, or None after the last; raises the producer's error in its place."""
+        """The next item, or None after the last; instead of None raises the producer's error."""
         with self._changed:
             if not self._items:
                 began = time.perf_counter()
@@ -58,7 +58,7 @@ class Channel(Generic[T]):
             return None
 
     def close(self) -> None:
-        """The consumer takes no more: drop what is held and let the producer go."""
+        """To be called by the consumer: drop all items, and let the producer go on."""
         with self._changed:
             self._closed = True
             self._items.clear()

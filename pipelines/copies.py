@@ -1,21 +1,21 @@
 """Which copy of a packed dataset a pass reads, and what that costs.
 
-A copy has all images with a short side of c pixels, those that are smaller as they were. Of the
-copies that are large enough for a pass the smallest is read.
+A copy has all images with a short side of c pixels; smaller images are in it as they were. A pass
+reads the smallest copy that is large enough.
 
-**Random resized crops** of `image_size` s: a crop of the average share of a photograph's area,
-(1 + min_crop_area) / 2, has a side of c·√(4/3 · (1 + min_crop_area) / 2) pixels if the sides of
-the photograph are as 4 to 3. It may be enlarged by 5 %, and c must be s at least:
+**Random resized crops** of `image_size` s: the average crop has a share of (1 + min_crop_area) / 2
+of a photograph's area. With sides as 4 to 3 its own side is c·√(4/3 · (1 + min_crop_area) / 2)
+pixels. It may be enlarged by 5 %, and c must be at least s:
 
     c ≥ s · max(1, 1 / (1.05 · √(2/3 · (1 + min_crop_area))))
 
 With min_crop_area 0.08 that is 1.122·s (144 for 128 px, 252 for 224 px), with 0.25 it is
-1.043·s, from 0.36 on it is s. **Whole images** need c ≥ s. **Evaluation** needs what it resizes
-to before its centre crop, s / val_crop_ratio. So copies of 160 and 256 serve 128 and 224 px.
+1.043·s, from 0.36 on it is s. **Whole images** need c ≥ s. **Evaluation** needs the size before
+its centre crop, s / val_crop_ratio. So copies of 160 and 256 serve 128 and 224 px.
 
-The crops really drawn are smaller, as large ones often do not fit and are drawn again: at
-min_crop_area 0.08 the median crop is enlarged 1.08 times at 128 px from 160 and 1.21 times at
-224 px from 256. `Reading` says how much it is for the images at hand.
+The crops that are really drawn are smaller, because large ones often do not fit and are drawn
+again. At min_crop_area 0.08 the median crop is enlarged 1.08 times at 128 px from 160, and 1.21
+times at 224 px from 256. `Reading` has the figures for the given images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SAMPLED = 20_000  # images looked at for statistics
 
 
 class Phase(Protocol):
-    """What a training phase asks of the copies."""
+    """What decides which copy a training phase needs."""
 
     @property
     def largest_image_size(self) -> int:
@@ -54,7 +54,7 @@ class Phase(Protocol):
 
 
 def training_side(image_size: int, min_area: float, augment: str) -> int:
-    """Short side in pixels that training at `image_size` asks of a copy."""
+    """Short side in pixels that a copy needs for training at `image_size`."""
     if augment != "random_resized_crop":
         return image_size
     crop = math.sqrt(_PHOTOGRAPH * (1 + min_area) / 2)  # of the short side
@@ -62,20 +62,20 @@ def training_side(image_size: int, min_area: float, augment: str) -> int:
 
 
 def evaluation_side(image_size: int, crop_ratio: float) -> int:
-    """Short side in pixels that evaluation at `image_size` asks of a copy."""
+    """Short side in pixels that a copy needs for evaluation at `image_size`."""
     return max(image_size, round(image_size / crop_ratio))
 
 
 def view(source: Source, short_side: int | None) -> Source:
-    """The copy to read for `short_side` (None: the largest); the source itself where it has no copies."""
+    """The copy to read for `short_side` (None: the largest); `source` itself if it has no copies."""
     return source.at(short_side) if isinstance(source, Packed) else source
 
 
 def enlargement(sizes: np.ndarray, short_side: int | None, phase: Phase, data: Data) -> np.ndarray:
-    """How many times longer the side of each crop becomes, [N] float64; below 1 it shrinks.
+    """The factor by which the side of each crop is enlarged, [N] float64; below 1 it shrinks.
 
-    `sizes` [N, 2]: heights and widths of the original images; `short_side` of the copy, None:
-    the originals. These are the very crops that training draws for seed and epoch 0.
+    `sizes` [N, 2]: heights and widths of the original images. `short_side`: of the copy; None: the
+    originals. The crops are those that training draws for seed 0 in epoch 0.
     """
     if short_side is not None:
         scale = np.minimum(1.0, short_side / sizes.min(axis=1, keepdims=True))
@@ -95,7 +95,7 @@ def enlargement(sizes: np.ndarray, short_side: int | None, phase: Phase, data: D
 def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[Reading]:
     """What training reads in each phase; [] unless the dataset is packed.
 
-    In a phase whose images grow it is what the epoch with the largest ones reads.
+    For a phase whose images grow it is what the epoch with the largest images reads.
     """
     if not isinstance(source, Packed):
         return []

@@ -1,7 +1,7 @@
-"""What the loaders of all ranks tell each other before the first pass.
+"""What the loaders of all ranks exchange before the first pass.
 
-Each rank makes a text by `offer`; the trainer hands the texts of all ranks to `accept`. Caches
-find their shared memory this way, and rectangular evaluation the shapes of all images.
+Each rank makes a text by `offer`, and the trainer gives the texts of all ranks to `accept`. This is
+how caches find their shared memory, and rectangular evaluation the shapes of all images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.sources import Source
 
 
 class Place(NamedTuple):
-    """A rank's place among all of them, and among those of its node."""
+    """A rank's place among all ranks, and among those of its node."""
 
     rank: int
     world_size: int
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Exchange:
-    """One rank's side of it."""
+    """One rank's side of the exchange."""
 
     def __init__(
         self,
@@ -40,14 +40,15 @@ class Exchange:
         shaped: tuple[Source, EvaluationSampler] | None,
         readers: ThreadPoolExecutor,
     ) -> None:
-        """`shaped`: evaluation images whose shapes are wanted, and who wants them."""
+        """`shaped`: evaluation images whose shapes are needed, and the sampler that needs them."""
         self._place = place
         self._caches = caches
         self._shaped = shaped
         self._readers = readers
 
     def offer(self) -> str:
-        """What other ranks need of this one. Raises DataError where it cannot be had."""
+        """What other ranks need from this one. Raises DataError if a cache cannot be made or a size
+        not read."""
         place = self._place
         addresses = (
             [prefetcher.cache.offer() for prefetcher in self._caches]
@@ -62,15 +63,15 @@ class Exchange:
         return json.dumps({"host": socket.gethostname(), "caches": addresses, "sizes": sizes})
 
     def accept(self, offers: list[str], decode_threads: int) -> None:
-        """Take up the offers of all ranks, in rank order, and decode a share of what is cached."""
-        told = [json.loads(offer) for offer in offers]
+        """Use the offers of all ranks, in rank order; decode this rank's share of what is cached."""
+        parsed = [json.loads(offer) for offer in offers]
         if self._shaped is not None:
             source, sampler = self._shaped
-            parts = [about["sizes"] for about in told]
+            parts = [offer["sizes"] for offer in parsed]
             sampler.rectangles = Rectangles(shapes.joined(len(source), parts))
         here = socket.gethostname()
         addresses: list[str] = next(
-            (a["caches"] for a in told if a["host"] == here and a["caches"]), []
+            (o["caches"] for o in parsed if o["host"] == here and o["caches"]), []
         )
         for prefetcher, address in zip(self._caches, addresses, strict=True):
             prefetcher.cache.attach(address)

@@ -1,4 +1,4 @@
-"""The batches of a run: training and evaluation images for one rank."""
+"""The loaders of a run: batches of training and evaluation images for one rank."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ __all__ = ["Batch", "EpochSpec", "Loaders"]
 
 
 class Passes(Protocol):
-    """The passes over one dataset, see `Prefetcher`; what `open` returns is its own affair."""
+    """The passes over one dataset, as `Prefetcher` has them. What `open` returns is for `prepare`
+    and `batches` of the same object only."""
 
     source: Source
 
@@ -57,7 +58,7 @@ class Loaders:
     """Both datasets of a run for one rank, with the threads that read and decode them.
 
     A context manager; leaving it ends all threads. Iterators may be abandoned at any point. A
-    new pass over one of the datasets ends an unfinished one.
+    new pass over a dataset ends an unfinished one.
     """
 
     num_train: int
@@ -67,7 +68,7 @@ class Loaders:
     classes: list[str]
     """Names of the classes; labels index them."""
     fingerprint: str
-    """Equal on two ranks exactly if they list the same samples in the same order."""
+    """Equal on two ranks if and only if they list the same samples in the same order."""
     decode_threads: int
     """Threads that decode, on this rank."""
     data_wait_s: float
@@ -87,10 +88,10 @@ class Loaders:
         device: torch.device,
         rect_val: bool = False,
     ) -> None:
-        """List the datasets; nothing is read yet. Raises DataError where there is none.
+        """List the datasets; no image is read yet. Raises DataError where there is none.
 
-        `rect_val`: some epoch evaluates on rectangles. With it or a cache, hand the `offer` of
-        every rank to `accept` before the first pass.
+        `rect_val`: some epoch evaluates on rectangles. With it or with a cache, give the `offer`
+        of every rank to `accept` before the first pass.
         """
         limit_arenas()
         if device == torch.device("cuda"):
@@ -154,15 +155,14 @@ class Loaders:
         self._readers.shutdown(cancel_futures=True)
 
     def offer(self) -> str:
-        """What other ranks need of this one before the first pass, to be handed to `accept`.
+        """What other ranks need from this one before the first pass: give it to their `accept`.
 
         Raises DataError where a cache cannot be made.
         """
         return self._exchange.offer()
 
     def accept(self, offers: list[str]) -> None:
-        """Take up the `offer` of every rank, in rank order, and decode this rank's share of what
-        is cached.
+        """Use the `offer` of every rank, in rank order, and decode this rank's share of a cache.
 
         No pass may begin before every rank of the node has done this. Raises DataError like
         `train`.
@@ -172,9 +172,9 @@ class Loaders:
     def train(self, epoch: EpochSpec, then: EpochSpec | None = None) -> Iterator[tuple[int, Batch]]:
         """Yield (i, batch) for the `epoch.steps` steps left, i from 0.
 
-        A batch has `batch_per_worker * accumulate` images. While the last batches are consumed
-        the first of the evaluation and of the training epoch `then` are decoded already, so
-        nothing waits where one pass ends and the next begins.
+        A batch has `batch_per_worker * accumulate` images. While the last batches are consumed,
+        the first ones of the evaluation and of the training epoch `then` are decoded already, so
+        nothing waits between two passes.
         Raises DataError where a file cannot be read or decoded, or the plan does not fit.
         """
         prefetcher = self._prefetcher("train")
@@ -188,10 +188,10 @@ class Loaders:
         return enumerate(batches)
 
     def val(self, epoch: EpochSpec) -> Iterator[Batch]:
-        """Yield the rank's share of all evaluation images at `epoch.val_image_size`.
+        """Yield this rank's share of all evaluation images at `epoch.val_image_size`.
 
-        Over all ranks every image has weight 1 exactly once; every rank gets equally many
-        batches of one size, at most `batch_per_worker`. Raises DataError like `train`.
+        Over all ranks every image has weight 1 exactly once. Every rank gets the same number of
+        batches, all of one size of at most `batch_per_worker`. Raises DataError like `train`.
         """
         prefetcher = self._prefetcher("val")
         stream = prefetcher.open(self._samplers["val"].spec(epoch))
@@ -203,11 +203,11 @@ class Loaders:
             return None
         return self._training.order_warning(self._sources["train"].labels)
 
-    def set_aside(self, found: Iterable[BadSample]) -> None:
-        """Mask training samples that this or another rank, or an earlier part of the run, found
-        to be bad. Nothing with `data.on_bad: fail`."""
+    def mask(self, samples: Iterable[BadSample]) -> None:
+        """Mask bad training samples that any rank, or an earlier attempt of the run, has found.
+        Does nothing with `data.on_bad: fail`."""
         if self._quarantine is not None:
-            self._quarantine.add(found)
+            self._quarantine.add(samples)
 
     def _new_prefetcher(self, kind: str, source: Source) -> Passes:
         data, sampler = self._data, self._samplers[kind]
@@ -237,8 +237,8 @@ class Loaders:
     def _deliver(
         self, batches: Generator[Batch, None, None], epoch: int | None = None
     ) -> Iterator[Batch]:
-        """Hand batches to the consumer, finished if they are to train on in `epoch`, and account
-        for them."""
+        """Yield batches, finished for training if `epoch` is given; count their bytes and the time
+        waited for them."""
         with closing(batches):
             while True:
                 began = time.perf_counter()
@@ -254,21 +254,21 @@ class Loaders:
                 self._release(batch)
 
     def _finished(self, batch: Batch, epoch: int) -> Batch:
-        """The batch in its colours, with a grey image of weight 0 for every bad sample."""
+        """The batch with its colours changed, and a grey image of weight 0 for every bad sample."""
         images = self._rand_augment(batch.images, batch.indices, epoch)
         batch = replace(batch, images=self._colours(images, batch.indices, epoch))
-        found = self._quarantine.among(batch.indices, epoch) if self._quarantine else {}
-        if not found:
+        masked = self._quarantine.among(batch.indices, epoch) if self._quarantine else {}
+        if not masked:
             return batch
-        places = torch.tensor(list(found), device=batch.weights.device)
-        bad = tuple(found[k] for k in places[batch.weights[places] > 0].tolist())
+        places = torch.tensor(list(masked), device=batch.weights.device)
+        bad = tuple(masked[k] for k in places[batch.weights[places] > 0].tolist())
         grey = (PIXEL_LEVEL - torch.tensor(self._data.mean)) / torch.tensor(self._data.std)
         batch.images[places] = grey.to(batch.images)[:, None, None]
         weights = batch.weights.index_fill(0, places, 0)
         return replace(batch, weights=weights, bad=bad)
 
     def _on_device(self, batch: Batch) -> Batch:
-        """Labels and weights follow the images to the GPU."""
+        """The batch with labels and weights on the device, where the images are."""
         if self._device.type == "cpu":
             return batch
         labels = batch.labels.to(self._device, non_blocking=True)
@@ -276,8 +276,8 @@ class Loaders:
         return replace(batch, labels=labels, weights=weights)
 
     def _release(self, batch: Batch) -> None:
-        """Keep images on a GPU until the kernels queued on them so far are done: DALI, which
-        owns the memory, knows nothing of the consumer's stream."""
+        """Keep the images on a GPU until the kernels queued on them so far are done: DALI owns the
+        memory, and does not know the consumer's stream."""
         if self._device.type == "cpu":
             return
         event = torch.cuda.Event()
@@ -288,7 +288,7 @@ class Loaders:
 
 
 def _open(data: Data) -> dict[str, Source]:
-    """The datasets that are set, training first. Raises DataError unless they fit together."""
+    """The datasets that are set, training first. Raises DataError if their classes differ."""
     paths = {"train": data.train, "val": data.val}
     sources = {
         kind: open_source(path, f"data.{kind}") for kind, path in paths.items() if path is not None

@@ -1,11 +1,12 @@
-"""The order of samples: one permutation of the whole dataset per epoch, dealt to ranks.
+"""The order of samples: one permutation of the dataset per epoch, distributed over the ranks.
 
-The permutation is of all samples, or on two levels, for disks that like to be read in sequence.
+The permutation is over all samples. For disks that are faster in sequence there is another one:
+over shards, and over samples within a window.
 
-Everything here is a pure function of (seed, epoch, position), so a run stopped after any
-number of samples goes on with the very next one, at any world size and batch. Only integer
-arithmetic of fixed width and a stable sort are used: no library's random stream is involved,
-so the order never changes with a version.
+Everything here is a pure function of (seed, epoch, position). So a run that stopped after any
+number of samples goes on with the next one, at any world size and batch. Only integer arithmetic
+of fixed width and a stable sort are used, and no library's random stream: the order does not
+change with a version.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _FRACTION = 20  # bits of a random delay
 
 
 class Share(NamedTuple):
-    """What one rank does in one step."""
+    """The samples of one rank in one step."""
 
     indices: np.ndarray
     """[N] int64 sample ids."""
@@ -42,9 +43,9 @@ def shard_permutation(
 ) -> np.ndarray:
     """All sample ids, shard after shard in random order, mixed within a window: [num_samples].
 
-    `starts` [shards]: the first sample of each shard, rising from 0. Where shards are read one
-    after another, each sample is delayed by a random number of places below `window` (and the
-    places closed up), so at any time samples come from about `2 * window` neighbouring ones.
+    `starts` [shards]: the first sample of each shard, rising from 0. In the sequence of all shards
+    each sample is delayed by a random number of places below `window`, and gaps are closed. So at
+    any time samples come from about `2 * window` neighbouring ones.
     """
     shards = np.argsort(
         hash64(np.arange(len(starts), dtype=np.uint64), _SHARDS, seed, epoch), kind="stable"
@@ -72,16 +73,16 @@ def classes_per_batch(labels: np.ndarray, order: np.ndarray, batch: int = 256) -
 
 
 def steps_left(num_samples: int, *, start: int, global_batch: int) -> int:
-    """Steps from sample `start` to the end of the epoch: a last short one counts."""
+    """Steps from sample `start` to the end of the epoch; a shorter last step counts."""
     return -(-(num_samples - start) // global_batch)
 
 
 def share(order: np.ndarray, first: int, *, batch: int, rank: int, world_size: int) -> Share:
     """The samples of `rank` in the global step whose first sample is `order[first]`.
 
-    The step covers `batch * world_size` places of `order`; each rank takes every
-    `world_size`-th, so a short last step is spread evenly. Places beyond the end are filled
-    from the beginning of `order` with weight 0: batches are always full, and over an epoch
+    The step covers `batch * world_size` places of `order`, and each rank takes every
+    `world_size`-th of them, so a short last step is spread evenly. Places beyond the end are
+    filled from the beginning of `order` with weight 0: batches are always full, and over an epoch
     the weights of each sample sum to 1 over all ranks.
     """
     places = first + rank + world_size * np.arange(batch, dtype=np.int64)

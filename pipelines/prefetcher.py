@@ -1,4 +1,4 @@
-"""The passes over one dataset: at most one in use, and those prepared to follow it."""
+"""Passes over one dataset: one in use, and the next one, prepared ahead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.stream import Batch, Stream
 
 
 class Prefetcher:
-    """Starts, prepares and ends streams over `source`, all through one decoder."""
+    """Starts, prepares and ends streams over `source`, which share one decoder."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Prefetcher:
         self._prepared: dict[Pass, Stream] = {}
 
     def open(self, spec: Pass) -> Stream:
-        """The stream of `spec`, prepared earlier or started now; every other one ends."""
+        """The stream of `spec`, prepared earlier or started now. Ends every other stream."""
         ready = self._prepared.pop(spec, None)
         self._end_streams()
         self._current = ready or self._start(spec, None)
@@ -42,9 +42,9 @@ class Prefetcher:
         return self._current
 
     def prepare(self, spec: Pass, after: Stream) -> None:
-        """Start on `spec` as soon as `after` has decoded its last batch.
+        """Start the stream of `spec` as soon as `after` has decoded its last batch.
 
-        Streams share one decoder, so every stream but `after` and an equal one ends.
+        Ends every stream except `after`. Does nothing if `spec` is prepared already.
         """
         if spec in self._prepared:
             return
@@ -55,7 +55,7 @@ class Prefetcher:
         self._prepared = {spec: self._start(spec, after)}
 
     def batches(self, stream: Stream) -> Generator[Batch, None, None]:
-        """Yield what `stream` holds, and end it however the iteration ends."""
+        """Yield the batches of `stream`, and end it however the iteration ends."""
         try:
             while (batch := stream.get()) is not None:
                 yield batch

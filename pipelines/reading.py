@@ -15,11 +15,11 @@ class Reading:
     bytes_per_image: float
     """Mean size of its images."""
     original_bytes_per_image: float | None
-    """The same of the originals, where they are packed too."""
+    """The same of the originals; None if they are not packed, or are the copy."""
     enlarged: float
     """Share of training crops that are enlarged, in 0-1."""
     median_enlargement: float
-    """Of the side of a crop; below 1 it shrinks."""
+    """Factor on the side of a crop; below 1 it shrinks."""
     enlarged_from_original: float
     """As `enlarged`, if originals were read."""
     median_enlargement_from_original: float
@@ -30,7 +30,7 @@ class Reading:
         return {**asdict(self), "text": self.text()}
 
     def text(self) -> str:
-        """In a few words."""
+        """All of it in one line."""
         size = f"{self.bytes_per_image / 1e3:.1f} kB an image"
         if self.original_bytes_per_image:
             size += f", {self.original_bytes_per_image / self.bytes_per_image:.1f}× less"

@@ -1,8 +1,8 @@
-"""Rectangular evaluation: groups of images of like shape, each cropped to its own rectangle.
+"""Rectangular evaluation: images of similar shape form a group, which shares one crop size.
 
-Images are sorted by aspect ratio and consecutive ones form a group. Its crop has the short side
-`image_size` and the group's mean aspect. Groups do not depend on the number of ranks: each is
-evaluated whole by one rank, so every image is cut the same way on any number of them.
+Images are sorted by aspect ratio, and consecutive ones form a group. The short side of its crop is
+`image_size`, the aspect the mean of the group. Groups do not depend on the number of ranks, and one
+rank evaluates a whole group: so every image is cropped the same way at any world size.
 Source: J. Howard, "Training ImageNet in 18 minutes", fast.ai 2018, and its repository
 imagenet-fast.
 """
@@ -44,12 +44,12 @@ class Rectangles:
         return np.stack([np.where(upright, long, short), np.where(upright, short, long)], axis=1)
 
     def batch(self, largest: int) -> int:
-        """Images of one forward pass: a group, or an equal part of one, at most `largest`."""
+        """Images of one forward pass: a group, or an equal part of it, at most `largest`."""
         group = len(self._groups[0])
         return -(-group // -(-group // largest))
 
     def shares(self, batch: int, rank: int, world_size: int) -> Iterator[Share]:
-        """What `rank` does: equally many batches on every rank, each of one rectangle.
+        """The shares of `rank`: the same number on every rank, each of one rectangle.
 
         Over all ranks every image has weight 1 once; a rank without a group gets weight 0.
         """

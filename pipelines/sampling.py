@@ -1,4 +1,4 @@
-"""From an epoch of the plan to the samples of each step of one rank, and to their preparation."""
+"""Samplers: which samples one rank uses in each step of an epoch, and how they are prepared."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from pipelines.rectangular import Rectangles
 from pipelines.sources import Source
 
 FILES_PER_SHARD = 1024
-"""Single files in listing order that `data.shuffle: shards` takes for a shard."""
-
-
+"""Consecutive files that count as a shard for `data.shuffle: shards` if there are no shards."""
 GOOD_MIX = 0.9
-"""Share of a full shuffle's classes per batch below which a run warns."""
+"""A run warns if batches have fewer classes than this share of what a full shuffle gives."""
 
 
 class EpochSpec(Protocol):
-    """What the loaders need to know of an epoch."""
+    """What the loaders need to know about an epoch."""
 
     @property
     def index(self) -> int:
@@ -41,7 +39,7 @@ class EpochSpec(Protocol):
 
     @property
     def rect_val(self) -> bool:
-        """Whether evaluation images are rectangles of like shape."""
+        """Whether evaluation images are rectangles, in groups of similar shape."""
 
     @property
     def min_crop_area(self) -> float:
@@ -73,7 +71,7 @@ class EpochSpec(Protocol):
 
 
 class Pass(NamedTuple):
-    """All that decides the batches of one pass; equal passes give equal batches."""
+    """Everything that decides the batches of one pass; equal passes give equal batches."""
 
     epoch: int
     image_size: int
@@ -87,31 +85,31 @@ class Pass(NamedTuple):
     crop_aspect: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest width/height of a random resized crop."""
     rectangular: bool = False
-    """Not squares: groups of images of like shape."""
+    """Whether images are rectangles, in groups of similar shape, instead of squares."""
 
 
 class Sampler(Protocol):
-    """How one rank gets from a pass to its samples and to their preparation."""
+    """Chooses the samples of one rank for a pass, and how they are prepared."""
 
     quarantine: Quarantine | None
-    """Where bad samples go; None: the first one ends the pass."""
+    """The masked samples; None: the first bad one ends the pass."""
 
     def spec(self, epoch: EpochSpec) -> Pass:
         """The pass over this dataset in `epoch`."""
 
     def shares(self, spec: Pass) -> Iterator[order.Share]:
-        """What this rank does in each step of a pass."""
+        """The samples of this rank in each step of a pass."""
 
     def recipe(self, spec: Pass) -> Recipe:
         """How its images are prepared."""
 
     def short_side(self, spec: Pass) -> int | None:
-        """Short side in pixels that a copy must have, where the source has copies; None: the
-        largest copy."""
+        """Short side in pixels that a copy needs, where the source has copies; None: the largest
+        copy."""
 
 
 class TrainingSampler:
-    """Every image once, in an order that only the seed and the epoch decide."""
+    """Every image once, in an order that depends only on the seed and the epoch."""
 
     def __init__(
         self,
@@ -130,7 +128,7 @@ class TrainingSampler:
         self._shard_starts = shard_starts
 
     def spec(self, epoch: EpochSpec) -> Pass:
-        """What is left of `epoch`; raises DataError if the plan counts other steps."""
+        """The rest of `epoch`; raises DataError if the plan has another number of steps."""
         batch = epoch.batch_per_worker * epoch.accumulate
         left = order.steps_left(
             self._num_samples, start=epoch.start, global_batch=batch * self._world_size
@@ -166,11 +164,11 @@ class TrainingSampler:
             return None
         full = order.permutation(self._num_samples, seed=self._seed, epoch=0)
         best = order.classes_per_batch(labels, full)
-        found = order.classes_per_batch(labels, self._order(0))
-        if found >= GOOD_MIX * best:
+        actual = order.classes_per_batch(labels, self._order(0))
+        if actual >= GOOD_MIX * best:
             return None
         return (
-            f"data.shuffle: shards: 256 images in a row have {found:.0f} classes on average, "
+            f"data.shuffle: shards: 256 images in a row have {actual:.0f} classes on average, "
             f"{best:.0f} with shuffle full: accuracy may suffer; raise data.shuffle_window "
             f"({self._data.shuffle_window}), or shuffle the images before packing"
         )
@@ -214,7 +212,7 @@ class EvaluationSampler:
         """The groups, once the shapes of all images are known."""
 
     def spec(self, epoch: EpochSpec) -> Pass:
-        """Equal batches, as few as `batch_per_worker` allows, with next to no padding."""
+        """Equal batches, as few as `batch_per_worker` allows, with hardly any padding."""
         if epoch.rect_val:
             batch = self._groups().batch(epoch.batch_per_worker)
             return Pass(
@@ -245,7 +243,7 @@ class EvaluationSampler:
         return recipes.evaluation(self._data, lambda _ids: square, spec.interpolation)
 
     def short_side(self, spec: Pass) -> int | None:
-        """Enough for what is resized before the crop."""
+        """Enough for the size before the crop."""
         return copies.evaluation_side(spec.image_size, self._data.val_crop_ratio)
 
     def _groups(self) -> Rectangles:
@@ -255,6 +253,6 @@ class EvaluationSampler:
 
 
 def shard_starts(source: Source) -> np.ndarray:
-    """The first sample of each shard of `source`; of runs of files where it has no shards."""
+    """The first sample of each shard of `source`, or of each `FILES_PER_SHARD` files."""
     starts: np.ndarray | None = getattr(source, "shard_starts", None)
     return np.arange(0, len(source), FILES_PER_SHARD) if starts is None else starts

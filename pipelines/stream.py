@@ -1,4 +1,4 @@
-"""One pass over a dataset: files are read, decoded and queued ahead of the training thread."""
+"""One pass over a dataset: its batches are read, decoded and queued ahead of the training thread."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Batch:
     size_bytes: int
     """Size of the encoded images that were read for it."""
     bad: tuple[BadSample, ...] = ()
-    """The samples whose place is held by a grey image of weight 0."""
+    """The masked samples; each is replaced by a grey image of weight 0."""
 
 
 Encoded = tuple[np.ndarray, tuple[int, int]]
@@ -56,18 +56,18 @@ class _Work:
     encoded: list[np.ndarray] = field(default_factory=list)
     inputs: Inputs = field(default_factory=dict)
 
-    def alone(self, k: int) -> tuple[list[np.ndarray], Inputs]:
-        """Sample `k` as a batch of its own."""
+    def single(self, k: int) -> tuple[list[np.ndarray], Inputs]:
+        """Sample `k` as a batch of one."""
         return [self.encoded[k]], {name: values[k : k + 1] for name, values in self.inputs.items()}
 
 
 class Stream:
-    """Produces the batches of `shares` in a thread of its own; `get` them in order.
+    """Makes the batches of `shares` in its own thread; `get` returns them in order.
 
-    `depth` batches wait ready. A stream that is started early waits until `after` has decoded
-    its last batch, or until `hurry`; so one pass follows another without a gap.
-    A sample that cannot be used goes to `quarantine` with its `epoch`, and a grey pixel takes its
-    place; without a quarantine it ends the stream.
+    Up to `depth` batches wait in a queue. A stream that is started early waits until `after` has
+    decoded its last batch, or until `hurry` is called: so one pass follows another without a gap.
+    A sample that cannot be used is added to `quarantine` with its `epoch`, and a grey pixel takes
+    its place; without a quarantine it ends the stream.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Stream:
         return self._channel.get()
 
     def hurry(self) -> None:
-        """Wait no more for the stream before: somebody wants these batches now."""
+        """Do not wait for `after` any longer: the consumer needs these batches now."""
         self._hurried = True
 
     def close(self) -> None:
@@ -151,7 +151,7 @@ class Stream:
         return _Work(share, [self._readers.submit(self._read, part) for part in parts])
 
     def _read(self, ids: np.ndarray) -> list[Encoded]:
-        """Samples `ids`; runs in a reader thread."""
+        """Read samples `ids`; runs in a reader thread."""
         result = []
         for i in ids.tolist():
             if self._channel.closed:
@@ -166,12 +166,12 @@ class Stream:
             encoded = self._source.read(i)
             return encoded, image_size(encoded)
         except HeaderError as error:
-            return self._set_aside(i, error.reason, str(error))
+            return self._mask(i, error.reason, str(error))
         except DataError as error:
-            return self._set_aside(i, "read", str(error))
+            return self._mask(i, "read", str(error))
 
-    def _set_aside(self, i: int, reason: str, detail: str) -> Encoded:
-        """Quarantine sample `i`, and return what takes its place."""
+    def _mask(self, i: int, reason: str, detail: str) -> Encoded:
+        """Add sample `i` to the quarantine; returns what takes its place."""
         name = self._source.name(i)
         detail = detail.removeprefix(f"{name}: ")
         if self._quarantine is None:
@@ -180,7 +180,7 @@ class Stream:
         return PIXEL, PIXEL_SIZE
 
     def _submit(self, work: _Work, decoding: deque[_Work]) -> None:
-        """Hand a batch to the decoder once it is read; not if the consumer has gone."""
+        """Give a batch to the decoder once it is read, unless the consumer has gone."""
         read = [item for future in work.reads for item in future.result()]
         if self._channel.closed:
             return
@@ -199,13 +199,13 @@ class Stream:
         return Batch(images, labels, torch.from_numpy(weights), indices, size_bytes)
 
     def _recover(self, decoding: deque[_Work], error: DecodeError) -> None:
-        """Set aside the samples at fault, and submit again all that was lost with them."""
+        """Mask the samples at fault, and submit again the batches that were lost with them."""
         while not self._channel.closed:
             work, k, reason = self._culprit(decoding, error)
-            pixel, size = self._set_aside(int(work.share.indices[k]), "decode", str(reason))
+            pixel, size = self._mask(int(work.share.indices[k]), "decode", str(reason))
             work.encoded[k] = pixel
-            alone = self._recipe.inputs(work.share.indices[k : k + 1], np.array([size]))
-            for name, values in alone.items():
+            inputs = self._recipe.inputs(work.share.indices[k : k + 1], np.array([size]))
+            for name, values in inputs.items():
                 work.inputs[name] = np.array(work.inputs[name])  # may be a view
                 work.inputs[name][k] = values[0]
             try:
@@ -219,12 +219,12 @@ class Stream:
     def _culprit(
         self, decoding: deque[_Work], error: DecodeError
     ) -> tuple[_Work, int, DecodeError]:
-        """Decode what was lost with the failure one by one, the sample that DALI named first."""
+        """Find a sample at fault: decode the lost batches one by one, first what DALI named."""
         places = [(work, k) for work in decoding for k in range(len(work.encoded))]
         places.sort(key=lambda place: place[1] != error.sample)
         for work, k in places:
             try:
-                self._decoder.submit(*work.alone(k))
+                self._decoder.submit(*work.single(k))
                 self._decoder.result()
             except DecodeError as reason:
                 return work, k, reason

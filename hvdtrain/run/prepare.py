@@ -154,7 +154,7 @@ def restore(run: Run, *, must: bool) -> None:
     header = json.loads(comm.gather_text(json.dumps(header))[0])
     state.progress = Progress.from_dict(header["progress"])
     state.noise.scale = NoiseScale(**header["noise_scale"])
-    run.loaders.set_aside(run.bad.restore(header["bad"]))
+    run.loaders.mask(run.bad.restore(header["bad"]))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}

@@ -1,1 +1,1 @@
-"""What `hvdtrain data` does."""
+"""What `hvdtrain data` does: pack, scan and stage a dataset. Read `pack.py` first."""

@@ -1,4 +1,4 @@
-"""A dataset becomes shards with an index, in one or several resolutions."""
+"""Packing: a dataset becomes shards with an index, in one or several resolutions."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def pack(
 ) -> PackReport:
     """Pack the dataset at `src` into the folder `dst`.
 
-    `progress(images done, all images)` is called from several threads. Killed at any time, the
-    same call goes on with the shards that are missing. `src` is only read. Raises DataError
-    where `dst` is in `src` or holds something else, and, once all shards are made, where images
-    were bad and `skip_bad` is not set; ResourceError where `dst` cannot be written.
+    `progress(images done, all images)` is called from several threads. If the process is killed,
+    the same call continues with the missing shards. `src` is only read. Raises DataError if `dst`
+    is in `src` or holds something else, and, once all shards are made, if images were bad and
+    `skip_bad` is not set; ResourceError if `dst` cannot be written.
     """
     source: Source = open_source(src, "SRC")
     if options.shuffle:
@@ -103,7 +103,7 @@ class _Shard:
         self._bad: list[Rejected] = []
 
     def make(self, resizer: Resizer, advance: Callable[[int], None], stop: threading.Event) -> None:
-        """Write the files, then the record that they are complete. Nothing if stopped."""
+        """Write the files, then the record that they are complete; nothing once `stop` is set."""
         files = {name: ShardWriter(self._folder.shard(name, self._shard)) for name in self._sides}
         try:
             samples = self._folder.samples(self._shard)

@@ -1,7 +1,7 @@
-"""The folder a dataset is packed into: what may be in it, and what is done already.
+"""The folder a dataset is packed into: what it may contain, and which shards are done.
 
-While packing there are `.packing.json` (the settings) and `.parts/00000.npz` (a record of every
-complete shard). At the end they become `index.npz` and `dataset.json`.
+During packing it has `.packing.json` (the settings) and `.parts/00000.npz` (a record of each
+complete shard). At the end these become `index.npz` and `dataset.json`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rejected(NamedTuple):
 
 
 class PackingFolder:
-    """A destination of packing, held against other processes while the context lasts."""
+    """The destination of packing, locked against other processes while the context lasts."""
 
     def __init__(self, src: str, dst: str, source: Source, options: PackOptions) -> None:
         self._root = Path(dst)
@@ -59,10 +59,12 @@ class PackingFolder:
         }
 
     def __enter__(self) -> PackingFolder:
-        """Raises DataError where the folder may not be packed into."""
+        """Lock the folder. Raises DataError if it must not be packed into."""
         root, src = self._root.resolve(), Path(self._src).resolve()
         if root == src or src in root.parents:
-            raise DataError(f"DST: {self._root}: lies in SRC, which is only read; name another")
+            raise DataError(
+                f"DST: {self._root}: lies in SRC, which is only read; name another folder"
+            )
         self._check_contents()
         if self.finished:
             return self
@@ -96,33 +98,33 @@ class PackingFolder:
 
     def report(self) -> PackReport:
         """The dataset, once it is complete."""
-        about = json.loads((self._root / DATASET).read_bytes())
-        sizes = dict.fromkeys(about["copies"], 0)
-        for name, file in about["files"].items():
+        description = json.loads((self._root / DATASET).read_bytes())
+        sizes = dict.fromkeys(description["copies"], 0)
+        for name, file in description["files"].items():
             if name != INDEX:
                 sizes[name.split("/")[0]] += file["size"]
         return PackReport(
             path=self._dst,
-            images=about["images"],
-            classes=len(about["classes"]),
+            images=description["images"],
+            classes=len(description["classes"]),
             copies={
                 name: PackedCopy(copy["short_side"], sizes[name])
-                for name, copy in about["copies"].items()
+                for name, copy in description["copies"].items()
             },
-            skipped=[BadImage(**bad) for bad in about["skipped"]],
+            skipped=[BadImage(**bad) for bad in description["skipped"]],
         )
 
     def samples(self, shard: int) -> range:
-        """Ids of the samples of a shard, bad ones among them."""
+        """Ids of the samples of a shard, the bad ones included."""
         first = shard * self._shard_images
         return range(first, min(first + self._shard_images, self._count))
 
     def shard(self, copy: str, shard: int) -> Path:
-        """File of a shard."""
+        """The file of a shard."""
         return self._root / copy / f"{shard:05d}.tar"
 
     def missing(self, *, redo_bad: bool) -> list[int]:
-        """Shards still to be made; with `redo_bad` also those that lack bad images."""
+        """The shards still to be made; with `redo_bad` also those in which images were bad."""
         return [shard for shard in range(self._shards) if not self._is_made(shard, redo_bad)]
 
     def record(
@@ -132,8 +134,11 @@ class PackingFolder:
         files: list[tuple[int, int]],
         bad: list[Rejected],
     ) -> None:
-        """A shard is complete. `rows`: id, height, width, then offset, size and crc32 of every
-        copy; `files`: size and crc32 of the shard of every copy."""
+        """Record that a shard is complete.
+
+        `rows`: of each image id, height, width, then offset, size and crc32 in every copy;
+        `files`: size and crc32 of the shard of every copy.
+        """
         columns = 3 + 3 * len(self._copies)
         with whole_file(self._part(shard)) as file:
             np.savez(
@@ -145,7 +150,7 @@ class PackingFolder:
             )
 
     def finish(self, source: Source, *, skip_bad: bool) -> None:
-        """Write index and description. Raises DataError with the bad images unless skipped."""
+        """Write index and description. Raises DataError with the bad images unless `skip_bad`."""
         parts = []
         for shard in range(self._shards):
             with np.load(self._part(shard)) as arrays:
@@ -163,7 +168,7 @@ class PackingFolder:
             np.savez(file, **columns)  # type: ignore[arg-type]
         names = Names(columns["names"].tobytes(), columns["name_ends"])
         crcs = [columns[f"{copy}.crc32"] for copy in self._copies]
-        about = {
+        description = {
             **self._settings,
             "images": len(rows),
             "fingerprint": fingerprint(source.classes, columns["label"], names, *crcs),
@@ -172,7 +177,7 @@ class PackingFolder:
             "files": self._files(parts),
         }
         _write(self._root / "classes.txt", "\n".join(source.classes).encode("utf-8", "replace"))
-        _write(self._root / DATASET, json.dumps(about, indent=1).encode())
+        _write(self._root / DATASET, json.dumps(description, indent=1).encode())
         shutil.rmtree(self._root / _PARTS)
         for name in (_SETTINGS, _BAD, _LOCK):
             (self._root / name).unlink(missing_ok=True)
@@ -191,12 +196,12 @@ class PackingFolder:
             return not (redo_bad and len(arrays["bad"]))
 
     def _check_contents(self) -> None:
-        """Raise DataError unless the folder is empty, or this very packing has begun in it."""
-        found = self._root / (DATASET if self.finished else _SETTINGS)
+        """Raise DataError unless the folder is empty, or was packed with the same settings."""
+        file = self._root / (DATASET if self.finished else _SETTINGS)
         try:
             if not set(os.listdir(self._root)) - {_LOCK, f".{_SETTINGS}.part"}:  # noqa: PTH208
                 return
-            known = json.loads(found.read_bytes())
+            known = json.loads(file.read_bytes())
         except NotADirectoryError:
             raise DataError(f"DST: {self._root}: a file, not a folder") from None
         except FileNotFoundError:
@@ -246,7 +251,7 @@ class PackingFolder:
         return files
 
     def _name(self, source: Source, i: int) -> str:
-        """Name of sample `i` without the path of the source."""
+        """The name of sample `i` without the path of the source."""
         return source.name(i).removeprefix(self._src).lstrip("/:")
 
     def _complaint(self, bad: list[tuple[str, str]]) -> str:

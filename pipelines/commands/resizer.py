@@ -1,4 +1,4 @@
-"""Whole images decoded, and made smaller: for packing and scanning."""
+"""Decodes whole images and makes them smaller, for packing and scanning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nvidia.dali import Pipeline, fn, types
 from pipelines.images.decoder import DecodeError
 
 BATCH = 16
-"""Most images decoded at once, or a few for every thread where those are more."""
+"""Most images decoded at once, or 4 for each thread if that is more."""
 _BATCH_PIXELS = 2**26
 """Pixels decoded at once, unless one image has more."""
 _JPEG_SIDE = 65_500
@@ -23,12 +23,12 @@ Size = tuple[int, int]
 class Resizer:
     """Decodes images as training does, upright and RGB, and shrinks them step by step.
 
-    Copies are made from large to small, each from the one before, with a cubic filter that is
+    Copies are made from large to small, each from the previous one, with a cubic filter that is
     widened by the factor of reduction.
     """
 
     def __init__(self, sides: list[int], threads: int = 1) -> None:
-        """`sides`: the short sides of the copies in pixels; `threads` decode."""
+        """`sides`: the short sides of the copies in pixels; `threads`: how many decode."""
         self._sides = sorted(sides, reverse=True)
         self._threads = threads
         self._most = max(BATCH, 4 * threads)
@@ -37,8 +37,11 @@ class Resizer:
     def __call__(
         self, encoded: list[np.ndarray], sizes: list[Size]
     ) -> list[dict[int, np.ndarray] | str]:
-        """For each image of `encoded` ([bytes] uint8 each) and `sizes`, in order: its copies by
-        short side, [H, W, 3] uint8, without those that would not be smaller; or what is wrong."""
+        """For each image, in order: its copies by short side, [H, W, 3] uint8, or what is wrong.
+
+        `encoded`: [bytes] uint8 of each image, `sizes`: its height and width. Copies that would
+        not be smaller than the image are left out.
+        """
         result: list[dict[int, np.ndarray] | str] = []
         for first, last in _batches(sizes, self._most):
             result += self._batch(encoded[first:last], sizes[first:last])
@@ -47,7 +50,7 @@ class Resizer:
     def close(self) -> None:
         """End the decoding threads."""
         if self._pipeline is not None:
-            self._pipeline.__del__()  # cycles inside would keep it alive
+            self._pipeline.__del__()  # reference cycles inside would keep it alive
             self._pipeline = None
 
     def _batch(
@@ -102,7 +105,7 @@ class Resizer:
 def smaller(size: Size, short_side: int) -> Size:
     """Height and width with this short side and the same aspect.
 
-    `size` itself if it is no larger, or so long that no JPEG file could hold the result.
+    `size` itself if it is no larger, or if the result is too long for a JPEG file.
     """
     short = min(size)
     height, width = (round(side * short_side / short) for side in size)
@@ -110,7 +113,7 @@ def smaller(size: Size, short_side: int) -> Size:
 
 
 def _batches(sizes: list[Size], most: int) -> list[tuple[int, int]]:
-    """First and last + 1 of every batch."""
+    """The first place and the last + 1 of every batch."""
     result, first, pixels = [], 0, 0
     for k, (height, width) in enumerate(sizes):
         if k > first and (k - first == most or pixels + height * width > _BATCH_PIXELS):

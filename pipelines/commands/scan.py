@@ -1,4 +1,4 @@
-"""Every image of a dataset decoded once: what it is made of, and what is wrong with it."""
+"""Scanning: every image of a dataset is decoded once, counted and checked."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from pipelines.sources import Source, open_source
 from pipelines.sources.packed import Packed
 from pipelines.sources.scanned import manifest_path, write_manifest
 
-_CHUNK = 64  # images read while as many are decoded
+_CHUNK = 64  # images that are read while the chunk before is decoded
 
 
 class _Look(NamedTuple):
-    """One image, read and not yet decoded."""
+    """One image that was read and is not decoded yet."""
 
     encoded: np.ndarray | None
     size: Size
     mode: str
-    """PIL's names of format and mode."""
+    """PIL's names of its format and mode."""
     content: int
-    """64 bits of its sha256."""
+    """64 bits of the sha256 of its bytes."""
     reason: str
-    """What is wrong with it; empty: nothing so far."""
+    """What is wrong with it; empty if nothing is so far."""
 
 
 def scan(
@@ -44,15 +44,15 @@ def scan(
     threads: int,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ScanReport:
-    """Decode all images of the dataset at `path` and write a manifest; returns the report.
+    """Decode all images of the dataset at `path` and write a manifest.
 
-    The manifest (`output`, or where `open_source` finds it) holds a crc32 for every image and
-    the list of bad ones; a packed dataset has its own and gets one only where `output` says so.
-    `progress(images done, all images)`. Raises DataError where there is no dataset,
-    ResourceError where the manifest cannot be written.
+    The manifest holds a crc32 for every image and the list of bad ones. It is written to `output`,
+    or to where `open_source` looks for it. A packed dataset has its own checksums and gets a
+    manifest only if `output` is given. `progress(images done, all images)`.
+    Raises DataError where there is no dataset, ResourceError where the manifest cannot be written.
     """
     source = open_source(path, "PATH", check=False)
-    found = _Findings(source)
+    findings = _Findings(source)
     resizer = Resizer([], threads)
     chunks = [range(k, min(k + _CHUNK, len(source))) for k in range(0, len(source), _CHUNK)]
     with ThreadPoolExecutor(threads, thread_name_prefix="hvdtrain-scan") as pool:
@@ -61,22 +61,22 @@ def scan(
             looks = list(reading)
             if number + 1 < len(chunks):
                 reading = pool.map(lambda i: _look(source, i), chunks[number + 1])
-            found.add(chunk, looks, resizer)
+            findings.add(chunk, looks, resizer)
             progress(chunk.stop, len(source))
     resizer.close()
     manifest = output or (None if isinstance(source, Packed) else manifest_path(path))
     if manifest is not None:
         try:
-            write_manifest(manifest, source, found.columns, found.bad)
+            write_manifest(manifest, source, findings.columns, findings.bad)
         except OSError as error:
             raise ResourceError(
                 f"--output: {manifest}: cannot be written: {error.strerror}; name another file"
             ) from None
-    return found.report(path, manifest)
+    return findings.report(path, manifest)
 
 
 def _look(source: Source, i: int) -> _Look:
-    """Read image `i` and its header; runs in a thread of its own."""
+    """Read image `i` and its header; runs in a reader thread."""
     try:
         encoded = source.read(i)
     except DataError as error:
@@ -94,7 +94,7 @@ def _look(source: Source, i: int) -> _Look:
 
 
 class _Findings:
-    """What has been found out so far."""
+    """What the scan has found so far."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -110,7 +110,7 @@ class _Findings:
         self._modes: Counter[str] = Counter()
 
     def add(self, ids: range, looks: list[_Look], resizer: Resizer) -> None:
-        """Decode what was read of samples `ids`, and take note of it."""
+        """Decode the images that were read of samples `ids`, and count them."""
         good = [(i, look) for i, look in zip(ids, looks, strict=True) if not look.reason]
         encoded = [look.encoded for _i, look in good if look.encoded is not None]
         decoded = resizer(encoded, [look.size for _i, look in good])
@@ -160,7 +160,7 @@ class _Findings:
         )
 
     def _duplicates(self, good: np.ndarray) -> list[list[int]]:
-        """Groups of good samples with the same contents."""
+        """Groups of good samples with the same content."""
         ids = np.flatnonzero(good)
         content = self.columns["content"][ids]
         order = np.argsort(content, kind="stable")

@@ -22,9 +22,9 @@ _MAGIC = {
 
 
 class ShardWriter:
-    """A tar file that appears under its name when `close` is called, whole and on the disk.
+    """A tar file that gets its name when `close` is called, complete and synced.
 
-    The same members make the same bytes: no times, no users.
+    The same members give the same bytes: no times and users are stored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class ShardWriter:
         return offset
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
+        """Finish the file, sync it and give it its name."""
         self._write(b"\0" * _END)
         self._file.keep()
 
@@ -65,5 +65,5 @@ class ShardWriter:
 
 
 def _extension(head: bytes) -> str:
-    """By content, not by the name it had: other readers of shards go by it."""
+    """By the content, not the original name: other readers of shards rely on it."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "jp2")

@@ -1,4 +1,4 @@
-"""A dataset copied to a disk of this machine, every file checked."""
+"""Staging: a dataset is copied to a disk of this machine, and every file is checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _File:
     """Below the dataset's folder."""
     size: int
     crc32: int | None
-    """None: not known before it is read."""
+    """None: not known until the file is read."""
 
 
 def stage(
@@ -46,25 +46,25 @@ def stage(
 ) -> StageReport:
     """Copy the packed dataset `src`, or any folder of files, to `dst`.
 
-    Of a packed dataset only `copies` are taken (None: all), to those that are there already.
-    Files that are there with the right checksum are kept; each other one appears under its name
-    when it is complete. `dataset.json` comes last, so a dataset that opens is whole. To be
-    called by one process per node; another one on the node waits, then finds all of it there.
+    Of a packed dataset only `copies` are taken (None: all), besides those that `dst` already has.
+    Files that `dst` has with the right checksum are kept. Every other file gets its name when it
+    is complete, and `dataset.json` comes last: a dataset that can be opened is complete. One
+    process per node should call this; a second one waits, and then finds everything there.
     `progress(bytes done, all bytes)` is called from several threads.
-    Raises DataError where `src` is damaged or `dst` holds another dataset, ResourceError where
-    the disk of `dst` is too small or refuses, ConfigError where there is no such copy.
+    Raises DataError if `src` is damaged or `dst` holds another dataset, ResourceError if the disk
+    of `dst` is too small or cannot be written, ConfigError if `src` has no such copy.
     """
     began = time.monotonic()
     source, target = Path(src), Path(dst)
-    about = _about(source)
-    files = _list(source, target, about, copies)
+    description = _describe(source)
+    files = _list(source, target, description, copies)
     try:
         with _held(target), ThreadPoolExecutor(threads, "hvdtrain-stage") as pool:
             total = sum(file.size for file in files)
             count = _Count(progress, total)
             right = list(pool.map(lambda file: _is_right(source, target, file), files))
-            kept = [file for file, there in zip(files, right, strict=True) if there]
-            missing = [file for file, there in zip(files, right, strict=True) if not there]
+            kept = [file for file, good in zip(files, right, strict=True) if good]
+            missing = [file for file, good in zip(files, right, strict=True) if not good]
             count.add(sum(file.size for file in kept))
             _require_room(target, sum(file.size for file in missing))
             futures = [pool.submit(_copy, source, target, file, count) for file in missing]
@@ -74,9 +74,9 @@ def stage(
             except BaseException:
                 count.stopped.set()
                 raise
-            if about is not None:
+            if description is not None:
                 with whole_file(target / DATASET) as file:
-                    file.write(json.dumps(about, indent=1).encode())
+                    file.write(json.dumps(description, indent=1).encode())
     except OSError as error:
         raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
     return StageReport(
@@ -104,48 +104,49 @@ class _Count:
             self._progress(self._done, self._total)
 
 
-def _about(source: Path) -> dict[str, Any] | None:
-    """The description of a packed dataset; None: it is another folder."""
+def _describe(source: Path) -> dict[str, Any] | None:
+    """The content of a packed dataset's `dataset.json`; None for any other folder."""
     if not source.is_dir():
         raise DataError(f"SRC: {source}: no such folder")
     if not (source / DATASET).is_file():
         return None
     try:
-        about: dict[str, Any] = json.loads((source / DATASET).read_bytes())
+        description: dict[str, Any] = json.loads((source / DATASET).read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"SRC: {source / DATASET}: cannot be read: {error}") from None
-    return about
+    return description
 
 
 def _list(
-    source: Path, target: Path, about: dict[str, Any] | None, copies: list[str] | None
+    source: Path, target: Path, description: dict[str, Any] | None, copies: list[str] | None
 ) -> list[_File]:
-    """The files to stage; `about` is narrowed down to them."""
-    if about is None:
+    """The files to stage; takes the other ones out of `description`."""
+    if description is None:
         if copies is not None:
             raise ConfigError(f"--copies: {source} is not a packed dataset")
-        found = sorted(path for path in source.rglob("*") if path.is_file())
-        return [_File(str(p.relative_to(source)), p.stat().st_size, None) for p in found]
-    wanted = set(copies if copies is not None else about["copies"])
-    if unknown := sorted(wanted - set(about["copies"])):
-        raise ConfigError(f"--copies: no copy {unknown[0]}; there are {', '.join(about['copies'])}")
+        paths = sorted(path for path in source.rglob("*") if path.is_file())
+        return [_File(str(p.relative_to(source)), p.stat().st_size, None) for p in paths]
+    known = description["copies"]
+    chosen = set(known if copies is None else copies)
+    if unknown := sorted(chosen - set(known)):
+        raise ConfigError(f"--copies: no copy {unknown[0]}; there are {', '.join(known)}")
     if (target / DATASET).is_file():
-        there = json.loads((target / DATASET).read_bytes())
-        if there.get("fingerprint") != about["fingerprint"]:
+        existing = json.loads((target / DATASET).read_bytes())
+        if existing.get("fingerprint") != description["fingerprint"]:
             raise DataError(f"DST: {target}: holds another dataset; name another folder")
-        wanted |= set(there["copies"])
-    about["copies"] = {name: copy for name, copy in about["copies"].items() if name in wanted}
-    about["files"] = {
+        chosen |= set(existing["copies"])
+    description["copies"] = {name: copy for name, copy in known.items() if name in chosen}
+    description["files"] = {
         name: file
-        for name, file in about["files"].items()
-        if name == INDEX or name.split("/")[0] in wanted
+        for name, file in description["files"].items()
+        if name == INDEX or name.split("/")[0] in chosen
     }
-    return [_File(name, file["size"], file["crc32"]) for name, file in about["files"].items()]
+    return [_File(name, file["size"], file["crc32"]) for name, file in description["files"].items()]
 
 
 @contextmanager
 def _held(target: Path) -> Iterator[None]:
-    """One process of the machine at a time."""
+    """Let one process of the machine in at a time."""
     target.mkdir(parents=True, exist_ok=True)
     with (target / _LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -153,23 +154,23 @@ def _held(target: Path) -> Iterator[None]:
 
 
 def _is_right(source: Path, target: Path, file: _File) -> bool:
-    """Whether the file is there, with the right contents."""
+    """Whether `target` has the file with the right content."""
     place = target / file.name
     if not place.is_file() or place.stat().st_size != file.size:
         return False
-    wanted = _crc32(source / file.name) if file.crc32 is None else file.crc32
-    if _crc32(place) != wanted:
+    expected = _crc32(source / file.name) if file.crc32 is None else file.crc32
+    if _crc32(place) != expected:
         return False
-    with suppress(OSError):  # it may be another user's
+    with suppress(OSError):  # the file may belong to another user
         _keep_time(source / file.name, place)
     return True
 
 
 def _keep_time(source: Path, place: Path) -> None:
-    """The time of change goes along: an index of tar shards knows them by it."""
-    wanted = source.stat().st_mtime_ns
-    if place.stat().st_mtime_ns != wanted:
-        os.utime(place, ns=(wanted, wanted))
+    """Copy the time of change: an index of tar shards recognises its shards by it."""
+    changed = source.stat().st_mtime_ns
+    if place.stat().st_mtime_ns != changed:
+        os.utime(place, ns=(changed, changed))
 
 
 def _crc32(path: Path) -> int:
@@ -190,7 +191,7 @@ def _require_room(target: Path, needed: int) -> None:
 
 
 def _copy(source: Path, target: Path, file: _File, count: _Count) -> None:
-    """Copy one file, and give it its name once its checksum is right and it is on the disk."""
+    """Copy one file; it gets its name once its checksum is right and it is synced."""
     place = target / file.name
     place.parent.mkdir(parents=True, exist_ok=True)
     size = crc32 = 0
@@ -205,8 +206,8 @@ def _copy(source: Path, target: Path, file: _File, count: _Count) -> None:
         if count.stopped.is_set():
             return
         if size != file.size or file.crc32 not in (None, crc32):
-            raise DataError(f"SRC: {source / file.name}: damaged: size or checksum is another")
-        part.file.flush()  # a write after it would set the time anew
+            raise DataError(f"SRC: {source / file.name}: damaged: its size or checksum differs")
+        part.file.flush()  # a later write would change the time again
         _keep_time(source / file.name, part.part)
         part.keep()
     finally:

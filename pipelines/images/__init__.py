@@ -1,1 +1,1 @@
-"""From an encoded image to pixels."""
+"""From the encoded bytes of an image to normalised pixels. Read `recipes.py` first, then `graphs.py`."""

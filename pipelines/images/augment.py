@@ -1,7 +1,7 @@
-"""Which part of each image is used: computed on the host, a pure function of its keys.
+"""Crop windows: which part of each image is used, as a pure function of (seed, epoch, sample).
 
-The windows drawn here are fed to the DALI graph beside the bytes. Nothing depends on what was
-drawn before, so a resumed run sees the very same pixels.
+They are computed on the host and fed to the DALI graph together with the bytes. Nothing depends on
+earlier draws, so a resumed run sees the same pixels.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Draws:
     """Random numbers of one batch, all in [0, 1)."""
 
     area: np.ndarray
-    """[N, 10] for the area of each attempt."""
+    """[N, 10]: for the area of each attempt."""
     aspect: np.ndarray
-    """[N, 10] for its aspect ratio."""
+    """[N, 10]: for its aspect ratio."""
     place: np.ndarray
-    """[N, 2] for the vertical and horizontal place of the window."""
+    """[N, 2]: for the vertical and horizontal place of the window."""
     flip: np.ndarray
-    """[N] for mirroring."""
+    """[N]: for mirroring."""
 
 
 def draw(ids: np.ndarray, *, seed: int, epoch: int) -> Draws:
@@ -41,11 +41,11 @@ def draw(ids: np.ndarray, *, seed: int, epoch: int) -> Draws:
 def random_resized_crop(
     sizes: np.ndarray, draws: Draws, *, min_area: float, aspect: tuple[float, float]
 ) -> np.ndarray:
-    """A window in every image of height and width `sizes` [N, 2], in its own pixels.
+    """A random window of every image, whose heights and widths are `sizes` [N, 2].
 
-    Area is uniform in [min_area, 1] of the image, width / height log-uniform in `aspect`; the
-    first of 10 attempts that fits is taken, else the largest central window of allowed aspect.
-    Returns [N, 4] int32: top, left, height, width.
+    The area is uniform in [min_area, 1] of the image, width / height log-uniform in `aspect`. The
+    first of 10 attempts that fits is taken, or else the largest central window of allowed aspect.
+    Returns [N, 4] int32 in pixels of the image: top, left, height, width.
     Source: `RandomResizedCrop.get_params` of torchvision 0.28, after Szegedy et al. 2015,
     "Going deeper with convolutions", section 6.
     """
@@ -83,7 +83,7 @@ def whole(sizes: np.ndarray) -> np.ndarray:
 
 
 def pad_offsets(draws: Draws, image_size: int) -> tuple[int, np.ndarray]:
-    """Padding in pixels on each side, and where in the padded image the crop begins: [N, 2]."""
+    """Padding in pixels on each side, and the top left corner of the crop in padded images [N, 2]."""
     pad = max(1, round(image_size / PAD_FRACTION))
     return pad, np.floor(draws.place * (2 * pad + 1)).astype(np.int32)
 
@@ -91,13 +91,12 @@ def pad_offsets(draws: Draws, image_size: int) -> tuple[int, np.ndarray]:
 def centre_crop(
     sizes: np.ndarray, target: np.ndarray, crop_ratio: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The part of each source image that "resize, then centre crop" would keep.
+    """The part of each source image that "resize, then centre crop" keeps.
 
-    `target` [N, 2] or [2] is the height and width of the crop. Resizing brings the short side of
-    the image to that of the crop over `crop_ratio`, rounded, or to more where the crop would not
-    fit otherwise. Returns the window to decode, [N, 4] int32, with a margin for the
-    interpolation filter, and the exact region inside that window, [N, 4] float32 as top, left,
-    bottom, right.
+    `target` [N, 2] or [2]: height and width of the crop. The short side of the image is resized to
+    the short side of the crop divided by `crop_ratio`, rounded, or to more if the crop would not
+    fit. Returns the window to decode, [N, 4] int32, with a margin for the interpolation filter, and
+    the exact region inside that window, [N, 4] float32: top, left, bottom, right.
     Source: `Resize` and `CenterCrop` of torchvision 0.28.
     """
     target = np.broadcast_to(target, sizes.shape)

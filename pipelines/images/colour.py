@@ -1,7 +1,8 @@
 """Colour jitter: brightness, contrast, saturation and hue of each image, in one product.
 
-All four are linear in the pixel, so each image gets one 3x3 matrix and one offset, computed on
-the host from counted random numbers and applied on the device to normalised images.
+All four are linear in the pixel, so each image gets one 3x3 matrix and one offset. The host computes
+them from random numbers that depend on (seed, epoch, sample) only; they are applied to normalised
+images on the device.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ _TO_YIQ = np.array([_GREY, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]
 
 
 class ColourJitter:
-    """Changes colours of training images of one run."""
+    """Changes the colours of training images."""
 
     def __init__(
         self, strengths: list[float], mean: list[float], std: list[float], seed: int
     ) -> None:
-        """`strengths`: of brightness, contrast, saturation (factors in 1 ± strength) and hue
-        (turns of the colour circle, ± strength). `mean`, `std`: the normalisation, in 0-1."""
+        """`strengths`: of brightness, contrast and saturation (factors in 1 ± strength) and hue
+        (± strength, 1 is the whole colour circle). `mean`, `std`: the normalisation, in 0-1."""
         self._strengths = np.array(strengths)
         self._mean, self._std = np.array(mean), np.array(std)
         self._seed = seed
@@ -33,10 +34,10 @@ class ColourJitter:
     def __call__(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
         """Normalised images [N, 3, H, W] of samples `ids` with the colours of `epoch`.
 
-        In this order: brightness, contrast about the mean grey of the image, saturation, hue by a
-        turn in YIQ; the result is clipped to 0-1 once, at the end.
-        Source: `ColorJitter` of torchvision 0.28, but for the order, which is random there, the
-        clipping, which is after each step there, and hue, which is turned in HSV there.
+        The order is brightness, contrast about the mean grey of the image, saturation, and hue as
+        a rotation in YIQ. The result is clipped to 0-1 once, at the end.
+        Source: `ColorJitter` of torchvision 0.28, where the order is random, each step clips, and
+        hue is rotated in HSV.
         """
         if not self._strengths.any():
             return images
@@ -45,7 +46,7 @@ class ColourJitter:
         matrix = _turned(factors[:, 3] - 1) @ _saturated(saturation)
         matrix *= (brightness * contrast)[:, None, None]
         # Normalised in, normalised out: x = std z + mean.
-        grey = (self._mean @ _GREY, self._std * _GREY)  # of an image: [0] + its mean z @ [1]
+        grey = (self._mean @ _GREY, self._std * _GREY)  # grey of an image: [0] + its mean z @ [1]
         base = (matrix @ self._mean - self._mean) / self._std
         matrix = matrix * self._std / self._std[:, None]
         lift = (((1 - contrast) * brightness)[:, None]) / self._std
@@ -62,14 +63,14 @@ class ColourJitter:
 
 
 def _saturated(factors: np.ndarray) -> np.ndarray:
-    """[N, 3, 3]: a blend of the image and its grey version."""
+    """[N, 3, 3]: blends the image with its grey version."""
     grey = np.tile(_GREY, (3, 1))
     blended: np.ndarray = grey + factors[:, None, None] * (np.eye(3) - grey)
     return blended
 
 
 def _turned(turns: np.ndarray) -> np.ndarray:
-    """[N, 3, 3]: chroma turned by so many turns, luma kept."""
+    """[N, 3, 3]: rotates the chroma by `turns` of a full circle; luma stays."""
     angle = 2 * np.pi * turns
     turn = np.zeros((len(turns), 3, 3))
     turn[:, 0, 0] = 1

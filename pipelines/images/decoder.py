@@ -1,4 +1,4 @@
-"""A built DALI pipeline, fed and drained batch by batch from one thread."""
+"""Runs a DALI pipeline, batch by batch, from one thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.images.graphs import GRAPHS
 from pipelines.images.recipes import Inputs, Recipe
 
 DEPTH = 2
-"""Batches DALI works on at once: its threads start on the next while one batch tails off."""
+"""Batches that DALI works on at once: idle threads start the next one while one batch ends."""
 
 
 class DecodeError(Exception):
@@ -31,15 +31,15 @@ class DecodeError(Exception):
         super().__init__(" ".join((match.group(1) if match else text).split())[:300])
         numbered = re.search(r"sample #(\d+)", text)
         self.sample = int(numbered.group(1)) if numbered else None
-        """Place in its batch of the sample that DALI names, if it names one."""
+        """Position in the batch of the sample that DALI names; None if it names none."""
 
 
 class Decoder:
-    """Runs the graph of `recipe`: `submit` a batch, take its images by `result`, in order.
+    """Runs the graph of `recipe`: `submit` batches, and take their images in order by `result`.
 
-    At most `DEPTH` batches may be submitted and not taken. Any batch size works: the pipeline
-    is built again (about 0.05 s) for one larger than all before. After DecodeError every
-    batch submitted and not taken is lost, and the decoder can be used again.
+    At most `DEPTH` batches may be submitted and not taken yet. Any batch size works: for a batch
+    larger than all before the pipeline is built again (about 0.05 s). After DecodeError all
+    batches that were not taken yet are lost, and the decoder can be used again.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Decoder:
         return self._pipeline is not None and batch <= self._largest
 
     def submit(self, encoded: list[np.ndarray], inputs: Inputs) -> None:
-        """Start on one batch: `encoded` [N] arrays of bytes and the graph's other inputs."""
+        """Start to decode one batch: `encoded` [N] arrays of bytes, and the graph's other inputs."""
         if not self.fits(len(encoded)):
             self._build(max(len(encoded), self._largest))
         assert self._pipeline is not None
@@ -71,13 +71,13 @@ class Decoder:
         try:
             _feed(self._pipeline, encoded, inputs)
             self._pipeline.schedule_run()
-        except RuntimeError as error:  # of this batch, or of one before it
+        except RuntimeError as error:  # about this batch, or an earlier one
             self.reset()
             raise DecodeError(error) from None
 
     def result(self) -> torch.Tensor:
-        """The images of the oldest batch submitted: [N, 3, S, S] float32 on the device, a view
-        with channels_last memory that stays valid as long as it is referenced."""
+        """The images of the oldest batch not taken yet: [N, 3, S, S] float32 on the device, a view
+        of channels_last memory that stays valid as long as it is referenced."""
         assert self._pipeline is not None
         try:
             outputs = self._pipeline.outputs()
@@ -88,15 +88,15 @@ class Decoder:
         return self._images(outputs)
 
     def drain(self) -> None:
-        """Let go of all batches that were submitted and not taken."""
-        with suppress(DecodeError):  # which empties it
+        """Drop all batches that were submitted and not taken."""
+        with suppress(DecodeError):  # after which none is left
             while self._kept:
                 self.result()
 
     def reset(self) -> None:
-        """Drop the pipeline with its threads, and all that was submitted to it."""
+        """Drop the pipeline with its threads, and all batches that were submitted to it."""
         if self._pipeline is not None:
-            # Cycles inside would keep it alive until the garbage collector comes by.
+            # Reference cycles inside would keep it alive until the next garbage collection.
             self._pipeline.__del__()
             self._pipeline = None
         self._kept.clear()
@@ -123,11 +123,11 @@ class Decoder:
         return (GRAPHS[self._recipe.graph](decode, self._mean, self._std),)
 
     def _images(self, outputs: Any) -> torch.Tensor:
-        """The images of a batch from what the graph put out."""
+        """The images of a batch, from the outputs of the graph."""
         return from_dlpack(outputs[0].as_tensor()).permute(0, 3, 1, 2)
 
     def _prime(self, pipeline: Pipeline) -> None:
-        """DALI's first `schedule_run` starts DEPTH runs at once: spend it on single pixels."""
+        """Run single pixels: DALI's first `schedule_run` starts DEPTH runs at once."""
         inputs = self._recipe.inputs(np.zeros(1, dtype=np.int64), np.array([PIXEL_SIZE]))
         for _ in range(DEPTH):
             _feed(pipeline, [PIXEL], inputs)

@@ -1,10 +1,9 @@
 """The DALI graphs: encoded bytes in, normalised images [N, S, S, 3] float32 out.
 
-A graph is a plain function of named inputs, one per sample of the batch: the trainer's side
-computes them (`recipes.py`), so a graph holds no randomness and no state, and its image size
-may change with every batch. Copy one, edit it, and name it in `GRAPHS`. The same graph runs
-on the CPU and, where the process has a GPU, there (`decode="mixed"`); only "window" has a faster
-twin on the CPU, in `windows.py`.
+A graph is a plain function of named inputs, one per sample of the batch. `recipes.py` computes
+them, so a graph has no randomness and no state, and its image size may change with every batch.
+To add a graph, copy one, edit it, and name it in `GRAPHS`. The same graph runs on the CPU and, with
+`decode="mixed"`, on the GPU; only "window" has a faster version for the CPU, in `windows.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def _decode_window(decode: str) -> Node:
 
 
 def _filter() -> Node:
-    """How to resize: `filter` of `recipes.FILTERS` as DALI's own constant."""
+    """The input `filter`, a number of `recipes.FILTERS`, as DALI's constant."""
     cubic = int(types.INTERP_CUBIC) - int(types.INTERP_LINEAR)
     number = int(types.INTERP_LINEAR) + cubic * _scalar("filter")
     return fn.cast(number, dtype=types.INTERP_TYPE)
@@ -63,13 +62,13 @@ def window(decode: str, mean: list[float], std: list[float]) -> Node:
 
 
 def decoded_window(decode: str) -> tuple[Node, Node, Node, Node]:
-    """What `window` starts from: windows of any size, [H, W, 3] uint8, and its other inputs."""
+    """The first part of `window`: windows of any size, [H, W, 3] uint8, and its other inputs."""
     return _decode_window(decode), _vector("size"), _scalar("mirror"), _scalar("filter")
 
 
 def padded_crop(decode: str, mean: list[float], std: list[float]) -> Node:
     """A window resized to `size` [2], padded by reflection with `pad` [1] pixels on all sides,
-    then cropped back to `size` at `offset` [2] of the padded image, and mirrored if `mirror`."""
+    cropped to `size` again at `offset` [2] of the padded image, and mirrored if `mirror`."""
     size, pad = _vector("size"), _vector("pad")
     images = fn.resize(_decode_window(decode), size=_float(size), interp_type=_filter())
     for axis in (0, 1):
@@ -84,8 +83,8 @@ def padded_crop(decode: str, mean: list[float], std: list[float]) -> Node:
 
 
 def region(decode: str, mean: list[float], std: list[float]) -> Node:
-    """The part `region_start` to `region_end` [2] float of a window, in its pixels, resized to
-    `size` [2]. Pixels of the window outside the region feed the interpolation filter only."""
+    """The part of a window from `region_start` to `region_end` [2] float, in pixels of the window,
+    resized to `size` [2]. Pixels outside the region are used by the interpolation filter only."""
     images = fn.resize(
         _decode_window(decode),
         size=_float(_vector("size")),

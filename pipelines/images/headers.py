@@ -1,9 +1,9 @@
 """Height and width of an encoded image from its header, as DALI will decode it.
 
-The crop window is chosen before decoding, so the size has to be known. JPEG and PNG are read
-here in a few microseconds; other formats through PIL. An EXIF orientation that turns the
-image by a quarter swaps the two, because DALI's decoder applies it. What DALI would refuse, or
-decode into too many pixels, is refused here, where it costs nothing.
+The crop window is chosen before decoding, so the size must be known. JPEG and PNG headers are read
+here in a few microseconds, other formats by PIL. An EXIF orientation that turns the image by a
+quarter swaps height and width, because DALI's decoder applies it. Images that DALI would refuse or
+that have too many pixels are refused here, before they cost time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 2**28 // 3
 """Most pixels of an image that is decoded: 256 MiB of RGB, about 89 megapixels."""
 FORMATS = frozenset(["BMP", "JPEG2000", "PPM", "TIFF", "WEBP"])
-"""What DALI decodes beside JPEG and PNG, by PIL's names."""
+"""Other formats that DALI decodes, by PIL's names."""
 
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_ALONE = frozenset([0x01, *range(0xD0, 0xD8)])
+_WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD8)])
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _JPEG_END = b"\xff\xd9"
 _ORIENTATION = 0x0112
@@ -38,7 +38,7 @@ class HeaderError(ValueError):
 def image_size(encoded: np.ndarray) -> tuple[int, int]:
     """(height, width) in pixels of an encoded image, [bytes] uint8.
 
-    Raises HeaderError when it is no image of a known format, has no pixels or more than
+    Raises HeaderError if it is no image of a known format, has no pixels or more than
     `MAX_PIXELS`, or is a JPEG without its end.
     """
     if not len(encoded):
@@ -65,7 +65,7 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
         if data[place] != 0xFF:
             raise HeaderError("header", "damaged JPEG header")
         marker = data[place + 1]
-        if marker == 0xFF or marker in _ALONE:
+        if marker == 0xFF or marker in _WITHOUT_LENGTH:
             place += 1 if marker == 0xFF else 2
             continue
         if marker in _SOF:
@@ -84,15 +84,15 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
 def _require_end(data: memoryview, frame: int) -> None:
     """Refuse a JPEG that is cut short after its frame header.
 
-    A decoder sees the cut only where the window reaches down to it, and would use the rest.
-    Compressed data holds no end marker (T.81, B.1.1.5), so looking for one is safe.
+    A decoder notices the cut only if the window reaches it, and decodes the rest. Compressed data
+    never contains an end marker (T.81, B.1.1.5), so searching for one is safe.
     """
     if data[-2:] != _JPEG_END and bytes(data).rfind(_JPEG_END, frame) < 0:
         raise HeaderError("truncated", "truncated JPEG: no end marker")
 
 
 def _png_size(data: memoryview) -> tuple[int, int]:
-    """Walk the chunks for an orientation, which may come after the pixels.
+    """Walk the chunks to find an orientation, which may come after the pixels.
 
     Source: W3C PNG, third edition, sections 5 and 11.3.
     """
@@ -127,7 +127,7 @@ def _orientation(tiff: memoryview) -> int:
 def _other_size(data: memoryview) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            kind, (width, height) = image.format, image.size  # of a TIFF: as if turned already
+            kind, (width, height) = image.format, image.size  # for a TIFF PIL has turned it already
             turned = kind != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
     except UnidentifiedImageError:
         raise HeaderError("format", "not an image") from None

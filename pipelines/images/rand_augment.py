@@ -1,9 +1,9 @@
-"""RandAugment: a few random operations of one strength on each image, on the device.
+"""RandAugment: a few random operations of one magnitude on each image, on the device.
 
-Which operations an image gets is a pure function of (seed, epoch, sample), so a resumed run
-sees the same pixels; DALI's own draws come from its generator and would not.
-Source: Cubuk et al. 2019, arXiv 1909.13719; operations and their ranges as in `RandAugment` of
-torchvision 0.28, but for `Identity`, which is only drawn like the others.
+Which operations an image gets is a pure function of (seed, epoch, sample), so a resumed run sees
+the same pixels. (DALI's RandAugment draws from a generator with a state.)
+Source: Cubuk et al. 2019, arXiv 1909.13719; operations and their ranges are those of `RandAugment`
+in torchvision 0.28.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 class RandAugment:
-    """Changes training images of one run."""
+    """Applies RandAugment to training images."""
 
     def __init__(
         self, setting: list[int] | None, mean: list[float], std: list[float], seed: int
     ) -> None:
-        """`setting`: operations per image and their magnitude in 0-30, None: unchanged. `mean`,
-        `std`: the normalisation, in 0-1."""
+        """`setting`: operations per image and their magnitude in 0-30; None: images stay as they
+        are. `mean`, `std`: the normalisation, in 0-1."""
         self._rounds, self._magnitude = setting or (0, 0)
         self._mean, self._std = torch.tensor(mean) * 255, torch.tensor(std) * 255
         self._seed = seed
@@ -41,8 +41,7 @@ class RandAugment:
     def __call__(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
         """Normalised images [N, 3, H, W] of samples `ids`, changed as in `epoch`.
 
-        Pixels keep the 256 levels of 8-bit images; where an operation uncovers the image's
-        outside it is black.
+        Pixels keep the 256 levels of 8-bit images. Pixels moved in from outside are black.
         """
         if not self._rounds:
             return images
@@ -56,7 +55,7 @@ class RandAugment:
         return levels.sub_(mean).div_(std)
 
     def _round(self, levels: torch.Tensor, chosen: np.ndarray, signs: np.ndarray) -> None:
-        """One operation on each of `levels`, in place."""
+        """Apply one operation to each image of `levels`, in place."""
         geometric = np.flatnonzero(np.isin(chosen, [OPERATIONS.index(o) for o in GEOMETRIC]))
         if len(geometric):
             matrices = np.stack(
@@ -68,14 +67,14 @@ class RandAugment:
             places = torch.from_numpy(geometric).to(levels.device)
             levels[places] = moved(levels[places], matrices)
         for name in (*BLENDS, *POINTWISE):
-            mine = np.flatnonzero(chosen == OPERATIONS.index(name))
-            if len(mine):
-                places = torch.from_numpy(mine).to(levels.device)
-                levels[places] = _changed(name, levels[places], self._magnitude, signs[mine])
+            numbers = np.flatnonzero(chosen == OPERATIONS.index(name))
+            if len(numbers):
+                places = torch.from_numpy(numbers).to(levels.device)
+                levels[places] = _changed(name, levels[places], self._magnitude, signs[numbers])
 
 
 def matrix(name: str, magnitude: int, sign: float, size: tuple[int, ...]) -> np.ndarray:
-    """[2, 3] from places (x, y, 1) of the result, in pixels, to those of the image."""
+    """[2, 3]: maps (x, y, 1) in the result to (x, y) in the image, in pixels."""
     height, width = size
     share = sign * magnitude / STRONGEST
     if name == "rotate":
@@ -94,7 +93,7 @@ def matrix(name: str, magnitude: int, sign: float, size: tuple[int, ...]) -> np.
 
 
 def moved(levels: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
-    """Each image [N, 3, H, W] through its own matrix [N, 2, 3]; the nearest pixel is taken."""
+    """Images [N, 3, H, W], each transformed by its matrix [N, 2, 3]; the nearest pixel is taken."""
     count, channels, height, width = levels.shape
     device = levels.device
     to = torch.from_numpy(matrices).float().to(device)
@@ -122,7 +121,7 @@ def _changed(name: str, levels: torch.Tensor, magnitude: int, signs: np.ndarray)
 
 
 def blended(base: torch.Tensor, levels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """From `base` at factor 0 over `levels` at 1, and on; in 0-255."""
+    """`base` at factor 0, `levels` at 1, linear between and beyond; clipped to 0-255."""
     return (base + factor * (levels - base)).clamp_(0, 255).floor_()
 
 
@@ -136,7 +135,7 @@ def _mean_grey(levels: torch.Tensor) -> torch.Tensor:
 
 
 def _smooth(levels: torch.Tensor) -> torch.Tensor:
-    """Averages of 3 x 3 pixels, the middle one five times; the border stays."""
+    """Averages of 3 x 3 pixels, the middle one counted five times; the border stays."""
     kernel = torch.ones(3, 1, 3, 3, device=levels.device)
     kernel[:, :, 1, 1] = 5
     result = levels.clone()
@@ -161,7 +160,7 @@ def autocontrast(levels: torch.Tensor) -> torch.Tensor:
 
 
 def equalize(levels: torch.Tensor) -> torch.Tensor:
-    """Each channel through the running sum of its own histogram."""
+    """Each channel mapped by the cumulative sum of its histogram."""
     rows = levels.flatten(2).flatten(0, 1).long()
     counts = torch.zeros(len(rows), 256, dtype=torch.long, device=levels.device)
     counts.scatter_add_(1, rows, torch.ones_like(rows))

@@ -1,4 +1,4 @@
-"""What each way of preparing images feeds to its graph, from image sizes and sample ids."""
+"""Recipes: a graph for each way to prepare images, and its inputs, from image sizes and sample ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvdtrain.config.data import Data
 from pipelines.images import augment
 
 Inputs = dict[str, np.ndarray]
-"""Graph inputs by name, all but the bytes: [N] or [N, k]."""
+"""Graph inputs by name, without the bytes: [N] or [N, k]."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Recipe:
     graph: str
     """Name in `graphs.GRAPHS`."""
     inputs: Callable[[np.ndarray, np.ndarray], Inputs]
-    """(sample ids [N], heights and widths [N, 2]) -> inputs."""
+    """(sample ids [N], heights and widths of their images [N, 2]) -> inputs."""
 
 
 FILTERS = ("bilinear", "bicubic")
-"""What the graph input "filter" numbers."""
+"""The graph input "filter" is an index into these."""
 
 
 def training(
@@ -59,9 +59,9 @@ def training(
 def evaluation(
     data: Data, targets: Callable[[np.ndarray], np.ndarray], interpolation: str
 ) -> Recipe:
-    """Resize, then centre crop; nothing random.
+    """Resize, then centre crop; nothing is random.
 
-    `targets`: sample ids [N] -> heights and widths [N, 2] of their crops, all of a batch equal.
+    `targets`: sample ids [N] -> heights and widths [N, 2] of their crops, equal within a batch.
     """
 
     def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
@@ -75,7 +75,7 @@ def evaluation(
 
 
 def windowed(windows: np.ndarray, size: np.ndarray, interpolation: str = FILTERS[0]) -> Inputs:
-    """Inputs for `windows` [N, 4], resized to the height and width `size` [N, 2] or [2]."""
+    """Inputs that resize `windows` [N, 4] to the height and width `size` [N, 2] or [2]."""
     return {
         "filter": np.full(len(windows), FILTERS.index(interpolation), dtype=np.int32),
         "anchor": windows[:, :2],

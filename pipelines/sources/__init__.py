@@ -1,4 +1,7 @@
-"""Where encoded images come from: a numbered list of (bytes, label)."""
+"""Sources: datasets on disk as numbered lists of (encoded bytes, label).
+
+Read `base.py` (what a source is) first, then `opening.py` (which source reads a path).
+"""
 
 from pipelines.sources.base import Source, check_same_classes
 from pipelines.sources.folder import ImageFolder

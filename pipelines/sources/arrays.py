@@ -1,4 +1,4 @@
-"""Arrays from a file that may be damaged."""
+"""Reads arrays from a file that may be damaged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DamagedError(Exception):
-    """The file does not hold the arrays it should; says why."""
+    """The file does not have the expected arrays; the message says why."""
 
 
 def read_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
@@ -16,6 +16,6 @@ def read_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as stream, np.load(stream) as arrays:
             return {name: arrays[name] for name in names}
-    # numpy and zipfile list nowhere what a damaged file makes them raise
+    # numpy and zipfile do not document what they raise on a damaged file
     except Exception as error:  # noqa: BLE001
         raise DamagedError(f"damaged ({str(error) or type(error).__name__})") from None

@@ -1,6 +1,6 @@
-"""What every source has, and what they are made of."""
+"""The interface of a source, and the parts that sources share."""
 
-# File names are bytes here: half the memory of text, and any name a disk allows.
+# File names are bytes: they take half the memory of text, and any name on a disk is possible.
 # ruff: noqa: PTH123
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Source(Protocol):
     classes: list[str]
     """Class names; a label is an index into them."""
     labels: np.ndarray
-    """[len] int32, the class of every sample."""
+    """[len] int32: the class of every sample."""
     fingerprint: str
-    """Hash of names, labels and their order: equal where two ranks see the same dataset."""
+    """Hash of names, labels and their order: equal on two ranks that see the same dataset."""
 
     def __len__(self) -> int: ...
 
@@ -35,7 +35,7 @@ class Source(Protocol):
         ...
 
     def name(self, i: int) -> str:
-        """A name for sample `i` by which a person finds it."""
+        """The name by which a person finds sample `i`."""
         ...
 
 
@@ -49,7 +49,7 @@ class Names:
 
     @classmethod
     def of(cls, names: Sequence[bytes]) -> Names:
-        """The same names, joined."""
+        """A list of `names`."""
         lengths = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
         return cls(b"".join(names), np.cumsum(lengths))
 
@@ -62,7 +62,7 @@ class Names:
 
 
 def fingerprint(classes: list[str], labels: np.ndarray, names: Names, *more: np.ndarray) -> str:
-    """The hash of a dataset's listing, and of `more` that must be equal on all ranks."""
+    """Hash of a dataset's list of samples, and of `more` arrays that must be equal on all ranks."""
     digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogateescape"))
     for block in (
         labels.tobytes(),
@@ -95,14 +95,14 @@ def check_same_classes(train: Source, val: Source, path: str) -> None:
     missing = sorted(set(train.classes) - set(val.classes))
     extra = sorted(set(val.classes) - set(train.classes))
     if missing or extra:
-        found = {"missing": missing, "extra": extra}
-        text = "; ".join(f"{word} {some(names)}" for word, names in found.items() if names)
+        differences = {"missing": missing, "extra": extra}
+        text = "; ".join(f"{word} {some(names)}" for word, names in differences.items() if names)
         raise DataError(f"data.val: {path}: classes differ from data.train: {text}")
     if train.classes != val.classes:
         raise DataError(f"data.val: {path}: the classes of data.train in another order")
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many there are."""
+    """The first few names, and how many there are in all."""
     more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""CIFAR-10 as its authors publish it: the binary and the Python version, folder or archive."""
+"""CIFAR-10 as its authors publish it: binary or Python version, as a folder or an archive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.sources.base import Names, fingerprint
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
-_HEADER = np.frombuffer(b"P6\n32 32\n255\n", dtype=np.uint8)  # PPM: what a decoder reads
+_HEADER = np.frombuffer(b"P6\n32 32\n255\n", dtype=np.uint8)  # PPM, which decoders read
 _TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
 _TEST = ["test_batch"]
 _ARCHIVES = (".tar.gz", ".tgz")
@@ -43,30 +43,30 @@ def is_cifar(path: str) -> bool:
 class Cifar10:
     """50,000 training or 10,000 test images of 32×32 pixels, read into memory: 154 or 31 MB.
 
-    Pixels are handed out as PPM files, which the pipelines decode like any other image. The
-    test batch is taken for the key `data.val` and for a path that ends in `:test`, the five
-    training batches otherwise. Nothing in a file is executed: of a Python batch, which is a
-    pickle, only the string of pixels and the list of labels are picked out.
+    Images are read as PPM files, which the pipelines decode like any other image. The test batch is
+    used for the key `data.val` and for a path that ends in `:test`, otherwise the five training
+    batches. Nothing in a file is executed: a Python batch is a pickle, of which only the string of
+    pixels and the list of labels are read.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009;
     https://www.cs.toronto.edu/~kriz/cifar.html
     """
 
     def __init__(self, path: str, key: str) -> None:
-        """Raises DataError where batches are missing or not of the published form."""
+        """Raises DataError if batches are missing or do not have the published form."""
         place, part = _place(path)
-        wanted = _TEST if part == "test" or (not part and key == "data.val") else _TRAIN
+        names = _TEST if part == "test" or (not part and key == "data.val") else _TRAIN
         where = f"{key}: {place}"
-        found = {name: content for name, content in _files(place, where) if name in wanted}
-        if missing := [name for name in wanted if name not in found]:
+        contents = {name: content for name, content in _files(place, where) if name in names}
+        if missing := [name for name in names if name not in contents]:
             raise DataError(f"{where}: not CIFAR-10: no {missing[0]} in it")
-        batches = [_parsed(found.pop(name), f"{where}: {name}") for name in wanted]
+        batches = [_parsed(contents.pop(name), f"{where}: {name}") for name in names]
         self.classes = list(_CLASSES)
         self._pixels = [pixels for pixels, _labels in batches]
         self.labels = np.concatenate([labels for _pixels, labels in batches]).astype(np.int32)
         if self.labels.max() >= len(_CLASSES) or self.labels.min() < 0:
             raise DataError(f"{where}: label {self.labels.max()}; expected 0 to 9")
         self._starts = np.cumsum([0] + [len(pixels) for pixels in self._pixels])
-        self._wanted = wanted
+        self._batches = names
         self._path = place
         self.fingerprint = fingerprint(self.classes, self.labels, Names.of([b"cifar"]))
 
@@ -74,9 +74,9 @@ class Cifar10:
         return len(self.labels)
 
     def name(self, i: int) -> str:
-        """Batch and number in it of sample `i`."""
+        """The batch of sample `i`, and its number in the batch."""
         batch, row = self._row(i)
-        return f"{self._path}:{self._wanted[batch]}/{row:05d}"
+        return f"{self._path}:{self._batches[batch]}/{row:05d}"
 
     def read(self, i: int) -> np.ndarray:
         """Image `i` as a PPM file, [3085] uint8."""
@@ -90,7 +90,7 @@ class Cifar10:
 
 
 def _place(path: str) -> tuple[str, str]:
-    """The path without its ending `:train` or `:test`, and that ending."""
+    """The path without its ending `:train` or `:test`, and that ending without the colon."""
     for part in ("train", "test"):
         if path.endswith(f":{part}"):
             return path.removesuffix(f":{part}"), part
@@ -98,7 +98,7 @@ def _place(path: str) -> tuple[str, str]:
 
 
 def _files(place: str, where: str) -> Iterator[tuple[str, bytes]]:
-    """Batch names, without folder and `.bin`, and their contents."""
+    """The batches: name without folder and `.bin`, and content."""
     try:
         if Path(place).is_dir():
             for file in Path(place).iterdir():
@@ -116,7 +116,7 @@ def _files(place: str, where: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _parsed(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [N, 3072] uint8 in planes, and labels [N], of a batch of either version."""
+    """Pixels [N, 3072] uint8 by channels, and labels [N], of a batch of either version."""
     if content[:1] == b"\x80":
         pixels, numbers = _from_pickle(content, where)
     elif content and len(content) % (1 + _PIXELS) == 0:
@@ -132,7 +132,7 @@ def _parsed(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
 def _from_pickle(content: bytes, where: str) -> tuple[bytes, list[int]]:
     """The longest string, and the integers that follow the string "labels", of a pickle.
 
-    The opcodes are only looked at, never run.
+    The opcodes are only read, never run.
     """
     pixels, labels, in_labels = b"", [], False
     try:
@@ -143,6 +143,6 @@ def _from_pickle(content: bytes, where: str) -> tuple[bytes, list[int]]:
                 pixels = max(pixels, text, key=len)
             elif in_labels and opcode.name in _INTEGERS:
                 labels.append(int(argument))  # type: ignore[arg-type]
-    except ValueError as error:  # of the opcodes, or of text that is no string of bytes
+    except ValueError as error:  # unknown opcodes, or text that is not latin-1
         raise DataError(f"{where}: damaged: {error}") from None
     return pixels, labels

@@ -16,8 +16,8 @@ from pipelines.sources.base import EXTENSIONS, Names, fingerprint, read_file
 class ImageFolder:
     """One sub-folder of image files per class, in the order of their names (ImageNet's layout).
 
-    Files with an unknown extension and hidden ones are passed over; the case of an extension
-    does not matter.
+    Hidden files and files with an unknown extension are ignored; the case of an extension does
+    not matter.
     """
 
     def __init__(self, root: str, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Images named by a list: CSV of path,label, or a flat folder with a label file (ImageNet's val)."""
+"""Images named in a list: a table of path,label, or a flat folder with a label file (ImageNet's val)."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ from pipelines.sources.base import Names, fingerprint, read_file
 
 _KINDS = (".csv", ".tsv", ".txt")
 _BESIDE = ("labels.csv", "labels.txt", "val.csv", "val.txt", "LOC_val_solution.csv")
-"""Label files of a flat folder, in it or next to it. val.txt is Caffe's, the last is Kaggle's."""
+"""Label files in or next to a flat folder. val.txt is Caffe's, the last one is Kaggle's."""
 _SYNSETS = ("synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
 """Files whose line n begins with the name of class number n."""
 _HEADERS = {"path", "file", "filename", "image", "name", "imageid"}
 
 
 def is_listing(path: str) -> bool:
-    """Whether `path` is a file of a kind that lists images."""
+    """Whether `path` is a file that lists images."""
     return path.lower().endswith(_KINDS) and Path(path).is_file()
 
 
 def label_file(folder: str) -> str | None:
-    """The file that labels the images of a flat `folder`: `FOLDER.csv` (or .tsv, .txt) beside
-    it, or one of `labels.csv, labels.txt, val.csv, val.txt, LOC_val_solution.csv` in or beside
-    it. None: there is none."""
-    root = Path(os.path.abspath(folder))  # noqa: PTH100 - links are kept
+    """The label file of a flat `folder`, or None.
+
+    It is `FOLDER.csv` (or .tsv, .txt) next to it, or one of `labels.csv, labels.txt, val.csv,
+    val.txt, LOC_val_solution.csv` in it or next to it.
+    """
+    root = Path(os.path.abspath(folder))  # noqa: PTH100 - links are not resolved
     candidates = [root.with_name(root.name + kind) for kind in _KINDS]
     candidates += [place / name for place in (root, root.parent) for name in _BESIDE]
     return next((str(file) for file in candidates if file.is_file()), None)
 
 
 class Listing:
-    """The files named in a table, in its order: one `path,label` in every line.
+    """The files named in a table, in its order: one `path,label` on each line.
 
-    Paths are relative to the table. A .csv has commas (quotes allowed), a .tsv tabs, in a .txt
-    the label is the last word. A first line like `path,label` is passed over. Labels are class
-    names; the classes are those that occur, sorted. Labels that are all numbers are looked up in
-    a synset file beside the table, where there is one (`synsets.txt`, `synset_words.txt`,
-    `LOC_synset_mapping.txt`: the first word of line n names class n, from 0).
+    Paths are relative to the table. A .csv has commas (quotes allowed), a .tsv tabs; in a .txt
+    the label is the last word. A first line like `path,label` is ignored. Labels are class names,
+    and the classes are the labels in the table, sorted. If all labels are numbers and a synset file
+    lies next to the table (`synsets.txt`, `synset_words.txt` or `LOC_synset_mapping.txt`), the
+    first word of its line n is the name of class n, from 0.
     """
 
     def __init__(self, path: str, key: str, folder: Path | None = None) -> None:
         """`folder`: what paths are relative to, if not the folder of the table.
 
-        Raises DataError with the line that is not understood.
+        Raises DataError naming a line that is not understood.
         """
         self._root = os.fsencode(folder or Path(path).parent)
         files: list[bytes] = []
@@ -97,8 +99,8 @@ def _parsed(text: Iterator[str], path: str, key: str) -> Iterator[tuple[str, str
             kaggle = [cell.strip() for cell in cells] == ["ImageId", "PredictionString"]
             continue
         if len(cells) < 2 or not cells[0].strip() or not cells[1].strip():
-            found = ",".join(cells)[:80]
-            raise DataError(f'{key}: {path}:{number}: expected "path,label", found "{found}"')
+            line = ",".join(cells)[:80]
+            raise DataError(f'{key}: {path}:{number}: expected "path,label", found "{line}"')
         file, label = cells[0].strip(), cells[1].strip()
         yield (f"{file}.JPEG", label.split()[0]) if kaggle else (file, label)
 
@@ -111,20 +113,20 @@ def _cells(text: Iterator[str], path: str) -> Iterator[list[str]]:
 
 def _classes(labels: list[str], path: str, key: str) -> tuple[list[str], np.ndarray]:
     """Class names, and the class of every sample [len(labels)] int32."""
-    found = set(labels)
-    numbered = all(label.isdecimal() for label in found)
+    names = set(labels)
+    numbered = all(label.isdecimal() for label in names)
     synsets = _synsets(Path(path).parent) if numbered else None
     if synsets is not None:
         numbers = np.array([int(label) for label in labels], dtype=np.int64)
         if numbers.max() >= len(synsets):
             raise DataError(
-                f"{key}: {path}: label {numbers.max()}, but the synset file beside it has "
+                f"{key}: {path}: label {numbers.max()}, but the synset file next to it has "
                 f"{len(synsets)} lines, for labels from 0"
             )
         labels = [synsets[number] for number in numbers.tolist()]
         classes = sorted(set(synsets))
     else:
-        classes = sorted(found, key=int) if numbered else sorted(found)
+        classes = sorted(names, key=int) if numbered else sorted(names)
     number_of = {name: number for number, name in enumerate(classes)}
     return classes, np.array([number_of[label] for label in labels], dtype=np.int32)
 

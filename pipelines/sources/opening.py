@@ -1,4 +1,4 @@
-"""Which source reads a path."""
+"""Chooses the source that reads a path."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pipelines.sources.folder import ImageFolder
 
 
 def open_source(path: str, key: str, *, check: bool = True) -> Source:
-    """The dataset at `path`; `key` is the configuration key named in errors.
+    """The dataset at `path`; `key` is the configuration key to name in errors.
 
-    Chosen by what is there: a packed dataset or one of its copies; tar shards (a folder of
-    them, one file, or a pattern like `train-{000..099}.tar`); CIFAR-10 (its folder or archive,
-    binary or python version); a list of files (.csv, .tsv, .txt); a flat folder with a label
-    file; else one sub-folder of images per class. Where `hvdtrain data scan` left its manifest,
-    every image is checked against it, unless `check` is False.
+    What `path` holds decides: a packed dataset or one of its copies; CIFAR-10 (folder or archive,
+    binary or Python version); tar shards (a folder of them, one file, or a pattern like
+    `train-{000..099}.tar`); a list of files (.csv, .tsv, .txt); a flat folder with a label file;
+    otherwise a folder with one sub-folder of images per class. If `hvdtrain data scan` has left a
+    manifest, every image is checked against it, unless `check` is False.
     Raises DataError where there is no dataset to read.
     """
     source = _open(path, key)
-    if not check or isinstance(source, packed.Packed):  # which checks by itself
+    if not check or isinstance(source, packed.Packed):  # a packed dataset has its own checksums
         return source
     return scanned.checked(source, path, key)
 
@@ -48,4 +48,4 @@ def _is_flat(path: str) -> bool:
         with os.scandir(path) as entries:
             return not any(e.is_dir() and not e.name.startswith(".") for e in entries)
     except OSError:
-        return False  # told by the source that tries to list it
+        return False  # the source that lists the folder reports it

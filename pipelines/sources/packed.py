@@ -1,4 +1,4 @@
-"""A dataset that `hvdtrain data pack` made: shards, and an index of every copy of every image.
+"""A dataset made by `hvdtrain data pack`: shards, and an index of every copy of every image.
 
 DST/dataset.json   classes, copies, settings, size and crc32 of every file; written last
 DST/index.npz      labels, names, heights, widths; offsets, sizes, crc32 of every copy
@@ -32,16 +32,16 @@ def is_packed(path: str) -> bool:
 
 
 class Packed:
-    """All images of a packed dataset, read from one of its copies; `at` chooses another.
+    """All images of a packed dataset; reads its largest copy, and `at` gives another one.
 
     Labels, order and fingerprint are the same for every copy. Every image is checked against
-    the crc32 that was taken when it was packed.
+    its crc32 from the time of packing.
     """
 
     def __init__(self, path: str, key: str) -> None:
         """`path`: the dataset, or the folder of one copy, which is then the only one read.
 
-        Raises DataError where files are missing or not as they were packed.
+        Raises DataError if files are missing or have another size than when they were packed.
         """
         root = _root(path)
         assert root is not None
@@ -62,7 +62,7 @@ class Packed:
         return len(self.labels)
 
     def name(self, i: int) -> str:
-        """The name of sample `i` in the source that was packed, below the dataset's path."""
+        """The path of the dataset, and the name that sample `i` had in the packed source."""
         if self._names is None:
             self._names = Names(self.column("names").tobytes(), self.column("name_ends"))
         return f"{self.root}:{self._names[i].decode('utf-8', 'surrogateescape')}"
@@ -78,7 +78,7 @@ class Packed:
         return view
 
     def column(self, name: str) -> np.ndarray:
-        """One array of the index, [len] or flat. Raises DataError where it is damaged."""
+        """One array of the index, [len] or flat. Raises DataError if the index is damaged."""
         try:
             return read_arrays(self.root / INDEX, name)[name]
         except DamagedError as error:
@@ -86,12 +86,12 @@ class Packed:
 
 
 class Copy:
-    """One copy of a packed dataset, as a source of its own."""
+    """One copy of a packed dataset, as a source."""
 
     def __init__(self, packed: Packed, copy: str) -> None:
         self.copy = copy
         self.short_side: int | None = packed.about["copies"][copy]["short_side"]
-        """Of all images that are not smaller, in pixels; None: images as they were."""
+        """In pixels, of all images that were not smaller; None: the images as they were."""
         self.classes, self.labels = packed.classes, packed.labels
         self.fingerprint = packed.fingerprint
         self._packed = packed
@@ -101,13 +101,13 @@ class Copy:
         return len(self.labels)
 
     def name(self, i: int) -> str:
-        """The name of sample `i`, and which copy."""
+        """The name of sample `i`, and of the copy."""
         return f"{self._packed.name(i)} (copy {self.copy})"
 
     def read(self, i: int) -> np.ndarray:
         """The bytes of image `i`, [bytes] uint8.
 
-        Raises DataError naming it where they cannot be read or are not those that were packed.
+        Raises DataError naming it if they cannot be read or are not the bytes that were packed.
         """
         self.load()
         assert self._places is not None
@@ -117,11 +117,11 @@ class Copy:
             raise DataError(f"{self.name(i)}: {error}") from None
         if zlib.crc32(encoded.data) != self._crc32[i]:
             shard = self._reader.paths[self._places[i][0]]
-            raise DataError(f"{self.name(i)}: {shard}: damaged: its checksum is another")
+            raise DataError(f"{self.name(i)}: {shard}: damaged: its checksum differs")
         return encoded
 
     def load(self) -> None:
-        """Read the index of this copy, once. Raises DataError where a shard is not as packed."""
+        """Read the index of this copy, once. Raises DataError if a shard has another size."""
         if self._places is not None:
             return
         packed = self._packed
@@ -138,8 +138,8 @@ class Copy:
 
 
 def copy_for(copies: dict[str, Any], short_side: int | None) -> str:
-    """Name of the smallest of `copies` that has `short_side`; the largest where none has."""
-    sides = {name: about["short_side"] or np.inf for name, about in copies.items()}
+    """Name of the smallest of `copies` with at least `short_side`; the largest if none has it."""
+    sides = {name: copy["short_side"] or np.inf for name, copy in copies.items()}
     ordered = sorted(sides, key=lambda name: sides[name])
     enough = (name for name in ordered if short_side is not None and sides[name] >= short_side)
     return next(enough, ordered[-1])
@@ -169,8 +169,8 @@ def _read_about(root: Path, where: str) -> dict[str, Any]:
 
 def _check_size(file: Path, size: int, where: str) -> None:
     try:
-        found = file.stat().st_size
+        actual = file.stat().st_size
     except OSError as error:
         raise DataError(f"{where}: {file}: {error.strerror}") from None
-    if found != size:
-        raise DataError(f"{where}: {file}: {found} bytes, {size} were packed: it is damaged")
+    if actual != size:
+        raise DataError(f"{where}: {file}: {actual} bytes, {size} were packed: it is damaged")

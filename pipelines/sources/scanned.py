@@ -1,4 +1,4 @@
-"""What `hvdtrain data scan` found out about a dataset, and checking images against it."""
+"""The manifest that `hvdtrain data scan` writes, and checking images against it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MANIFEST = ".hvdtrain-scan.npz"
 
 
 def manifest_path(path: str) -> Path:
-    """Where the manifest of the dataset at `path` is looked for: in a folder, beside a file."""
+    """Where the manifest of the dataset at `path` is: in a folder, or next to a file."""
     place = Path(path)
     return place / MANIFEST if place.is_dir() else place.with_name(f".{place.name}{MANIFEST}")
 
@@ -24,7 +24,7 @@ def manifest_path(path: str) -> Path:
 def checked(source: Source, path: str, key: str) -> Source:
     """`source`, checked against its manifest if it has one.
 
-    Raises DataError where the manifest is of another list of images.
+    Raises DataError if the manifest was made for another list of images.
     """
     manifest = manifest_path(path)
     if not manifest.is_file():
@@ -42,10 +42,10 @@ def checked(source: Source, path: str, key: str) -> Source:
 
 
 class Checked:
-    """A source whose every image must be the one that was scanned, and good then."""
+    """A source of which every image must be the same as when it was scanned, and was good."""
 
     def __init__(self, source: Source, crc32: np.ndarray, bad: dict[int, str]) -> None:
-        """`crc32` [len] uint32; `bad`: why samples were found to be no usable images."""
+        """`crc32` [len] uint32; `bad`: why the scan found a sample to be bad, by its id."""
         self.classes, self.labels = source.classes, source.labels
         self.fingerprint = source.fingerprint
         self.shard_starts: np.ndarray | None = getattr(source, "shard_starts", None)
@@ -57,7 +57,7 @@ class Checked:
         return len(self.labels)
 
     def name(self, i: int) -> str:
-        """As the source calls it."""
+        """The name that the source gives it."""
         return self._source.name(i)
 
     def read(self, i: int) -> np.ndarray:
@@ -66,14 +66,14 @@ class Checked:
             raise DataError(f"{self.name(i)}: {self._bad[i]} (found by data scan)")
         encoded = self._source.read(i)
         if zlib.crc32(encoded.data) != self._crc32[i]:
-            raise DataError(f"{self.name(i)}: damaged or changed: its checksum is another")
+            raise DataError(f"{self.name(i)}: damaged or changed: its checksum differs")
         return encoded
 
 
 def write_manifest(
     manifest: Path, source: Source, columns: dict[str, np.ndarray], bad: dict[int, str]
 ) -> None:
-    """Write the manifest of `source` whole or not at all; raises OSError."""
+    """Write the manifest of `source`, whole or not at all; raises OSError."""
     with whole_file(manifest) as file:
         np.savez(
             file,

@@ -20,11 +20,11 @@ _LINKS_AND_FOLDERS = frozenset(b"1234567")
 
 
 class ShardReader:
-    """Reads byte ranges of many files, each opened once, when it is first needed.
+    """Reads byte ranges of many files; each is opened once, when it is first needed.
 
-    Ranges are read, not mapped: a page that cannot be read then raises an error, where a mapped
-    one kills the process, and no thread waits for a disk while it holds the interpreter. On a
-    local disk it costs 1 to 3 µs more an image. Safe from several threads.
+    Ranges are read, not mapped into memory. So a page that cannot be read raises an error instead
+    of killing the process, and no thread waits for a disk while it holds the interpreter's lock.
+    On a local disk this costs 1 to 3 µs more per image. Safe from several threads.
     """
 
     def __init__(self, paths: list[str]) -> None:
@@ -45,7 +45,7 @@ class ShardReader:
         return content
 
     def read_into(self, shard: int, offset: int, content: np.ndarray) -> int:
-        """Fill `content` [bytes] uint8 from `offset`; returns the bytes there were."""
+        """Fill `content` [bytes] uint8 from `offset`; returns how many bytes there were."""
         view, done = content.data, 0
         try:
             file = self._open(shard)
@@ -77,11 +77,11 @@ class ShardReader:
 
 
 def _allow_open_files(more: int) -> None:
-    """Raise this process's limit by `more`, as far as it may: the usual 1024 are soon used up."""
+    """Raise this process's limit by `more`, as far as allowed: the usual 1024 are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
-        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        limit = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _close_all(files: dict[int, int]) -> None:
@@ -91,7 +91,7 @@ def _close_all(files: dict[int, int]) -> None:
 
 
 class Places:
-    """Where each sample is: its shard, and its bytes in it."""
+    """Where each sample is: its shard, and its bytes in the shard."""
 
     def __init__(self, starts: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> None:
         """`starts` [shards]: the first sample of each shard. `offsets`, `sizes` [len]: bytes."""
@@ -112,11 +112,11 @@ class Member(NamedTuple):
     """First byte of its contents in the tar file."""
     size: int
     head: bytes
-    """Its first bytes; all of a small one."""
+    """Its first bytes; all of them if it is small."""
 
 
 def members(reader: ShardReader, shard: int) -> Iterator[Member]:
-    """The regular files of one shard, in order. Raises DataError where it is damaged.
+    """The regular files of one shard, in order. Raises DataError if it is damaged.
 
     Source: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
     """
@@ -151,7 +151,7 @@ def members(reader: ShardReader, shard: int) -> Iterator[Member]:
 
 
 def _size(header: bytes, path: str, place: int) -> int:
-    """Length of the member; checks that this is a header at all."""
+    """Length of the member. Raises DataError if this is no header."""
     if header[257:262] == b"ustar" or _sums_up(header):
         field = header[124:136]
         if field[0] & 0x80:  # GNU: binary, for 8 GiB and more
@@ -163,7 +163,7 @@ def _size(header: bytes, path: str, place: int) -> int:
 
 
 def _sums_up(header: bytes) -> bool:
-    """Whether the checksum of an old tar header is right."""
+    """Whether the checksum of an old tar header (without `ustar`) is right."""
     digits = header[148:156].strip(b"\0 ")
     return digits.isdigit() and int(digits, 8) == sum(header[:148]) + 256 + sum(header[156:])
 
@@ -176,7 +176,7 @@ def _name(header: bytes) -> bytes:
 
 
 def _long_name(kind: int, content: bytes) -> bytes | None:
-    """The next member's name, from a GNU (L) or pax (x) entry before it."""
+    """The name of the next member, from the GNU (L) or pax (x) entry before it."""
     if kind == ord("L"):
         return content.split(b"\0", 1)[0]
     place = 0

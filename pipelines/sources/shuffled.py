@@ -1,4 +1,4 @@
-"""A dataset in random order, once and for all, for packing."""
+"""A dataset in a fixed random order, for packing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members with one key, side by side, are one sample."""
+"""WebDataset shards: tar files in which neighbouring members with the same key are one sample."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def is_shards(path: str) -> bool:
-    """Whether `path` is a tar file, a pattern of them, or a folder with some."""
+    """Whether `path` is a tar file, a pattern of tar files, or a folder with some."""
     if path.endswith(".tar"):
         return True
     return Path(path).is_dir() and any(name.endswith(".tar") for name in os.listdir(path))  # noqa: PTH208
 
 
 def write_index(path: str) -> tuple[Path, int, int]:
-    """Read all headers of the shards at `path` and save what is in them beside them.
+    """Read all headers of the shards at `path`, and save an index next to the shards.
 
-    Returns the file, the number of shards and the number of images. Raises DataError where
-    `path` is of another kind, a shard is damaged, or the index cannot be written.
+    Returns the file, the number of shards and the number of images. Raises DataError if `path`
+    is of another kind, a shard is damaged, or the index cannot be written.
     """
     if not is_shards(path) and not any(sign in path for sign in "*?[") and not Path(path).exists():
         raise DataError(f"{path}: no such file or folder; expected tar shards")
@@ -45,18 +45,18 @@ def write_index(path: str) -> tuple[Path, int, int]:
 
 
 class TarShards:
-    """The samples of tar shards in the order of file names and members; any one can be read.
+    """The samples of tar shards, in the order of file names and members, with random access.
 
-    A sample is the run of members with one key: the name up to the first dot of its last
-    part. It needs an image (`.jpg`, `.png`, …) and a label: `.cls` with a class number or
-    name, or `.json` with it under `cls`, `label` or `class`. Class numbers are named by
-    `classes.txt` in the folder of the shards, one name in every line, where there is one.
-    What is in the shards is read from the index that `hvdtrain data index` saved; without one,
-    all headers are read when it is opened, and nothing is written.
+    A sample is the consecutive members with one key: the name up to the first dot after the last
+    slash. It needs an image (`.jpg`, `.png`, …) and a label: a `.cls` with a class number or name,
+    or a `.json` with it under `cls`, `label` or `class`. If the folder of the shards has a
+    `classes.txt`, its lines are the names of the class numbers.
+    The index that `hvdtrain data index` saved is used; without one, opening reads all headers, and
+    writes nothing.
     """
 
     def __init__(self, path: str, key: str) -> None:
-        """Raises DataError where shards are missing, damaged or hold samples without a label."""
+        """Raises DataError if shards are missing, damaged, or have samples without a label."""
         where = f"{key}: {path}"
         self._reader = ShardReader(_shard_paths(path, key))
         saved = tar_index.index_path(path)
@@ -77,7 +77,7 @@ class TarShards:
         return len(self.labels)
 
     def name(self, i: int) -> str:
-        """Shard and member of sample `i`."""
+        """The shard and the member of sample `i`."""
         return f"{self._reader.paths[self._places[i][0]]}:{os.fsdecode(self._names[i])}"
 
     def read(self, i: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def _shard_paths(path: str, key: str) -> list[str]:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """`a-{00..12}-{x,y}.tar` written out, as bash does it."""
+    """All names of a pattern like `a-{00..12}-{x,y}.tar`, as in bash."""
     parts = _BRACES.split(pattern)
     choices = [_choices(part) if k % 2 else [part] for k, part in enumerate(parts)]
     return ["".join(choice) for choice in product(*choices)]

@@ -1,7 +1,7 @@
-"""What is in tar shards: read from all their headers, or from the index saved beside them.
+"""The index of tar shards: made from all their headers, or read from the file next to them.
 
-SHARDS/.hvdtrain-index.npz   names, labels, places and sizes of all images, and the name, length
-                             and time of change of every shard they were read from
+SHARDS/.hvdtrain-index.npz   names, labels, offsets and sizes of all images, and the name, length
+                             and time of change of each shard
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ INDEX = ".hvdtrain-index.npz"
 _FORMAT = 1
 _COLUMNS = ("starts", "names", "name_ends", "offsets", "sizes", "numbers", "texts")
 _STATES = ("shards", "lengths", "changed")
-_MEND = "run hvdtrain data index again, or delete it"
+_FIX = "run hvdtrain data index again, or delete it"
 _LABEL_KEYS = ("cls", "label", "class")
 _THREADS = 8  # hide the latency of a network disk while indexing
 
 
 class TarIndex(NamedTuple):
-    """All images of a list of shards, in their order. `len` is the number of images."""
+    """All images of a list of shards, in order. `len` is the number of images."""
 
     starts: np.ndarray
     """[shards] int64: the first image of each shard."""
@@ -40,19 +40,19 @@ class TarIndex(NamedTuple):
     sizes: np.ndarray
     """[len] uint32: bytes."""
     numbers: np.ndarray
-    """[len] int64: class numbers, or indices into `texts` where there are any."""
+    """[len] int64: class numbers, or indices into `texts` if that is not empty."""
     texts: list[str]
-    """The different labels, sorted, where not all are numbers."""
+    """The different labels, sorted; empty if all are numbers."""
 
 
 def index_path(path: str) -> Path:
-    """Where the index of the shards at `path` is kept: in a folder, beside a file or pattern."""
+    """Where the index of the shards at `path` is: in a folder, or next to a file or pattern."""
     place = Path(path)
     return place / INDEX if place.is_dir() else place.with_name(f".{place.name}{INDEX}")
 
 
 def read_headers(reader: ShardReader) -> TarIndex:
-    """Read all headers of all shards. Raises DataError where one is damaged or lacks a label."""
+    """Read all headers of all shards. Raises DataError if one is damaged or a label is missing."""
     with ThreadPoolExecutor(_THREADS) as pool:
         shards = list(pool.map(lambda k: _read_shard(reader, k), range(len(reader.paths))))
     labels = [label for shard in shards for label in shard.labels]
@@ -71,7 +71,7 @@ def read_headers(reader: ShardReader) -> TarIndex:
 
 
 def write(reader: ShardReader, file: Path) -> TarIndex:
-    """Read all headers, and save the index whole or not at all. Raises DataError, OSError."""
+    """Read all headers, and save the index, whole or not at all. Raises DataError, OSError."""
     states = _states(reader.paths)
     index = read_headers(reader)
     with whole_file(file) as stream:
@@ -91,17 +91,17 @@ def write(reader: ShardReader, file: Path) -> TarIndex:
 
 
 def load(file: Path, reader: ShardReader, where: str) -> TarIndex:
-    """The saved index. Raises DataError where it is damaged, or of other shards than these."""
+    """The saved index. Raises DataError if it is damaged, or was made from other shards."""
     try:
         version = int(read_arrays(file, "format")["format"])
         if version != _FORMAT:
             raise DamagedError(f"format {version}; this version reads {_FORMAT}")
         arrays = read_arrays(file, *_COLUMNS, *_STATES)
     except DamagedError as error:
-        raise DataError(f"{where}: {file}: {error}; {_MEND}") from None
+        raise DataError(f"{where}: {file}: {error}; {_FIX}") from None
     states = _states(reader.paths)
     if not all(np.array_equal(states[name], arrays[name]) for name in _STATES):
-        raise DataError(f"{where}: other shards than when {file} was written; {_MEND}")
+        raise DataError(f"{where}: other shards than when {file} was written; {_FIX}")
     return TarIndex(
         arrays["starts"],
         Names(arrays["names"].tobytes(), arrays["name_ends"]),
@@ -113,7 +113,7 @@ def load(file: Path, reader: ShardReader, where: str) -> TarIndex:
 
 
 def _states(paths: list[str]) -> dict[str, np.ndarray]:
-    """By which a shard is known to be the same: name, length in bytes, time of change in ns."""
+    """What shows that shards are the same: name, length in bytes, time of change in ns."""
     states = [Path(path).stat() for path in paths]
     return {
         "shards": np.array([Path(path).name for path in paths], dtype=np.str_),
@@ -147,8 +147,8 @@ def _read_shard(reader: ShardReader, shard: int) -> _Shard:
             text = member.head
             if len(text) < member.size:
                 text = reader.read(shard, member.offset, member.size).tobytes()
-            found = _label(text, is_json=extension == b"json")
-            label = label if found is None else found
+            parsed = _label(text, is_json=extension == b"json")
+            label = label if parsed is None else parsed
     _append(images, labels, image, label, path)
     return _Shard(
         Names.of([image.name for image in images]),
@@ -165,12 +165,12 @@ def _append(
     label: int | str | None,
     path: str,
 ) -> None:
-    """A sample is complete: keep it. One without an image is passed over."""
+    """Add a complete sample; one without an image is ignored."""
     if image is None:
         return
     if label is None:
         raise DataError(
-            f"{path}: {os.fsdecode(image.name)}: no label; expected a .cls beside it, or a .json "
+            f"{path}: {os.fsdecode(image.name)}: no label; expected a .cls next to it, or a .json "
             f"with one of {', '.join(_LABEL_KEYS)}"
         )
     images.append(image)
@@ -194,12 +194,12 @@ def _label(text: bytes, *, is_json: bool) -> int | str | None:
         return None
     if not isinstance(content, dict):
         return None
-    found: Any = next((content[key] for key in _LABEL_KEYS if key in content), None)
-    return found if isinstance(found, (int, str)) else None
+    label: Any = next((content[key] for key in _LABEL_KEYS if key in content), None)
+    return label if isinstance(label, (int, str)) else None
 
 
 def _numbered(labels: list[int | str]) -> tuple[np.ndarray, list[str]]:
-    """Labels as numbers [len(labels)] int64, and the texts they stand for unless all are numbers."""
+    """Labels as numbers [len(labels)] int64, and the texts these stand for; [] if all are numbers."""
     if all(isinstance(label, int) for label in labels):
         return np.array(labels, dtype=np.int64), []
     texts = sorted({str(label) for label in labels})

@@ -18,7 +18,7 @@ from tests.unit.pipelines.samples import CLASSES, PER_CLASS, photograph
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`CLASSES` with `PER_CLASS` JPEG files each, every one of another size."""
+    """`CLASSES` with `PER_CLASS` JPEG files each, all of different sizes."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):

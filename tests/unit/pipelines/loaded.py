@@ -1,4 +1,4 @@
-"""What loaders gave: images by sample id, and the threads that made them."""
+"""Images of loaders by sample id, and the threads that made them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pixels(batches) -> dict[int, torch.Tensor]:
 
 
 def rank_pixels(make_loaders, folder, epoch: Epoch, steps: slice = slice(None), **data):
-    """Images by sample id, of all ranks of `epoch.world_size`; each may come once only."""
+    """Images by sample id, of all ranks of `epoch.world_size`; each may occur once."""
     union: dict[int, torch.Tensor] = {}
     for rank in range(epoch.world_size):
         with make_loaders(folder, rank=rank, size=epoch.world_size, **data) as loaders:

@@ -1,6 +1,6 @@
 """Prints the resident memory in MiB after each of many changes of image size and batch.
 
-Without pages of files, which the kernel takes back and reads again as it likes.
+Pages of files do not count: the kernel drops them and reads them again at any time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What packing tests share: one choice of copies, and what a folder holds."""
+"""What packing tests share: one choice of copies, and the contents of a folder."""
 
 from __future__ import annotations
 

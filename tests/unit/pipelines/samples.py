@@ -1,4 +1,4 @@
-"""What the pipeline tests are made of: small pictures, and epochs as a plan describes them."""
+"""Data of the pipeline tests: small pictures, and epochs as a plan describes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT = len(CLASSES) * PER_CLASS
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a plan tells the loaders; `steps` as a plan would count them."""
+    """What the loaders need to know about an epoch; `steps` as a plan counts them."""
 
     num_train: int = COUNT
     world_size: int = 1

@@ -1,4 +1,4 @@
-"""Crop windows: inside the image, distributed like torchvision's, and history-free."""
+"""Crop windows: inside the image, distributed like torchvision's, and independent of earlier draws."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_image_too_narrow_for_any_crop_gets_the_central_one():
     assert crops(10, 1000, 3).tolist() == [[0, 493, 10, 13]] * 3
 
 
-def test_draws_depend_on_seed_epoch_and_sample_alone():
+def test_draws_depend_on_seed_epoch_and_sample_only():
     ids = np.array([7, 3, 11])
     all_ids = augment.draw(np.arange(20), seed=1, epoch=4)
     some = augment.draw(ids, seed=1, epoch=4)

@@ -37,7 +37,7 @@ def by_pil(data: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB"), dtype=np.int16)
 
 
-def test_sound_files_are_decoded_as_pil_does():
+def test_good_files_are_decoded_as_pil_does():
     decoder = whole_image()
     for name, kind in SOUND.items():
         encoded = np.frombuffer(kind.data(), np.uint8)
@@ -61,7 +61,7 @@ def test_what_would_not_decode_is_refused_by_its_header(name):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> dict[str, Path]:
-    """A class of sound files, and one of every kind of bad and odd ones; paths by kind."""
+    """A class of good files, and one with every kind of bad and odd file; paths by kind."""
     root = tmp_path_factory.mktemp("mixed")
     paths = bad_files.write({**SOUND, **SILENT, **BAD}, root / "files")
     paths |= bad_files.write_on_disk(root / "files")
@@ -112,7 +112,7 @@ def test_every_bad_file_is_masked_and_named_with_its_reason(make_loaders, mixed,
 
 
 def test_masking_leaves_all_other_pixels_as_they_are(make_loaders, mixed, tmp_path):
-    def sound(batches) -> dict[int, torch.Tensor]:
+    def weighted(batches) -> dict[int, torch.Tensor]:
         return {
             int(i): image.clone()
             for b in batches
@@ -121,7 +121,7 @@ def test_masking_leaves_all_other_pixels_as_they_are(make_loaders, mixed, tmp_pa
         }
 
     _loaders, (batches,) = passes(make_loaders, mixed)
-    masked = sound(batches)
+    masked = weighted(batches)
     repaired = tmp_path / "repaired"
     for folder in ("files", "plain"):
         (repaired / folder).mkdir(parents=True)
@@ -130,7 +130,7 @@ def test_masking_leaves_all_other_pixels_as_they_are(make_loaders, mixed, tmp_pa
             data = path.read_bytes() if good else bad_files.jpeg()
             (repaired / folder / path.name).write_bytes(data)
     loaders = make_loaders(repaired, **LEVELS)
-    whole = sound(b for _i, b in loaders.train(epoch_of(loaders)))
+    whole = weighted(b for _i, b in loaders.train(epoch_of(loaders)))
     assert len(whole) > len(masked) > 40
     assert all(torch.equal(masked[i], whole[i]) for i in masked)
 
@@ -165,7 +165,7 @@ def test_a_sample_found_bad_by_another_rank_is_masked_in_batches_made_already(ma
     )
     batches = loaders.train(epoch)
     next(batches)
-    loaders.set_aside([BadSample(victim, 2, "decode", "elsewhere", "damaged")])
+    loaders.mask([BadSample(victim, 2, "decode", "elsewhere", "damaged")])
     found = [bad for _i, b in batches for bad in b.bad]
     assert victim in {bad.index for bad in found}
     assert victim not in {bad.index for bad in upcoming}

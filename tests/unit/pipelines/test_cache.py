@@ -78,7 +78,7 @@ def make(request):
 
 
 def same_batches(one, other, tolerance: float) -> int:
-    """Number of batches, all equal but for the images, which differ by `tolerance` at most."""
+    """Number of batches, all equal except the images, which differ by `tolerance` at most."""
     one, other = list(one), list(other)
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
@@ -153,7 +153,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert set(Path("/dev/shm").iterdir()) <= before
 
 
-def test_closing_lets_go_of_the_memory(make, small):
+def test_closing_releases_the_memory(make, small):
     files = len(list(Path("/proc/self/fd").iterdir()))
     (loaders,) = node(make, small)
     loaders.close()

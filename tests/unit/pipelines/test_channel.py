@@ -1,4 +1,4 @@
-"""The queue between producer and consumer: bounded, and nobody is left waiting in it."""
+"""The queue between producer and consumer: bounded, and no thread waits in it for ever."""
 
 from __future__ import annotations
 

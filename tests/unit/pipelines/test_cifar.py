@@ -1,4 +1,4 @@
-"""CIFAR-10 as it is published, made here in small; what its pickles hold is never run."""
+"""CIFAR-10 in its published forms, with few images; nothing in its pickles is run."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_all_images_and_labels(tmp_path, kind, archive):
                 assert source.name(k * ROWS + row) == f"{path}:{name}/{row:05d}"
 
 
-def test_a_part_can_be_named(tmp_path):
+def test_train_or_test_can_be_chosen_in_the_path(tmp_path):
     path = write(tmp_path / "cifar", "binary", archive=False)
     assert len(open_source(f"{path}:test", "data.train")) == ROWS
     assert len(open_source(f"{path}:train", "data.val")) == 5 * ROWS

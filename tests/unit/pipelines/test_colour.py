@@ -1,4 +1,4 @@
-"""Colour jitter against its definition step by step, and free of history."""
+"""Colour jitter equals its definition step by step, and does not depend on earlier draws."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_nothing_leaves_the_range_of_pixels():
     assert float(changed.max()) <= 1 + 1e-6
 
 
-def test_colours_depend_on_epoch_and_sample_alone():
+def test_colours_depend_on_epoch_and_sample_only():
     images, strengths = pictures(), [0.4, 0.4, 0.4, 0.1]
     jitter = ColourJitter(strengths, MEAN, STD, seed=1)
     whole = jitter(images, IDS, 3)
@@ -99,7 +99,7 @@ def test_colours_depend_on_epoch_and_sample_alone():
     )
 
 
-def test_loaders_apply_it_to_training_alone(make_loaders, folder):
+def test_loaders_change_training_images_only(make_loaders, folder):
     plain, changed = (
         make_loaders(folder, folder, color_jitter=strengths)
         for strengths in ([0.0] * 4, [0.4, 0.4, 0.4, 0.1])

@@ -1,4 +1,4 @@
-"""Passes that are left early end cleanly, and nothing of them is in the next."""
+"""Passes that are left early end cleanly, and the next pass has none of their batches."""
 
 from __future__ import annotations
 

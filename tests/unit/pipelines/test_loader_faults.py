@@ -1,4 +1,4 @@
-"""Loaders tell in one line what is wrong with a file, a plan or an order."""
+"""Loaders say in one line what is wrong with a file, a plan or an order."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ranks_that_list_other_files_have_another_fingerprint(make_loaders, fold
     assert make_loaders(folder).fingerprint != make_loaders(tmp_path / "images").fingerprint
 
 
-def test_an_order_that_keeps_classes_together_is_warned_of(make_loaders, tmp_path):
+def test_an_order_that_keeps_classes_together_gives_a_warning(make_loaders, tmp_path):
     for label in range(8):
         folder = tmp_path / f"c{label}"
         folder.mkdir()

@@ -23,7 +23,7 @@ def reference_crop(
     filter_: Image.Resampling,
     aspect: tuple[float, float],
 ) -> np.ndarray:
-    """The training image of sample `i` made with PIL and NumPy alone."""
+    """The training image of sample `i` made by PIL and NumPy."""
     draws = augment.draw(np.array([i]), seed=5, epoch=0)
     dims = np.array([[picture.height, picture.width]])
     top, left, height, width = augment.whole(dims)[0].tolist()
@@ -47,7 +47,7 @@ def test_training_images_equal_pils(make_loaders, folder, kind, aspect, filter_)
     pixels where PIL's filter leaves them out, so the border may differ more."""
     source = ImageFolder(str(folder), "data.train")
     loaders = make_loaders(folder, augment=kind, **LEVELS)
-    own = None if aspect[0] < 1 else list(aspect)  # None: that of the dataset
+    own = None if aspect[0] < 1 else list(aspect)  # None: the aspect of the dataset
     epoch = Epoch(image_size=32, crop_aspect=own, interpolation=filter_.name.lower())
     for i, image in pixels(b for _i, b in loaders.train(epoch)).items():
         picture = Image.open(source.name(i))

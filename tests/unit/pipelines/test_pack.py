@@ -27,7 +27,7 @@ def test_names_labels_and_bytes_are_those_of_the_folder(folder, packed):
         assert copy.name(i).removeprefix(f"{packed}:") == source.name(i).removeprefix(f"{folder}/")
 
 
-def test_what_is_in_the_folder_and_nothing_else(packed):
+def test_the_folder_holds_these_files_and_nothing_else(packed):
     tars = {f"{copy}/{k:05d}.tar" for copy in ("orig", "48", "32") for k in range(6)}
     assert contents(packed).keys() == tars | {"dataset.json", "index.npz", "classes.txt"}
     assert (packed / "classes.txt").read_text().split() == list(CLASSES)
@@ -53,7 +53,7 @@ def test_copies_are_shrunk_and_still_look_alike(folder, packed, side):
 
 
 def through_jpeg(image: Image.Image) -> np.ndarray:
-    """Pixels [H, W, 3] as a copy holds them; chroma loses much in pictures this small."""
+    """Pixels [H, W, 3] as a copy has them: chroma loses much in pictures this small."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=PackOptions().quality)
     with Image.open(file) as decoded:
@@ -62,25 +62,25 @@ def through_jpeg(image: Image.Image) -> np.ndarray:
 
 def test_the_smallest_copy_that_is_large_enough_is_read(packed):
     source = open_source(str(packed), "data.train")
-    wanted = {1: "32", 32: "32", 33: "48", 48: "48", 49: "orig", 4000: "orig", None: "orig"}
-    assert {side: source.at(side).copy for side in wanted} == wanted
+    expected = {1: "32", 32: "32", 33: "48", 48: "48", 49: "orig", 4000: "orig", None: "orig"}
+    assert {side: source.at(side).copy for side in expected} == expected
     assert source.at(32).fingerprint == source.at(48).fingerprint == source.fingerprint
 
 
-def test_one_copy_can_be_opened_alone(packed):
+def test_one_copy_can_be_opened_by_itself(packed):
     source = open_source(str(packed / "32"), "data.train")
     assert source.at(4000).copy == "32"
     assert source.read(0).tobytes() == open_source(str(packed), "x").at(32).read(0).tobytes()
 
 
-def test_without_originals_the_largest_copy_is_the_best_there_is(folder, tmp_path):
+def test_without_originals_the_largest_copy_is_read(folder, tmp_path):
     pack(str(folder), str(tmp_path / "p"), PackOptions((32, 48)))
     assert open_source(str(tmp_path / "p"), "data.train").at(4000).copy == "48"
 
 
 @pytest.mark.parametrize("copy", [32, 48])
 def test_loaders_read_packed_copies(make_loaders, folder, packed, copy):
-    """Crops of 24 px need 27 px of a copy: that of 32 is read. Those of 38 need 43."""
+    """Crops of 24 px need a copy of 27 px: the one of 32 is read. Crops of 38 need 43."""
     size = {32: 24, 48: 38}[copy]
     epoch = Epoch(image_size=size, val_image_size=size)
     mine = make_loaders(packed, packed)
@@ -119,7 +119,7 @@ def test_copies_are_upright_rgb_whatever_the_original_was(tmp_path):
     assert source.column("height").tolist()[-1] == 100
 
 
-def test_extensions_in_shards_go_by_content(tmp_path):
+def test_extensions_in_shards_follow_the_content(tmp_path):
     (tmp_path / "src/a").mkdir(parents=True)
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM"):
         photograph(1, 20, 20).save(tmp_path / f"src/a/{kind}.jpeg", format=kind)
@@ -130,7 +130,7 @@ def test_extensions_in_shards_go_by_content(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "160,", "7", "orig,orig", "-160", "1e3", "big"])
-def test_sizes_that_are_none(text):
+def test_wrong_sizes_are_refused(text):
     with pytest.raises(ValueError):
         parse_short_sides(text)
 

@@ -1,4 +1,4 @@
-"""Packing: kills are survived, damage is caught, and what is not its own is left alone."""
+"""Packing survives kills, detects damage, and leaves other files alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.pipelines.pack_samples import TWO, contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
 
 
-def test_it_goes_on_after_a_kill_and_makes_the_very_same(folder, packed, tmp_path):
+def test_packing_continues_after_a_kill_with_the_same_result(folder, packed, tmp_path):
     program = (
         "import os, signal, sys\n"
         "from pipelines.commands.pack import pack\n"
@@ -61,12 +61,12 @@ def bad_folder(root: Path) -> Path:
         photograph(k, 40, 40).save(root / f"a/{k}.jpg")
     (root / "a/text.jpg").write_text("no image")
     content = bytearray((root / "a/0.jpg").read_bytes())
-    content[content.index(b"\xff\xc4") + 4] = 0xFF  # a Huffman table that cannot be
+    content[content.index(b"\xff\xc4") + 4] = 0xFF  # an impossible Huffman table
     (root / "a/table.jpg").write_bytes(content)
     return root
 
 
-def test_bad_images_end_it_with_their_list_unless_they_are_left_out(tmp_path):
+def test_bad_images_end_packing_with_their_list_unless_they_are_skipped(tmp_path):
     src, dst = bad_folder(tmp_path / "src"), tmp_path / "dst"
     before = contents(src)
     with pytest.raises(DataError) as error:
@@ -107,7 +107,7 @@ def test_a_flipped_byte_is_caught_and_named(packed, tmp_path, copy):
         if i == bad:
             with pytest.raises(DataError) as error:
                 source.read(i)
-            assert str(error.value).endswith(f"{shard}: damaged: its checksum is another")
+            assert str(error.value).endswith(f"{shard}: damaged: its checksum differs")
             assert CLASSES[1] in str(error.value)
         else:
             source.read(i)
@@ -125,7 +125,7 @@ def test_a_file_of_another_length_is_refused_at_once(packed, tmp_path, file):
         open_source(str(root), "data.train").read(0)
 
 
-def test_a_damaged_index_is_told(packed, tmp_path):
+def test_a_damaged_index_is_reported(packed, tmp_path):
     root = shutil.copytree(packed, tmp_path / "p")
     content = bytearray((root / "index.npz").read_bytes())
     content[content.index(b"label.npy") + 200] ^= 1
@@ -162,12 +162,12 @@ def test_a_folder_with_something_else_is_left_alone(folder, tmp_path):
         (PackOptions((None, 48, 32), quality=80, shard_images=9), "quality, shard_images"),
     ],
 )
-def test_other_settings_want_another_folder(folder, packed, options, differing):
+def test_other_settings_need_another_folder(folder, packed, options, differing):
     with pytest.raises(DataError, match=f"was packed with another {differing}; name another"):
         pack(str(folder), str(packed), options)
 
 
-def test_two_at_once_are_refused(folder, tmp_path):
+def test_two_processes_at_once_are_refused(folder, tmp_path):
     source = ImageFolder(str(folder), "SRC")
     args = (str(folder), str(tmp_path / "p"))
     refused = pytest.raises(DataError, match="another process is packing into it")

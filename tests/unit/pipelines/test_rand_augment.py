@@ -1,4 +1,4 @@
-"""RandAugment's operations against PIL's, and its choices free of history."""
+"""RandAugment's operations equal PIL's, and its choices do not depend on earlier ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ PIL: dict[str, Callable[..., Image.Image]] = {
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """To one level; a pixel in fifty may be another where rounding decides which is nearest."""
+    """Equal within one level, except a pixel in fifty, where rounding decides which is nearest."""
     return float(((found - expected).abs() > 1.01).float().mean()) <= 0.02
 
 

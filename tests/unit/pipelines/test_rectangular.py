@@ -1,4 +1,4 @@
-"""Rectangular evaluation: groups of like shape, each image once, cut alike on any ranks."""
+"""Rectangular evaluation: groups of similar shape, each image once, cropped the same on any ranks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_rectangle_lies_inside_its_image(height, width, tall, wide):
     assert (regions[0, :2] >= -slack).all()
     assert regions[0, 2] <= h + slack
     assert regions[0, 3] <= w + slack
-    # Both axes are scaled alike, but for the rounding to whole pixels.
+    # Both axes have the same scale, except for rounding to whole pixels.
     scale = (regions[0, 2:] - regions[0, :2]) / target[0]
     assert scale[0] == pytest.approx(scale[1], rel=1.5 / min(tall, wide))
 

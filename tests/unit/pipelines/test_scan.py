@@ -1,4 +1,4 @@
-"""Scanning: what is counted, what is found to be bad, and what training makes of it."""
+"""Scanning: what is counted, what is bad, and how training uses the manifest."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_training_checks_every_image_against_the_manifest(folder, tmp_path, make
     for i in range(len(source)):
         if i != 9:
             assert source.read(i).tobytes() == before[i]
-    with pytest.raises(DataError, match=f"{damaged}: damaged or changed: its checksum is another"):
+    with pytest.raises(DataError, match=f"{damaged}: damaged or changed: its checksum differs"):
         list(make_loaders(root).train(Epoch()))
 
 

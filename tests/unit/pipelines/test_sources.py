@@ -30,14 +30,14 @@ def test_samples_are_sorted_labelled_and_readable(tmp_path):
     assert [source.read(i).tobytes().decode() for i in range(5)] == names
 
 
-def test_other_and_hidden_files_are_passed_over(tmp_path):
+def test_other_and_hidden_files_are_ignored(tmp_path):
     root = tree(
         tmp_path, "a/1.jpg", "a/notes.txt", "a/.2.jpg", ".cache/3.jpg", "loose.jpg", "a/jpg"
     )
     assert len(ImageFolder(str(root), "data.train")) == 1
 
 
-def test_the_fingerprint_tells_listings_apart(tmp_path):
+def test_different_listings_have_different_fingerprints(tmp_path):
     one = ImageFolder(str(tree(tmp_path / "1", "a/1.jpg", "b/2.jpg")), "data.train")
     same = ImageFolder(str(tree(tmp_path / "2", "a/1.jpg", "b/2.jpg")), "data.train")
     others = [("a/1.jpg", "b/3.jpg"), ("a/1.jpg", "c/2.jpg"), ("a/1.jpg", "a/2.jpg", "b/2.jpg")]
@@ -92,7 +92,7 @@ def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
         open_source(str(root), "data.train")
 
 
-def test_a_file_that_went_away_is_named(tmp_path):
+def test_a_deleted_file_is_named(tmp_path):
     source = ImageFolder(str(tree(tmp_path, "a/1.jpg")), "data.train")
     (tmp_path / "a/1.jpg").unlink()
     with pytest.raises(DataError) as error:
@@ -170,7 +170,7 @@ def test_class_numbers_are_named_by_a_synset_file(tmp_path):
     assert source.classes == names
     assert source.labels.tolist() == [10, 2]
     (tmp_path / "synset_words.txt").write_text("n1 a\n")
-    with pytest.raises(DataError, match="label 10, but the synset file beside it has 1 lines"):
+    with pytest.raises(DataError, match="label 10, but the synset file next to it has 1 lines"):
         open_source(str(tmp_path / "val"), "data.val")
 
 
@@ -183,7 +183,7 @@ def test_class_numbers_are_named_by_a_synset_file(tmp_path):
         ('"a.jpg,x\n', '{}:1: expected "path,label", found "a.jpg,x'),
     ],
 )
-def test_a_table_that_is_none(tmp_path, text, message):
+def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):
     table = tmp_path / "t.csv"
     table.write_text(text)
     with pytest.raises(DataError) as error:

@@ -1,4 +1,4 @@
-"""Staging: a copy that is right, made once."""
+"""Staging: a correct copy, made once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in files}
 
 
-def test_all_of_it_once(packed, tmp_path):
+def test_everything_is_copied_once(packed, tmp_path):
     seen: list[tuple[int, int]] = []
     report = stage(str(packed), str(tmp_path / "d"), progress=lambda *done: seen.append(done))
     assert report.copied == 13  # two copies of six shards, and the index
@@ -54,7 +54,7 @@ def test_one_copy_and_later_the_other(packed, tmp_path):
     assert (local.at(500).copy, local.at(30).copy) == ("orig", "32")
 
 
-def test_what_is_there_and_wrong_is_copied_again(packed, tmp_path):
+def test_a_wrong_file_is_copied_again(packed, tmp_path):
     stage(str(packed), str(tmp_path / "d"))
     shard = tmp_path / "d/orig/00001.tar"
     content = bytearray(shard.read_bytes())
@@ -69,12 +69,14 @@ def test_what_is_there_and_wrong_is_copied_again(packed, tmp_path):
         assert staged[name] == (packed / name).read_bytes()
 
 
-def test_a_damaged_source_is_found_out(packed, tmp_path):
+def test_a_damaged_source_is_refused(packed, tmp_path):
     root = shutil.copytree(packed, tmp_path / "p")
     content = bytearray((root / "32/00001.tar").read_bytes())
     content[600] ^= 1
     (root / "32/00001.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"SRC: .*32/00001\.tar: damaged: size or checksum"):
+    with pytest.raises(
+        DataError, match=r"SRC: .*32/00001\.tar: damaged: its size or checksum differs"
+    ):
         stage(str(root), str(tmp_path / "d"))
     assert not (tmp_path / "d/32/00001.tar").exists()
     assert not (tmp_path / "d/dataset.json").exists()

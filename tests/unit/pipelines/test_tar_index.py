@@ -1,4 +1,4 @@
-"""The index saved beside tar shards says what their headers say, or is refused."""
+"""The index saved next to tar shards says what their headers say, or is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_index_says_the_same_as_the_headers(tmp_path, monkeypatch, words, nam
         (tmp_path / "classes.txt").write_text("0\n1\n2\ncat\ndog\neel\n")
     plain = open_source(str(tmp_path), "data.train")
     assert indexed(tmp_path) == ".hvdtrain-index.npz"
-    monkeypatch.setattr(tar_index, "read_headers", None)  # nothing else can tell
+    monkeypatch.setattr(tar_index, "read_headers", None)  # the headers are not read again
     quick = open_source(str(tmp_path), "data.train")
     assert quick.fingerprint == plain.fingerprint
     assert contents(quick) == contents(plain)
@@ -43,7 +43,7 @@ def test_an_index_says_the_same_as_the_headers(tmp_path, monkeypatch, words, nam
     assert quick.shard_starts.tolist() == plain.shard_starts.tolist() == [0, 4, 8]
 
 
-def test_a_pattern_has_an_index_of_its_own(tmp_path):
+def test_a_pattern_has_its_own_index(tmp_path):
     for k in range(3):
         make(tmp_path / f"s-{k}.tar", *sample(str(k), k))
     assert indexed(tmp_path / "s-{0..1}.tar") == ".s-{0..1}.tar.hvdtrain-index.npz"
@@ -78,7 +78,7 @@ def test_an_index_of_other_shards_is_refused_until_it_is_made_again(tmp_path, ch
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing of the kind", "cut", "newer", "array"])
-def test_a_damaged_index_is_told(tmp_path, content):
+def test_a_damaged_index_is_reported(tmp_path, content):
     make(tmp_path / "1.tar", *sample("1", 0))
     file = tmp_path / indexed(tmp_path)
     if content == "newer":

@@ -40,7 +40,7 @@ def test_members_are_those_that_tar_lists(tmp_path, form):
         assert content.startswith(member.head)
 
 
-def test_folders_and_links_in_a_tar_file_are_passed_over(tmp_path):
+def test_folders_and_links_in_a_tar_file_are_ignored(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         for name, kind in (("d", tarfile.DIRTYPE), ("d/l.jpg", tarfile.SYMTYPE)):
             info = tarfile.TarInfo(name)
@@ -64,7 +64,7 @@ def test_shards_of_a_folder_come_in_order_of_names(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["s-{00..02}.tar", "s-{00,01,02}.tar", "s-0{0..2}.tar"])
-def test_a_pattern_is_written_out(tmp_path, pattern):
+def test_a_pattern_is_expanded(tmp_path, pattern):
     for k in range(4):
         make(tmp_path / f"s-{k:02d}.tar", *sample(f"{k}", k))
     source = open_source(str(tmp_path / pattern), "data.train")
@@ -114,13 +114,13 @@ def damage(path: Path, place: int, *, cut: bool) -> None:
         (lambda path: make(path, ("1.txt", b"")), "data.train: {}: no images in the tar files"),
         (
             lambda path: make(path, ("1.jpg", b"x")),
-            "{}: 1.jpg: no label; expected a .cls beside it, or a .json with one of cls, label, class",
+            "{}: 1.jpg: no label; expected a .cls next to it, or a .json with one of cls, label, class",
         ),
         (lambda path: make(path, *sample("1", -1)), None),
         (lambda path: path.unlink(), "data.train: {}: no such file"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_line(tmp_path, spoil, message):
+def test_what_cannot_be_used_is_reported_in_one_line(tmp_path, spoil, message):
     path = make(tmp_path / "s.tar", *sample("1", 0), *sample("2", 1))
     spoil(path)
     if message is None:

@@ -1,4 +1,4 @@
-"""Resizing outside DALI gives what DALI's graph gives, and its memory and threads are its own."""
+"""Resizing by torch gives the images of DALI's graph, and keeps to its own memory and threads."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_resizing_equals_pils_to_one_level(size, interpolation):
     assert np.abs(resized - reference).max() <= 1
 
 
-def test_memory_is_used_again_only_when_nobody_holds_it():
+def test_memory_is_used_again_only_when_nothing_refers_to_it():
     buffers = windows.Buffers()
     first = buffers.take((2, 3))
     row = first[1]
@@ -84,7 +84,7 @@ def test_memory_is_used_again_only_when_nobody_holds_it():
     assert address in {buffers.take((2, 3)).data_ptr() for _ in range(2)}
 
 
-def test_memory_of_another_shape_is_let_go():
+def test_memory_of_another_shape_is_released():
     buffers = windows.Buffers()
     held, free = buffers.take((4, 4)), buffers.take((4, 4))
     del free
