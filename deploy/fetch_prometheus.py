@@ -1,7 +1,7 @@
-"""Finds Prometheus and promtool, or gets Debian's: prints the folder they are in.
+"""Prints the folder of Prometheus and promtool; downloads Debian's package if there is none.
 
-A server that is installed is taken from PATH. Otherwise the Debian package is unpacked into the
-cache (HVDTRAIN_CACHE, or ~/.cache/hvdtrain), which needs apt and no root.
+It looks on PATH first. Otherwise it unpacks the Debian package into the cache (HVDTRAIN_CACHE, or
+~/.cache/hvdtrain), which needs apt-get but no root.
 """
 
 import os
@@ -15,14 +15,14 @@ TOOLS = ("prometheus", "promtool")
 
 
 class FetchError(Exception):
-    """Neither installed nor to be had, and why."""
+    """Prometheus is neither installed nor downloadable; the message says why."""
 
 
 def find_prometheus() -> Path:
     """The folder with both programs. Raises FetchError."""
-    found = {shutil.which(tool) for tool in TOOLS}
-    folders = {Path(tool).parent for tool in found if tool is not None}
-    if None not in found and len(folders) == 1:
+    programs = {shutil.which(tool) for tool in TOOLS}
+    folders = {Path(program).parent for program in programs if program is not None}
+    if None not in programs and len(folders) == 1:
         return folders.pop()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = Path(os.environ.get("HVDTRAIN_CACHE") or f"{base}/hvdtrain").expanduser().absolute()
@@ -40,14 +40,16 @@ def find_prometheus() -> Path:
 
 
 def _unpack(folder: Path) -> None:
-    """The package's files in `folder`/root."""
+    """Downloads the package and unpacks it into `folder`/root."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise FetchError(f"no prometheus on PATH, and no {tool} to get Debian's with")
+            raise FetchError(
+                f"prometheus is not on PATH, and {tool} is missing to download Debian's package"
+            )
     download = ["apt-get", "-q", "download", "prometheus"]
     try:
         _run(download, folder)
-    except FetchError:  # no package lists, as in a fresh container: lists of our own
+    except FetchError:  # no package lists, as in a fresh container: download them to our folder
         (folder / "lists/partial").mkdir(parents=True)
         own = ["-o", f"Dir::State::lists={folder}/lists", "-o", "APT::Sandbox::User="]
         own += ["-o", f"Dir::Cache={folder}/cache"]
@@ -64,14 +66,14 @@ def _run(command: list[str], folder: Path) -> None:
             command, cwd=folder, capture_output=True, text=True, timeout=180, check=False
         )
     except subprocess.TimeoutExpired:
-        raise FetchError(f"{' '.join(command)}: no end after 180 s") from None
+        raise FetchError(f"{' '.join(command)}: not finished after 180 s") from None
     if done.returncode != 0:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise FetchError(f"{' '.join(command)}: {lines[-1] if lines else done.returncode}")
 
 
 def main() -> int:
-    """Prints the folder, or the reason on standard error."""
+    """Prints the folder; on failure prints the reason on standard error and returns 1."""
     try:
         print(find_prometheus())
     except FetchError as error:

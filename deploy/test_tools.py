@@ -1,8 +1,7 @@
-"""Installs the programs that some tests need and Python's packages do not bring; tests that miss
-one are skipped, and say so.
+"""Installs the programs that some tests need and pip cannot install.
 
-Only as root, and where there is apt-get, so in a container or a machine for tests. Elsewhere it
-prints the names of the packages.
+It installs Debian packages as root, which suits a container or a test machine. Without root or
+apt-get it prints the names of the packages. Tests skip, with a message, if a program is missing.
 """
 
 import os
@@ -23,14 +22,17 @@ PACKAGES = {
     "slurm-client": ("sbatch",),
     "munge": ("munged",),
 }
-"""Debian's, with the programs of each that are needed."""
+"""Debian packages and the programs that tests need of each."""
 NO_SERVICES = "#!/bin/sh\nexit 101\n"
-"""What a package asks before it starts its service: no. Source: invoke-rc.d(8), policy-rc.d"""
+"""Debian packages run this script before they start a service; 101 forbids it.
+
+Source: invoke-rc.d(8), policy-rc.d
+"""
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def missing() -> list[str]:
-    """Packages of which a program is not there."""
+    """Packages with a program that is not installed."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return [
         package
@@ -40,7 +42,7 @@ def missing() -> list[str]:
 
 
 def install(packages: list[str]) -> None:
-    """By apt-get, without starting their services. Raises CalledProcessError."""
+    """Runs apt-get so that no service is started. Raises CalledProcessError."""
     own_policy = not POLICY.exists()
     if own_policy:
         POLICY.write_text(NO_SERVICES)
@@ -57,7 +59,7 @@ def install(packages: list[str]) -> None:
 
 
 def main() -> int:
-    """1 if something is still missing."""
+    """Exit code 1 if something is still missing."""
     needed = missing()
     if needed and os.geteuid() == 0 and shutil.which("apt-get"):
         try:
@@ -68,7 +70,7 @@ def main() -> int:
             )
     needed = missing()
     if needed:
-        print(f"tests that need them are skipped: install {' '.join(needed)}", file=sys.stderr)
+        print(f"some tests are skipped until you install: {' '.join(needed)}", file=sys.stderr)
     return 1 if needed else 0
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Inside an image that is being built: make setup, without CUDA's wheels where there is no CUDA.
+# Runs make setup while an image is built. An image without CUDA gets torch's CPU build.
 set -eu
 cd "$(dirname "$0")/../.."
 if [ ! -x /usr/local/cuda/bin/nvcc ]; then

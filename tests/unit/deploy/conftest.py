@@ -1,4 +1,4 @@
-"""A checkout that set-up has not touched."""
+"""A checkout before `make setup`."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.launch import REPOSITORY as ROOT
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with what set-up reads, and nothing made yet."""
+    """A folder with only the files that `make setup` reads."""
     root = tmp_path / "checkout"
     for name in ("requirements", "deploy", "third_party"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""The files for containers, read as their tools read them: nothing here starts any."""
+"""The files for containers, checked as their tools would read them; no container is started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MPIJOB = ROOT / "deploy/kubernetes/mpijob.yaml"
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Of a Dockerfile: comments out, continued lines joined."""
+    """The instructions of a Dockerfile, without comments, with continued lines joined."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [
@@ -29,7 +29,7 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def packages(text: str) -> list[set[str]]:
-    """What every apt-get install of a script installs."""
+    """The packages of each `apt-get install` in a script."""
     joined = text.replace("\\\n", " ")
     return [
         {word for word in shlex.split(found) if not word.startswith("-")}
@@ -37,7 +37,7 @@ def packages(text: str) -> list[set[str]]:
     ]
 
 
-def test_the_dockerfile_names_what_is_there() -> None:
+def test_the_dockerfile_names_existing_files() -> None:
     found = instructions(DOCKERFILE.read_text())
     known = {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD"}
     assert {word for word, _ in found} <= known
@@ -56,7 +56,7 @@ def test_the_dockerfile_names_what_is_there() -> None:
             assert (ROOT / name).is_file()
 
 
-def test_the_definition_names_what_is_there() -> None:
+def test_the_definition_names_existing_files() -> None:
     text = DEFINITION.read_text()
     sections = dict(re.findall(r"(?ms)^%(\w+)\n(.*?)(?=^%|\Z)", text))
     assert set(sections) == {"arguments", "files", "post", "environment", "test", "runscript"}
@@ -67,7 +67,7 @@ def test_the_definition_names_what_is_there() -> None:
     for source, target in copied:
         assert (ROOT / source).exists()
         assert target == f"/opt/hvdtrain/{source}"
-    # What set-up and a run need of a checkout, as the Dockerfile's `COPY . .` has it.
+    # What set-up and a run need of a checkout; the Dockerfile copies all of it by `COPY . .`.
     tracked = {line.split()[0] for line in sections["files"].splitlines() if line.strip()}
     needed = {"Makefile", "pyproject.toml", "setup.py", "deploy", "requirements", "third_party"}
     metadata = {"LICENSE", "NOTICE", "README.md"}  # pyproject.toml names them
@@ -87,14 +87,14 @@ def test_both_images_hold_what_set_up_asks_for() -> None:
     if shutil.which("apt-cache") is None:
         return
     command = ["apt-cache", "show", "--no-all-versions", "bash", *(build | run | single)]
-    told = subprocess.run(command, capture_output=True, text=True)
-    found = set(re.findall(r"(?m)^Package: (\S+)$", told.stdout))
+    shown = subprocess.run(command, capture_output=True, text=True)
+    found = set(re.findall(r"(?m)^Package: (\S+)$", shown.stdout))
     if "bash" in found:  # else there are no lists
         assert build | run | single <= found
 
 
 def test_the_set_up_of_an_image(tmp_path: Path) -> None:
-    """The script with a make that says what it was given: torch without CUDA, by our pin."""
+    """A stand-in for make prints what it is given: our pinned torch, without CUDA."""
     script = CONTAINERS / "setup.sh"
     targets = re.findall(r"(?m)^make (\w+)$", script.read_text())
     assert targets == ["setup"]
@@ -138,12 +138,12 @@ def test_sshd_and_ssh_take_their_files(tmp_path: Path) -> None:
     assert "port 2222\n" in done.stdout
     assert "passwordauthentication no\n" in done.stdout
     client = ["ssh", "-G", "-F", str(CONTAINERS / "ssh_config"), "worker-0"]
-    told = subprocess.run(client, capture_output=True, text=True, check=True).stdout
-    assert "port 2222\n" in told
-    assert "userknownhostsfile /dev/null\n" in told
+    settings = subprocess.run(client, capture_output=True, text=True, check=True).stdout
+    assert "port 2222\n" in settings
+    assert "userknownhostsfile /dev/null\n" in settings
 
 
-def test_the_page_says_that_none_of_it_was_run() -> None:
+def test_the_page_says_that_the_images_were_not_built() -> None:
     page = (ROOT / "docs/how-to/containers.md").read_text()
     assert "not been built or run" in page
     for name in (DOCKERFILE, DEFINITION, MPIJOB):
