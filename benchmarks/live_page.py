@@ -19,7 +19,7 @@ from common import print_machine, print_result, print_table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.browser import CHROMIUM, Tab, opened
-from tests.live_run import ToldRun
+from tests.live_run import FakeRun
 
 RANKS = (4, 64, 256)
 REPORTS = 400
@@ -35,7 +35,7 @@ def main() -> None:
     updates = 10 if parser.parse_args().quick else 50
     if CHROMIUM is None:
         sys.exit("chromium is not in PATH; python3 deploy/test_tools.py installs it")
-    runs = {ranks: ToldRun(ranks) for ranks in RANKS}
+    runs = {ranks: FakeRun(ranks) for ranks in RANKS}
     times: dict[str, list[float]] = {f"{ranks} ranks": [] for ranks in RANKS}
     sizes = {}
     try:
@@ -60,7 +60,7 @@ def main() -> None:
     )
 
 
-def measure(tab: Tab, run: ToldRun, updates: int) -> list[float]:
+def measure(tab: Tab, run: FakeRun, updates: int) -> list[float]:
     """Milliseconds of each update, after 5 updates to warm up."""
     tab.size(1400, 1000)
     tab.open(run.address)

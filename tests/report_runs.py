@@ -1,4 +1,4 @@
-"""Run directories made by hand, whose figures are known."""
+"""Made-up run directories with known figures."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class Log:
 
 
 def restarted(root: Path, *, starts: bool = True) -> Log:
-    """Killed at step 30, ten steps after its checkpoint; goes on 948 s later on twice the nodes.
+    """Killed at step 30, ten steps after its checkpoint; resumed 948 s later on twice the nodes.
 
-    Training 40 s, of which none twice but 10 s lost. First attempt 990-1032 on two nodes, second
-    1980-2024 on four. Top-1 is 0.5 after epoch 1, 0.8 after epoch 2. Without `starts` as older
-    versions wrote it: the first 10 s are not told, nor the nodes.
+    Training takes 40 s, and 10 s more are lost and made again. The first attempt is 990-1032 on two
+    nodes, the second 1980-2024 on four. Top-1 is 0.5 after epoch 1, 0.8 after epoch 2. Without
+    `starts` the log is that of an older version: it lacks the first 10 s and the number of nodes.
     """
     log = Log(root)
     if starts:

@@ -1,4 +1,4 @@
-"""10,000 steps of telemetry without training; prints how many bytes those after the first 2,000 leave."""
+"""10,000 steps of telemetry without training; prints the growth of memory after the first 2,000."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Two(Solo):
 
 
 def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
-    """Python memory that 8,000 steps after the first 2,000 leave; `keep` gets every report."""
+    """Growth of Python memory in 8,000 steps after the first 2,000; `keep` gets every interval."""
     cfg = Config(name="name", phases=[Phase(epochs=1)], metrics=Metrics(port=free_port()))
     comm, paths = Two(), RunPaths(folder)
     paths.create()
@@ -77,9 +77,9 @@ def grown_bytes(folder: Path, keep: Callable[[Interval], None]) -> int:
 def main(folder: Path, leak: bool) -> None:
     kept: list[float] = []
 
-    def keep(found: Interval) -> None:
+    def keep(interval: Interval) -> None:
         if leak:
-            kept.append(found.measured.loss)
+            kept.append(interval.measured.loss)
 
     grown = grown_bytes(folder, keep)
     assert len(RunPaths(folder).events.read_text().splitlines()) == 1000

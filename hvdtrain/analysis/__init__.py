@@ -1,0 +1,1 @@
+"""Measurements before a run: `hvdtrain tune` and `hvdtrain scaling calibrate`. Read `tune.py` first."""

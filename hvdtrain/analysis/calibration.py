@@ -1,5 +1,5 @@
-"""What the scaling predictor needs to know of this machine: one worker's speed at every image size
-of the plan, and when in the backward pass each group of gradients is ready."""
+"""Measures for the scaling predictor: the speed of one worker at each image size of the plan, and
+when in the backward pass each group of gradients is ready."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from hvdtrain.run.efficiency import about
 
 
 def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
-    """The content of a calibration.json, the same form as a run's, with the gradients besides.
+    """The content of a calibration.json: that of a run, and the gradients besides.
 
-    Images are noise. Ranks measure at the same time, so what they share of a machine is in it; of
-    their speeds the (lower) median counts, of the times of release rank 0's. `groups`: bytes of the
-    reducer's groups in fp32; `release_s` of each entry: seconds from the start of the last
-    micro-batch's backward pass until each is ready. Raises ConfigError without model.num_classes.
+    Images are noise. All ranks measure at the same time, so the speed includes what they share of
+    a machine. The (lower) median of their speeds counts, and the times of release on rank 0.
+    `groups`: bytes of the reducer's groups in fp32; `release_s` of each entry: seconds from the
+    start of the last micro-batch's backward pass until each group is ready.
+    Raises ConfigError without model.num_classes.
     """
     classes = cfg.model.num_classes
     if classes is None:
@@ -45,21 +46,20 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
     }
     entries = []
     for image_size, batch in sorted(settings):
-        comm.sum_(torch.zeros(1), "calibrate.start")  # all at the same time
+        comm.sum_(torch.zeros(1), "calibrate.start")  # all ranks at the same time
         images = noise(state, batch, image_size, classes)
         with _released(state) as released:
-            mine = calibrate(state, images)
-        rows = comm.gather(torch.tensor(mine, dtype=torch.float64), "calibrate").tolist()
-        alone = WorkerSpeed(*sorted(rows, reverse=True)[(len(rows) - 1) // 2])
-        before_end = released()
-        release_s = [max(0.0, alone.backward_s - seconds) for seconds in before_end]
+            speed = calibrate(state, images)
+        rows = comm.gather(torch.tensor(speed, dtype=torch.float64), "calibrate").tolist()
+        median = WorkerSpeed(*sorted(rows, reverse=True)[(len(rows) - 1) // 2])
+        release_s = [max(0.0, median.backward_s - seconds) for seconds in released()]
         entries.append(
             {
                 "image_size": image_size,
                 "batch": batch,
                 "accumulate": cfg.train.accumulate,
                 "trained": 0,
-                **alone._asdict(),
+                **median._asdict(),
                 "release_s": release_s,
             }
         )
@@ -86,10 +86,11 @@ def calibration_text(content: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _released(state: State) -> Iterator[Callable[[], list[float]]]:
-    """Note when each group's last gradient is there, in every backward pass within the context.
+    """Record when each group's last gradient is ready, in each backward pass within the context.
 
-    Gives a function for afterwards: of each group the median of the seconds from then to the end
-    of the pass, falling from group to group as the reducer sends them in order.
+    Gives a function to call afterwards. It returns, for each group, the median of the seconds from
+    that moment to the end of the pass; they fall from group to group, as the reducer sends them in
+    order.
     """
     cuda = state.settings.device.type == "cuda"
     marks: list[list[Any]] = [[] for _ in state.reducer.groups]
@@ -116,7 +117,7 @@ def _released(state: State) -> Iterator[Callable[[], list[float]]]:
         ends = [mark for mark in marks if len(mark) == passes][-1]
         falling: list[float] = []
         for mark in marks:
-            # A group of which nothing is trained, or not in every pass, is sent at the end.
+            # A group without gradients, or without them in some pass, is sent at the end.
             pairs = list(zip(mark, ends, strict=True))[1:] if len(mark) == passes else []
             seconds = statistics.median([_between(*pair) for pair in pairs]) if pairs else 0.0
             falling.append(max(0.0, min([seconds, *falling])))
@@ -138,7 +139,7 @@ def _now(cuda: bool) -> Any:
 
 
 def _between(first: Any, last: Any) -> float:
-    """Seconds; for events all of which have passed."""
+    """Seconds between two marks; events must be complete."""
     if isinstance(first, float):
         return float(last - first)
     return float(first.elapsed_time(last)) / 1000

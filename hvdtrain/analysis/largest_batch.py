@@ -1,4 +1,4 @@
-"""The largest batch per worker that memory holds, for each image size of a plan."""
+"""Finds the largest batch per worker that fits in memory, for each image size of a plan."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hvdtrain.engine.step import State
 from pipelines.loader import Batch
 
 HEADROOM = 0.1
-"""Share of the memory left to what a trial does not see: batches decoded ahead, evaluation,
-fragments."""
+"""Share of the memory that is kept free for what a trial does not use: batches decoded ahead,
+evaluation, fragmentation."""
 _MULTIPLE = 8
 
 
@@ -30,18 +30,18 @@ class Trial:
 
     batch_per_worker: int
     images_per_s: float | None
-    """Of the slowest rank alone, without communication; None: it does not fit on every rank."""
+    """Of the slowest rank, without communication; None: the batch does not fit on every rank."""
 
 
 def largest_batch(
     state: State, memory: Memory, image_size: int, num_classes: int, *, most: int
 ) -> list[Trial]:
-    """Try batches of noise of `image_size` on every rank: doubled from 8 up to `most` images until
-    one rank has no memory for them, then by halves of what is between, in multiples of 8.
+    """Try batches of noise of `image_size` on every rank, from 8 to `most` images.
 
-    All ranks try the same batches, and the state is put back after each. A GPU runs out of
-    memory; a CPU must not, so what a batch takes is measured there, and one that would take too
-    much by the measure of the two before is not tried. Returns all trials in order.
+    The batch is doubled until one rank has not enough memory; then the interval is halved, in
+    multiples of 8. All ranks try the same batches, and the state is restored after each. A GPU may
+    run out of memory; a CPU must not, so there the memory of a batch is measured, and a batch is
+    not tried if the two before it show that it would need too much. Returns all trials in order.
     """
     memory.forget()
     trials: list[Trial] = []
@@ -66,7 +66,7 @@ def largest_batch(
 
 
 def best(trials: list[Trial]) -> int:
-    """The largest batch that fitted; 0 if none did."""
+    """The largest batch that fits; 0 if none does."""
     return max((t.batch_per_worker for t in trials if t.images_per_s is not None), default=0)
 
 
@@ -81,27 +81,27 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            speed, error.__traceback__ = 0.0, None  # whose frames hold what was allocated
+            speed, error.__traceback__ = 0.0, None  # its frames hold the allocated memory
     gc.collect()
     if state.settings.device.type == "cuda":
         torch.cuda.empty_cache()
     else:
-        ctypes.CDLL(None).malloc_trim(0)  # or it counts as taken by the next trial
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise the next trial counts it as used
     if any_rank(state.comm, speed == 0.0):
         return Trial(batch, None)
     return Trial(batch, min(map(float, state.comm.gather_text(str(speed)))))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch tells a CPU's and some libraries' want of memory by a plain RuntimeError."""
+    """Whether memory was lacking; on a CPU and in some libraries torch raises RuntimeError for it."""
     words = ("can't allocate memory", "ALLOC_FAILED", "not enough memory")
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(word in str(error) for word in words)
 
 
 def free_memory() -> int:
-    """Bytes that this process and those beside it may still take: of the machine, or of the
-    control group it is in, which a Slurm job or a container is."""
+    """Bytes that all processes here may still use: of the machine, or of the control group that a
+    Slurm job or a container has."""
     free = psutil.virtual_memory().available
     for folder in ("/sys/fs/cgroup", f"/sys/fs/cgroup{_group()}"):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
@@ -111,7 +111,7 @@ def free_memory() -> int:
 
 
 def _group() -> str:
-    """This process's control group (version 2), as a path; empty if it cannot be told."""
+    """The path of this process's control group (version 2); empty if it is not known."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             if line.startswith("0::"):
@@ -120,9 +120,9 @@ def _group() -> str:
 
 
 class Memory:
-    """What this rank may use: on a GPU all but the headroom, on a CPU by measurement.
+    """The memory that this rank may use: on a GPU all except the headroom, on a CPU as measured.
 
-    `memory_bytes`: on a CPU, None: what is free, shared by the ranks of the node.
+    `memory_bytes`: limit on a CPU; None: this rank's share of what is free on the node.
     """
 
     def __init__(self, state: State, memory_bytes: float | None) -> None:
@@ -134,12 +134,12 @@ class Memory:
         self._taken: dict[int, int] = {}  # bytes, by batch
 
     def forget(self) -> None:
-        """Other images follow."""
+        """Forget all measurements, before another image size."""
         self._taken = {}
 
     def may_hold(self, batch: int) -> bool:
-        """False if smaller batches have shown that this one takes too much."""
-        smaller = sorted(taken for taken in self._taken if taken < batch)[-2:]
+        """False if smaller batches have shown that this one needs too much."""
+        smaller = sorted(tried for tried in self._taken if tried < batch)[-2:]
         if self._cuda is not None or len(smaller) < 2:
             return True
         first, last = smaller
@@ -148,7 +148,7 @@ class Memory:
 
     @contextlib.contextmanager
     def watched(self, batch: int) -> Iterator[None]:
-        """A trial of `batch`. Raises MemoryError, or lets torch raise, where it took too much."""
+        """A trial of `batch`. Raises MemoryError, or lets torch raise, if it needed too much."""
         if self._cuda is not None:
             torch.cuda.set_per_process_memory_fraction(1 - HEADROOM, self._cuda)
             try:
@@ -156,8 +156,8 @@ class Memory:
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0, self._cuda)
             return
-        with contextlib.suppress(OSError):  # then the highest of all trials counts
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        with contextlib.suppress(OSError):  # if it fails, the peak of all trials counts
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         yield
         status = Path("/proc/self/status").read_text().split()
         taken = int(status[status.index("VmHWM:") + 1]) * 1024 - self._before
@@ -167,7 +167,7 @@ class Memory:
 
 
 def noise(state: State, count: int, image_size: int, classes: int) -> Batch:
-    """[count, 3, S, S] in the place of images, on the state's device."""
+    """A batch of random images [count, 3, S, S], on the device of `state`."""
     random = torch.Generator(state.settings.device).manual_seed(0)
     images = torch.randn(
         count, 3, image_size, image_size, generator=random, device=state.settings.device

@@ -1,4 +1,4 @@
-"""LR range test: a short run over which the learning rate rises exponentially."""
+"""LR range test: a short training in which the learning rate rises exponentially."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pipelines.loader import Loaders
 SMOOTHING = 0.98
 """Decay of the moving average of the loss."""
 DIVERGED = 4.0
-"""The test ends where the smoothed loss is this many times its least value."""
+"""The test ends when the smoothed loss is this many times its minimum."""
 _SETTLED = 10  # steps before the smoothed loss is judged
 
 
 @dataclass(frozen=True)
 class LRRange:
-    """One test: per step the rate, the loss of the global batch and its moving average."""
+    """The result: for each step the rate, the loss of the global batch and its moving average."""
 
     rates: list[float]
     losses: list[float]
     smoothed: list[float]
     global_batch_size: int
     scale: float
-    """Rate at this global batch over `lr.base`."""
+    """Rate at this global batch divided by `lr.base`."""
 
     @property
     def steepest(self) -> float:
@@ -44,7 +44,7 @@ class LRRange:
 
     @property
     def tenth_of_minimum(self) -> float:
-        """A tenth of the rate at which the smoothed loss is least."""
+        """A tenth of the rate at which the smoothed loss has its minimum."""
         return self.rates[int(np.argmin(self.smoothed))] / 10
 
 
@@ -57,11 +57,11 @@ def lr_range_test(
     highest: float = 10.0,
     steps: int = 200,
 ) -> LRRange:
-    """Train from `state` with rates from `lowest` to `highest`, then put everything back.
+    """Train from `state` with rates from `lowest` to `highest`, then restore the state.
 
-    Every rank must call it; the losses are those of the global batch, one small sum a step.
-    `epoch` gives image size, batch and momentum; where it is shorter than `steps` the next orders
-    of the data follow. Raises TrainingError if the loss is not finite from the start.
+    Every rank must call it; the losses are those of the global batch, by one small sum per step.
+    `epoch` gives image size, batch and momentum. If it is shorter than `steps`, the samples of the
+    next epochs follow. Raises TrainingError if the loss is not finite from the start.
     Source: Smith 2015, arXiv 1506.01186; smoothing and end as in fastai.
     """
     rates: list[float] = []
@@ -85,7 +85,7 @@ def lr_range_test(
     if len(rates) < _SETTLED + 2:
         fault = TrainingError(
             f"the loss is not finite after {len(rates)} steps from rate {lowest:g} up: "
-            "lower --from, or see whether the images are right"
+            "lower --from, or check the images"
         )
         fault.everywhere = True
         raise fault
@@ -101,7 +101,7 @@ def _batches(loaders: Loaders, epoch: Epoch) -> Iterator[Batch]:
 
 
 def plot(result: LRRange, path: Path) -> None:
-    """The losses over the rate, as a picture."""
+    """Plot the losses over the rate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -121,7 +121,7 @@ def plot(result: LRRange, path: Path) -> None:
 
 
 def as_dict(result: LRRange) -> dict[str, object]:
-    """For `lr_range.json`."""
+    """The content of `lr_range.json`."""
     return {
         "rates": result.rates,
         "losses": result.losses,

@@ -1,4 +1,4 @@
-"""`hvdtrain tune`: the learning rate and the batch that suit this model, data and hardware."""
+"""`hvdtrain tune`: finds the learning rate and the batch for a model, its data and the hardware."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hvdtrain.plan.epochs import make_plan
 def tune_lr(
     cfg: Config, comm: Comm, *, lowest: float, highest: float, steps: int, output: Path
 ) -> LRRange:
-    """An LR range test at the batch and image size of the first phase.
+    """LR range test at the batch and image size of the first phase.
 
     Rank 0 writes `lr_range.json` and `lr_range.png` to `output`. Raises ConfigError for an empty
     range.
@@ -54,7 +54,7 @@ def tune_lr(
 
 
 def _start(parts: Parts, cfg: Config, comm: Comm) -> None:
-    """What a run does before its first step: weights from a file, frozen parts, whitening."""
+    """Do what a run does before its first step: weights from a file, frozen parts, whitening."""
     state, epoch = parts.state, parts.plan.epochs[0]
     with together(comm):
         if comm.rank == 0 and cfg.model.weights is not None:
@@ -76,8 +76,8 @@ def tune_batch(
     """Trials of batches up to `most` per worker, by image size of the plan; every rank must call.
 
     `memory_bytes`: what each rank may use on a CPU. Rank 0 writes the config with the largest
-    batches to `write`. Raises ConfigError where not even 8 images fit, and ResourceError if the
-    file exists.
+    batches to `write`. Raises ConfigError if not even 8 images fit, and ResourceError if the file
+    exists.
     """
     with together(comm):
         if write is not None and comm.rank == 0:
@@ -105,22 +105,22 @@ def tune_batch(
 
 
 def tuned_config(cfg: Config, trials: dict[int, list[Trial]], num_samples: int, ranks: int) -> str:
-    """The whole config as YAML, with the largest batch that fits in every phase.
+    """The whole config as YAML, with the largest batch that fits in each phase.
 
-    The learning rate follows by `lr.scaling` when it is planned. No batch exceeds what an epoch
-    gives each rank.
+    When it is planned, the learning rate follows the batch by `lr.scaling`. No batch is larger than
+    the images that a rank has in an epoch.
     """
     most = num_samples // (ranks * cfg.train.accumulate)
     tuned: dict[str, Any] = cfg.model_dump()
     for phase, written in zip(cfg.phases, tuned["phases"], strict=True):
         written["batch_per_worker"] = min(best(trials[phase.largest_image_size]), most)
     text = yaml.safe_dump(tuned, sort_keys=False, allow_unicode=True)
-    make_plan(parse_config(text), ranks, num_samples)  # it is a config, and its plan stands
+    make_plan(parse_config(text), ranks, num_samples)  # raises if it is no valid config or plan
     return text
 
 
 def require_new(path: Path) -> None:
-    """Raises ResourceError if the file is there already."""
+    """Raise ResourceError if the file exists."""
     if path.exists():
         raise ResourceError(f"--write {path}: exists; name another file")
 

@@ -1,4 +1,7 @@
-"""The networks by name. To add one, write a function like those below and add its line here."""
+"""The networks by name, and how the one of a config is built. Read `resnet.py` first.
+
+To add a network, write a function like those named in `MODELS`, and add its line there.
+"""
 
 from __future__ import annotations
 
@@ -48,15 +51,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "airbench94": small.airbench94,
     "vgg_small": small.vgg_small,
 }
-"""Name → function(num_classes) that makes the network with its starting weights. It takes
-`zero_gamma` and `width` if they mean something to it."""
+"""Name → function(num_classes) that makes the network with its starting weights. It also takes
+`zero_gamma` and `width` if the network has these options."""
 
 
 def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
     """The network `model.name` as `model` says: [N, 3, H, W] float32 → [N, num_classes] logits.
 
-    Weights are drawn from torch's global generator: seed it first. `model.weights` is not read
-    here: `weights.load_weights` does it, on one rank. What `model.freeze` names is frozen.
+    Weights are drawn from torch's global generator: seed it first. The file `model.weights` is not
+    read here: `weights.load_weights` does it, on one rank. The modules in `model.freeze` are frozen.
     Raises ConfigError for an unknown name, or an option that the network does not have.
     """
     if model.name.startswith(external.PREFIXES):
@@ -69,13 +72,13 @@ def build_model(model: ModelConfig, num_classes: int) -> nn.Module:
 
 
 def describe_models() -> list[str]:
-    """One line per model: its name, what is told of it, and the options it takes."""
+    """One line per model: its name, its description, and its default width if it has one."""
     lines = []
     for name, make in MODELS.items():
-        about = (make.__doc__ or "").split("\n")[0]
+        summary = (make.__doc__ or "").split("\n")[0]
         width = inspect.signature(make).parameters.get("width")
         note = f" model.width: {width.default} if not set." if width else ""
-        lines.append(f"{name:<16}  {about}{note}")
+        lines.append(f"{name:<16}  {summary}{note}")
     return [*lines, *external.describe()]
 
 
@@ -87,12 +90,12 @@ def _build_own(model: ModelConfig, num_classes: int) -> nn.Module:
             f"model.name: {model.name}: unknown model; {hint}known: {', '.join(MODELS)}"
         )
     make = MODELS[model.name]
-    takes = inspect.signature(make).parameters
+    accepted = inspect.signature(make).parameters
     arguments: dict[str, int | bool] = {"num_classes": num_classes}
-    if "zero_gamma" in takes:
+    if "zero_gamma" in accepted:
         arguments["zero_gamma"] = model.zero_gamma
     if model.width is not None:
-        if "width" not in takes:
+        if "width" not in accepted:
             wide = [
                 name for name, f in MODELS.items() if "width" in inspect.signature(f).parameters
             ]

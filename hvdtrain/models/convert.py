@@ -1,15 +1,14 @@
-"""A trained batch-norm ResNet as the start of an NF-ResNet of the same depths, for fine-tuning.
+"""Converts a trained batch-norm ResNet to an NF-ResNet of the same depths, for fine-tuning.
 
-What is kept: every batch norm, with its running statistics, is folded into the gain and bias of
-the convolution before it, so each branch computes what it did, as far as standardised weights can
-say it. What is not:
-- A standardised kernel has mean 0. The mean of a trained kernel is dropped; the bias makes up for
-  what it added on average, if inputs are normal before their ReLU with the statistics that the
-  batch norms name.
-- A ResNet applies its last ReLU to the sum of branch and shortcut, an NF-ResNet to the input of
-  the branch alone. Blocks with an identity shortcut therefore also hand on what is negative.
-So a ResNet whose kernels have mean 0 and whose blocks all have projections is converted exactly;
-any other is approximated, and needs fine-tuning.
+Every batch norm, with its running statistics, is folded into the gain and bias of the convolution
+before it. So each branch computes the same as before, with two exceptions:
+- A standardised kernel has mean 0, so the mean of a trained kernel is lost. The bias makes up for
+  what it added on average. This assumes inputs that are normal before their ReLU, with the mean and
+  variance of the batch norm.
+- A ResNet applies its last ReLU to the sum of branch and shortcut, an NF-ResNet only to the input
+  of the branch. So a block with an identity shortcut also passes on negative values.
+A ResNet whose kernels have mean 0 and whose blocks all have projections is converted exactly. Any
+other one is approximated, and needs fine-tuning.
 Source of the idea: Brock et al. 2021, https://arxiv.org/abs/2102.06171 (fine-tuning); the
 arithmetic is in docs/reference/models.md.
 """
@@ -35,7 +34,7 @@ class Moments(NamedTuple):
     var: Tensor
 
     def plus(self, other: Moments) -> Moments:
-        """Those of the sum, if the two are independent."""
+        """The moments of the sum, if the two are independent."""
         return Moments(self.mean + other.mean, self.var + other.var)
 
     def relu_sum(self) -> Tensor:
@@ -50,7 +49,7 @@ class Moments(NamedTuple):
 def resnet_to_nf(tensors: dict[str, Tensor], depths: list[int]) -> dict[str, Tensor]:
     """The tensors of an `NFNet` (NF-ResNet) from those of a `ResNet` with the same `depths`.
 
-    Both by the names that this package gives them. The classifier is converted, too.
+    Both by the names of this package. The classifier is converted, too.
     Raises KeyError where `tensors` lacks one.
     """
     old = {name: tensor.double() for name, tensor in tensors.items()}
@@ -82,10 +81,10 @@ def _fold(
     input_scale: float,
     before: Moments | None,
 ) -> Moments:
-    """Convolution and norm `source` as the standardised convolution `target`.
+    """Convert the convolution and norm `source` to the standardised convolution `target`.
 
-    The new net's input is `input_scale` times the old one's. `before`: the moments before the
-    input's ReLU, None for images, whose mean is 0. Returns the moments of the output.
+    The input of the new network is `input_scale` times that of the old one. `before`: the moments
+    before the ReLU of the input, None for images, whose mean is 0. Returns the moments of the output.
     """
     conv, norm = source
     weight, shift = old[f"{conv}.weight"], old[f"{norm}.bias"]

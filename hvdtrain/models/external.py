@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision, by the names of their own registries."""
+"""Networks of timm and torchvision, by their names in those libraries."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PREFIXES = ("timm:", "torchvision:")
 
 
 def build(name: str, num_classes: int, zero_gamma: bool) -> nn.Module:
-    """`timm:NAME` or `torchvision:NAME` with starting weights of that library's own making, and
-    the last scale of residual blocks as `zero_gamma` says where the network has that option.
+    """`timm:NAME` or `torchvision:NAME`, with the starting weights that the library draws.
 
+    `zero_gamma`: the last scale of residual blocks starts at 0, if the network has that option.
     Nothing is downloaded. Raises ConfigError if the library is not installed or does not know NAME.
     """
     library, _, known_as = name.partition(":")
@@ -27,7 +27,7 @@ def build(name: str, num_classes: int, zero_gamma: bool) -> nn.Module:
 
 
 def describe() -> list[str]:
-    """A line for each library: installed or not."""
+    """One line for each library: installed or not."""
     lines = []
     for prefix in PREFIXES:
         installed = importlib.util.find_spec(prefix[:-1]) is not None
@@ -38,7 +38,7 @@ def describe() -> list[str]:
 
 def _timm(name: str, known_as: str, num_classes: int, zero_gamma: bool) -> nn.Module:
     timm = _import("timm", name)
-    # Only names of the registry: create_model would also follow hub and directory addresses.
+    # Only names of the registry: create_model would also accept addresses of hubs and folders.
     _require_known(name, known_as, timm.list_models())
     return _with_option(
         partial(timm.create_model, known_as, pretrained=False, num_classes=num_classes),
@@ -48,7 +48,7 @@ def _timm(name: str, known_as: str, num_classes: int, zero_gamma: bool) -> nn.Mo
 
 def _torchvision(name: str, known_as: str, num_classes: int, zero_gamma: bool) -> nn.Module:
     models = _import("torchvision.models", name)
-    # The others give more than one output in training.
+    # These two have more than one output in training.
     known = [m for m in models.list_models(module=models) if m not in ("googlenet", "inception_v3")]
     _require_known(name, known_as, known)
     return _with_option(
@@ -58,7 +58,7 @@ def _torchvision(name: str, known_as: str, num_classes: int, zero_gamma: bool) -
 
 
 def _with_option(make: Callable[..., nn.Module], **option: bool) -> nn.Module:
-    """`make` with an option that only some networks take."""
+    """`make` with an option, or without it if the network does not take it."""
     try:
         return make(**option)
     except TypeError as error:
@@ -71,7 +71,7 @@ def _import(module: str, name: str) -> ModuleType:
     library = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except (ImportError, RuntimeError, OSError) as error:  # the last two: another build's binaries
+    except (ImportError, RuntimeError, OSError) as error:  # the last two: binaries of another build
         raise ConfigError(
             f"model.name: {name}: {library} cannot be imported ({error}): install it with "
             f"`pip install {library}`, or choose a model that `hvdtrain models` lists"

@@ -1,4 +1,4 @@
-"""Parameters that are not trained, by the names of the modules they belong to."""
+"""Freezes and unfreezes parameters, by the names of their modules."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hvdtrain.errors import ConfigError
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
-    """Train nothing of the modules `prefixes` ("stem", "stages.0", …).
+    """Freeze all parameters of the modules `prefixes` ("stem", "stages.0", …).
 
-    Batch norms among them stay in evaluation: their running statistics are used and kept.
-    Raises ConfigError for a prefix that names nothing, or if nothing is left to train.
+    Batch norms among them stay in evaluation mode: their running statistics are used and do not
+    change. Raises ConfigError for a prefix that names no module, or if nothing is left to train.
     """
     for module in _modules(model, prefixes, "model.freeze"):
         for parameter in module.parameters(recurse=False):
@@ -28,9 +28,9 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> None:
 
 
 def unfreeze(model: nn.Module, prefixes: Sequence[str]) -> None:
-    """Undo `freeze` for the modules `prefixes`; what a network itself keeps fixed stays so.
+    """Undo `freeze` for the modules `prefixes`. Parameters that the network itself fixes stay so.
 
-    Raises ConfigError for a prefix that names nothing.
+    Raises ConfigError for a prefix that names no module.
     """
     for module in _modules(model, prefixes, "unfreeze"):
         fixed = getattr(module, "fixed", ())
@@ -46,7 +46,7 @@ def _stay(module: nn.Module, _mode: bool = True) -> nn.Module:
 
 
 def _modules(model: nn.Module, prefixes: Sequence[str], key: str) -> Iterator[nn.Module]:
-    """All modules below those named."""
+    """The modules named `prefixes`, and all modules in them."""
     named = dict(model.named_modules())
     for prefix in prefixes:
         module = named.get(prefix) if prefix else None

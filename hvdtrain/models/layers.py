@@ -1,4 +1,4 @@
-"""Pieces that the networks share: convolutions, norms, heads, and the starting weights."""
+"""Parts that the networks share: convolutions, norms, heads, and the starting weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation layer for a number of channels."""
+"""Number of channels → normalisation layer."""
 
 
 def batch_norm(channels: int) -> nn.Module:
@@ -17,7 +17,7 @@ def batch_norm(channels: int) -> nn.Module:
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Group norm with up to 8 groups: no batch statistics, so a global batch may be split freely.
+    """Group norm with up to 8 groups. It has no batch statistics, so a batch may be split freely.
 
     Source: Wu and He 2018, https://arxiv.org/abs/1803.08494
     """
@@ -30,7 +30,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Network(nn.Module):
-    """A network that ends in pooling, dropout and one linear layer, by these names."""
+    """A network that ends in pooling, dropout and one linear layer, with the names below."""
 
     pool: nn.Module
     """[N, C, H, W] → [N, C', 1, 1]."""
@@ -54,10 +54,10 @@ class ResidualBlock(nn.Module):
     """Probability that the branch is dropped (stochastic depth)."""
 
     def drop(self, branch: Tensor) -> Tensor:
-        """`branch` [N, ...] with whole images zeroed at `drop_rate`, the others scaled up to keep
-        the mean; unchanged in evaluation.
+        """`branch` [N, ...]: in training whole images are zeroed at `drop_rate`, and the others
+        scaled up to keep the mean.
 
-        Source: Huang et al. 2016, https://arxiv.org/abs/1603.09382 (there without the scaling).
+        Source: Huang et al. 2016, https://arxiv.org/abs/1603.09382 (which does not scale).
         """
         if not self.drop_rate or not self.training:
             return branch
@@ -67,9 +67,9 @@ class ResidualBlock(nn.Module):
 
 
 def init_weights(model: nn.Module) -> None:
-    """He's normal init (fan out) for convolutions, N(0, 0.01) and zero bias for linear layers.
+    """Draw the weights: He's normal (fan out) for convolutions, N(0, 0.01) for linear layers.
 
-    Norms keep torch's own start: scale 1, bias 0.
+    Biases of linear layers are 0. Norms keep torch's starting values: scale 1, bias 0.
     Source: He et al. 2015, https://arxiv.org/abs/1502.01852 (convolutions);
     Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1 (classifier).
     """

@@ -1,7 +1,7 @@
 """Normalizer-free networks: NF-ResNet and NFNet-F0 … F6, without any norm layer.
 
-The variance of the signal is known by arithmetic: every block divides its input by the expected
-standard deviation, and scaled weight standardisation keeps the variance of each convolution.
+The variance of the signal is computed beforehand: every block divides its input by the expected
+standard deviation, and with scaled weight standardisation a convolution keeps the variance.
 Source: Brock et al. 2021, https://arxiv.org/abs/2101.08692 (NF-ResNet) and
 https://arxiv.org/abs/2102.06171 (NFNet; sizes in its table 1 and appendix).
 """
@@ -40,7 +40,7 @@ class ScaledStdConv2d(nn.Conv2d):
         self.gain = nn.Parameter(torch.ones(outputs))
 
     def standardised(self) -> Tensor:
-        """The weights that are convolved with, in the shape of `weight`."""
+        """The standardised weights, in the shape of `weight`."""
         var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
         fan_in = self.weight[0].numel()
         scale = self.gain.view(-1, 1, 1, 1) * (fan_in * var).clamp(min=1e-4).rsqrt()
@@ -53,7 +53,7 @@ class ScaledStdConv2d(nn.Conv2d):
 
 
 def activate(x: Tensor, activation: Activation, beta: float = 1.0) -> Tensor:
-    """The activation, scaled to keep the variance of a standard normal input, and by `beta`."""
+    """The activation, scaled to keep the variance of a standard normal input, times `beta`."""
     y = functional.relu(x) if activation == "relu" else functional.gelu(x)
     return y * (ACTIVATION_GAIN[activation] * beta)
 
@@ -78,8 +78,8 @@ class SqueezeExcite(nn.Module):
 class NFBlock(ResidualBlock):
     """x + α·gain·branch(act(x)·β): [N, inputs, H, W] → [N, outputs, H/stride, W/stride].
 
-    The branch is 1×1, 3×3 (two of them with `groups`' width set), 1×1, and squeeze-excite.
-    `beta` is 1 / the expected standard deviation of x. The projection takes act(x)·β, too.
+    The branch is 1×1, 3×3 (twice if `form` says so), 1×1, and squeeze-excite. `beta` is 1 / the
+    expected standard deviation of x. A projection, too, gets act(x)·β.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, beta: float, form: Form) -> None:
@@ -119,7 +119,7 @@ class NFBlock(ResidualBlock):
 
 
 class Form(NamedTuple):
-    """What the two families do differently within a block."""
+    """The differences between the blocks of the two families."""
 
     activation: Activation
     bottleneck: float
@@ -136,7 +136,7 @@ NFNET = Form("gelu", 0.5, 128, two_3x3=True, excite=True, pooled_shortcut=True)
 def expected_variances(depths: list[int]) -> Iterator[float]:
     """The variance of the input of every block, in order, at skip gains of 1.
 
-    It grows by α² with each block and starts anew behind the projection of a stage.
+    It grows by α² with each block, and is 1 again after the projection of a stage.
     """
     variance = 1.0
     for depth in depths:
@@ -183,7 +183,7 @@ class NFNet(Network):
 
 
 def _init(model: nn.Module, zero_gamma: bool) -> None:
-    """Weights N(0, 1/fan_in), zero biases, skip gains 0 (1 without `zero_gamma`)."""
+    """Draw the weights: N(0, 1/fan_in), biases 0, skip gains 0 (1 without `zero_gamma`)."""
     init_weights(model)
     for module in model.modules():
         if isinstance(module, ScaledStdConv2d):
@@ -197,7 +197,7 @@ def _init(model: nn.Module, zero_gamma: bool) -> None:
 
 
 def nf_resnet(depths: list[int], num_classes: int, zero_gamma: bool) -> NFNet:
-    """The ResNet v1.5 of these depths in normalizer-free form."""
+    """The normalizer-free form of the ResNet v1.5 with these depths."""
     stem = nn.Sequential(ScaledStdConv2d(3, 64, 7, 2), nn.MaxPool2d(3, 2, padding=1))
     widths = [256, 512, 1024, 2048]
     return NFNet(NF_RESNET, stem, 64, widths, depths, None, num_classes, zero_gamma)

@@ -1,4 +1,4 @@
-"""What `model:` can change in any network: pooling, dropout, stochastic depth, blurred strides."""
+"""Options of `model:` for any network: pooling, dropout, stochastic depth, blurred strides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvdtrain.models.layers import Network, ResidualBlock, init_weights
 
 
 def apply_options(model: nn.Module, cfg: ModelConfig) -> None:
-    """Change `model` as `cfg` says; raises ConfigError where it has nothing to be changed."""
+    """Change `model` as `cfg` says. Raises ConfigError for an option that it does not have."""
     if not isinstance(model, Network):
         for key in ("width", "pool", "dropout", "stochastic_depth"):
             if getattr(cfg, key) is not None:
@@ -33,7 +33,7 @@ def apply_options(model: nn.Module, cfg: ModelConfig) -> None:
 
 
 class ConcatPool(nn.Module):
-    """Largest and mean value of every channel: [N, C, H, W] → [N, 2C, 1, 1].
+    """Maximum and mean of every channel: [N, C, H, W] → [N, 2C, 1, 1].
 
     Source: Howard et al., fastai (AdaptiveConcatPool2d), https://docs.fast.ai/layers.html
     """
@@ -43,7 +43,7 @@ class ConcatPool(nn.Module):
 
 
 def set_pool(model: Network, kind: str) -> None:
-    """Pool by mean (`avg`), or by maximum and mean (`concat`), with a fitting new classifier."""
+    """Pool by mean (`avg`), or by maximum and mean (`concat`) with a new, wider classifier."""
     if kind == "avg":
         model.pool = nn.AdaptiveAvgPool2d(1)
         return
@@ -65,33 +65,33 @@ def set_stochastic_depth(model: nn.Module, rate: float) -> int:
 
 
 class BlurConv2d(nn.Conv2d):
-    """A convolution whose input is blurred first by [1, 2, 1] ⊗ [1, 2, 1] / 16."""
+    """A convolution whose input is first blurred by [1, 2, 1] ⊗ [1, 2, 1] / 16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Two 2×2 means in a row are that filter, zeros beyond the border included.
+        # Two 2×2 means in a row are that filter, with zeros beyond the border.
         x = functional.avg_pool2d(functional.avg_pool2d(x, 2, 1, padding=1), 2, 1)
         return super().forward(x)
 
 
 def use_blurpool(model: nn.Module) -> int:
-    """Blur the input of all strided convolutions of 16 or more inputs; returns how many there are.
+    """Blur the input of all strided convolutions with 16 or more inputs; returns their number.
 
     Parameters keep their names and values.
     Source: Zhang 2019, https://arxiv.org/abs/1904.11486; which convolutions: ffcv-imagenet.
     """
-    found = [
+    strided = [
         module
         for module in model.modules()
         if type(module) is nn.Conv2d and max(module.stride) > 1 and module.in_channels >= 16
     ]
-    for module in found:
+    for module in strided:
         module.__class__ = BlurConv2d  # the same convolution with another input
-    return len(found)
+    return len(strided)
 
 
 def classifier_of(model: nn.Module) -> nn.Linear | None:
-    """The layer that gives the logits: `classifier`, in other libraries' networks the last linear
-    layer; None if there is none."""
+    """The layer that gives the logits: `classifier`, or in networks of other libraries the last
+    linear layer; None if there is none."""
     if isinstance(model, Network):
         return model.classifier
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -99,8 +99,8 @@ def classifier_of(model: nn.Module) -> nn.Linear | None:
 
 
 def is_random(model: nn.Module) -> bool:
-    """Whether the forward pass in training draws random numbers; of other libraries' networks it
-    is taken for granted."""
+    """Whether the forward pass in training draws random numbers; True for any network of another
+    library."""
     if not isinstance(model, Network):
         return True
     blocks = (module for module in model.modules() if isinstance(module, ResidualBlock))

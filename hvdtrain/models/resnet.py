@@ -94,7 +94,7 @@ Block = type[BasicBlock] | type[Bottleneck]
 def shortcut(inputs: int, outputs: int, stride: int, norm: Norm, pooled: bool = False) -> nn.Module:
     """The identity, or a 1×1 convolution and a norm where the shape changes (option B).
 
-    `pooled`: the stride is on an average before the convolution, which then sees every pixel.
+    `pooled`: an average pooling before the convolution has the stride, so every pixel counts.
     """
     if stride == 1 and inputs == outputs:
         return nn.Identity()
@@ -112,7 +112,7 @@ def stages(
     norm: Norm = batch_norm,
     pooled_shortcut: bool = False,
 ) -> nn.Sequential:
-    """`depths[i]` blocks of `widths[i]`; every stage but the first halves the image."""
+    """`depths[i]` blocks of `widths[i]`; every stage except the first halves the image."""
     layers = nn.Sequential()
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         blocks = nn.Sequential()
@@ -125,7 +125,7 @@ def stages(
 
 
 def zero_last_gammas(model: nn.Module) -> None:
-    """Scale 0 in the last norm of each residual branch: every block starts as its shortcut.
+    """Set the last scale of each residual branch to 0, so that a block starts as its shortcut.
 
     Source: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1.
     """

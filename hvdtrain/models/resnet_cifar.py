@@ -51,8 +51,8 @@ def resnet56_cifar(num_classes: int = 10, zero_gamma: bool = True) -> CifarResNe
 class QuickResNet(Network):
     """Eleven layers for few epochs: [N, 3, H, W] float32 → [N, num_classes] logits, H, W ≥ 16.
 
-    A 3×3 stem of 32 channels; three stages of 64, 128 and 256, each a convolution of stride 2 and
-    one residual block; the largest value of every channel goes to the classifier.
+    A 3×3 stem of 32 channels; three stages of 64, 128 and 256 channels, each a convolution of
+    stride 2 and one residual block; pooling by maximum before the classifier.
     Source of the idea: D. Page, "How to train your ResNet", 2018 (myrtle.ai), whose ResNet-9 is
     twice as wide and has no residual block in its second stage.
     """

@@ -1,4 +1,4 @@
-"""Small networks for small images: a VGG-like one, ResNet-9, and airbench's."""
+"""Small networks for small images: a VGG-like one, ResNet-9, and airbench94."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class SmallVGG(Network):
     """Four 3×3 convolutions with biases and no norm, a maximum over 2×2 after each.
 
     [N, 3, H, W] float32 → [N, num_classes] logits; H and W from 16 up. Without batch norm the
-    loss of an image does not depend on its batch: what changes with the batch size is the
-    optimisation alone.
+    loss of an image does not depend on its batch, so the batch size changes only the optimisation.
     Source of the form: Simonyan and Zisserman 2014, https://arxiv.org/abs/1409.1556.
     """
 
@@ -140,7 +139,7 @@ class Airbench(Network):
         """
         moments = sum_(patch_moments(images))
         values, vectors = torch.linalg.eigh((moments[:-1] / moments[-1, 0]).cpu())
-        # The sign of an eigenvector is free: the largest entry is made positive.
+        # The sign of an eigenvector is arbitrary: make its largest entry positive.
         largest = vectors.abs().argmax(0, keepdim=True)
         vectors = vectors * vectors.gather(0, largest).sign()
         kernels = (vectors / (values + WHITENING_EPS).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
@@ -148,8 +147,8 @@ class Airbench(Network):
 
 
 def patch_moments(images: Tensor) -> Tensor:
-    """Sums over all 2×2 patches of `images`, float64 [13, 12]: xxᵀ in the first 12 rows, then the
-    number of patches."""
+    """Sums over all 2×2 patches x of `images`, float64 [13, 12]: xxᵀ in the first 12 rows, the
+    number of patches in the last."""
     patches = functional.unfold(images.float(), 2).transpose(1, 2).reshape(-1, 12)
     moments = torch.zeros(13, 12, dtype=torch.float64, device=images.device)
     for part in patches.split(1 << 16):

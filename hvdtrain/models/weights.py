@@ -1,4 +1,4 @@
-"""Weights from a file as the start of a run: other classes, other names, another family."""
+"""Loads weights from a file to start a run, also with other classes, names or from a ResNet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RENAMED = (
     (r"\.downsample\.", ".shortcut."),
     (r"^fc\.", "classifier."),
 )
-"""The names of torchvision's and timm's ResNets → ours; `layer1` … `layer4` are counted from 0."""
+"""Names in ResNets of torchvision and timm → our names; `layer1` … `layer4` count from 0."""
 
 _FAULTS = (
     safetensors.SafetensorError,
@@ -39,14 +39,14 @@ _FAULTS = (
     TypeError,
     AttributeError,
 )
-"""What the readers raise over a file that is none of theirs."""
+"""What the readers raise on a file of another kind."""
 
 
 def load_weights(model: nn.Module, path: str | Path) -> list[str]:
-    """Copy the weights in `path` into `model`; returns what there is to tell about it, in lines.
+    """Copy the weights in `path` into `model`; returns notes for the log, one a line.
 
     A classifier of another size keeps its starting weights. Everything else must fit: raises
-    CheckpointError that names what does not, and `model` is then untouched.
+    CheckpointError naming what does not, and then leaves `model` unchanged.
     """
     tensors = read_tensors(Path(path))
     notes = []
@@ -70,32 +70,32 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Name → tensor of a safetensors or torch file; nothing that the file holds is run.
+    """The tensors of a safetensors or torch file by name; nothing in the file is run.
 
-    Also within `state_dict` or `model`, and with the `module.` of data-parallel wrappers.
-    Raises CheckpointError if it is no such file.
+    They may be in a dictionary `state_dict` or `model`, and have the prefix `module.` of
+    data-parallel wrappers. Raises CheckpointError if the file is of another kind.
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"model.weights: {path}: {error.strerror or error}") from None
     except _FAULTS as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"model.weights: {path}: not a safetensors file or torch file of tensors alone: {reason}"
+            f"model.weights: {path}: not a safetensors file, nor a torch file with tensors only: {reason}"
         ) from None
     for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(f"model.weights: {path}: expected a dictionary of tensors by name")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def rename_resnet(tensors: Tensors) -> Tensors:
-    """`tensors` by our names if they have those of torchvision's or timm's ResNet."""
+    """`tensors` by our names, if they have the names of a ResNet of torchvision or timm."""
     if "layer1.0.conv1.weight" not in tensors:
         return tensors
     deep = "conv1.0.weight" in tensors
@@ -105,7 +105,7 @@ def rename_resnet(tensors: Tensors) -> Tensors:
             name = re.sub(r"^bn1\.", "stem.7.", name)  # noqa: PLW2901
         for pattern, ours in RENAMED:
             name = re.sub(pattern, ours, name)  # noqa: PLW2901
-        new = re.sub(r"^layer(\d)", lambda found: f"stages.{int(found[1]) - 1}", name)
+        new = re.sub(r"^layer(\d)", lambda layer: f"stages.{int(layer[1]) - 1}", name)
         renamed[new] = tensor
     return renamed
 
@@ -124,20 +124,20 @@ def _converted(model: NFNet, tensors: Tensors, path: str | Path) -> Tensors:
 
 
 def _without_other_head(model: nn.Module, tensors: Tensors, target: Tensors) -> str | None:
-    """Take a classifier that does not fit out of both; returns what to tell."""
+    """Remove a classifier that does not fit from both; returns a note about it, or None."""
     head = classifier_of(model)
     name = next((name for name, module in model.named_modules() if module is head), None)
     if head is None or name is None:
         return None
-    found = tensors.get(f"{name}.weight")
-    if found is not None and found.shape == head.weight.shape:
+    weight = tensors.get(f"{name}.weight")
+    if weight is not None and weight.shape == head.weight.shape:
         return None
     for key in ("weight", "bias"):
         tensors.pop(f"{name}.{key}", None)
         target.pop(f"{name}.{key}", None)
-    was = "none" if found is None else " → ".join(map(str, reversed(found.shape)))
+    in_file = "none" if weight is None else " → ".join(map(str, reversed(weight.shape)))
     return (
-        f"{name} starts anew: the file has {was}, this model "
+        f"{name} keeps its starting weights: the file has {in_file}, this model "
         f"{head.in_features} → {head.out_features}"
     )
 
@@ -158,5 +158,5 @@ def _check(path: str | Path, tensors: Tensors, target: Tensors) -> None:
 
 
 def _is_counter(name: str) -> bool:
-    """Batch norm's number of batches, which means nothing where its momentum is given."""
+    """Whether it is a batch norm's count of batches, which is not used with a fixed momentum."""
     return name.endswith("num_batches_tracked")

@@ -1,7 +1,7 @@
 """Residual networks with the norm before each convolution: preact ResNet-18 and wide ResNets.
 
-Their blocks end in a convolution, so `zero_gamma` has no place: a scale of 0 before a ReLU would
-never get a gradient.
+Their blocks end in a convolution, so there is no option `zero_gamma`: a scale of 0 before a ReLU
+would never get a gradient.
 Source: He et al. 2016, https://arxiv.org/abs/1603.05027 (preactivation);
 Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146 (wide).
 """
@@ -37,7 +37,7 @@ class PreactBlock(ResidualBlock):
 class PreactResNet(Network):
     """A 3×3 stem and stages of `depth` blocks: [N, 3, H, W] float32 → [N, num_classes] logits.
 
-    Every stage but the first halves the image; H and W from 8 up.
+    Every stage except the first halves the image; H and W from 8 up.
     """
 
     def __init__(self, stem: int, widths: list[int], depth: int, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: no gradient may outgrow the weights it moves."""
+"""Adaptive gradient clipping: gradients are clipped relative to the weights that they change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 FLOOR = 1e-3
-"""Least norm a unit is taken to have, so that weights that are zero can move."""
+"""A unit's norm counts as at least this, so that weights of zero can change."""
 
 
 class AdaptiveClipping:
@@ -15,8 +15,8 @@ class AdaptiveClipping:
         G ← G · λ·max(‖W‖, 1e-3) / max(‖G‖, 1e-6)   where ‖G‖ > λ·max(‖W‖, 1e-3)
 
     A unit is one output channel of a convolution, one row of a matrix, or a whole vector or
-    scalar. The classifier is left out: the model's attribute `classifier`, or its last linear
-    layer. To be called on gradients that are reduced and unscaled, before decay and momentum.
+    scalar. The classifier (the model's attribute `classifier`, or its last linear layer) is not
+    clipped. Call it on gradients that are reduced and unscaled, before decay and momentum.
     Source: Brock et al. 2021, https://arxiv.org/abs/2102.06171, section 4.1.
     """
 

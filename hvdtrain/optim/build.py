@@ -1,4 +1,4 @@
-"""The optimizer of a config, with the parameter groups that the recipes need."""
+"""Builds the optimizer of a config, with the parameter groups that the recipes need."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ Groups = list[dict[str, Any]]
 
 
 def build_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    """`cfg.name` on `model`, whose gradients must be allocated already, with its state allocated.
+    """The optimizer `cfg.name` of `model`, with its state allocated. Gradients must be allocated.
 
-    Two groups: matrices and kernels, which are decayed and adapted (LARS, LAMB); and parameters
-    of at most one dimension (norms, biases, gains), which are not decayed, unless
-    `decay_norms_and_biases` says so, and never adapted. Source: Goyal et al. 2017, 5.1 (decay).
+    It has two groups: matrices and kernels, which are decayed and adapted (LARS, LAMB); and
+    parameters with at most one dimension (norms, biases, gains), which are never adapted, and
+    decayed only with `decay_norms_and_biases`. Source: Goyal et al. 2017, 5.1 (decay).
 
-    The optimizer works on one-dimensional views of the memory of parameters and gradients, one
-    per parameter: on a CPU torch's fused kernels take four times as long over channels_last
-    parameters as over flat ones.
+    The optimizer works on one-dimensional views of each parameter and its gradient: on a CPU
+    torch's fused kernels take four times as long for channels_last parameters as for flat ones.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     decay = cfg.weight_decay
@@ -77,12 +76,12 @@ STATE = {
     "lamb": ("step", "exp_avg", "exp_avg_sq"),
     "adamw": ("step", "exp_avg", "exp_avg_sq"),
 }
-"""What each optimizer keeps per parameter: `step` is a scalar, the rest has its shape."""
+"""State of each optimizer per parameter: `step` is a scalar, the rest has its shape."""
 
 
 def _allocate(optimizer: torch.optim.Optimizer, entries: Collection[str]) -> None:
-    """Zeros, which give the same first update as no state, but have a fixed place from the
-    start, so that every rank can receive them."""
+    """Make the state of zeros. The first update is the same as without state, but the tensors
+    exist from the start, so every rank can receive their values."""
     for group in optimizer.param_groups:
         for flat in group["params"] if entries else ():
             optimizer.state[flat] = {
@@ -92,7 +91,7 @@ def _allocate(optimizer: torch.optim.Optimizer, entries: Collection[str]) -> Non
 
 
 def _flat(p: nn.Parameter) -> torch.Tensor:
-    """The memory of `p`, which is dense, in one dimension; likewise its gradient."""
+    """One-dimensional view of the (dense) memory of `p`, with one of its gradient."""
     flat = p.detach().as_strided((p.numel(),), (1,), p.storage_offset())
     flat.grad = _flat_gradient(p)
     return flat
@@ -107,10 +106,10 @@ def _flat_gradient(p: nn.Parameter) -> torch.Tensor:
 def optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state by parameter name, `<parameter>/<entry>`, in the parameter's shape
+    """The optimizer's state by name, `<parameter>/<entry>`, in the shape of the parameter
     (`step`: a scalar).
 
-    The tensors are views of the state itself.
+    The tensors are views of the state.
     """
     state = {flat.data_ptr(): entries for flat, entries in optimizer.state.items()}
     return {
@@ -123,7 +122,7 @@ def optimizer_tensors(
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """Learning rate and momentum (β1 of LAMB and AdamW) of the next update."""
+    """Set learning rate and momentum (β1 of LAMB and AdamW) of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
         if "betas" in group:
@@ -136,15 +135,15 @@ def set_trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Let the optimizer follow `requires_grad` from the next update on.
 
     A parameter that requires no gradient is frozen: it gets no update, decay or momentum, and its
-    optimizer state stays as it is. Call it on every rank alike, between two updates, when
-    parameters were frozen or freed; all that is ever to be trained must require gradients when
-    reducer and optimizer are built. Raises ConfigError where one did not.
+    optimizer state does not change. Call this on every rank, between two updates, after parameters
+    were frozen or unfrozen. A parameter that is to be trained at any time must require a gradient
+    when reducer and optimizer are built; raises ConfigError for one that did not.
     """
     flats = {flat.data_ptr(): flat for group in optimizer.param_groups for flat in group["params"]}
     for name, p in model.named_parameters():
         flat = flats.get(p.data_ptr())
         if flat is not None:
-            # Optimizers and loss scalers pass over a parameter without a gradient.
+            # Optimizers and loss scalers skip a parameter without a gradient.
             flat.grad = _flat_gradient(p) if p.requires_grad else None
         elif p.requires_grad:
             raise ConfigError(f"{name}: cannot be trained: it was frozen when the run was set up")

@@ -1,4 +1,4 @@
-"""Updates of some parameters while the gradients of others are on their way."""
+"""Updates some parameters while the gradients of others are still summed over the ranks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 
 
 class UpdateByGroup:
-    """Makes an optimizer's update in parts, which together are the update of all, bit by bit.
+    """Makes an optimizer's update in parts; together they equal the whole update, to the bit.
 
-    `optimizer` is one of `build_optimizer`, each of which updates a parameter without a look at
-    the others; `groups` are all parameters that it has, in disjoint parts.
+    `optimizer`: from `build_optimizer`; those update each parameter independently of the others.
+    `groups`: all parameters of the optimizer, in disjoint groups.
     """
 
     def __init__(
@@ -22,8 +22,8 @@ class UpdateByGroup:
         self._whole = [group["params"] for group in optimizer.param_groups]
         places = [{p.data_ptr() for p in group} for group in groups]
         self._parts = [
-            [[flat for flat in params if flat.data_ptr() in mine] for params in self._whole]
-            for mine in places
+            [[flat for flat in params if flat.data_ptr() in group] for params in self._whole]
+            for group in places
         ]
 
     def __call__(self, number: int) -> None:

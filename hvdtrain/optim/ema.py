@@ -1,4 +1,4 @@
-"""An average of the weights over the last updates, which often evaluates better than they do."""
+"""A moving average of the weights, which often has a better accuracy than the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Ema:
 
         average ← average + (1 − d)·(weights − average),  d = min(decay, (1 + t)/(10 + t))
 
-    t counts the updates before; whole-number buffers are copied.
+    t is the number of updates before; integer buffers are copied.
     Source: Brock et al. 2021, https://arxiv.org/abs/2102.06171 (decay 0.99999);
     the rise of d: tf.train.ExponentialMovingAverage.
     """
@@ -28,7 +28,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, t: int) -> None:
-        """Take in the model as it is after its update number `t` (the first is 0)."""
+        """Add the model as it is after its update number `t` (the first is 0)."""
         d = min(self.decay, (1 + t) / (10 + t))
         torch._foreach_lerp_(self._averages, self._sources, 1 - d)
         for copy, source in self._copies:

@@ -1,4 +1,4 @@
-"""What LARS and LAMB share."""
+"""The base class of LARS and LAMB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LAMB: Adam's step, scaled for every layer to the norm of its weights."""
+"""LAMB: Adam, with each layer's step scaled to the norm of its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Lamb(Grouped):
         w ← w − lr · ‖w‖/‖u‖ · u
 
     The ratio ‖w‖/‖u‖ is 1 where a norm is zero, and in groups whose `adapt` is false; it has no
-    bounds (φ is the identity). Decay is no part of the gradient, but of the step that is scaled.
+    bounds (φ is the identity). Decay is not part of the gradient, but of the step u.
 
     Works on one-dimensional parameters, each one tensor of the model.
     Source: You et al. 2020, https://arxiv.org/abs/1904.00962, algorithm 2.
@@ -44,7 +44,7 @@ class Lamb(Grouped):
         torch._foreach_sub_(params, updates)
 
     def _adam(self, group: dict[str, Any], params: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Adam's step at rate 1, without decay."""
+        """Adam's steps at learning rate 1, without decay."""
         beta1, beta2 = group["betas"]
         grads = [p.grad for p in params if p.grad is not None]
         steps = [self.state[p]["step"] for p in params]

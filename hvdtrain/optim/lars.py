@@ -1,4 +1,4 @@
-"""LARS: a learning rate of its own for every layer, from the norms of weights and gradient."""
+"""LARS: every layer has its own learning rate, from the norms of weights and gradient."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hvdtrain.optim.grouped import Grouped
 
 
 class Lars(Grouped):
-    """SGD with momentum m whose step on tensor w is trusted as far as ‖w‖ over ‖g‖ allows.
+    """SGD with momentum m, whose rate for tensor w with gradient g is scaled by λ.
 
         λ = trust · ‖w‖ / (‖g‖ + decay · ‖w‖),  v ← m·v + lr·λ·(g + decay·w),  w ← w − v
 
-    Decay is an L2 term of the gradient, inside the trust ratio. The rate is inside the momentum
-    buffer, as in the paper and in MLPerf's reference (torch's SGD has it outside): after a change
-    of the rate the old velocity fades over 1/(1−m) steps. λ is 1 where a norm is zero, and in
-    groups whose `adapt` is false. Momentum is plain: the paper has no Nesterov form.
+    Decay is an L2 term of the gradient, inside the trust ratio. The momentum buffer contains the
+    rate, as in the paper and in MLPerf's reference (torch's SGD multiplies afterwards): after a
+    change of the rate the old velocity fades over 1/(1−m) steps. λ is 1 where a norm is zero, and
+    in groups whose `adapt` is false. Momentum is not Nesterov's: the paper has no such form.
 
     Works on one-dimensional parameters, each one tensor of the model. Overwrites the gradients.
     Source: You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, algorithm 1.

@@ -1,8 +1,8 @@
-"""Config × world size → the whole run as arithmetic: epochs, steps, sizes, batches, rates.
+"""The epochs of a run, from config and world size: steps, image sizes, batches, rates.
 
-Pure: needs neither torch nor Horovod nor the images, so `hvdtrain plan` answers on a laptop.
-Everything is a function of samples seen, so it does not change when a run is resumed with
-another number of workers.
+Needs neither torch nor Horovod nor the images, so `hvdtrain plan` works on a laptop. Everything is
+a function of the samples seen, so it does not change when a run is resumed with another number of
+workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hvdtrain.plan.schedules import cycled_momentum, lr_scale, ramp, scheduled_l
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How far a run has come: whole epochs, and samples of the next one (all ranks together)."""
+    """How far a run is: whole epochs, and samples of the next one (all ranks together)."""
 
     epoch: int = 0
     sample: int = 0
@@ -26,7 +26,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch (or what is left of it): sizes are per rank unless named global."""
+    """One epoch, or the rest of it. Sizes are per rank unless they are named global."""
 
     index: int
     phase_index: int
@@ -52,12 +52,12 @@ class Epoch:
 
     @property
     def rect_val(self) -> bool:
-        """Whether evaluation images are rectangles of like shape, not squares."""
+        """Whether evaluation images are rectangles, in groups of similar shape, not squares."""
         return self.phase.rect_val
 
     @property
     def min_crop_area(self) -> float:
-        """Smallest share of an image's area kept by a random crop."""
+        """Smallest share of an image's area that a random crop keeps."""
         return self.phase.min_crop_area
 
     @property
@@ -82,15 +82,15 @@ class Epoch:
 
     @property
     def steps(self) -> int:
-        """Updates left in this epoch; the last one may hold fewer than a whole batch."""
+        """Updates left in this epoch; the last one may have fewer images than a whole batch."""
         return math.ceil((self.num_samples - self.start) / self.global_batch_size)
 
     def samples_after(self, i: int) -> int:
-        """Samples of this epoch consumed once step `i` of those left is done."""
+        """Samples of this epoch consumed after step `i` of those left."""
         return min(self.start + (i + 1) * self.global_batch_size, self.num_samples)
 
     def position_after(self, i: int) -> Position:
-        """Where the run stands once step `i` is done; the next epoch's start after the last."""
+        """Position of the run after step `i`; after the last one the start of the next epoch."""
         consumed = self.samples_after(i)
         whole = consumed == self.num_samples
         return Position(self.index + 1, 0) if whole else Position(self.index, consumed)
@@ -127,7 +127,7 @@ class Epoch:
         return (t - self.first_of_phase) / self.phase.epochs
 
     def should_log(self, i: int, every: int) -> bool:
-        """True at every `every`-th step of the epoch, and at its last."""
+        """Whether step `i` is reported: every `every`-th one of the epoch, and its last."""
         return (i + 1) % every == 0 or i + 1 == self.steps
 
 
@@ -140,7 +140,7 @@ class Plan:
     num_samples: int
 
     def epochs_from(self, position: Position) -> Iterator[Epoch]:
-        """The epochs left after `position`; the first of them may be partial."""
+        """The epochs left after `position`; the first one may be partial."""
         for epoch in self.epochs[position.epoch :]:
             start = position.sample if epoch.index == position.epoch else 0
             yield replace(epoch, start=start)
@@ -160,14 +160,14 @@ class Plan:
 
 
 def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> Plan:
-    """The plan of `cfg` on `world_size` ranks over `num_samples` images (data.train_size if None).
+    """The plan of `cfg` on `world_size` ranks over `num_samples` images (None: data.train_size).
 
-    Raises ConfigError if the dataset's size is unknown or smaller than a global batch.
+    Raises ConfigError if the number of images is unknown or less than a global batch.
     """
     samples = cfg.data.train_size if num_samples is None else num_samples
     if samples is None:
         raise ConfigError(
-            "data.train_size: unknown number of training images: set it, or point data.train to them"
+            "data.train_size: unknown number of training images: set it, or set data.train to a dataset"
         )
     epochs: list[Epoch] = []
     total = sum(phase.epochs for phase in cfg.phases)
@@ -192,7 +192,7 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
 
 
 def _check_momentum(cfg: Config, constant: float) -> None:
-    """Momentum that changes needs a momentum buffer, which the optimizer has only above 0."""
+    """Refuse a changing momentum at momentum 0, where the optimizer has no momentum buffer."""
     changing = [(f"phases.{i}.momentum", phase.momentum) for i, phase in enumerate(cfg.phases)]
     for key, value in [("lr.cycle_momentum", cfg.lr.cycle_momentum), *changing]:
         if value is not None and constant == 0:

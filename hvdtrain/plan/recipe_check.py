@@ -1,4 +1,4 @@
-"""The rules of large-batch training that a plan bends, each with its reason and its source."""
+"""Warns of a plan that breaks a rule of large-batch training; each rule has a reason and a source."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hvdtrain.plan.schedules import lr_scale
 PLAIN_SGD_BATCH_LIMIT = 8192
 """Largest batch at which plain SGD kept its accuracy. Source: Goyal et al. 2017, fig. 1."""
 AGC_BATCH = 1024
-"""Batch from which on a missing AGC is told. Source: Brock et al. 2021, 4.1: nets without batch
-norm train well unclipped at small batches and become unstable at 2048 to 4096."""
+"""From this batch on a missing AGC gives a warning. Source: Brock et al. 2021, 4.1: networks without
+batch norm train well unclipped at small batches and become unstable at 2048 to 4096."""
 LARGE_BATCH = 1024
-"""Batch from which on a rate without warmup is told."""
+"""From this batch on a warmup without effect gives a warning."""
 WITHOUT_BATCH_NORM = ("resnet8_gn", "vgg_small")
 GOYAL_WARMUP_EPOCHS = 5.0
 """Source: Goyal et al. 2017, 2.2."""
 
 
 def recipe_warnings(cfg: Config, plan: Plan) -> list[str]:
-    """One line for every rule of `RULES` that the plan bends; [] if it bends none."""
+    """One line for each rule of `RULES` that the plan breaks."""
     return [text for rule in RULES if (text := rule(cfg, plan)) is not None]
 
 
@@ -37,7 +37,7 @@ def sgd_beyond_limit(cfg: Config, plan: Plan) -> str | None:
 
 
 def batch_norm_batch_changes(cfg: Config, plan: Plan) -> str | None:
-    """The images over which batch norm takes its statistics are part of the loss."""
+    """A batch-norm batch that changes: its images are part of the loss."""
     batches = sorted({epoch.batch_per_worker for epoch in plan.epochs})
     if len(batches) == 1 or not has_batch_norm(cfg):
         return None
@@ -48,7 +48,7 @@ def batch_norm_batch_changes(cfg: Config, plan: Plan) -> str | None:
 
 
 def decay_on_norms(cfg: Config, _: Plan) -> str | None:
-    """Weight decay on what normalises."""
+    """Weight decay on the scales and shifts of norms."""
     if not cfg.optimizer.decay_norms_and_biases or cfg.optimizer.weight_decay == 0:
         return None
     return (
@@ -70,7 +70,7 @@ def last_gamma_not_zero(cfg: Config, plan: Plan) -> str | None:
 
 
 def agc_off(cfg: Config, plan: Plan) -> str | None:
-    """A net without batch norm at a large batch, unclipped."""
+    """A network without batch norm at a large batch, without clipping."""
     batch = _largest_batch(plan)
     if not is_normalizer_free(cfg) or cfg.optimizer.agc is not None or batch < AGC_BATCH:
         return None
@@ -82,19 +82,19 @@ def agc_off(cfg: Config, plan: Plan) -> str | None:
 
 
 def rate_scaled_twice(cfg: Config, plan: Plan) -> str | None:
-    """A rate that looks as if it were given for the whole batch already."""
+    """A rate that seems to be given for the whole batch already."""
     k = _k(cfg, plan)
     if not _scheduled(cfg) or cfg.lr.scaling != "linear" or cfg.lr.base < 1 or k < 8:
         return None
     return (
         f"learning rate {cfg.lr.base:g} at batch {cfg.lr.base_batch} is scaled ×{k:g} to "
         f"{cfg.lr.base * k:g}: if it was chosen for the whole batch, set lr.base_batch to that "
-        "batch, and lr.warmup_start to where it is to rise from (Goyal et al. 2017, 2.1: 0.1 at 256)"
+        "batch, and lr.warmup_start to the first rate of the warmup (Goyal et al. 2017, 2.1: 0.1 at 256)"
     )
 
 
 def linear_scaling_of_adam(cfg: Config, plan: Plan) -> str | None:
-    """The linear rule is one of SGD."""
+    """The linear scaling rule, which is for SGD, with an adaptive optimizer."""
     if cfg.optimizer.name not in ("lamb", "adamw") or cfg.lr.scaling != "linear":
         return None
     if _k(cfg, plan) < 4:
@@ -107,7 +107,7 @@ def linear_scaling_of_adam(cfg: Config, plan: Plan) -> str | None:
 
 
 def no_warmup(cfg: Config, plan: Plan) -> str | None:
-    """A scaled rate from the first step on."""
+    """The scaled rate from the first step on."""
     k = _k(cfg, plan)
     rises = cfg.lr.cycles or (cfg.lr.schedule == "piecewise" and cfg.lr.points[0][1] < 1)
     if not _scheduled(cfg) or k < 4 or cfg.lr.warmup != "none" or rises:
@@ -130,7 +130,7 @@ def constant_warmup(cfg: Config, plan: Plan) -> str | None:
 
 
 def short_warmup(cfg: Config, plan: Plan) -> str | None:
-    """A gradual warmup that is shorter than the one the rule was tested with."""
+    """A gradual warmup that is shorter than the one of the published experiments."""
     k = _k(cfg, plan)
     if not _scheduled(cfg) or cfg.lr.warmup != "gradual" or k < 8:
         return None
@@ -143,7 +143,7 @@ def short_warmup(cfg: Config, plan: Plan) -> str | None:
 
 
 def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
-    """A warmup from the full rate, at a batch that needs one."""
+    """A warmup that starts at the full rate, at a batch that needs a warmup."""
     batch = plan.epochs[0].global_batch_size
     if not _scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_start is not None:
         return None
@@ -156,7 +156,7 @@ def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
 
 
 def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
-    """A rate that jumps while the buffer holds it."""
+    """A rate that jumps while the momentum buffer contains it."""
     jumps = [phase.lr is not None for phase in cfg.phases[1:]]
     stepped = _scheduled(cfg) and cfg.lr.schedule == "step" and cfg.lr.milestones
     if cfg.optimizer.name != "lars" or not (stepped or any(jumps)):
@@ -164,7 +164,7 @@ def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
     return (
         "the rate jumps, and LARS keeps it inside its momentum buffer: the old rate fades over "
         f"{1 / (1 - cfg.optimizer.momentum):.0f} updates (Goyal et al. 2017, remark 2): set "
-        "lr.schedule to polynomial or cosine, as LARS is used"
+        "lr.schedule to polynomial or cosine, as is usual with LARS"
     )
 
 
@@ -173,11 +173,11 @@ def warmup_longer_than_run(cfg: Config, plan: Plan) -> str | None:
     total = len(plan.epochs)
     if not _scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_epochs < total:
         return None
-    return f"the warmup, {cfg.lr.warmup_epochs:g} epochs, takes the whole run, {total}"
+    return f"the warmup of {cfg.lr.warmup_epochs:g} epochs takes the whole run of {total}"
 
 
 def turns_beyond_end(cfg: Config, plan: Plan) -> str | None:
-    """Milestones or points that the run does not reach, or a cycle that it breaks off."""
+    """Milestones or points that the run does not reach, or a cycle that it does not finish."""
     total, lr = len(plan.epochs), cfg.lr
     if not _scheduled(cfg):
         return None
@@ -197,10 +197,10 @@ def turns_beyond_end(cfg: Config, plan: Plan) -> str | None:
 
 
 def schedule_unused(cfg: Config, _: Plan) -> str | None:
-    """A schedule that no phase follows."""
+    """A schedule that no phase uses."""
     if _scheduled(cfg) or cfg.lr.schedule == LearningRate().schedule or cfg.lr.cycle_momentum:
         return None
-    return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has a rate of its own"
+    return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has its own rate"
 
 
 RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
@@ -220,17 +220,17 @@ RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
     turns_beyond_end,
     schedule_unused,
 )
-"""All rules, in the order they are told. One more cannot be broken here, so the plan states it:
-gradients are averaged over micro-batches too."""
+"""All rules, in the order of their warnings. Another rule cannot be broken here, so the plan only
+states it: gradients are averaged over micro-batches, too."""
 
 
 def _scheduled(cfg: Config) -> bool:
-    """Whether any phase follows `lr.schedule`."""
+    """Whether any phase uses `lr.schedule`."""
     return any(phase.lr is None for phase in cfg.phases)
 
 
 def _k(cfg: Config, plan: Plan) -> float:
-    """What the base rate is multiplied with at the start."""
+    """The factor on the base rate at the start."""
     return lr_scale(cfg.lr, plan.epochs[0].global_batch_size)
 
 
@@ -245,5 +245,5 @@ def is_normalizer_free(cfg: Config) -> bool:
 
 
 def has_batch_norm(cfg: Config) -> bool:
-    """Whether the model takes statistics over its batch, as far as its name tells."""
+    """Whether the model takes statistics over its batch, judged by its name."""
     return not is_normalizer_free(cfg) and cfg.model.name not in WITHOUT_BATCH_NORM

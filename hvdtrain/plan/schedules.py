@@ -1,8 +1,8 @@
-"""Learning rate and momentum as functions of `t`, epochs since the start of the run.
+"""Learning rate and momentum as functions of `t`, the epochs since the start of the run.
 
-`t` is samples seen over samples an epoch, so it grows with every step and means the same at any
-batch size. Where a published scheduler counts steps, its step i of T is t/total = i/T here: the
-value at t = total belongs to the step after the last.
+`t` is the number of samples seen divided by the samples of an epoch, so it grows with every step
+and means the same at any batch size. Step i of T of a published scheduler is t/total = i/T here:
+the value at t = total belongs to the step after the last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from hvdtrain.config.schema import LearningRate
 
 FASTAI_FINAL_DIV = 100.0
-"""The last rate of fastai's one cycle is the first over this. Source: fastai 0.7, sgdr.py."""
+"""fastai's one cycle ends at its first rate divided by this. Source: fastai 0.7, sgdr.py."""
 
 
 def lr_scale(rates: LearningRate, global_batch_size: int) -> float:
@@ -29,7 +29,7 @@ def scheduled_lr(rates: LearningRate, t: float, total: int, global_batch_size: i
 
 
 def cycled_momentum(rates: LearningRate, t: float, total: int) -> float | None:
-    """Momentum at `t` of a cycle: the higher, the lower the rate is; None if it does not cycle.
+    """Momentum at `t` of a cycle, high where the rate is low; None if it does not cycle.
 
     Source: Smith 2018, arXiv 1803.09820; torch's OneCycleLR and CyclicLR.
     """
@@ -56,33 +56,33 @@ def factor(rates: LearningRate, t: float, total: int) -> float:
 
 
 def turns(rates: LearningRate, total: int) -> list[float]:
-    """Epochs at which the schedule's or the warmup's formula changes."""
-    found: set[float] = set()
+    """The epochs at which the formula of the schedule or the warmup changes."""
+    epochs: set[float] = set()
     if rates.warmup != "none":
-        found.add(rates.warmup_epochs)
+        epochs.add(rates.warmup_epochs)
     if rates.schedule == "step":
-        found.update(rates.milestones)
+        epochs.update(rates.milestones)
     elif rates.schedule == "piecewise":
-        found.update(epoch for epoch, _ in rates.points)
+        epochs.update(epoch for epoch, _ in rates.points)
     elif rates.schedule == "onecycle":
-        found.add(rates.pct_start * total)
+        epochs.add(rates.pct_start * total)
     elif rates.schedule == "onecycle_fastai":
-        found.update(((1 - rates.pct_final) * total / 2, (1 - rates.pct_final) * total))
+        epochs.update(((1 - rates.pct_final) * total / 2, (1 - rates.pct_final) * total))
     elif rates.cycle_epochs:
         halves = math.ceil(2 * total / rates.cycle_epochs)
-        found.update(i * rates.cycle_epochs / 2 for i in range(1, halves))
-    return sorted(found)
+        epochs.update(i * rates.cycle_epochs / 2 for i in range(1, halves))
+    return sorted(epochs)
 
 
 def ramp(value: float | list[float], done: float) -> float:
-    """`value`, or where `done` (0-1) of the way from its first number to its second leads."""
+    """`value`; a list of two numbers is interpolated at share `done` (0-1) of the way."""
     if isinstance(value, list):
         return value[0] + (value[1] - value[0]) * done
     return value
 
 
 def _done(rates: LearningRate, t: float, total: int) -> float:
-    """Share of the run after the warmup that has passed, 0-1."""
+    """Share of the run after its warmup that has passed, 0-1."""
     start = 0.0 if rates.warmup == "none" else rates.warmup_epochs
     return min(1.0, max(0.0, (t - start) / (total - start))) if total > start else 0.0
 
@@ -98,7 +98,7 @@ def _interpolate(points: list[list[float]], t: float) -> float:
 
 
 def _warmed(rates: LearningRate, target: float, t: float) -> float:
-    """Warmup from the first to the scaled rate. Source: Goyal et al. 2017, 2.2."""
+    """The rate `target`, or less during the warmup. Source: Goyal et al. 2017, 2.2."""
     if rates.warmup == "none" or t >= rates.warmup_epochs:
         return target
     start = min(rates.base if rates.warmup_start is None else rates.warmup_start, target)
@@ -108,7 +108,7 @@ def _warmed(rates: LearningRate, target: float, t: float) -> float:
 
 
 def _height(rates: LearningRate, t: float, total: int) -> float:
-    """Where a cycle is between its lowest rate (0) and the base (1).
+    """Height of a cycle at `t`, from its lowest rate (0) to the base rate (1).
 
     Source: onecycle: torch's OneCycleLR with two phases; onecycle_fastai: fastai 0.7,
     CircularLR_beta; cyclical: Smith 2015, arXiv 1506.01186, and torch's CyclicLR.
@@ -133,7 +133,7 @@ def _height(rates: LearningRate, t: float, total: int) -> float:
 
 
 def _floor(rates: LearningRate, t: float, total: int) -> float:
-    """What a cycle rises from or falls to, as a factor on the base rate."""
+    """The rate from which a cycle rises or to which it falls, as a factor on the base rate."""
     done = t / total
     first = 1 / rates.div_factor
     if rates.schedule == "onecycle" and done > rates.pct_start:

@@ -14,7 +14,7 @@ from pipelines.reading import Reading
 
 
 def plan_text(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> str:
-    """A table of phases, the facts a large-batch run stands on, the rates at the turns, warnings.
+    """A table of phases, the facts of the run, its rates where they change, and warnings.
 
     `reads`: of a packed dataset, what each phase reads.
     """
@@ -32,7 +32,7 @@ def plan_text(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> str:
 
 
 def plan_dict(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> dict[str, Any]:
-    """The same for programs: one entry per phase, rates at each phase's first and last step."""
+    """The same for programs: one entry per phase, with the rates of its first and last step."""
     return {
         "world_size": plan.world_size,
         "num_samples": plan.num_samples,
@@ -122,7 +122,7 @@ def _side(first: int, last: int) -> str:
 
 
 def _turns(cfg: Config, plan: Plan) -> list[str]:
-    """The rate before and at every epoch where its formula changes, and momentum if it changes."""
+    """The rate before and at each epoch where its formula changes, with a changing momentum."""
     total = len(plan.epochs)
     low, high = _momentum_range(cfg, plan)
     places = {float(epochs[0].index) for epochs in plan.phases}
@@ -184,15 +184,15 @@ def _optimizer(cfg: Config) -> str:
 
 def _momentum_range(cfg: Config, plan: Plan) -> tuple[float, float]:
     """Lowest and highest momentum of the run."""
-    found: list[float] = []
+    values: list[float] = []
     for phase in cfg.phases:
         if isinstance(phase.momentum, list):
-            found += phase.momentum
+            values += phase.momentum
         elif phase.momentum is not None:
-            found.append(phase.momentum)
+            values.append(phase.momentum)
         else:
-            found += cfg.lr.cycle_momentum or [plan.epochs[0].momentum_value]
-    return min(found), max(found)
+            values += cfg.lr.cycle_momentum or [plan.epochs[0].momentum_value]
+    return min(values), max(values)
 
 
 def _momentum(cfg: Config, plan: Plan) -> str:

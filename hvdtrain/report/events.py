@@ -1,4 +1,4 @@
-"""The events of a run as they were written: read, parted into attempts, what was lost left out."""
+"""The events of a run: read from the log, split into attempts, without the steps that were lost."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def whole(values: Event, key: str) -> int | None:
 
 
 def read_lines(path: Path) -> tuple[list[Event], int]:
-    """The objects of a file of JSON lines, and how many lines are not one."""
-    found, damaged = [], 0
+    """The objects of a file of JSON lines, and the number of damaged lines."""
+    objects, damaged = [], 0
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -44,14 +44,14 @@ def read_lines(path: Path) -> tuple[list[Event], int]:
             value = None
         if isinstance(value, dict):
             value["kind"] = str(value.get("kind"))
-            found.append(value)
+            objects.append(value)
         else:
             damaged += 1
-    return found, damaged
+    return objects, damaged
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """What a JSON or YAML file holds; empty if it is missing, damaged or holds something else."""
+    """The mapping in a JSON or YAML file; empty if there is none or the file is damaged."""
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -61,9 +61,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def split(events: list[Event]) -> list[list[Event]]:
-    """The events of each attempt; a start, a resume or steps that go back begin one.
+    """The events of each attempt; a start, a resume or steps that go back begin a new one.
 
-    The first lines of a resumed attempt are its notes, then its start.
+    A resumed attempt writes its notes before its start.
     """
     groups: list[list[Event]] = [[]]
     seen: set[str] = set()
@@ -94,7 +94,7 @@ class Restarts(NamedTuple):
 
 
 def restarts(path: Path) -> Restarts:
-    """The interruptions in the events of a run whose next attempt begins."""
+    """Count the interruptions in the log of a run, before its next attempt writes its start."""
     attempts = [
         kinds
         for group in split(read_lines(path)[0])
@@ -105,10 +105,10 @@ def restarts(path: Path) -> Restarts:
 
 
 def surviving(groups: list[list[Event]]) -> tuple[list[tuple[int, Event]], float]:
-    """Intervals and evaluations of the way that led to the run's end, with their attempt.
+    """Training intervals and evaluations that led to the run's end, each with its attempt.
 
-    What came after the checkpoint that a later attempt resumed from was lost and made again.
-    Second value: training seconds of what was lost.
+    Steps after the checkpoint from which a later attempt resumed are lost; that attempt makes them
+    again. The second value is the training time of the lost steps in seconds.
     """
     kept: list[tuple[int, Event]] = []
     redone_s = 0.0
@@ -125,7 +125,7 @@ def surviving(groups: list[list[Event]]) -> tuple[list[tuple[int, Event]], float
 
 
 def _step_before(event: Event) -> float:
-    """The step that an interval or evaluation began at."""
+    """The step at which an interval or evaluation began."""
     step = number(event, "step") or 0.0
     if event["kind"] == "eval":
         return step
@@ -137,7 +137,7 @@ def _step_before(event: Event) -> float:
 
 
 def interval_s(event: Event) -> float:
-    """Length of a training interval."""
+    """Length of a training interval in seconds."""
     seconds = number(event, "seconds")
     if seconds is not None:
         return seconds

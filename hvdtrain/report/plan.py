@@ -1,4 +1,4 @@
-"""The plan of a run that is over, made again from what it left."""
+"""The plan of an earlier run, made again from its directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hvdtrain.report.run import RunRecord
 
 
 def plan_of(run: RunRecord) -> str:
-    """`plan_text` of the run's config, or one line that says why there is none."""
+    """`plan_text` of the run's config, or one line that says why it cannot be made."""
     ranks = run.attempts[-1].world_size or whole(run.environment, "world_size")
     if not run.paths.config.is_file() or ranks is None:
         missing = "environment.json" if run.paths.config.is_file() else "config.yaml"
@@ -23,7 +23,7 @@ def plan_of(run: RunRecord) -> str:
         cfg = load_config(run.paths.config)
         images = _train_images(run, cfg)
         if images is None:
-            return "No plan: the run does not tell its number of training images."
+            return "No plan: the number of training images is not in the run directory."
         return plan_text(cfg, make_plan(cfg, ranks, images))
     except HvdtrainError as error:
         first = str(error).partition("\n")[0]
@@ -31,7 +31,7 @@ def plan_of(run: RunRecord) -> str:
 
 
 def _train_images(run: RunRecord, cfg: Config) -> int | None:
-    """Images of an epoch: by the config, by a checkpoint, or by how far the samples led."""
+    """Images of an epoch: from the config, a checkpoint, or the samples per epoch so far."""
     if cfg.data.train_size is not None:
         return cfg.data.train_size
     for file in sorted(run.paths.checkpoints.glob("*/meta.json")):

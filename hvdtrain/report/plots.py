@@ -1,4 +1,4 @@
-"""Which curves a report shows, and how they are drawn: SVG for the page, PNG for slides."""
+"""The curves of a report, drawn as SVG for the page and as PNG for slides."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from hvdtrain.report.run import Point, RunRecord
 from hvdtrain.report.targets import Target
 
 COLORS = ("#0068b5", "#d55e00", "#00876c", "#b0468e", "#8f6b00", "#2f9bd8", "#6a51b8", "#6b7280")
-"""One for each run, in turn; the page has lighter ones for a dark background."""
+"""One for each run, repeated if there are more runs. On a dark background the page has lighter ones."""
 INK, GRID, MARK = "#454545", "#dcdcdc", "#010203"
 POINTS = 200
-"""Points of a curve; more are averaged in groups."""
+"""Most points of a curve; neighbours are averaged if there are more."""
 GRADIENT = {
     "gradient_norm": "gradient norm",
     "grad_norm": "gradient norm",
     "gradient_noise_scale": "gradient noise scale (images)",
     "loss_scale": "loss scale",
 }
-"""Keys of training intervals that are drawn where a run has them."""
+"""Keys of training intervals that are drawn if a run has them, with their titles."""
 
 Axis = Callable[[Point], float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; `run` gives its colour. Styles: line, dashed, faint, marked, step."""
+    """One curve in the colour of `run`. Styles: line, dashed, faint, marked, step."""
 
     run: int
     xs: list[float]
@@ -50,7 +50,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture. `stem` is its file name, `note` says what the line styles mean."""
+    """One picture. `stem` is its file name; `note` explains the line styles."""
 
     stem: str
     title: str
@@ -65,7 +65,7 @@ class Plot:
 
 
 def sections(runs: list[RunRecord], targets: list[Target]) -> list[tuple[str, list[Plot]]]:
-    """The plots by section; those without a point are left out."""
+    """The plots by section; plots without any point are left out."""
     ratios = dict.fromkeys(name for run in runs for name in ratio_names(run))
     found = [
         ("Accuracy and loss", [*_accuracy(runs, targets), _loss(runs, targets)]),
@@ -149,7 +149,7 @@ def _of_train(
     ]
     heights = [y for one in series for y in one.ys]
     if style == "step" and len(set(heights)) == 1:
-        series = []  # the table of phases says it
+        series = []  # the table of phases shows it
     log = (
         key in GRADIENT and bool(heights) and min(heights) > 0 and max(heights) > 50 * min(heights)
     )
@@ -166,7 +166,7 @@ def _of_train(
 
 
 def _series(index: int, points: Iterable[Point], x: Axis, key: str, style: str) -> list[Series]:
-    """One curve, or none where no point has `key`."""
+    """One curve, or none if no point has `key`."""
     pairs = [(x(p), value) for p in points if (value := number(p.values, key)) is not None]
     if not pairs:
         return []
@@ -177,21 +177,21 @@ def _series(index: int, points: Iterable[Point], x: Axis, key: str, style: str) 
 
 
 def _thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS: means of neighbours."""
+    """At most POINTS points: means of neighbours."""
     size = -(-len(pairs) // POINTS)
     groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """Seconds of the unit that suits a span, and its name."""
+    """A unit that suits this time: its length in seconds, and its name."""
     if seconds >= 2 * 3600:
         return 3600.0, "hours"
     return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
 
 
 def svg(plot: Plot) -> str:
-    """An `<svg>` element for a page: colours are variables of the page, no address outside it."""
+    """An `<svg>` element: its colours are CSS variables of the page, and it refers to no other file."""
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9.5}):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")
         FigureCanvasSVG(figure)
@@ -214,9 +214,9 @@ def _for_page(text: str, stem: str) -> str:
 
 
 def png(plot: Plot, labels: list[str], path: Path) -> None:
-    """The same as a picture of its own, with a legend where there are several runs."""
+    """The plot as a PNG file, with a legend if there are several runs."""
     with matplotlib.rc_context({"font.size": 10}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name may have letters that the font has not
+        warnings.simplefilter("ignore")  # the font may lack letters of a name
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()

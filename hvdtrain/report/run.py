@@ -1,7 +1,7 @@
-"""A run directory as a report needs it: attempts, training intervals and evaluations that count.
+"""Reads a run directory for a report: its attempts, training intervals and evaluations.
 
-Files of older versions and of runs that were killed are read as far as they go: keys may be
-missing, lines may be damaged, nothing but `events.jsonl` must be there.
+Directories of older versions and of killed runs are read as far as possible: keys may be missing,
+lines may be damaged, and only `events.jsonl` must exist.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hvdtrain.report.events import (
 
 @dataclass(frozen=True)
 class Attempt:
-    """The run's life from one start to its end, or to the last thing it wrote; Unix seconds."""
+    """The part of a run from one start to its end, or to its last event; times are Unix seconds."""
 
     began: float
     ended: float
@@ -36,28 +36,28 @@ class Attempt:
     first_epoch: float | None
     last_epoch: float | None
     finished: bool
-    """Whether the whole run ended here."""
+    """Whether the run was complete at the end of this attempt."""
 
     @property
     def seconds(self) -> float:
-        """From start to end."""
+        """Wall time from start to end."""
         return self.ended - self.began
 
 
 @dataclass(frozen=True)
 class Point:
-    """One training interval or evaluation; sums run over the steps that led to it."""
+    """One training interval or evaluation; sums are over all steps up to it."""
 
     values: Event
     epoch: float
     samples: float
     """Training images used, all ranks."""
     train_s: float
-    """Time of the training steps alone."""
+    """Time of the training steps only."""
     wall_s: float
     """Time since the run's first start, pauses between attempts included."""
     seconds: float
-    """Of this interval; 0 for an evaluation."""
+    """Training time of this interval; 0 for an evaluation."""
     began_at: float
     """Epochs done when this interval began."""
     attempt: int
@@ -65,7 +65,7 @@ class Point:
 
 @dataclass
 class RunRecord:
-    """What a run directory tells. `label` is unique among the runs of one report."""
+    """Contents of a run directory. `label` is unique among the runs of one report."""
 
     paths: RunPaths
     label: str
@@ -84,12 +84,12 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The run's name, or that of its directory."""
+        """The run's name, or the name of its directory."""
         return str(self.config.get("name") or self.paths.root.resolve().name)
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is complete."""
         return bool(self.summary) or any(attempt.finished for attempt in self.attempts)
 
     @property
@@ -105,12 +105,12 @@ class RunRecord:
 
 
 def read_run(root: Path) -> RunRecord:
-    """All that `root` tells; raises ResourceError if it is no run directory or tells nothing."""
+    """Read the run directory `root`; raises ResourceError if it is none, or has no events."""
     paths = RunPaths(root)
     if not paths.events.is_file():
         raise ResourceError(
             f"{root}: not a run directory: it has no events.jsonl; "
-            "name one that hvdtrain train has made"
+            "name a directory that hvdtrain train has made"
         )
     events, damaged = read_lines(paths.events)
     timed = [event for event in events if number(event, "time") is not None]
@@ -142,22 +142,22 @@ def read_run(root: Path) -> RunRecord:
 
 
 def _attempt(group: list[Event]) -> Attempt:
-    """When it began and ended: notes alone do not tell, they may belong to the next one."""
-    telling = [event for event in group if event["kind"] != "note"] or group
+    """Start and end of an attempt. Notes do not count, since they may belong to the next attempt."""
+    decisive = [event for event in group if event["kind"] != "note"] or group
     started = next((event for event in group if event["kind"] == "start"), {})
     ended = next((event for event in group if event["kind"] == "end"), {})
-    first = telling[0]
-    back = {"start": "setup_seconds", "train": "seconds", "end": "wall_seconds"}
-    began = [first["time"] - (number(first, back.get(first["kind"], "")) or 0.0)]
+    first = decisive[0]
+    length = {"start": "setup_seconds", "train": "seconds", "end": "wall_seconds"}
+    began = [first["time"] - (number(first, length.get(first["kind"], "")) or 0.0)]
     began += [
-        event["time"] - (number(event, back[event["kind"]]) or 0.0)
+        event["time"] - (number(event, length[event["kind"]]) or 0.0)
         for event in (started, ended)
         if event
     ]
-    epochs = [value for event in telling if (value := number(event, "epoch")) is not None]
+    epochs = [value for event in decisive if (value := number(event, "epoch")) is not None]
     return Attempt(
         began=min(began),
-        ended=max(telling[-1]["time"], min(began)),
+        ended=max(decisive[-1]["time"], min(began)),
         world_size=whole(started, "world_size") or whole(ended, "world_size"),
         nodes=whole(started, "nodes"),
         first_epoch=epochs[0] if epochs else None,
@@ -169,7 +169,7 @@ def _attempt(group: list[Event]) -> Attempt:
 def _points(
     kept: list[tuple[int, Event]], attempts: list[Attempt]
 ) -> tuple[list[Point], list[Point]]:
-    """Training intervals and evaluations with the sums up to each."""
+    """Training intervals and evaluations, each with the sums up to it."""
     points = list(_walk(kept, attempts[0].began))
     train = [point for point in points if point.values["kind"] == "train"]
     evals = [point for point in points if point.values["kind"] == "eval"]
@@ -183,14 +183,14 @@ def _walk(kept: list[tuple[int, Event]], began: float) -> Iterator[Point]:
         if event["kind"] == "train":
             samples += number(event, "samples") or 0.0
             train_s += seconds
-        began_at, found = epoch, number(event, "epoch")
-        epoch = epoch if found is None else found
+        began_at, reported = epoch, number(event, "epoch")
+        epoch = epoch if reported is None else reported
         wall_s = max(0.0, event["time"] - began)
         yield Point(event, epoch, samples, train_s, wall_s, seconds, began_at, attempt)
 
 
-def told_apart(runs: list[RunRecord]) -> None:
-    """Give runs whose directories have one name the path as label."""
+def label_by_path(runs: list[RunRecord]) -> None:
+    """Give runs whose directories have the same name their path as label."""
     names = [run.label for run in runs]
     for run in runs:
         if names.count(run.label) > 1:

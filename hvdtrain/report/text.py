@@ -1,4 +1,4 @@
-"""How a report writes figures, and the lines that `hvdtrain report` prints."""
+"""Figures as text, and the lines that `hvdtrain report` prints."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ MISSING = "–"
 
 
 def ratio(value: float | None) -> str:
-    """0–1 as per cent."""
+    """A ratio (0–1) as per cent."""
     return MISSING if value is None else f"{100 * value:.2f}\N{NO-BREAK SPACE}%"
 
 
 def count(value: float | None) -> str:
-    """A whole number with separators."""
+    """A whole number with thousands separators."""
     return MISSING if value is None else f"{value:,.0f}"
 
 
 def plain(value: float | None) -> str:
-    """Four figures."""
+    """A number with four significant digits."""
     return MISSING if value is None else f"{value:.4g}"
 
 
 def dollars(value: float | None) -> str:
-    """Cents, and more figures below one dollar."""
+    """Dollars and cents, with more digits below one dollar."""
     if value is None:
         return MISSING
     return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.3g}"
 
 
 def duration(seconds: float | None) -> str:
-    """1 d 2 h 03 min, 2 h 03 min, 12 min 05 s, 8.1 s, 26 ms."""
+    """A time as 1 d 2 h 03 min, 2 h 03 min, 12 min 05 s, 8.1 s or 26 ms."""
     if seconds is None or not math.isfinite(seconds):
         return MISSING
     if 0 < seconds < 1:
@@ -49,7 +49,7 @@ def duration(seconds: float | None) -> str:
 
 
 def when(unix_s: float) -> str:
-    """A moment, in UTC."""
+    """A Unix time as date and time in UTC."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))
     except (OverflowError, ValueError, OSError):
@@ -57,19 +57,19 @@ def when(unix_s: float) -> str:
 
 
 def target_name(metric: str, value: float) -> str:
-    """The target in words."""
+    """A target as text."""
     if metric == "loss":
         return f"loss ≤ {value:g}"
     return f"{metric.replace('top', 'top-')} ≥ {100 * value:g}\N{NO-BREAK SPACE}%"
 
 
 def metric_value(metric: str, value: float | None) -> str:
-    """An evaluation result as its metric is written."""
+    """An evaluation result as text."""
     return plain(value) if metric == "loss" else ratio(value)
 
 
 def progress(run: RunFigures) -> str:
-    """How far a run came."""
+    """How far a run has come."""
     if run.epoch is None:
         return "no step made"
     of = f" of {run.epochs}" if run.epochs else ""
@@ -90,7 +90,7 @@ def lines(runs: list[RunFigures]) -> str:
             for target in run.targets
         ]
         if costs := _costs(run.cost):
-            assumed = " (1 node assumed: name them with --nodes)" if run.nodes_assumed else ""
+            assumed = " (1 node assumed: set the number with --nodes)" if run.nodes_assumed else ""
             hours = f"{run.cost.node_hours:.4g} node-hours{assumed}"
             texts.append(f"  cost: {', '.join(costs)} for {hours}")
         if run.damaged_lines:

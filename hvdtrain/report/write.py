@@ -1,4 +1,4 @@
-"""`report.html`: one page about one run or several, readable anywhere, for ever."""
+"""Writes `report.html`: one self-contained page about one or several runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hvdtrain.files import write_atomically
 from hvdtrain.report import page as report_page
 from hvdtrain.report import plots as report_plots
 from hvdtrain.report.figures import Prices, RunFigures, run_figures
-from hvdtrain.report.run import RunRecord, read_run, told_apart
+from hvdtrain.report.run import RunRecord, label_by_path, read_run
 from hvdtrain.report.targets import Target
 
 NO_PRICES = Prices()
@@ -23,16 +23,17 @@ def write_report(
     prices: Prices = NO_PRICES,
     png: Path | None = None,
 ) -> list[RunFigures]:
-    """Write the page `output`, and with `png` every plot to that folder; the figures of each run.
+    """Write the page `output`; returns the figures of each run.
 
-    A directory named twice is shown once. Raises ResourceError where one is no run directory, has
-    no event, or where `output` or `png` cannot be written.
+    `png` is a folder for every plot as a picture. A directory that is given twice is shown once.
+    Raises ResourceError if one is not a run directory or has no events, or if `output` or `png`
+    cannot be written.
     """
     distinct: dict[Path, Path] = {}
     for path in run_dirs:
         distinct.setdefault(path.resolve(), path)
     runs = [read_run(path) for path in distinct.values()]
-    told_apart(runs)
+    label_by_path(runs)
     figures = [run_figures(run, list(targets), prices) for run in runs]
     text = report_page.render(runs, figures, list(targets), prices)
     write_atomically(output, text.encode("utf-8", errors="replace"))

@@ -66,11 +66,11 @@ class Efficiency:
 
     def add(self, interval: Interval) -> Scaling:
         """Efficiency and lost time of one interval, which also counts in `overall`."""
-        alone = self._baselines.get(self._key)
-        if alone is None:
+        baseline = self._baselines.get(self._key)
+        if baseline is None:
             return Scaling()
         ranks = self._run.comm.size
-        speed = ranks * alone.images_per_second
+        speed = ranks * baseline.images_per_second
         ideal_s = interval.measured.samples / speed
         places = ranks * self._key.batch * interval.step_s.shape[1]
         lost = lost_time(
@@ -81,7 +81,7 @@ class Efficiency:
         self._ideal_s += ideal_s
         for cause in CAUSES:
             self._lost_s[cause] += lost.by_cause[cause]
-        ceiling = self._ceiling(alone, interval)
+        ceiling = self._ceiling(baseline, interval)
         if ceiling is not None and ceiling < ideal_s / lost.seconds:
             ceiling = None  # another way than the link that the kernel counts
         network = network_text(interval.link_speeds, interval.resent, self._run.hosts, ceiling)
@@ -102,15 +102,15 @@ class Efficiency:
         lost = {cause: seconds / self._actual_s for cause, seconds in self._lost_s.items()}
         return RunScaling(self._ideal_s / self._actual_s, lost)
 
-    def _ceiling(self, alone: WorkerSpeed, interval: Interval) -> float | None:
+    def _ceiling(self, baseline: WorkerSpeed, interval: Interval) -> float | None:
         """What the link allows; None on one machine, or where its speed is not known."""
         run, told = self._run, self._run.cfg.comm.link_gbit
         speed = told * 1e9 / 8 if told is not None else interval.link_bytes_per_s
         if len(set(run.hosts)) == 1 or speed is None:
             return None
-        alone_s = self._key.batch / alone.images_per_second
+        single_s = self._key.batch / baseline.images_per_second
         network_s = ring_seconds(run.state.reducer.step_bytes, run.comm.size, speed)
-        return efficiency_ceiling(alone_s, alone.backward_s, network_s)
+        return efficiency_ceiling(single_s, baseline.backward_s, network_s)
 
 
 def _measure(run: Run, batch: Any) -> WorkerSpeed:
@@ -131,7 +131,7 @@ def about(cfg: Config, state: State) -> dict[str, Any]:
 def _write(run: Run, baselines: dict[_Key, WorkerSpeed]) -> None:
     accumulate = {"accumulate": run.cfg.train.accumulate}
     entries = [
-        {**key._asdict(), **accumulate, **alone._asdict()} for key, alone in baselines.items()
+        {**key._asdict(), **accumulate, **baseline._asdict()} for key, baseline in baselines.items()
     ]
     content = {**about(run.cfg, run.state), "entries": entries}
     try:

@@ -1,1 +1,1 @@
-"""The cost of communication, from a model."""
+"""A cost model of training on a cluster: step time, efficiency, hours. Read `predict.py` first."""

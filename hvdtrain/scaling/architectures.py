@@ -1,7 +1,7 @@
 """Weights and multiplications of each layer of well-known networks, without building them.
 
-Each layer is one bundle of gradients that the backward pass releases at once: a convolution with
-its norm, or a linear layer.
+A layer is a convolution with its norm, or a linear layer. The backward pass releases all its
+gradients at once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from hvdtrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, its bias or norm included."""
+    """One layer with its bias or norm."""
 
     tensors: tuple[int, ...]
-    """Elements of its weights, then of its norm's scale and shift or of its bias."""
+    """Elements of its weights, then of the scale and shift of its norm, or of its bias."""
     multiplications: float
     """Of the forward pass of one image; the backward pass takes twice as many."""
 
@@ -29,7 +29,7 @@ class Layer:
 
 
 class _Tape:
-    """Notes the layers of a network as an image of `size` pixels a side passes through."""
+    """Records the layers of a network through which an image of `size` pixels a side passes."""
 
     def __init__(self, size: int, channels: int = 3) -> None:
         self.size, self.channels = size, channels
@@ -45,7 +45,7 @@ class _Tape:
         inputs: int | None = None,
         norm: bool = True,
     ) -> None:
-        """A convolution with a norm (else a bias); `padding` None keeps the size at stride 1."""
+        """A convolution with a norm (or with a bias); `padding` None keeps the size at stride 1."""
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         if padding is None:
             self.size = math.ceil(self.size / stride)
@@ -106,9 +106,9 @@ _Branch = list[tuple[int, int | tuple[int, int]]]
 
 
 def _mixed(tape: _Tape, branches: list[_Branch], stride: int = 1, kept: int = 0) -> None:
-    """Branches of convolutions side by side, their outputs and `kept` channels put together.
+    """Parallel branches of convolutions, with outputs concatenated, also with `kept` channels.
 
-    With stride 2 the last convolution of each branch has it, without padding.
+    Stride 2 is that of the last convolution of each branch, which then has no padding.
     """
     inputs, size, outputs = tape.channels, tape.size, kept
     for branch in branches:
@@ -146,7 +146,7 @@ def _inception_v3(size: int, classes: int) -> list[Layer]:
     _mixed(tape, [[(192, 1), (320, 3)], reduced], 2, tape.channels)
     for _ in range(2):
         _mixed(tape, [[(320, 1)], [(384, 1)], [(448, 1), (384, 3)], [(192, 1)]])
-        for _ in range(2):  # both middle branches end in a row and a column side by side
+        for _ in range(2):  # both middle branches end in a row and a column in parallel
             tape.conv(384, (1, 3), inputs=384)
             tape.conv(384, (3, 1), inputs=384)
         tape.channels = 320 + 4 * 384 + 192
@@ -163,7 +163,7 @@ ARCHITECTURES: dict[str, Callable[[int, int], list[Layer]]] = {
     "vgg16": _vgg16,
     "inception_v3": _inception_v3,
 }
-"""Name → function(image size, classes) that gives the layers in order of the forward pass."""
+"""Name → function(image size, classes) that returns the layers in order of the forward pass."""
 
 
 def layers_of(name: str, image_size: int, classes: int = 1000) -> list[Layer]:

@@ -1,4 +1,4 @@
-"""calibration.json: the speed of one worker, as a run or `hvdtrain scaling calibrate` wrote it."""
+"""Reads calibration.json: the speed of one worker, from a run or `hvdtrain scaling calibrate`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Entry(Section):
     batch: Positive
     """Images of one update on one rank, all micro-batches together."""
     accumulate: Positive | None = None
-    """Micro-batches of one update; None: not in the file."""
+    """Micro-batches of one update; None if the file does not say it."""
     trained: int = 0
     """Index of the phase that last unfroze parts of the network; 0 if none does."""
     images_per_second: PositiveFloat

@@ -1,7 +1,4 @@
-"""Measured steps of a real cluster beside the model's prediction.
-
-docs/explanation/scaling.md describes the file format.
-"""
+"""Compares measured steps of a real cluster with the prediction. docs/explanation/scaling.md has the format."""
 
 from __future__ import annotations
 
@@ -26,8 +23,7 @@ class Message(Section):
 
 
 class Measured(Section):
-    """One measured setting; times in seconds, bytes as handed to allreduce. Other keys may be
-    there."""
+    """One measured setting: times in seconds, bytes as given to allreduce. Other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -60,9 +56,9 @@ class Comparison:
 
     measured: Measured
     latency_s: float
-    """Of an allreduce whatever its size, fitted."""
+    """Of an allreduce of any size, fitted."""
     bytes_per_s: float
-    """Of an allreduce beyond that, fitted."""
+    """Of an allreduce in addition, fitted."""
     predicted_s: float
 
     @property
@@ -80,8 +76,10 @@ class Comparison:
 
 
 def fit(messages: list[Message]) -> tuple[float, float]:
-    """Latency and seconds per byte of a + b · bytes, both from 0 up, by least squares of the
-    relative errors (small messages count as much as large ones)."""
+    """Fit a + b · bytes: latency a and seconds per byte b, neither below 0.
+
+    Least squares of the relative errors, so that small messages count as much as large ones.
+    """
     sizes = [m.bytes for m in messages]
     weights = [1 / m.seconds**2 for m in messages]
     total = sum(weights)
@@ -101,8 +99,8 @@ def fit(messages: list[Message]) -> tuple[float, float]:
 
 
 def between(messages: list[Message]) -> Cost:
-    """Seconds of an allreduce of any size: on straight lines between the measured sizes, beyond
-    them in proportion to the fitted line."""
+    """Seconds of an allreduce of any size: linear between the measured sizes, and beyond them in
+    proportion to the fitted line."""
     latency_s, slope = fit(messages)
     by_size: dict[float, list[float]] = {}
     for message in messages:
@@ -124,15 +122,15 @@ def between(messages: list[Message]) -> Cost:
 
 
 def compare(measured: Measured, sigma: float = 0.0) -> Comparison:
-    """Predict one setting's step; nothing of `step_s` goes in.
+    """Predict the step of one setting, without use of its `step_s`.
 
-    `sigma`: of the stragglers; 0 for a stand-in of computing that is equally long on all ranks.
+    `sigma`: of the stragglers; 0 if the computation was simulated by equal pauses on all ranks.
     """
     groups = [Group(*pair) for pair in zip(measured.groups, measured.release_s, strict=True)]
     step = make_step(
         groups,
         between(measured.allreduce),
-        alone_s=measured.compute_s,
+        compute_s=measured.compute_s,
         backward_end_s=measured.release_s[-1],
         ranks=measured.hosts * measured.ranks_per_host,
         sigma=sigma,
@@ -143,14 +141,16 @@ def compare(measured: Measured, sigma: float = 0.0) -> Comparison:
 
 
 def read_measured(file: Path) -> list[Measured]:
-    """The settings of a file that tell their groups of gradients, so not those of other trainers;
-    raises ResourceError with the first fault."""
+    """The settings of a file that name their groups of gradients; those of other trainers do not.
+
+    Raises ResourceError with the first fault.
+    """
     try:
         content = json.loads(file.read_bytes())
         points = content["points"] if isinstance(content, dict) else content
-        told = [point for point in points if "groups" in point]
-        found = TypeAdapter(list[Measured]).validate_json(json.dumps(told))
-        if not found:
+        usable = [point for point in points if "groups" in point]
+        measured = TypeAdapter(list[Measured]).validate_json(json.dumps(usable))
+        if not measured:
             raise ValueError("no points")
     except OSError as error:
         raise ResourceError(f"{file}: cannot be read: {error.strerror}") from None
@@ -165,4 +165,4 @@ def read_measured(file: Path) -> list[Measured]:
             f"{file}: expected a JSON list of measured points, found another file ({error!r}); "
             "docs/explanation/scaling.md has the format"
         ) from None
-    return found
+    return measured

@@ -1,4 +1,4 @@
-"""What one allreduce costs on a cluster: the wire's speed, its latency, and the ranks of a host."""
+"""The cost of one allreduce on a cluster: from link speed, latency, and the ranks of a host."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ class Network:
     link_gbit: float
     """Speed of one host's link in each direction, Gbit/s."""
     efficiency: float
-    """Share of the link that carries gradients, 0-1: frame and protocol headers, what the network
-    stack and the library leave unused, and copies to and from the host that are not hidden."""
+    """Share of the link that carries gradients, 0-1. The rest is headers of frames and protocols,
+    what network stack and library leave unused, and copies to and from the GPU that are not hidden."""
     latency_s: float
-    """From one host's buffer to the next one's, of a message without length: α."""
+    """Of an empty message from one host's buffer to another host's: α."""
     most_gbit: float = math.inf
-    """Gradients that a host gets through at most however fast its link, Gbit/s."""
+    """Most gradients that a host can send, however fast its link, Gbit/s."""
     local_bytes_per_s: float = 10e9
-    """Between two ranks of one host; 10e9 is what PCIe 3.0 ×16 leaves."""
+    """Between two ranks of one host; 10e9 is about what PCIe 3.0 ×16 reaches."""
     local_latency_s: float = 5e-6
     """Between two ranks of one host."""
     call_s: float = 1e-3
-    """Of each allreduce whatever its size: until all ranks are known to be ready (Horovod's cycle)."""
+    """Of each allreduce of any size: until all ranks are known to be ready (Horovod's cycle)."""
 
     @property
     def bytes_per_s(self) -> float:
-        """Of gradients on one host's link, in each direction."""
+        """Speed of gradients on one host's link, in each direction."""
         return min(self.link_gbit * self.efficiency, self.most_gbit) * 1e9 / 8
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Hosts with equally many ranks, and how they sum gradients."""
+    """Hosts with the same number of ranks, and how they sum gradients."""
 
     hosts: int
     ranks_per_host: int
@@ -49,18 +49,18 @@ class Cluster:
 
     @property
     def ranks(self) -> int:
-        """All of them."""
+        """World size."""
         return self.hosts * self.ranks_per_host
 
     def allreduce_s(self, size_bytes: float) -> float:
-        """Seconds of one allreduce of `size_bytes` of every rank."""
+        """Seconds of one allreduce of `size_bytes` per rank."""
         if self.ranks == 1:
             return 0.0
         seconds = {"flat": _flat, "hierarchical": _hierarchical, "halving": _halving}
         return self.network.call_s + seconds[self.algorithm](self, size_bytes)
 
     def host_bytes(self, size_bytes: float) -> float:
-        """Bytes that one host's link sends (and receives) in one allreduce, headers left out."""
+        """Bytes that one host's link sends (and receives) in one allreduce, without headers."""
         if self.hosts == 1:
             return 0.0
         n = self.ranks if self.algorithm == "flat" else self.hosts
@@ -68,11 +68,11 @@ class Cluster:
 
 
 def _flat(cluster: Cluster, size_bytes: float) -> float:
-    """A ring over all N ranks, neighbours of a host side by side: n of its N hops leave a host.
+    """A ring over all N ranks, those of a host next to each other: n of its N hops leave a host.
 
-    2 (N - 1) pieces of S / N leave each rank one after the other, and each waits for the one that
-    came before it. So the time of one is that of the slowest hop's bytes alone, or the mean over
-    the ring of bytes and latency (S / N / B + α), whichever is longer. With one rank per host:
+    Each rank sends 2 (N - 1) pieces of S / N bytes, one after the other, and each of them must
+    arrive first. So a piece takes as long as the bytes of the slowest hop, or as the mean over the
+    ring of bytes and latency (S / N / B + α), whichever is longer. With one rank per host:
     2 (N - 1) / N · S / B + 2 (N - 1) · α.
     Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009, section 4 (the
     ring); Baccelli et al. 1992, "Synchronization and Linearity", section 3.2 (the pace of such a
@@ -89,17 +89,17 @@ def _flat(cluster: Cluster, size_bytes: float) -> float:
 
 
 def _local_phases(cluster: Cluster, size_bytes: float) -> float:
-    """Reduce-scatter before and allgather after, among the g ranks of a host: together a ring."""
+    """Reduce-scatter and allgather among the g ranks of a host: together they cost a ring."""
     net, g = cluster.network, cluster.ranks_per_host
     return 2 * (g - 1) * (size_bytes / g / net.local_bytes_per_s + net.local_latency_s)
 
 
 def _hierarchical(cluster: Cluster, size_bytes: float) -> float:
-    """Sum inside each host, a ring over the n hosts, and hand out inside each host.
+    """Sum within each host, a ring over the n hosts, and distribute within each host.
 
-    The g ranks of a host each take 1/g of the bytes over the wire at the same time.
+    Each of the g ranks of a host sends 1/g of the bytes between hosts, all at the same time.
     Source: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 4 (three phases); Horovod's
-    HOROVOD_HIERARCHICAL_ALLREDUCE has the same ones.
+    HOROVOD_HIERARCHICAL_ALLREDUCE has the same phases.
     """
     net, n = cluster.network, cluster.hosts
     wire = 2 * (n - 1) * (size_bytes / n / net.bytes_per_s + net.latency_s)
@@ -107,8 +107,8 @@ def _hierarchical(cluster: Cluster, size_bytes: float) -> float:
 
 
 def _halving(cluster: Cluster, size_bytes: float) -> float:
-    """Hosts exchange halves, quarters, ... and back: 2 ⌈log2 n⌉ latencies; meanwhile a host's ranks
-    do their two phases (pipelined), so the slower of the two counts.
+    """Hosts exchange halves, quarters, ... and back: 2 ⌈log2 n⌉ latencies. Meanwhile the ranks of a
+    host do their two phases (pipelined), so the slower of the two counts.
 
     Source: Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication
     operations in MPICH", section 4.5 (reduce-scatter by halving, allgather by doubling); pipelined:
@@ -124,7 +124,4 @@ NETWORKS = {
     "tcp": Network(link_gbit=0.0, efficiency=0.7, latency_s=50e-6, most_gbit=30.0),
     "rdma": Network(link_gbit=0.0, efficiency=0.85, latency_s=5e-6),
 }
-"""One set of figures per type of network, whatever its speed.
-
-Source: docs/explanation/scaling.md.
-"""
+"""One set of figures per type of network, for any speed; docs/explanation/scaling.md has their sources."""

@@ -1,4 +1,4 @@
-"""A training step on a cluster: gradients are sent while the backward pass goes on."""
+"""A training step on a cluster: gradients are sent during the backward pass."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hvdtrain.scaling.network import Cost
 
 STRAGGLER_SIGMA = 0.03
-"""Standard deviation of a rank's step over its mean. Fitted to Horovod's 90 % at 128 and 512 ranks,
-which bandwidth and latency alone leave near 100 %."""
+"""Standard deviation of a rank's step time divided by its mean. Fitted to Horovod's 90 % at 128 and
+512 ranks, where bandwidth and latency by themselves would give nearly 100 %."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Group:
 
 
 def last_arrival(groups: Sequence[Group], cost: Cost, fusion_bytes: float = 0.0) -> float:
-    """When the last gradients are back, in seconds from the start of the step.
+    """When the last sum arrives, in seconds from the start of the step.
 
-    `groups` in order of release. One message is on the wire at a time: whenever it is free, what is
-    ready goes together, in order, up to `fusion_bytes` (but at least one group).
+    `groups`: in order of release. There is one message at a time: when the network is free, the
+    groups that are ready are sent together, in order, up to `fusion_bytes` (at least one group).
     Source: Sergeev and Del Balso 2018, https://arxiv.org/abs/1802.05799, section 5 (tensor fusion).
     """
     free, sent = 0.0, 0
@@ -49,7 +49,7 @@ def last_arrival(groups: Sequence[Group], cost: Cost, fusion_bytes: float = 0.0)
 def straggler(ranks: int, sigma: float = STRAGGLER_SIGMA) -> float:
     """The longest of `ranks` steps over their mean: 1 + σ √(2 ln N).
 
-    An upper bound of the expected maximum of N normal numbers, which it nears as N grows.
+    An upper bound of the expected maximum of N normal numbers, tight for large N.
     Source: Boucheron, Lugosi and Massart 2013, "Concentration Inequalities", theorem 2.5.
     """
     return 1 + sigma * math.sqrt(2 * math.log(ranks))
@@ -59,29 +59,29 @@ def straggler(ranks: int, sigma: float = STRAGGLER_SIGMA) -> float:
 class Step:
     """The time of one update on a cluster, in seconds."""
 
-    alone_s: float
+    compute_s: float
     """On one rank without communication."""
     exposed_s: float
-    """From the end of the backward pass until the last gradients are there."""
+    """From the end of the backward pass until the last sum arrives."""
     late_s: float
-    """Waiting for the last rank."""
+    """Waiting for the slowest rank."""
 
     @property
     def seconds(self) -> float:
-        """All of it."""
-        return self.alone_s + self.exposed_s + self.late_s
+        """The whole step."""
+        return self.compute_s + self.exposed_s + self.late_s
 
     @property
     def efficiency(self) -> float:
-        """Images/s over that of as many ranks that do not communicate, 0-1."""
-        return self.alone_s / self.seconds
+        """Images/s divided by that of the same number of ranks without communication, 0-1."""
+        return self.compute_s / self.seconds
 
 
 def make_step(
     groups: Sequence[Group],
     cost: Cost,
     *,
-    alone_s: float,
+    compute_s: float,
     backward_end_s: float,
     ranks: int,
     fusion_bytes: float = 0.0,
@@ -89,8 +89,9 @@ def make_step(
 ) -> Step:
     """One update of `ranks` ranks whose backward pass ends `backward_end_s` into the step.
 
-    The last rank is late by (j - 1) of a step, and what is exposed follows: alone · j + exposed.
+    The slowest rank is late by (j - 1) of a step, j = `straggler`, and the exposed time follows:
+    compute · j + exposed.
     """
     last = last_arrival(groups, cost, fusion_bytes)
     exposed = max(0.0, last - backward_end_s)
-    return Step(alone_s, exposed, alone_s * (straggler(ranks, sigma) - 1))
+    return Step(compute_s, exposed, compute_s * (straggler(ranks, sigma) - 1))

@@ -1,4 +1,4 @@
-"""The prediction as a picture."""
+"""Plots a prediction."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hvdtrain.scaling.predict import Point
 
 
 def plot(points: Sequence[Point], path: Path, title: str) -> None:
-    """Efficiency over nodes for each image size and batch, and hours of the plan; one line a link.
+    """Plot efficiency over nodes for each image size and batch, and the hours of the plan.
 
-    Raises ResourceError if the file cannot be written.
+    There is one line for each link. Raises ResourceError if the file cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter, ScalarFormatter
@@ -58,5 +58,5 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
     axes[0].legend(fontsize="small", loc="lower left")
     try:
         figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:  # a format that matplotlib does not know is the latter
+    except (OSError, ValueError) as error:  # the latter: a format that matplotlib does not know
         raise ResourceError(f"--plot {path}: cannot be written: {error}") from None

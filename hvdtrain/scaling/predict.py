@@ -1,6 +1,6 @@
-"""Config × nodes × links → step time, efficiency, images/s, hours and dollars of the whole plan.
+"""Predicts step time, efficiency, images/s, hours and dollars of a plan on nodes with given links.
 
-Pure arithmetic: imports no torch.
+Pure arithmetic: does not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_BATCH = 2**20
 
 @dataclass(frozen=True)
 class Setting:
-    """Epochs of one image size and batch."""
+    """Image size and batch of some epochs."""
 
     image_size: int
     batch: int
@@ -43,12 +43,12 @@ class PhasePoint:
     link_share: float
     """Share of the step in which the host's link is busy with gradients, 0-1."""
     guessed: bool
-    """As of the profile."""
+    """Whether the profile was measured at another image size."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The whole plan on one cluster: training alone, without evaluation and start."""
+    """The whole plan on one cluster: only training, without evaluation and start-up."""
 
     cluster: Cluster
     phases: list[PhasePoint]
@@ -59,13 +59,13 @@ class Point:
 
 
 def update(profile: Profile, cluster: Cluster, wire: float, sigma: float) -> Step:
-    """One update; `wire`: bytes on the wire over bytes in fp32 (0.5 with fp16)."""
+    """One update; `wire`: bytes sent divided by bytes in fp32 (0.5 with fp16)."""
     began = profile.step_s - profile.backward_s
     groups = [Group(g.size_bytes * wire, began + g.release_s) for g in profile.groups]
     return make_step(
         groups,
         cluster.allreduce_s,
-        alone_s=profile.step_s,
+        compute_s=profile.step_s,
         backward_end_s=profile.step_s,
         ranks=cluster.ranks,
         sigma=sigma,
@@ -73,7 +73,7 @@ def update(profile: Profile, cluster: Cluster, wire: float, sigma: float) -> Ste
 
 
 def wire_ratio(cfg: Config) -> float:
-    """Bytes on the wire over bytes in fp32; `auto` counts as fp16, which it takes on slow links."""
+    """Bytes sent divided by bytes in fp32; `auto` counts as fp16, which it chooses on slow links."""
     return 1.0 if cfg.comm.compression == "none" else 0.5
 
 
@@ -86,10 +86,10 @@ def predict(
     price_per_node_hour: float | None = None,
     sigma: float = STRAGGLER_SIGMA,
 ) -> Point:
-    """The plan of `cfg` on `cluster`; raises ConfigError where there is none for so many ranks."""
+    """The plan of `cfg` on `cluster`; raises ConfigError if there is none for its world size."""
     plan = make_plan(cfg, cluster.ranks, num_samples)
     phases: dict[Setting, PhasePoint] = {}
-    seconds = alone = 0.0
+    seconds = compute_s = 0.0
     for epoch in plan.epochs:
         setting = Setting(epoch.image_size, epoch.batch_per_worker, epoch.accumulate)
         if setting not in phases:
@@ -97,11 +97,11 @@ def predict(
             phases[setting] = _phase(setting, profile, cluster, wire_ratio(cfg), sigma)
         step = phases[setting].step
         seconds += epoch.steps * step.seconds
-        alone += epoch.steps * step.alone_s
+        compute_s += epoch.steps * step.compute_s
     dollars = None
     if price_per_node_hour is not None:
         dollars = seconds / 3600 * cluster.hosts * price_per_node_hour
-    return Point(cluster, list(phases.values()), seconds, alone / seconds, dollars)
+    return Point(cluster, list(phases.values()), seconds, compute_s / seconds, dollars)
 
 
 def predict_all(
@@ -113,8 +113,8 @@ def predict_all(
     price_per_node_hour: float | None = None,
     sigma: float = STRAGGLER_SIGMA,
 ) -> tuple[list[Point], list[str]]:
-    """`predict` on each cluster; and why there is no plan for some of them, a line for each number
-    of nodes. Raises ConfigError where there is none for any."""
+    """`predict` on each cluster; and why there is no plan for some of them, one line per number of
+    nodes. Raises ConfigError if there is no plan for any."""
     points: list[Point] = []
     without: dict[int, str] = {}
     for cluster in clusters:
@@ -147,18 +147,18 @@ def _phase(
 
 @dataclass(frozen=True)
 class Advice:
-    """What one setting needs to reach a target efficiency on one cluster; None: nothing does."""
+    """What one setting needs to reach a target efficiency on one cluster; None: not possible."""
 
     cluster: Cluster
     setting: Setting
     efficiency: float
-    """As it is."""
+    """Without a change."""
     batch: int | None
-    """Smallest micro-batch, from the setting's up."""
+    """The smallest micro-batch that suffices, at least that of the setting."""
     accumulate: int | None
-    """Or: smallest number of micro-batches in one update, from the setting's up."""
+    """Or: the smallest number of micro-batches per update, at least that of the setting."""
     link_gbit: float | None
-    """Or: slowest link for the setting as it is."""
+    """Or: the slowest link that suffices without another change."""
 
 
 def advise(
@@ -201,7 +201,7 @@ def advise_all(
     target: float,
     sigma: float = STRAGGLER_SIGMA,
 ) -> list[Advice]:
-    """`advise` for every setting and link of the largest number of nodes among `points`."""
+    """`advise` for each setting and link, at the largest number of nodes among `points`."""
     largest = max(point.cluster.hosts for point in points)
     return [
         advise(
@@ -225,7 +225,7 @@ def _with_link(cluster: Cluster, gbit: float) -> Cluster:
 def _smallest(
     efficiency: Callable[[int], float], target: float, least: int, most: int
 ) -> int | None:
-    """The smallest whole number with at least `target`; `efficiency` must not fall."""
+    """The smallest integer with at least `target`; `efficiency` must not fall with it."""
     if efficiency(most) < target:
         return None
     low, high = least - 1, most
@@ -239,7 +239,7 @@ def _smallest(
 
 
 def parse_numbers(text: str, option: str, *, whole: bool) -> list[float]:
-    """The numbers of a list like `1,2,4`; raises ConfigError naming the option."""
+    """The numbers in a list like `1,2,4`; raises ConfigError naming the option."""
     kind = "whole numbers from 1 up" if whole else "numbers above 0"
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -247,5 +247,5 @@ def parse_numbers(text: str, option: str, *, whole: bool) -> list[float]:
         numbers = []
     good = [0 < x < math.inf and (not whole or x == int(x)) for x in numbers]
     if not numbers or not all(good):
-        raise ConfigError(f"{option} {text}: expected {kind} with commas, such as 1,2,4")
+        raise ConfigError(f"{option} {text}: expected {kind} with commas, for example 1,2,4")
     return numbers

@@ -1,4 +1,4 @@
-"""Speed of one worker alone, and the gradients it hands to the network: measured, or by hand."""
+"""Profiles: the speed of one worker and the gradients it sends, measured or estimated."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hvdtrain.scaling.calibration_file import Entry, not_a_calibration, read_cal
 from hvdtrain.scaling.overlap import Group
 
 BACKWARD_SHARE = 2 / 3
-"""Of a step, where it is not measured: for each multiplication of the forward pass the backward
-pass does two, one for the layer's weights and one for its inputs."""
+"""Share of the backward pass in a step, if not measured: for each multiplication of the forward pass
+it does two, one for the weights of the layer and one for its inputs."""
 _FP32 = 4
 
 
@@ -27,18 +27,18 @@ class Profile:
     batch: int
     """Images of one micro-batch."""
     step_s: float
-    """Of the update, all its micro-batches together."""
+    """Of one update, all its micro-batches together."""
     backward_s: float
-    """Of the last micro-batch, in which gradients are sent."""
+    """Of the backward pass of the last micro-batch, during which gradients are sent."""
     groups: tuple[Group, ...]
-    """In order of release; bytes in fp32, seconds from the start of that backward pass."""
+    """In order of release; sizes in fp32, times from the start of that backward pass."""
     accumulate: int = 1
-    """Micro-batches of the update."""
+    """Micro-batches of one update."""
     guessed: bool = False
-    """Whether it was measured at another image size and scaled by the number of pixels."""
+    """Whether it is scaled by the number of pixels from a measurement at another image size."""
 
     def scaled(self, factor: float) -> Profile:
-        """The same with `factor` times the work in every micro-batch."""
+        """This profile with `factor` times the work in each micro-batch."""
         groups = tuple(Group(g.size_bytes, g.release_s * factor) for g in self.groups)
         return replace(
             self,
@@ -48,17 +48,17 @@ class Profile:
         )
 
     def with_batch(self, batch: int) -> Profile:
-        """The same with larger or smaller micro-batches, at the same images/s."""
+        """This profile with micro-batches of `batch` images, at the same images/s."""
         return replace(self.scaled(batch / self.batch), batch=batch)
 
     def accumulated(self, micro_batches: int) -> Profile:
-        """The same with so many micro-batches; the last one's backward pass sends."""
+        """This profile with another number of micro-batches; the last one sends the gradients."""
         step_s = self.step_s * micro_batches / self.accumulate
         return replace(self, accumulate=micro_batches, step_s=step_s)
 
     @property
     def size_bytes(self) -> float:
-        """Of all gradients, in fp32."""
+        """Size of all gradients in fp32."""
         return sum(group.size_bytes for group in self.groups)
 
 
@@ -72,10 +72,10 @@ def hand_given(
     classes: int = 1000,
     backward_s: float | None = None,
 ) -> Profile:
-    """A profile of a known network from the seconds of one step.
+    """The profile of a network in our table, from the seconds of one step.
 
-    Layers take of the backward pass what they have of the multiplications, and are bundled as the
-    reducer does. Raises ConfigError for a network that is not in the table.
+    Each layer takes the share of the backward pass that it has of the multiplications, and layers
+    are grouped as by the reducer. Raises ConfigError for a network that is not in the table.
     """
     seconds = step_s * BACKWARD_SHARE if backward_s is None else backward_s
     layers = layers_of(model, image_size, classes)[::-1]
@@ -92,24 +92,26 @@ def hand_given(
 
 
 class Calibration:
-    """The entries of a calibration.json: of a run, or of `hvdtrain scaling calibrate`."""
+    """The profiles of one model on one device."""
 
     def __init__(self, profiles: Sequence[Profile], about: str) -> None:
         self.profiles = tuple(profiles)
         self.about = about
-        """Model, precision and device it was measured with."""
+        """Model, precision and device, or other words about where the profiles are from."""
 
     def profile(self, image_size: int, batch: int, accumulate: int = 1) -> Profile:
-        """At `image_size` and so many micro-batches of `batch`: the entry nearest in size, then
-        batch, scaled by the pixels and images where they differ."""
+        """The profile for `accumulate` micro-batches of `batch` images of `image_size`.
+
+        It is the one nearest in image size, then batch, scaled by pixels and images.
+        """
 
         def distance(p: Profile) -> tuple[float, float]:
             return abs(math.log(p.image_size / image_size)), abs(math.log(p.batch / batch))
 
-        near = min(self.profiles, key=distance)
-        area = (image_size / near.image_size) ** 2
-        found = near.scaled(area).with_batch(batch).accumulated(accumulate)
-        return replace(found, image_size=image_size, guessed=area != 1)
+        nearest = min(self.profiles, key=distance)
+        area = (image_size / nearest.image_size) ** 2
+        scaled = nearest.scaled(area).with_batch(batch).accumulated(accumulate)
+        return replace(scaled, image_size=image_size, guessed=area != 1)
 
 
 def read_calibration(
@@ -117,10 +119,10 @@ def read_calibration(
 ) -> Calibration:
     """The profiles in a calibration.json of `model`.
 
-    The file of a run lacks the gradients: those of the network in our table are taken, bundled by
+    The file of a run has no gradients: those of the network in our table are used, grouped by
     `group_bytes`. Entries without a number of micro-batches have `accumulate`.
-    Raises ResourceError where the file is no calibration.json, and ConfigError where it was made
-    for another model, or lacks the gradients of a network that is not in the table.
+    Raises ResourceError if the file is no calibration.json, and ConfigError if it was made for
+    another model, or has no gradients and the network is not in the table.
     """
     where = f"--calibration {file}"
     content = read_calibration_file(file, where)
@@ -144,9 +146,9 @@ def read_calibration(
 
 
 def _times(entry: Entry, accumulate: int) -> tuple[float, float]:
-    """Seconds of the update and of its last backward pass."""
+    """Seconds of the update, and of its last backward pass."""
     step_s = entry.batch / entry.images_per_second
-    # A mean beside a median: on a machine that others use it may be the longer one.
+    # backward_s is a mean, step_s a median: on a busy machine the mean may be the longer one.
     return step_s, min(entry.backward_s, step_s / accumulate)
 
 

@@ -1,7 +1,4 @@
-"""Published measurements of scaling, and what the model says of them.
-
-docs/explanation/scaling.md has the table.
-"""
+"""Published measurements of scaling, with our predictions of them. docs/explanation/scaling.md has the table."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _README_2017 = "the same page in Horovod 0.10, October 2017"
 
 @dataclass(frozen=True)
 class Published:
-    """One published efficiency and what is needed to predict it."""
+    """One published efficiency, and what is needed to predict it."""
 
     name: str
     profile: Profile
@@ -28,16 +25,16 @@ class Published:
     efficiency: float
     """As published, 0-1."""
     tolerance: float
-    """How near the prediction must be, 0-1."""
+    """Largest allowed error of the prediction, 0-1."""
     source: str
     fusion_bytes: float = 0.0
     baseline: Cluster | None = None
-    """What 100 % is, if not one rank alone."""
+    """The cluster that counts as 100 %; None: one rank without communication."""
 
     def predicted(self) -> float:
-        """Efficiency by the model, 0-1."""
-        found = self._efficiency(self.cluster)
-        return found / self._efficiency(self.baseline) if self.baseline else found
+        """The predicted efficiency, 0-1."""
+        efficiency = self._efficiency(self.cluster)
+        return efficiency / self._efficiency(self.baseline) if self.baseline else efficiency
 
     def _efficiency(self, cluster: Cluster) -> float:
         profile = self.profile
@@ -45,7 +42,7 @@ class Published:
         return make_step(
             [Group(g.size_bytes, began + g.release_s) for g in profile.groups],
             cluster.allreduce_s,
-            alone_s=profile.step_s,
+            compute_s=profile.step_s,
             backward_end_s=profile.step_s,
             ranks=cluster.ranks,
             fusion_bytes=self.fusion_bytes,
@@ -53,13 +50,13 @@ class Published:
 
 
 def _p100(model: str, image_size: int, images_per_s: float) -> Profile:
-    """One P100 at batch 64, gradients layer by layer in fp32."""
+    """One P100 at batch 64, with one group of fp32 gradients per layer."""
     return hand_given(
         model, image_size=image_size, batch=64, step_s=64 / images_per_s, group_bytes=0.0
     )
 
 
-# Speeds alone: tensorflow.org's benchmarks of May 2017 (DGX-1, synthetic data, batch 64) for
+# Speeds of one GPU: tensorflow.org's benchmarks of May 2017 (DGX-1, synthetic data, batch 64) for
 # Inception V3 and VGG-16; ResNet-101: 1656.82 images/s on 16 GPUs, the example of Horovod's page.
 _MODELS: dict[str, Callable[[], Profile]] = {
     "Inception V3": lambda: _p100("inception_v3", 299, 142.0),
@@ -77,11 +74,11 @@ def _horovod(
 
 
 def _goyal() -> Published:
-    """ResNet-50 on 32×8 P100 over 50 Gbit Ethernet by Caffe2 and Gloo, against one server.
+    """ResNet-50 on 32×8 P100 over 50 Gbit Ethernet with Caffe2 and Gloo, relative to one server.
 
-    29 hours for 90 epochs on one server of 8 give its step, ranks' differences included; 0.12 s of
-    it are the backward pass. Each of the 161 tensors has an allreduce of its own; there is no
-    coordinator. Caffe2 runs several at once, the model one after the other.
+    90 epochs took 29 hours on one server of 8 GPUs; that gives its step time, with its straggler.
+    The backward pass is 0.12 s of it. Each of the 161 tensors has its own allreduce, and there is
+    no coordinator. Caffe2 runs several at once, the prediction one after the other.
     """
     server_step_s = 29 * 3600 / (90 * 1281167 / 256)
     tcp = replace(NETWORKS["tcp"], link_gbit=50.0, call_s=0.0)
@@ -110,7 +107,7 @@ def _goyal() -> Published:
 
 
 def published() -> list[Published]:
-    """All of them; those that the figures of a network were fitted to come first."""
+    """All published points; first those to which the figures of a network were fitted."""
     return [
         _horovod("Inception V3", 128, "rdma", 0.90, 0.03, _README),
         _horovod("ResNet-101", 128, "rdma", 0.90, 0.03, _README),
@@ -125,10 +122,10 @@ def published() -> list[Published]:
 
 
 def traffic_per_step() -> tuple[float, float]:
-    """Megabytes that one host sends in one step of DIUx's 4×8 run: predicted, and in its log.
+    """Megabytes that one host sends in one step of DIUx's 4×8 run: predicted, and from its log.
 
-    ResNet-50 with gradients in fp16, a flat ring of 32 GPUs. On the wire each 8949 bytes of a
-    segment carry 90 more (TCP with time stamps, IP, Ethernet with preamble and gap at MTU 9001).
+    ResNet-50 with fp16 gradients, a flat ring of 32 GPUs. Each segment of 8949 bytes has 90 more on
+    the wire (TCP with time stamps, IP, Ethernet with preamble and gap at MTU 9001).
     Source of the 112 MB: the log of the run of August 2018 on 4 p3.16xlarge (github.com/cybertronai/imagenet18).
     """
     size = 2.0 * sum(layer.parameters for layer in layers_of("resnet50", 224))

@@ -13,7 +13,7 @@ Row = Sequence[str]
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
-    """Columns set apart by two spaces, all but the first to the right."""
+    """A table with two spaces between columns; all columns except the first are right-aligned."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = []
     for row in [head, *rows]:
@@ -24,14 +24,14 @@ def table(head: Row, rows: Sequence[Row]) -> str:
 
 
 def prediction_text(points: Sequence[Point], advice: Sequence[Advice], target: float) -> str:
-    """One table per image size and batch, one of the whole plan, and what reaches `target`."""
+    """A table per image size and batch, one of the whole plan, and one of what reaches `target`."""
     blocks = []
     settings = list(dict.fromkeys(p.setting for point in points for p in point.phases))
     for setting in settings:
         guessed = any(p.guessed for point in points for p in point.phases if p.setting == setting)
         note = ", time by the number of pixels" if guessed else ""
         blocks.append(f"{_name(setting)}{note}\n{_setting_table(points, setting)}")
-    blocks.append(f"the whole plan, training alone\n{_plan_table(points)}")
+    blocks.append(f"the whole plan, training only\n{_plan_table(points)}")
     if advice:
         hosts = advice[0].cluster.hosts
         blocks.append(f"what {target:.0%} on {hosts} nodes needs\n{_advice_table(advice)}")
@@ -98,7 +98,7 @@ def _or_none(number: int | None) -> str:
 
 
 def prediction_dict(points: Sequence[Point], advice: Sequence[Advice]) -> dict[str, Any]:
-    """The same for programs; seconds, bytes and 0-1."""
+    """The same for programs: times in seconds, sizes in bytes, shares in 0-1."""
     return {
         "points": [
             {
@@ -114,7 +114,7 @@ def prediction_dict(points: Sequence[Point], advice: Sequence[Advice]) -> dict[s
                         "batch": phase.setting.batch,
                         "accumulate": phase.setting.accumulate,
                         "step_s": phase.step.seconds,
-                        "alone_s": phase.step.alone_s,
+                        "alone_s": phase.step.compute_s,
                         "exposed_s": phase.step.exposed_s,
                         "late_s": phase.step.late_s,
                         "efficiency": phase.step.efficiency,
@@ -159,7 +159,7 @@ def published_text(points: Sequence[Published]) -> str:
 def comparison_text(comparisons: Sequence[Comparison]) -> str:
     """Measured and predicted steps, as Markdown."""
     lines = [
-        "| setting | hosts × ranks | Gbit/s | wire | allreduce: ms + MB/s | alone ms | measured ms "
+        "| setting | hosts × ranks | Gbit/s | wire | allreduce: ms + MB/s | compute ms | measured ms "
         "| predicted ms | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

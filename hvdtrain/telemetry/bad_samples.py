@@ -1,4 +1,4 @@
-"""The bad training images of a run: counted, agreed over the ranks, named once each."""
+"""The bad training images of a run: each rank counts its own, and rank 0 lists all of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hvdtrain.telemetry.sinks import Sinks
 from pipelines.bad import BadSample
 
 NAMED = 5
-"""Bad images named in one line of the log; the list in the run directory has them all."""
+"""Most bad images in one line of the log; the list in the run directory has all of them."""
 
 
 class BadSamples:
-    """What one rank knows of the run's bad images; rank 0 keeps the list `path`.
+    """The run's bad images, as one rank knows them; rank 0 writes the list to `path`.
 
-    Their number travels in the meter's vector. Only in an interval in which some rank met one
-    that is not on the list yet do the ranks exchange names.
+    The meter sums the counts over ranks. The ranks exchange names only after an interval in which
+    some rank met an image that is not on the list yet.
     """
 
     def __init__(self, data: Data, comm: Comm, path: Path) -> None:
@@ -38,43 +38,43 @@ class BadSamples:
         self._masked_in_epoch = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """What rank 0 has on its list from an earlier part of the run."""
+        """The list that an earlier attempt left; empty on other ranks than 0."""
         if self._comm.rank or not self._path.exists():
             return []
         return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
 
     def restore(self, entries: list[dict[str, Any]]) -> list[BadSample]:
-        """Take up what rank 0 has `read`, on every rank."""
+        """Take over the list that rank 0 has `read`, on every rank; returns its images."""
         self._listed = {entry["index"]: BadSample(**entry) for entry in entries}
         return list(self._listed.values())
 
     def start_epoch(self) -> None:
-        """Begin to count towards `max_bad_ratio` anew."""
+        """Set the count for `max_bad_ratio` to 0."""
         self._masked_in_epoch = 0
 
-    def add(self, found: Iterable[BadSample], sinks: Sinks) -> None:
-        """The images masked in one batch of this rank."""
-        for bad in found:
+    def add(self, masked: Iterable[BadSample], sinks: Sinks) -> None:
+        """Count the images masked in one batch of this rank."""
+        for bad in masked:
             self._masked += 1
             if bad.index not in self._listed:
                 self._unlisted[bad.index] = bad
             sinks.observe_bad(bad.reason)
 
     def counts(self) -> BadCounts:
-        """Of this rank, since `settle`."""
+        """The counts of this rank since the last `settle`."""
         return BadCounts(self._masked, len(self._unlisted))
 
     def settle(self, counts: BadCounts, num_samples: int, sinks: Sinks) -> list[BadSample]:
-        """Name the new ones; every rank calls with the sums of `counts` over all ranks.
+        """List and report the new bad images of all ranks, and return them.
 
-        Returns the new ones of all ranks. Raises DataError on every rank once more than
-        `max_bad_ratio` of the `num_samples` images of this epoch are masked.
+        Every rank calls with the sums of `counts` over all ranks. Raises DataError on every rank
+        when more than `max_bad_ratio` of the `num_samples` images of this epoch are masked.
         """
         self._masked = 0
         self._masked_in_epoch += counts.masked
-        found = self._exchange() if counts.unlisted else []
-        if found:
-            sinks.write(Note(_note(found, self._path)))
+        new = self._exchange() if counts.unlisted else []
+        if new:
+            sinks.write(Note(_note(new, self._path)))
             if self._comm.rank == 0:
                 lines = [json.dumps(asdict(bad)) + "\n" for bad in self._listed.values()]
                 write_atomically(self._path, "".join(lines).encode())
@@ -85,19 +85,19 @@ class BadSamples:
             )
             fault.everywhere = True
             raise fault
-        return found
+        return new
 
     def _exchange(self) -> list[BadSample]:
         mine = json.dumps([asdict(bad) for bad in self._unlisted.values()])
         texts = self._comm.gather_text(mine)
         entries = [BadSample(**entry) for text in texts for entry in json.loads(text)]
-        found = {bad.index: bad for bad in sorted(entries, key=lambda bad: bad.index)}
-        self._listed.update(found)
+        new = {bad.index: bad for bad in sorted(entries, key=lambda bad: bad.index)}
+        self._listed.update(new)
         self._unlisted.clear()
-        return list(found.values())
+        return list(new.values())
 
 
-def _note(found: list[BadSample], path: Path) -> str:
-    names = ", ".join(f"{bad.name} ({bad.reason}: {bad.detail})" for bad in found[:NAMED])
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return f"warning: {len(found)} bad images masked, listed in {path}: {names}{more}"
+def _note(new: list[BadSample], path: Path) -> str:
+    names = ", ".join(f"{bad.name} ({bad.reason}: {bad.detail})" for bad in new[:NAMED])
+    more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
+    return f"warning: {len(new)} bad images masked, listed in {path}: {names}{more}"

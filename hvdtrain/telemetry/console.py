@@ -19,14 +19,15 @@ PLAIN_INTERVAL_S = 5.0
 
 
 def open_console() -> Bar | Plain:
-    """A bar if a person watches standard output, plain lines otherwise."""
+    """A bar if standard output is a terminal, plain lines otherwise."""
     return Bar() if _watched() else Plain()
 
 
 def _watched() -> bool:
-    """mpirun gives ranks a terminal of its own, so ask what its own output is, too.
+    """Whether a person sees the output. mpirun gives its ranks a terminal in any case, so under a
+    launcher the launcher's own output counts.
 
-    TTY_COMPATIBLE=1 or 0 (a convention that rich follows, too) settles it.
+    TTY_COMPATIBLE=1 or 0 overrides this; rich follows the same convention.
     """
     if os.environ.get("TTY_COMPATIBLE") in ("0", "1"):
         return os.environ["TTY_COMPATIBLE"] == "1"
@@ -91,7 +92,7 @@ class Plain:
             self._print(report.text)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
 
     def _print(self, text: str) -> None:
         print(text, flush=True)
@@ -124,5 +125,5 @@ class Bar:
             console.print(report.text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.stop()

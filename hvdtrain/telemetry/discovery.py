@@ -1,4 +1,4 @@
-"""Where the ranks' endpoints are, as a file that a Prometheus server reads.
+"""A file with the addresses of the ranks' endpoints, for a Prometheus server.
 
 Source: https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config
 """
@@ -22,9 +22,9 @@ from hvdtrain.telemetry.sinks import Sinks
 
 
 def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
-    """Rank 0 writes the addresses of all ranks, once all are open; every rank must call.
+    """Write the addresses of all ranks, on rank 0, when all are open; every rank must call.
 
-    Raises ResourceError on all ranks where rank 0 cannot write.
+    Raises ResourceError on all ranks if rank 0 cannot write.
     """
     if sinks.exporter is None:
         return
@@ -48,18 +48,18 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
         sinks.write(Note(f"warning: {text}"))
     if moves := sum(moved for _, _, moved in gathered):
         text = (
-            f"metrics.port: in use: {moves} of {comm.size} ranks took the next free one; all are "
-            f"in {paths.file_sd}"
+            f"metrics.port: in use: {moves} of {comm.size} ranks took the next free one; all "
+            f"addresses are in {paths.file_sd}"
         )
         sinks.write(Note(text))
     groups = [group for group, _, _ in gathered]
-    if cfg.on_loopback:  # another host's 127.0.0.1 is not ours
+    if cfg.on_loopback:  # another host's 127.0.0.1 is not this host
         near = [group for group in groups if group["labels"]["host"] == groups[0]["labels"]["host"]]
         if far := len(groups) - len(near):
             text = (
-                f"metrics.bind: {cfg.bind} is seen from its own machine alone: {far} ranks on other "
-                f"machines are not in {paths.file_sd}; open the endpoints with metrics.bind=0.0.0.0 "
-                "and metrics.token_file"
+                f"metrics.bind: {cfg.bind} is reachable only from the same machine: {far} ranks on "
+                f"other machines are not in {paths.file_sd}; open the endpoints with "
+                "metrics.bind=0.0.0.0 and metrics.token_file"
             )
             sinks.write(Note(text))
         groups = near
@@ -71,9 +71,9 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
 
 
 def withdraw(cfg: Metrics, comm: Comm, paths: RunPaths) -> None:
-    """Rank 0 takes the addresses back, as the run ends in order.
+    """Remove the files with the addresses, on rank 0, at the regular end of an attempt.
 
-    After a crash they stay, so that the ranks are seen to be down.
+    After a crash the files stay, so that Prometheus shows the ranks as down.
     """
     if comm.rank == 0 and cfg.enabled:
         for path in _files(cfg, paths):
@@ -89,13 +89,13 @@ def _write(cfg: Metrics, paths: RunPaths, groups: list[dict[str, Any]]) -> None:
 
 
 def _files(cfg: Metrics, paths: RunPaths) -> list[Path]:
-    """In the folder of the server the name is the run's: a pattern there may end in `*.json`."""
+    """In `file_sd_dir` the file has the run's name, so that the server can read `*.json` there."""
     others = [] if cfg.file_sd_dir is None else [Path(cfg.file_sd_dir) / f"{paths.name}.json"]
     return [paths.file_sd, *others]
 
 
 def _address(bind: str, host: str) -> str:
-    """By what name others reach it: the address that it is bound to, or the host's name."""
+    """The host part of the address for others: the bound address, or the host's name."""
     try:
         address = ipaddress.ip_address(bind)
     except ValueError:

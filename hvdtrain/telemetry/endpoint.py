@@ -1,8 +1,8 @@
-"""A small HTTP server for the pages of one rank, which no scraper can make slow or large.
+"""A small HTTP server for the pages of one rank. No client can make it slow or large.
 
-One request per connection, answered by one of a few threads, each for a few seconds at most; more
-connections wait in the kernel's short queue. Only so many a second are taken up, since training
-and the threads share one interpreter.
+Each connection has one request. A few threads answer, each for a few seconds at most; further
+connections wait in the kernel's short queue. The rate of connections is limited, because the
+threads and the training share one interpreter.
 """
 
 from __future__ import annotations
@@ -35,23 +35,25 @@ RATE, BURST = 10.0, 40.0
 """Connections a second in the long run, and at once after a quiet time."""
 MAX_REQUEST_BYTES = 16384
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-"""By which an endpoint on loopback may be called; none at all is what old programs send."""
+"""Host names that an endpoint on loopback accepts. It also accepts a request without a Host header,
+as old programs send."""
 CHALLENGES = ("WWW-Authenticate: Bearer", 'WWW-Authenticate: Basic realm="hvdtrain"')
-"""What a request without the token is told: programs send it as it is, browsers as a password."""
+"""Headers of the answer to a request without the token. Programs send the token as it is, browsers
+as a password."""
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What a browser lets a page do: run what is written in it, and ask this endpoint."""
+"""Limits for a page in the browser: it may run its own script and send requests to this endpoint."""
 
 Page = Callable[[], tuple[str, bytes]]
-"""Content type and body, made anew for each request, in a thread of the server."""
+"""Returns content type and body; called for each request, in a thread of the server."""
 
 
 class Endpoint:
     """Serves `pages` by path at `cfg.bind`, on the first free port from `port` on.
 
-    Raises ResourceError where no port is free, or the token or a certificate cannot be used.
+    Raises ResourceError if no port is free, or if the token or a certificate cannot be used.
     """
 
     def __init__(self, cfg: Metrics, port: int, pages: Mapping[str, Page]) -> None:
@@ -69,7 +71,7 @@ class Endpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening; what is being answered has a few seconds left."""
+        """Stop listening. Answers that have begun get a few more seconds."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`
@@ -101,7 +103,7 @@ class Endpoint:
                 connection = self._tls.wrap_socket(connection, server_side=True)
             connection.sendall(self._answer(_read_request(connection)))
         except OSError:
-            pass  # the other side was slow, went away, or has no certificate
+            pass  # the client was slow, went away, or has no certificate
         finally:
             connection.close()
             self._slots.release()
@@ -116,7 +118,8 @@ class Endpoint:
             return _response(HTTPStatus.BAD_REQUEST)
         if b"\r\n\r\n" not in request:
             return _response(HTTPStatus.BAD_REQUEST)
-        # A page of another site may have its own name point here; a browser then sends that name.
+        # Another site may let its own name point to this address (DNS rebinding). The browser then
+        # sends that name.
         if self._local and _host(headers.get("Host", "")) not in self._names:
             return _response(HTTPStatus.FORBIDDEN)
         if self._token is not None:
@@ -160,8 +163,8 @@ def _host(header: str) -> str:
 
 
 def _token_sent(authorization: bytes) -> bytes:
-    """The bearer token of a program, or the password that a browser asked a person for; empty
-    where there is neither."""
+    """The bearer token of a program, or the password that a browser asked its user for; empty if
+    there is neither."""
     scheme, _, sent = authorization.partition(b" ")
     if scheme == b"Bearer":
         return sent
@@ -174,7 +177,7 @@ def _token_sent(authorization: bytes) -> bytes:
 
 
 def _read_request(connection: socket.socket) -> bytes:
-    """Up to the empty line; raises TimeoutError however slowly it trickles in."""
+    """Read up to the empty line; raises TimeoutError if that takes too long, however slowly it comes."""
     deadline = time.monotonic() + TIMEOUT_S
     request = b""
     while b"\r\n\r\n" not in request and len(request) < MAX_REQUEST_BYTES:
@@ -208,7 +211,7 @@ def _tls_context(cfg: Metrics) -> ssl.SSLContext:
     assert cfg.tls_cert is not None
     assert cfg.tls_key is not None
     try:
-        # The password is asked for on the terminal otherwise, where nobody is.
+        # Without a password argument, OpenSSL would ask for one on the terminal.
         context.load_cert_chain(cfg.tls_cert, cfg.tls_key, password="")
     except (OSError, ValueError) as error:
         raise ResourceError(

@@ -1,4 +1,4 @@
-"""Metrics read from the kernel and the GPU's driver at the moment somebody scrapes."""
+"""Metrics that are read from the kernel and the GPU's driver at each scrape."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ LOOPBACK_TYPE = 772
 
 
 class Network(Collector):
-    """Bytes of every interface that is up, by the kernel's count below `root`."""
+    """Bytes of every interface that is up, as the kernel counts them below `root`."""
 
     def __init__(self, root: Path = Path("/sys/class/net")) -> None:
         self._root = root
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """Received, sent, and the link's speed where the kernel knows it."""
+        """Bytes received and sent, and the link's speed if the kernel knows it."""
         received, sent, speed = (
             CounterMetricFamily(NETWORK[0].name, NETWORK[0].text, labels=["interface"]),
             CounterMetricFamily(NETWORK[1].name, NETWORK[1].text, labels=["interface"]),
             GaugeMetricFamily(NETWORK[2].name, NETWORK[2].text, labels=["interface"]),
         )
         for folder in sorted(self._root.glob("*/")):
-            with contextlib.suppress(OSError, ValueError):  # it may go away meanwhile
-                # Virtual interfaces do not tell: their state is unknown, and they work.
+            with contextlib.suppress(OSError, ValueError):  # the interface may go away meanwhile
+                # The state of virtual interfaces is unknown, and they work.
                 up = (folder / "operstate").read_text().strip() in ("up", "unknown")
                 if not up or _number(folder / "type") == LOOPBACK_TYPE:
                     continue
@@ -47,7 +47,7 @@ class Network(Collector):
 
 
 class LinkUse:
-    """What one machine sent since it was asked last."""
+    """Network use of one machine since the last call of `take`."""
 
     def __init__(
         self,
@@ -58,8 +58,8 @@ class LinkUse:
         self._before, self._segments = self._sent(), self._tcp_segments()
 
     def take(self) -> tuple[float, float, float]:
-        """Bytes that its busiest interface sent, loopback left out; this interface's speed in
-        bytes/s; and the share of TCP segments that were sent again. 0 where the kernel does not
+        """Bytes sent by the busiest interface except loopback; the speed of this interface in
+        bytes/s; and the share of TCP segments that were sent again. 0 for what the kernel does not
         know."""
         now, (out, again) = self._sent(), self._tcp_segments()
         grown = {name: sent - self._before.get(name, sent) for name, sent in now.items()}
@@ -75,18 +75,19 @@ class LinkUse:
         return grown[busiest], speed, resent
 
     def _tcp_segments(self) -> tuple[int, int]:
-        """Sent, and sent again. Source: Linux, Documentation/networking/snmp_counter.rst"""
+        """Segments sent, and those sent again.
+        Source: Linux, Documentation/networking/snmp_counter.rst"""
         with contextlib.suppress(OSError, ValueError, KeyError):
             lines = self._tcp.read_text().splitlines()
             names, values = (line.split() for line in lines if line.startswith("Tcp:"))
-            found = dict(zip(names, values, strict=True))
-            return int(found["OutSegs"]), int(found["RetransSegs"])
+            counts = dict(zip(names, values, strict=True))
+            return int(counts["OutSegs"]), int(counts["RetransSegs"])
         return 0, 0
 
     def _sent(self) -> dict[str, int]:
         sent = {}
         for folder in self._root.glob("*/"):
-            with contextlib.suppress(OSError, ValueError):  # it may go away meanwhile
+            with contextlib.suppress(OSError, ValueError):  # the interface may go away meanwhile
                 if _number(folder / "type") != LOOPBACK_TYPE:
                     sent[folder.name] = _number(folder / "statistics/tx_bytes")
         return sent
@@ -97,13 +98,13 @@ def _number(path: Path) -> int:
 
 
 class Gpu(Collector):
-    """One GPU by NVML; `nvml` is the module pynvml, initialised, `handle` of the GPU."""
+    """One GPU, read through NVML: `nvml` is the initialised module pynvml, `handle` the GPU's."""
 
     def __init__(self, nvml: ModuleType, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """What this GPU can tell; some cannot tell all."""
+        """The values that this GPU supports."""
         nvml, handle = self._nvml, self._handle
         memory = nvml.nvmlDeviceGetMemoryInfo
         reads: tuple[Callable[[], float], ...] = (
@@ -119,7 +120,7 @@ class Gpu(Collector):
 
 
 def open_gpu() -> Gpu | None:
-    """This rank's GPU; None without one, without nvidia-ml-py, or where the driver refuses."""
+    """This rank's GPU; None without a GPU, without nvidia-ml-py, or if the driver refuses."""
     if not torch.cuda.is_available():
         return None
     try:
@@ -128,7 +129,7 @@ def open_gpu() -> Gpu | None:
         return None
     try:
         pynvml.nvmlInit()
-        # Numbers differ from torch's where CUDA_VISIBLE_DEVICES is set, identities do not.
+        # With CUDA_VISIBLE_DEVICES, NVML's numbers differ from torch's; UUIDs do not.
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
         return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
     except pynvml.NVMLError:

@@ -1,4 +1,4 @@
-"""The course of a run in bounded memory: as it grows longer, its points are merged by two."""
+"""The history of a run in bounded memory: when it is full, neighbouring points are merged."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any
 import numpy as np
 
 LIMIT = 400
-"""Most points kept, even: a full history has half as many after it is merged."""
+"""Most points kept; an even number, since a full history is merged to half of it."""
 DIGITS = 6
-"""Significant digits of a figure that is told."""
+"""Significant digits of the figures in `columns`."""
 
 
 def finite(value: Any) -> float | None:
-    """A number as float; None for NaN, infinities and whatever is no number."""
+    """A number as float; None for NaN, infinities and anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         return None
     return float(value)
 
 
 class History:
-    """Columns of figures over a run of any length, oldest first; threads may read while one writes."""
+    """Columns of figures of a run of any length, oldest first. Threads may read while one writes."""
 
     def __init__(self, newest: Sequence[str], means: Sequence[str]) -> None:
-        """Of the reports that one point stands for, `newest` are taken from the last one (where
-        the run is, and what is set), `means` are averaged (what is measured)."""
+        """One point stands for one or more reports. Its `newest` columns (position and settings)
+        are those of the last report, its `means` columns (measurements) are averaged."""
         self._lock = threading.Lock()
         self._newest, self._means = tuple(newest), tuple(means)
         self._places = np.zeros((LIMIT, len(newest)))
         self._sums = np.zeros((LIMIT, len(means)))
         self._weights = np.zeros((LIMIT, len(means)))
         self._size = 0
-        self._group = self._filled = 1  # reports that make a point, and those in the last point
+        self._group = self._filled = 1  # reports per point, and in the last point
 
     def add(self, values: Mapping[str, Any], weight: float) -> None:
-        """One report, whose figures count by `weight` in means: shares of a time by its seconds."""
+        """Add one report. `weight`: its weight in means, as the seconds for a share of the time."""
         places = [finite(values.get(key)) for key in self._newest]
         figures = np.array([finite(values.get(key)) for key in self._means], dtype=float)
         known = np.isfinite(figures)
@@ -52,7 +52,7 @@ class History:
             self._weights[at, known] += weight
 
     def columns(self) -> dict[str, list[float | None]]:
-        """Every column by its name, all of one length, None where nothing was reported."""
+        """Every column by its name, all of equal length; None where nothing was reported."""
         with self._lock:
             places = self._places[: self._size].copy()
             sums, weights = self._sums[: self._size].copy(), self._weights[: self._size].copy()
@@ -74,7 +74,7 @@ class History:
 
 
 def rounded(column: np.ndarray) -> list[float | None]:
-    """[n] figures as JSON takes them: DIGITS significant digits, None where not finite."""
+    """[n] figures for JSON: DIGITS significant digits, None for those that are not finite."""
     size = np.abs(np.where(np.isfinite(column) & (column != 0), column, 1.0))
     scale = 10.0 ** np.clip(DIGITS - 1 - np.floor(np.log10(size)), -300, 300)
     figures = np.round(column * scale) / scale

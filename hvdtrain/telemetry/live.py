@@ -1,4 +1,4 @@
-"""The live page of a run: what rank 0 knows of it as JSON, and the page that draws it."""
+"""The live page of a run: the figures that rank 0 has, as JSON, and the page that draws them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hvdtrain.telemetry.reports import Eval, Kind, Note, Report, Train
 LOW_EFFICIENCY = 0.8
 """Scaling efficiency below which the page warns."""
 STARVED = 0.2
-"""Share of the time spent waiting for images above which it does."""
+"""Share of the time spent waiting for images above which the page warns."""
 QUIET_S, QUIET_INTERVALS = 60.0, 5.0
-"""It warns after so many seconds, and so many intervals, without a report."""
+"""The page warns after QUIET_S seconds and QUIET_INTERVALS logging intervals without a report."""
 FRESH_S = 600.0
-"""It repeats the newest warning among the notes for so long."""
+"""The newest warning among the notes is shown at the top for this time."""
 NOTES, TEXT = 20, 300
-"""Newest notes kept, and characters of a text."""
+"""Number of notes kept, and most characters of a text."""
 
 SET = ("time", "epoch", "phase", "image_size", "global_batch_size", "lr")
 MEASURED = (
@@ -42,12 +42,12 @@ STATES: dict[Kind, str] = {
 }
 """State of the run after a report of this kind; other kinds do not change it."""
 ENDED = ("stopped", "ended")
-"""States after which no report is missed."""
+"""States in which no further report is expected."""
 EVALUATED = ("loss", "top1", "top5")
 
 
 class Live:
-    """Takes what rank 0 reports; `pages` are called in threads of the endpoint."""
+    """A sink for the reports of rank 0. Its `pages` are called in threads of the endpoint."""
 
     def __init__(
         self, name: str, model: str, hosts: list[str], clock: Callable[[], float] = time.time
@@ -67,7 +67,7 @@ class Live:
         self._evals = History(("epoch",), EVALUATED)
         self._steps: tuple[Interval, LostTime | None] | None = None
         self._version = 0
-        self._told = (-1, b"")
+        self._made = (-1, b"")
         self._html = _page()
 
     def pages(self) -> dict[str, Page]:
@@ -78,7 +78,7 @@ class Live:
         }
 
     def write(self, report: Report) -> None:
-        """One report."""
+        """Take one report."""
         now, values = self._clock(), report.values()
         if isinstance(report, Train):
             seconds = finite(report.measured.seconds) or 1.0
@@ -97,7 +97,7 @@ class Live:
                 self._newest = report
 
     def observe_interval(self, interval: Interval, lost: LostTime | None) -> None:
-        """All ranks' steps since the last report; `lost` is None on a single rank."""
+        """Take the steps of all ranks since the last report; `lost` is None with one rank."""
         if interval.step_s.shape[1] == 0:
             return
         with self._lock:
@@ -105,13 +105,13 @@ class Live:
             self._steps = interval, lost
 
     def json(self) -> bytes:
-        """The answer of `/api/live`. Most of it is made once per report, however many ask."""
+        """The answer of `/api/live`. Most of it is made once per report, however many clients ask."""
         with self._lock:
             version, reported, state = self._version, self._reported, self._state
             latest, notes, steps = dict(self._latest), list(self._notes), self._steps
             newest = self._newest
-        told, body = self._told
-        if told != version:
+        made, body = self._made
+        if made != version:
             body = _dump(
                 {
                     "run": {**self._run, "ranks": len(self._hosts), "hosts": len({*self._hosts})},
@@ -124,7 +124,7 @@ class Live:
                     "evals": self._evals.columns(),
                 }
             )
-            self._told = version, body
+            self._made = version, body
         now = self._clock()
         quiet_s = now - reported if state not in ENDED else 0.0
         warning = next((n for n in reversed(notes) if n["text"].startswith("warning: ")), None)
@@ -136,13 +136,13 @@ class Live:
 
 
 def _alerts(train: Train | None, hosts: list[str], quiet_s: float) -> list[dict[str, str]]:
-    """What needs a look now: kind and text, worst first. `train` is the newest report."""
+    """What needs attention now: kind and text, worst first. `train` is the newest report."""
     alerts = {}
     interval_s = finite(train.measured.seconds) if train else None
     if quiet_s > max(QUIET_S, QUIET_INTERVALS * (interval_s or 0.0)):
         alerts["quiet"] = (
-            f"No report for {quiet_s:.0f} s: an evaluation or a checkpoint that takes long, or a "
-            "rank that hangs."
+            f"No report for {quiet_s:.0f} s: an evaluation or a checkpoint takes long, or a rank "
+            "hangs."
         )
     if train is not None:
         efficiency, straggler = finite(train.scaling.efficiency), train.scaling.straggler
@@ -157,7 +157,7 @@ def _alerts(train: Train | None, hosts: list[str], quiet_s: float) -> list[dict[
 
 
 def _ranks(steps: tuple[Interval, LostTime | None] | None) -> dict[str, list[float | None]]:
-    """Mean seconds a step of every rank in the last interval."""
+    """Mean seconds per step of every rank in the last interval."""
     if steps is None:
         return {}
     interval, lost = steps
@@ -172,7 +172,7 @@ def _ranks(steps: tuple[Interval, LostTime | None] | None) -> dict[str, list[flo
 
 
 def _values(report: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Numbers as they were reported, texts within bounds; whatever else there is, is None."""
+    """Numbers as they were reported, and texts of limited length; anything else becomes None."""
     if report is None:
         return None
     return {key: _text(v) if isinstance(v, str) else finite(v) for key, v in report.items()}
@@ -188,7 +188,7 @@ def _dump(content: dict[str, Any]) -> bytes:
 
 
 def _page() -> bytes:
-    """One file with everything in it: it asks for nothing but `/api/live`."""
+    """The page as one file; it requests nothing except `/api/live`."""
     folder = Path(__file__).with_name("live_page")
     page = (folder / "live.html").read_text(encoding="utf-8")
     for name in ("live.css", "charts.js", "live.js"):

@@ -1,18 +1,18 @@
-"""Where the time goes that more ranks lose against one rank alone: arithmetic on measured steps.
+"""Where the time goes that several ranks lose against a single one: arithmetic on measured steps.
 
-In a synchronous step every rank works, then waits until the last one has sent its gradients and
-the network has summed them. Three times of each rank and step tell it apart:
+In a synchronous step every rank computes. Then it waits until the last rank has sent its gradients
+and the network has summed them. So each step of a rank has three parts:
 
-    step = images awaited + computing + gradients awaited
+    step = waiting for images + computing + waiting for gradients
 
-The rank that comes last waits for nobody: its wait is the network's. What the others wait longer is
-for that rank. Against a rank of typical pace:
+The last rank waits for nobody else, so its wait is the network's time. The longer wait of the
+others is for that rank. The lost time is split by comparison with a rank of typical speed:
 
     data           the typical rank waited for images
-    straggling     the last rank came later than the typical one
+    straggling     the last rank was later than the typical one
     communication  the last rank waited for the network
     padding        the ranks trained on places that only fill up the last batch of an epoch
-    other          the typical rank computes slower than alone (cores, memory or power are shared)
+    other          the typical rank computes slower than a single worker (shared cores, memory, power)
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from dataclasses import dataclass
 import numpy as np
 
 CAUSES = ("data", "communication", "straggling", "padding", "other")
-WORTH_TELLING = 0.05
-"""Lost or gained share of the time below which nothing is said."""
+WORTH_REPORTING = 0.05
+"""Lost or gained share of the time below which no cause is named."""
 MANY_RANKS = 3
-"""More are counted, not named."""
+"""Stragglers that are named one by one; more are only counted."""
 MANY_RESENT = 0.01
 """Share of TCP segments sent again above which a machine is named."""
 
 
 @dataclass(frozen=True)
 class LostTime:
-    """One interval of several ranks; seconds."""
+    """Lost time of several ranks in one interval; in seconds."""
 
     seconds: float
-    """What the steps took."""
+    """Time of the steps."""
     ideal_s: float
-    """What they would have taken without loss."""
+    """Time of the same steps without loss."""
     by_cause: dict[str, float]
-    """CAUSES: their sum is what was lost. `other` is below 0 where ranks were faster than alone."""
+    """Lost time of each of CAUSES. `other` is negative if ranks are faster than a single worker."""
     late_s: np.ndarray
-    """[ranks]: how much later than the typical rank each came, in the steps it came later."""
+    """[ranks]: how much later than the typical rank each rank was, summed over the steps in which it
+    was later."""
     late_data: np.ndarray
-    """[ranks]: the part of `late_s` in which it waited for images; the rest it computed."""
+    """[ranks]: the part of `late_s` spent waiting for images; the rest is computing."""
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -52,23 +53,23 @@ class LostTime:
 
     @property
     def cause(self) -> str | None:
-        """The cause that costs most; None where too little is lost to tell."""
-        if 1 - self.ideal_s / self.seconds < WORTH_TELLING:
+        """The cause that costs most; None if too little is lost."""
+        if 1 - self.ideal_s / self.seconds < WORTH_REPORTING:
             return None
         return max(self.by_cause, key=lambda cause: self.by_cause[cause])
 
     @property
     def stragglers(self) -> list[int]:
-        """The ranks that are late by over half of the time lost by straggling, each of them; none
-        where ranks are late in turn."""
+        """Each rank that is late by more than half of the time lost by straggling; none if ranks
+        are late in turn."""
         half = self.by_cause["straggling"] / 2
         return [rank for rank, late in enumerate(self.late_s.tolist()) if late > max(0.0, half)]
 
     @property
     def straggler(self) -> int | None:
-        """The one rank of which this is true."""
-        found = self.stragglers
-        return found[0] if len(found) == 1 else None
+        """The only one of the stragglers; None if there are several or none."""
+        ranks = self.stragglers
+        return ranks[0] if len(ranks) == 1 else None
 
 
 def lost_time(
@@ -78,17 +79,17 @@ def lost_time(
     ideal_s: float,
     padding_s: float = 0.0,
 ) -> LostTime:
-    """Tell apart what was lost in an interval; all arrays are [ranks, steps], in seconds.
+    """Split the lost time of an interval by cause; all arrays are [ranks, steps], in seconds.
 
-    `ideal_s`: what the images of these steps take a typical rank alone, `padding_s`: what the
-    places without an image do. The typical rank is the one of (lower)
-    median pace over the interval, so that of two ranks it is the faster one.
+    `ideal_s`: time that a typical rank needs by itself for the images of these steps; `padding_s`:
+    its time for the places without an image. The typical rank has the (lower) median speed over
+    the interval; of two ranks it is the faster one.
     """
     ready = step_s - wait_s
     pace = ready.sum(axis=1)
     typical = int(np.argsort(pace, kind="stable")[(len(pace) - 1) // 2])
-    # The network's own time is what the last rank waits. Steps begin at different times after an
-    # evaluation or a checkpoint, so who is last is told by the waits.
+    # The network's own time is the wait of the last rank. After an evaluation or a checkpoint the
+    # ranks begin a step at different times, so only the waits show which rank is the last.
     network = wait_s.min(axis=0)
     last = step_s.mean(axis=0) - network
     seconds = float(step_s.mean(axis=0).sum())
@@ -105,12 +106,14 @@ def lost_time(
 
 
 def sentence(lost: LostTime, hosts: list[str], network: str = "") -> str | None:
-    """What costs most, for a person; None where too little is lost. `hosts` [ranks]; `network`:
-    what is known of it."""
-    if lost.ideal_s / lost.seconds - 1 > WORTH_TELLING:
+    """What costs most, as a sentence; None if too little is lost.
+
+    `hosts` [ranks]; `network`: what is known about it, from `network_text`.
+    """
+    if lost.ideal_s / lost.seconds - 1 > WORTH_REPORTING:
         return (
-            "faster than the baseline: something else used the machine while one worker alone was "
-            "measured; name a calibration of a quiet one with metrics.calibration"
+            "faster than the baseline: something else used the machine while the speed of a single "
+            "worker was measured; take one measured on a quiet machine with metrics.calibration"
         )
     cause = lost.cause
     if cause is None:
@@ -122,23 +125,25 @@ def sentence(lost: LostTime, hosts: list[str], network: str = "") -> str | None:
 def network_text(
     speeds: np.ndarray, resent: np.ndarray, hosts: list[str], ceiling: float | None
 ) -> str:
-    """Which machine's link is slow or loses packets, else what the link allows; empty if nothing is
-    known. A ring makes all ranks wait alike, so it cannot be seen from waits.
+    """The machine whose link is slow or loses packets, else what the link allows; empty if nothing
+    is known. In a ring all ranks wait for a slow link alike, so the waits do not show it.
 
-    `speeds` in bytes/s (0: not known), `resent` shares of segments, both [ranks] and told by the
-    first rank of every machine; `ceiling`: efficiency (0-1) that the slowest link allows.
+    `speeds` in bytes/s (0: not known) and `resent`, the share of segments sent again, are [ranks];
+    the first rank of every machine has its values. `ceiling`: efficiency (0-1) that the slowest
+    link allows.
     """
-    tell = [hosts.index(host) for host in dict.fromkeys(hosts)]
-    known = sorted((float(speeds[rank]), rank) for rank in tell if speeds[rank] > 0)
+    first_ranks = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    known = sorted((float(speeds[rank]), rank) for rank in first_ranks if speeds[rank] > 0)
     if known and known[0][0] < known[len(known) // 2][0] / 2:
-        found, usual = (
+        slowest, usual = (
             f"{speed * 8 / 1e9:g} Gbit/s" for speed, _ in (known[0], known[len(known) // 2])
         )
-        return f"the link of {hosts[known[0][1]]} runs at {found}, others at {usual}"
-    losing = sorted((float(resent[rank]), rank) for rank in tell)
+        return f"the link of {hosts[known[0][1]]} runs at {slowest}, others at {usual}"
+    losing = sorted((float(resent[rank]), rank) for rank in first_ranks)
     share, rank = losing[-1]
-    if share > MANY_RESENT and (len(tell) == 1 or share > 2 * losing[(len(losing) - 1) // 2][0]):
-        return f"{hosts[rank]} sends {share:.1%} of its packets again: cable, card or switch"
+    median = losing[(len(losing) - 1) // 2][0]
+    if share > MANY_RESENT and (len(first_ranks) == 1 or share > 2 * median):
+        return f"{hosts[rank]} sends {share:.1%} of its packets again: check cable, card and switch"
     return f"the link allows an efficiency of {ceiling:.0%}" if ceiling is not None else ""
 
 
@@ -148,17 +153,17 @@ def _reason(lost: LostTime, cause: str, hosts: list[str], network: str) -> str:
     if cause == "communication":
         return "waiting for the network" + (f"; {network}" if network else "")
     if cause == "other":
-        return "as ranks compute slower together than alone"
+        return "because ranks compute slower together than a single worker"
     if cause == "padding":
-        return "on places that only fill up the last batch of an epoch: it is large for the dataset"
+        return "on padding of the last batch of an epoch: the global batch is large for the dataset"
     return _whom(lost, hosts)
 
 
 def _whom(lost: LostTime, hosts: list[str]) -> str:
-    """The ranks that are waited for, by their machine if they are all of it."""
+    """The ranks that the others wait for; their machine if they are all the ranks on it."""
     ranks = lost.stragglers
     if not ranks:
-        return "as ranks wait for each other in turn"
+        return "because ranks wait for each other in turn"
     on = {hosts[rank] for rank in ranks}
     several = len(ranks) > 1
     if several and len(on) == 1 and len(ranks) == hosts.count(hosts[ranks[0]]) < len(hosts):

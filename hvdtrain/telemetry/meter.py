@@ -1,4 +1,4 @@
-"""What happened since the last report, on all ranks."""
+"""Measures the training steps of all ranks from one report to the next."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Sums(NamedTuple):
     images: float
     seconds: float
     stops: float
-    """Ranks that want to stop."""
+    """Ranks that were asked to stop."""
     masked: float
     unlisted: float
     machines: float
@@ -44,21 +44,21 @@ class _Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Interval:
-    """The steps since the last report; equal on all ranks."""
+    """The steps since the last report; the same on all ranks."""
 
     measured: Measured
     bad: BadCounts
     """Sums over ranks."""
     stopping: bool
-    """Whether any rank wants to stop."""
+    """Whether some rank was asked to stop."""
     more: list[float]
     """Sums over ranks of the vector `more` that was given to `drain`."""
     step_s: np.ndarray
     """[ranks, steps]: seconds from the end of the update before to the end of this one."""
     data_s: np.ndarray
-    """[ranks, steps]: of these, waiting for images."""
+    """[ranks, steps]: the part of `step_s` spent waiting for images."""
     wait_s: np.ndarray
-    """[ranks, steps]: of these, waiting for gradients after the backward pass."""
+    """[ranks, steps]: the part of `step_s` spent waiting for gradients after the backward pass."""
     link_speeds: np.ndarray
     """[ranks]: bytes/s of the machine's busiest interface, on one rank of every machine whose
     kernel knows it; else 0."""
@@ -67,14 +67,14 @@ class Interval:
 
     @property
     def link_bytes_per_s(self) -> float | None:
-        """Speed of the slowest link; None where no kernel knows one."""
+        """Speed of the slowest link; None if no kernel knows the speed of its link."""
         return min((speed for speed in self.link_speeds.tolist() if speed > 0), default=None)
 
 
 class Meter:
-    """Collects steps on one rank; `drain` gathers all ranks in one collective.
+    """Measures steps on one rank; `drain` gathers those of all ranks in one collective.
 
-    Nothing here waits for the device before `drain`.
+    Nothing here waits for the device, except `drain`.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Meter:
         link: LinkUse | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`link` on one rank of every machine."""
+        """One rank of every machine has a `link`."""
         self._clock = clock
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         self._link = link
@@ -92,12 +92,12 @@ class Meter:
         self.start(0.0)
 
     def start(self, data_wait_s: float) -> None:
-        """Begin a step now; `data_wait_s`: seconds this rank has waited for images so far."""
+        """Begin a step now; `data_wait_s`: seconds that this rank has waited for images so far."""
         self._now = self._clock()
         self._waited_s = data_wait_s
 
     def leave_out(self, seconds: float) -> None:
-        """Do not count these seconds of the present step: they were not training."""
+        """Leave these seconds of the current step out, since they were not training."""
         self._now += seconds
 
     def add(self, sums: torch.Tensor, data_wait_s: float) -> float:

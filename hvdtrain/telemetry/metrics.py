@@ -1,4 +1,4 @@
-"""Every metric of a rank: its name, type, labels and meaning. docs/metrics.md is made from this.
+"""Every metric of a rank: its name, type, labels and meaning, from which docs/metrics.md is made.
 
 Names follow the OpenMetrics conventions: base units (seconds, bytes), ratios from 0 to 1,
 `_total` at the end of counters.
@@ -19,7 +19,7 @@ class Metric(NamedTuple):
     type: Literal["counter", "gauge", "histogram"]
     text: str
     report: str = ""
-    """`kind.key` of the report that sets it. A gauge is absent until then."""
+    """`kind.key` of the report value that sets it. A gauge is absent until then."""
     labels: tuple[str, ...] = ()
 
 
@@ -34,39 +34,37 @@ def _gauge(name: str, report: str, text: str) -> Metric:
 STEPS = (
     _counter(
         "hvdtrain_samples",
-        "Places in batches that this rank has trained on since it started; those that only fill an "
-        "epoch's last batch count, too, unlike in `hvdtrain_run_samples`.",
+        "Images that this rank has trained on since it started. The padding of an epoch's last batch "
+        "counts here, but not in `hvdtrain_run_samples`.",
     ),
-    _counter("hvdtrain_steps", "Updates this rank has made since it started."),
+    _counter("hvdtrain_steps", "Updates that this rank has made since it started."),
     Metric("hvdtrain_step_seconds", "histogram", "Time from one update to the next."),
     _counter("hvdtrain_data_wait_seconds", "Time the step waited for images."),
     _counter("hvdtrain_forward_seconds", "Time of forward passes and losses."),
     _counter(
-        "hvdtrain_backward_seconds", "Time of backward passes, during which gradients are sent."
+        "hvdtrain_backward_seconds", "Time of backward passes; gradients are sent during this time."
     ),
     _counter(
         "hvdtrain_allreduce_wait_seconds",
-        "Time the step waited for gradients once backward had ended: exposed communication.",
+        "Time the step waited for gradients after the backward pass: exposed communication.",
     ),
     _counter(
         "hvdtrain_allreduce_seconds",
-        "Time from the first gradients handed to the network until all are back; less the wait, "
-        "it is communication hidden behind backward passes.",
+        "Time from the start of the first allreduce of a step to the end of the last one. Minus "
+        "`hvdtrain_allreduce_wait_seconds_total` it is the communication hidden behind backward passes.",
     ),
-    _counter("hvdtrain_allreduce_bytes", "Gradient bytes handed to allreduce."),
+    _counter("hvdtrain_allreduce_bytes", "Gradient bytes sent by allreduce."),
     _counter("hvdtrain_allreduce_calls", "Allreduces of gradients."),
     _counter(
         "hvdtrain_late_seconds",
-        "Time by which this rank came later than the typical one, in the steps it did.",
+        "Time by which this rank was later than the typical rank, in the steps in which it was later.",
     ),
     _counter(
         "hvdtrain_late_data_seconds",
-        "Of `hvdtrain_late_seconds_total`, the time it waited for images longer than the typical rank.",
+        "Part of `hvdtrain_late_seconds_total` in which this rank still waited for images.",
     ),
-    _counter(
-        "hvdtrain_bad_samples", "Training images this rank has masked as they are bad.", "reason"
-    ),
-    _counter("hvdtrain_checkpoints", "Checkpoints written since the start. Rank 0 alone."),
+    _counter("hvdtrain_bad_samples", "Bad training images that this rank has masked.", "reason"),
+    _counter("hvdtrain_checkpoints", "Checkpoints written since the start. Only rank 0."),
 )
 """Counted by each rank for itself."""
 
@@ -80,7 +78,11 @@ REPORTED = (
     _gauge("image_size_pixels", "train.image_size", "Side of the training images."),
     _gauge("batch_images", "train.batch_per_worker", "Images of one forward pass on one rank."),
     _gauge("global_batch_images", "train.global_batch_size", "Images of one update, all ranks."),
-    _gauge("loss_scale", "train.loss_scale", "Factor on fp16 gradients; falls when one overflows."),
+    _gauge(
+        "loss_scale",
+        "train.loss_scale",
+        "Factor on fp16 gradients; it falls when a gradient overflows.",
+    ),
     _gauge(
         "gradient_norm",
         "train.gradient_norm",
@@ -89,15 +91,23 @@ REPORTED = (
     _gauge(
         "run_skipped_updates",
         "train.skipped_updates",
-        "Updates left out since this start as gradients under a loss scale were not finite.",
+        "Updates skipped since this start because gradients were not finite under the loss scale.",
     ),
-    _gauge("epoch", "train.epoch", "Epochs completed, with the fraction of the present one."),
+    _gauge("epoch", "train.epoch", "Epochs completed, with the fraction of the current one."),
     _gauge("epochs", "train.epochs", "Epochs of the whole run."),
-    _gauge("phase", "train.phase", "Number of the present phase, from 0."),
-    _gauge("progress_ratio", "train.progress", "Share of the run's training that is done."),
-    _gauge("eta_seconds", "train.eta_s", "Training time left at the last interval's throughput."),
-    _gauge("run_steps", "train.step", "Updates since the run began, before restarts too."),
-    _gauge("run_samples", "train.total_samples", "Training images, all ranks, restarts or not."),
+    _gauge("phase", "train.phase", "Number of the current phase, from 0."),
+    _gauge("progress_ratio", "train.progress", "Share of the run's epochs that is done."),
+    _gauge(
+        "eta_seconds", "train.eta_s", "Training time left at the throughput of the last interval."
+    ),
+    _gauge(
+        "run_steps", "train.step", "Updates since the run began, including those before restarts."
+    ),
+    _gauge(
+        "run_samples",
+        "train.total_samples",
+        "Training images since the run began, all ranks, including those before restarts.",
+    ),
     _gauge(
         "data_wait_ratio",
         "train.data_wait_ratio",
@@ -111,19 +121,19 @@ REPORTED = (
     _gauge(
         "scaling_efficiency_ratio",
         "train.efficiency",
-        "Throughput over that of as many workers that do not communicate, last interval. None with "
-        "one rank.",
+        "Throughput divided by that of the same number of workers without communication, last "
+        "interval. Absent with one rank.",
     ),
     _gauge(
         "run_scaling_efficiency_ratio",
         "train.efficiency_so_far",
-        "The same of all intervals since this start of the run, as in summary.json.",
+        "Scaling efficiency of all intervals since this start of the run, as in summary.json.",
     ),
     _gauge(
         "scaling_efficiency_ceiling_ratio",
         "train.efficiency_ceiling",
-        "Efficiency that the link allows by the ring's cost. None on one machine, or where its "
-        "speed is not known.",
+        "Highest efficiency that the slowest link allows, by the cost of a ring. Absent on one machine, "
+        "or if the speed of the link is not known.",
     ),
     *(
         _gauge(f"lost_{cause}_ratio", f"train.lost_{cause}_ratio", text)
@@ -131,19 +141,19 @@ REPORTED = (
             "data": "Share of the last interval lost waiting for images, on the typical rank.",
             "communication": "Share of the last interval lost waiting for the network.",
             "straggling": "Share of the last interval lost waiting for the last rank.",
-            "padding": "Share of the last interval lost on places that fill up an epoch's last batch.",
-            "other": "Share of the last interval lost computing slower together than alone.",
+            "padding": "Share of the last interval lost on padding of an epoch's last batch.",
+            "other": "Share of the last interval lost because ranks compute slower together than a single worker.",
         }.items()
     ),
     _gauge(
         "network_bytes_per_second",
         "train.network_bytes_per_second",
-        "Sent by each machine's busiest interface, mean over machines, last interval.",
+        "Bytes sent by each machine's busiest interface, mean over machines, last interval.",
     ),
     _gauge(
         "gradient_noise_scale_images",
         "train.gradient_noise_scale",
-        "Global batch at which noise and signal of the gradient are equal.",
+        "Global batch size at which noise and signal of the gradient are equal.",
     ),
     _gauge("val_loss", "eval.loss", "Loss per image of the last evaluation."),
     _gauge("val_top1_ratio", "eval.top1", "Top-1 accuracy of the last evaluation."),
@@ -152,48 +162,48 @@ REPORTED = (
     _gauge(
         "run_restarts_after_signal",
         "start.restarts_after_signal",
-        "Times the run went on after it was stopped by a signal. Rank 0 alone.",
+        "How often the run was resumed after a stop by a signal. Only rank 0.",
     ),
     _gauge(
         "run_restarts_after_crash",
         "start.restarts_after_crash",
-        "Times the run went on after it had ended in no order. Rank 0 alone.",
+        "How often the run was resumed after a crash. Only rank 0.",
     ),
     _gauge(
         "checkpoint_timestamp_seconds",
         "checkpoint.timestamp_s",
-        "When the last checkpoint was complete, Unix time. Rank 0 alone.",
+        "When the last checkpoint was complete, Unix time. Only rank 0.",
     ),
     _gauge(
         "checkpoint_write_seconds",
         "checkpoint.seconds",
-        "Time that writing the last checkpoint took. Rank 0 alone.",
+        "Time for writing the last checkpoint. Only rank 0.",
     ),
-    _gauge("checkpoint_bytes", "checkpoint.bytes", "Size of the last checkpoint. Rank 0 alone."),
+    _gauge("checkpoint_bytes", "checkpoint.bytes", "Size of the last checkpoint. Only rank 0."),
 )
-"""Set by the reports that all ranks share."""
+"""Set by reports, which are the same on all ranks."""
 
 CAUSE = Metric(
     "hvdtrain_lost_time_cause",
     "gauge",
-    "1 for the cause that most of the lost time of the last interval goes to, 0 for the others; all 0 "
-    "where less than 5 % is lost.",
+    "1 for the cause that costs most time in the last interval, 0 for the others; 0 for all if less "
+    "than 5 % is lost.",
     "train.cause",
     ("cause",),
 )
-"""Set by the same reports."""
+"""Set by train reports, one series for each cause."""
 
 FACTS = (
     Metric(
         "hvdtrain_build_info",
         "gauge",
-        "1; the labels are the versions in use, empty where not installed.",
+        "Always 1; the labels are the versions in use, empty if not installed.",
         labels=("version", "python", "torch", "horovod", "dali"),
     ),
     Metric(
         "hvdtrain_run_info",
         "gauge",
-        "1; the labels tell what is trained. The run's directory is the label `run` of file_sd.",
+        "Always 1; the labels say what is trained. The run's directory is the label `run` of file_sd.",
         labels=("name", "model", "world_size", "precision", "compression"),
     ),
 )
@@ -201,31 +211,31 @@ FACTS = (
 NETWORK = (
     _counter(
         "hvdtrain_network_receive_bytes",
-        "Bytes received, by the kernel's count. Local rank 0 alone.",
+        "Bytes received, as the kernel counts them. Only local rank 0.",
         "interface",
     ),
     _counter(
         "hvdtrain_network_transmit_bytes",
-        "Bytes sent, by the kernel's count. Local rank 0 alone.",
+        "Bytes sent, as the kernel counts them. Only local rank 0.",
         "interface",
     ),
     Metric(
         "hvdtrain_network_speed_bytes_per_second",
         "gauge",
-        "Speed of the link where the kernel knows it. Local rank 0 alone.",
+        "Speed of the link, if the kernel knows it. Only local rank 0.",
         labels=("interface",),
     ),
 )
-"""Of every interface that is up, but for loopback, read when scraped."""
+"""Of every interface that is up, except loopback; read at each scrape."""
 
 GPU = (
-    Metric("hvdtrain_gpu_utilization_ratio", "gauge", "Share of time in which a kernel ran."),
-    Metric("hvdtrain_gpu_memory_used_bytes", "gauge", "Memory in use on the device."),
-    Metric("hvdtrain_gpu_memory_total_bytes", "gauge", "Memory of the device."),
+    Metric("hvdtrain_gpu_utilization_ratio", "gauge", "Share of the time in which a kernel ran."),
+    Metric("hvdtrain_gpu_memory_used_bytes", "gauge", "Device memory in use."),
+    Metric("hvdtrain_gpu_memory_total_bytes", "gauge", "Device memory in all."),
     Metric("hvdtrain_gpu_power_watts", "gauge", "Power drawn."),
     Metric("hvdtrain_gpu_temperature_celsius", "gauge", "Temperature of the GPU."),
 )
-"""Of this rank's GPU, read when scraped, where nvidia-ml-py is installed."""
+"""Of this rank's GPU; read at each scrape, if nvidia-ml-py is installed."""
 
 PROCESS = (
     _counter("process_cpu_seconds", "User and system CPU time of this rank."),
@@ -233,14 +243,16 @@ PROCESS = (
     Metric("process_virtual_memory_bytes", "gauge", "Virtual memory of this rank."),
     Metric("process_start_time_seconds", "gauge", "When this rank started, Unix time."),
     Metric("process_open_fds", "gauge", "Open file descriptors of this rank."),
-    Metric("process_max_fds", "gauge", "Most file descriptors this rank may open."),
+    Metric(
+        "process_max_fds", "gauge", "Largest number of file descriptors that this rank may open."
+    ),
 )
 
 METRICS = (*STEPS, *REPORTED, CAUSE, *FACTS, *NETWORK, *GPU, *PROCESS)
 
 
 def table() -> str:
-    """All metrics as a Markdown table, which docs/metrics.md ends with."""
+    """All metrics as a Markdown table, the end of docs/metrics.md."""
     lines = ["| name | type | labels | meaning |", "|---|---|---|---|"]
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)

@@ -1,6 +1,6 @@
-"""Other places that take a run's figures: node_exporter, a Pushgateway, TensorBoard.
+"""Other sinks for a run's figures: node_exporter, a Pushgateway, TensorBoard.
 
-None of them may fail a run that trains well: what goes wrong later than the start is one note.
+None of them may end a run that trains well: a failure after the start becomes one note.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hvdtrain.files import PartFile
 from hvdtrain.telemetry.reports import End, Eval, Report, Train
 
 Note = Callable[[str], None]
-"""Tells the user one line."""
+"""Shows the user one line."""
 
 TEXTFILE_INTERVAL_S = 15.0
-"""Shortest time between two writes: the usual interval of a scrape."""
+"""Shortest time between two writes: the usual scrape interval."""
 PUSH_TIMEOUT_S = 5.0
-"""For the connection, and for each part of the answer."""
+"""Timeout of the connection, and of each part of the answer."""
 
 FINAL = (
     ("top1", "top1_ratio", "Top-1 accuracy of the last evaluation."),
@@ -36,22 +36,22 @@ FINAL = (
     (
         "scaling_efficiency",
         "scaling_efficiency_ratio",
-        "Throughput over that of as many workers that do not communicate.",
+        "Throughput divided by that of the same number of workers without communication.",
     ),
-    ("train_seconds", "train_seconds", "Time of training, restarts or not."),
+    ("train_seconds", "train_seconds", "Training time, including that before restarts."),
     ("wall_seconds", "wall_seconds", "Time from the last start to the end."),
     ("epochs", "epochs", "Epochs of the whole run."),
-    ("samples", "samples", "Training images, all ranks, restarts or not."),
+    ("samples", "samples", "Training images, all ranks, including those before restarts."),
     ("world_size", "world_size", "Ranks."),
 )
-"""Key of `summary.json`, name after `hvdtrain_final_`, and meaning of each pushed gauge."""
+"""The pushed gauges: key of `summary.json`, name after `hvdtrain_final_`, and meaning."""
 
 
 class TextFile:
     """This rank's metrics as `hvdtrain_<run>_<rank>.prom`, for node_exporter's textfile collector.
 
-    Written whole or not at all, at most every TEXTFILE_INTERVAL_S, and taken away when the run
-    ends, in order or not: node_exporter would serve the file for ever. Raises ResourceError where
+    The file is replaced as a whole, at most every TEXTFILE_INTERVAL_S. It is removed when the run
+    ends, also after a failure, since node_exporter would serve it for ever. Raises ResourceError if
     `folder` cannot be written. Source: https://github.com/prometheus/node_exporter
     """
 
@@ -63,7 +63,7 @@ class TextFile:
         note: Note,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`labels` (run, rank) tell the files of one machine apart."""
+        """`labels` (run, rank) give the files of one machine different names."""
         self._path = folder / "hvdtrain_{run}_{rank}.prom".format(**labels)
         self._metrics = _Labelled(registry, labels)
         self._note, self._clock = note, clock
@@ -72,13 +72,15 @@ class TextFile:
             PartFile(self._path).discard()
         except OSError as error:
             raise ResourceError(
-                f"metrics.textfile_dir: {folder}: cannot be written: {error.strerror}: it must be "
-                "there on every machine, for node_exporter's --collector.textfile.directory"
+                f"metrics.textfile_dir: {folder}: cannot be written: {error.strerror}: the folder of "
+                "node_exporter's --collector.textfile.directory must exist on every machine"
             ) from None
 
     def write(self, report: Report) -> None:
-        """All metrics as they are now, if the file is old enough; none before training starts,
-        as nobody would take it away."""
+        """Write all metrics as they are now, if the file is old enough.
+
+        Nothing is written before training starts: a failure until then would leave the file.
+        """
         if not isinstance(report, (Train, Eval)) or self._clock() < self._next:
             return
         self._next = self._clock() + TEXTFILE_INTERVAL_S
@@ -89,12 +91,12 @@ class TextFile:
             self._note(f"warning: {self._path}: cannot be written any more: {error.strerror}")
 
     def close(self) -> None:
-        """Take the file away."""
+        """Remove the file."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
     def _replace(self) -> None:
-        """Not synced to the disk, which could take long: a file lost in a crash is of no use."""
+        """Without a sync to the disk, which could take long: after a crash nobody needs the file."""
         part = PartFile(self._path)
         try:
             part.file.write(generate_latest(self._metrics))
@@ -106,13 +108,13 @@ class TextFile:
 
 
 class _Labelled(Collector):
-    """hvdtrain's own metrics with more labels; node_exporter has `process_…` of itself."""
+    """hvdtrain's own metrics with more labels, without `process_…`: node_exporter has its own."""
 
     def __init__(self, registry: Collector, labels: dict[str, str]) -> None:
         self._registry, self._labels = registry, labels
 
     def collect(self) -> Iterator[Metric]:
-        """Made anew by the registry each time, so they can be changed."""
+        """The registry makes new families at each call, so they can be changed here."""
         for family in self._registry.collect():
             if family.name.startswith("hvdtrain_"):
                 family.samples = [
@@ -123,9 +125,11 @@ class _Labelled(Collector):
 
 
 class Pushgateway:
-    """The FINAL figures of a run that has ended, pushed to the Pushgateway at `url` in the group
-    job="hvdtrain", run=`run`, whose metrics they replace.
-    Source: https://github.com/prometheus/pushgateway"""
+    """Pushes the FINAL figures of a complete run to the Pushgateway at `url`.
+
+    They replace the metrics of the group job="hvdtrain", run=`run`.
+    Source: https://github.com/prometheus/pushgateway
+    """
 
     def __init__(self, url: str, run: str, note: Note) -> None:
         self._url, self._run, self._note = url, run, note
@@ -146,13 +150,13 @@ class Pushgateway:
             self._note(f"warning: metrics.pushgateway: {self._url}: nothing pushed: {error}")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
 
 
 class TensorBoard:
-    """The numbers of train and eval reports as scalars over the step, in `folder`.
+    """Writes the numbers of train and eval reports to `folder`, as scalars over the step.
 
-    Raises ResourceError where TensorBoard is not installed.
+    Raises ResourceError if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, note: Note) -> None:
@@ -160,7 +164,7 @@ class TensorBoard:
             self._module = importlib.import_module("torch.utils.tensorboard")
         except ImportError as error:
             raise ResourceError(
-                f"metrics.tensorboard: cannot be used: {error}: pip install tensorboard, or "
+                f"metrics.tensorboard: cannot be used: {error}: pip install tensorboard, or set "
                 "metrics.tensorboard=false"
             ) from None
         self._folder, self._note = folder, note
@@ -168,12 +172,12 @@ class TensorBoard:
         self._broken = False
 
     def write(self, report: Report) -> None:
-        """One point of each curve; they are written by a thread."""
+        """Add one point to each curve; a thread writes them."""
         if not isinstance(report, (Train, Eval)) or self._broken:
             return
         try:
             if self._writer is None:
-                # Steps made again after a restart replace those of before.
+                # After a restart, the steps made again replace the earlier ones.
                 self._writer = self._module.SummaryWriter(
                     self._folder, purge_step=report.step, max_queue=10_000, flush_secs=30
                 )
@@ -185,7 +189,7 @@ class TensorBoard:
             self._note(f"warning: {self._folder}: no more points for TensorBoard: {error}")
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining points."""
         if self._writer is not None:
             with contextlib.suppress(Exception):
                 self._writer.close()

@@ -41,7 +41,7 @@ TOTALS = (
     "hvdtrain_allreduce_bytes_total",
     "hvdtrain_allreduce_calls_total",
 )
-"""Counters that follow running totals of this rank, as `observe_step` has them."""
+"""Counters that follow running totals of this rank, in the order of `observe_step`."""
 
 SOURCES = {metric.report for metric in REPORTED}
 
@@ -49,12 +49,12 @@ SOURCES = {metric.report for metric in REPORTED}
 class Exporter:
     """Metrics of this rank, served at `/metrics` of its endpoint.
 
-    Local rank 0 also tells of the machine's network interfaces. With `live`, which rank 0 has, the
-    endpoint serves its pages, too.
+    Local rank 0 also has the metrics of the machine's network interfaces. On rank 0 the endpoint
+    also serves the pages of `live`.
     """
 
     def __init__(self, cfg: Config, comm: Comm, live: Live | None = None) -> None:
-        disable_created_metrics()  # a time beside every counter, which nobody reads
+        disable_created_metrics()  # else every counter has a second metric, the time it was made
         self.registry = registry = CollectorRegistry()
         self._counters = {
             metric.name: Counter(metric.name, metric.text, metric.labels, registry=registry)
@@ -85,7 +85,7 @@ class Exporter:
         self.endpoint = Endpoint(cfg.metrics, cfg.metrics.port + comm.local_rank, pages)
 
     def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
-        """One update: its time and this rank's images; the rest are this rank's running totals."""
+        """Count one update: its time, this rank's images, and this rank's running totals."""
         self.steps.inc()
         self.samples.inc(samples)
         self.step_seconds.observe(seconds)
@@ -97,7 +97,7 @@ class Exporter:
         self._seen = totals
 
     def observe_interval(self, interval: Interval, lost: LostTime | None) -> None:
-        """All ranks' steps since the last report."""
+        """Count the steps of all ranks since the last report; `lost` is None with one rank."""
         if lost is not None:
             self.late.inc(float(lost.late_s[self._rank]))
             self.late_data.inc(float(lost.late_data[self._rank]))
@@ -105,7 +105,7 @@ class Exporter:
             self._live.observe_interval(interval, lost)
 
     def write(self, report: Report) -> None:
-        """Set the gauges that take a value of this report."""
+        """Set the gauges whose values are in this report."""
         values = report.values()
         if isinstance(report, Checkpoint):
             self._counters["hvdtrain_checkpoints_total"].inc()
@@ -123,9 +123,9 @@ class Exporter:
 
 
 class Reported(Collector):
-    """The newest value of every metric that a report sets; without one it is not served.
+    """The newest value of every metric that a report sets; a metric without a value is absent.
 
-    A zero would be taken for an efficiency of 0, or for a checkpoint of 1970.
+    A zero would be read as an efficiency of 0, or as a checkpoint of 1970.
     """
 
     def __init__(self) -> None:
@@ -133,8 +133,10 @@ class Reported(Collector):
         self._cause: tuple[str | None] | None = None
 
     def take(self, kind: Kind, values: dict[str, Any]) -> None:
-        """Keep the values of one report; with None there is none, but for the noise scale, which
-        is not measured in every interval."""
+        """Keep the values of one report; None removes a value.
+
+        The noise scale keeps its value, since it is not measured in every interval.
+        """
         if CAUSE.report == f"{kind}.cause" and "cause" in values:
             self._cause = (values["cause"],)
         for key, value in values.items():
@@ -160,7 +162,7 @@ class Reported(Collector):
 
 
 def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm) -> None:
-    """The metrics whose value is 1 and whose labels tell what runs."""
+    """Set the metrics whose value is 1 and whose labels describe the run."""
     versions = installed_versions()
     dali = next((versions[name] for name in versions if name.startswith("nvidia-dali")), "")
     build = (

@@ -23,17 +23,17 @@ from hvdtrain.telemetry.reports import Note, Report
 
 
 class Sink(Protocol):
-    """Takes reports."""
+    """A place for reports."""
 
     def write(self, report: Report) -> None:
-        """One report."""
+        """Take one report."""
 
     def close(self) -> None:
-        """No report follows."""
+        """Finish; no report follows."""
 
 
 class JsonLines:
-    """`events.jsonl`: one object per report, with the time it was made."""
+    """`events.jsonl`: one JSON object per report, with its time and kind."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -52,7 +52,7 @@ class JsonLines:
 
 
 class Sinks:
-    """All sinks of one rank: every rank exports metrics, rank 0 also speaks and records."""
+    """All sinks of one rank. Every rank exports metrics; only rank 0 has a console and a log."""
 
     def __init__(self, cfg: Config, comm: Comm, paths: RunPaths, hosts: list[str]) -> None:
         """`hosts` [ranks]."""
@@ -74,28 +74,28 @@ class Sinks:
             self._sinks += [JsonLines(paths.events), self._console]
 
     def write(self, report: Report) -> None:
-        """One report to every sink."""
+        """Give one report to every sink."""
         for sink in self._sinks:
             sink.write(report)
 
     def say(self, text: str) -> None:
-        """A line for whoever watches rank 0 now, of no use to a report."""
+        """Show a line on the console only; it is of no use in the log."""
         if self._console:
             self._console.write(Note(text))
 
     def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
-        """One update, for the metrics endpoint alone."""
+        """Count one update in the metrics."""
         if self.exporter:
             self.exporter.observe_step(seconds, samples, data_s, reducer)
 
     def observe_interval(self, interval: Interval, lost: LostTime | None) -> None:
-        """What all ranks did since the last report, for the metrics endpoint alone; `lost` is None
-        on a single rank."""
+        """Give the steps of all ranks since the last report to the metrics endpoint and the live
+        page; `lost` is None with one rank."""
         if self.exporter:
             self.exporter.observe_interval(interval, lost)
 
     def observe_bad(self, reason: str) -> None:
-        """One training image masked on this rank, for the metrics endpoint alone."""
+        """Count one training image masked on this rank in the metrics."""
         if self.exporter:
             self.exporter.bad_samples[reason].inc()
 
@@ -105,7 +105,7 @@ class Sinks:
             sink.close()
 
     def _note(self, text: str) -> None:
-        """A sink's trouble; only rank 0 has a console."""
+        """Report a fault of a sink; only rank 0 has a console."""
         if self._rank == 0:
             self.write(Note(text))
         else:

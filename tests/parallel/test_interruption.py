@@ -160,7 +160,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert job.returncode == 75, out
     assert not (run_dir / "file_sd.json").exists()
     assert "stopped by a signal at epoch 1, image " in out
-    assert "go on with --resume" in out
+    assert "continue with --resume" in out
     accumulate = 2 // new_ranks  # the same global batch
     resumed = run(
         mpirun(

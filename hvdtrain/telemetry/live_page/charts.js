@@ -1,4 +1,4 @@
-// Line and stacked charts as SVG, drawn anew for each answer: a few hundred points each.
+// Line charts and stacked charts as SVG. They are redrawn for each answer: a few hundred points each.
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 44, RIGHT = 6, TOP = 8, BOTTOM = 20;
@@ -20,7 +20,7 @@ function shape(name, parent, attributes) {
   return made;
 }
 
-// Round numbers from low to high, about `count` of them.
+// About `count` round numbers from low to high.
 function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map(m => m * power).find(s => s >= raw * 0.999);
@@ -36,9 +36,9 @@ function nearest(xs, x) {
   return best;
 }
 
-// spec: title, x (a column), lines [{from, key, name, color, style}], stacked, zero (the axis
-// begins there), format (a value as text), unitX (of an axis this long: size and name), formatX.
-// A chart without a value hides itself.
+// spec: title; x (a column); lines [{from, key, name, color, style}]; stacked; zero (the y axis
+// includes 0); format (value to text); unitX (last x to the unit's size and name); formatX.
+// A chart without any value hides itself.
 class Chart {
   constructor(parent, spec) {
     this.spec = spec;
@@ -59,7 +59,7 @@ class Chart {
     this.svg.addEventListener("pointerleave", () => this.point(null));
     this.pointed = null;
     new ResizeObserver(([entry]) => {
-      this.box = entry.contentRect; // asked for here alone: each asking lays the page out anew
+      this.box = entry.contentRect; // read only here: other ways to ask cost a layout of the page
       this.draw();
     }).observe(this.svg);
   }
@@ -86,7 +86,7 @@ class Chart {
     this.point(this.pointed);
   }
 
-  // The scales: pixels of the SVG for values.
+  // Set the scales from values to pixels of the SVG.
   measure(layers) {
     const {width, height} = this.box;
     const xs = layers.flatMap(line => line.xs).filter(isNumber);
@@ -132,8 +132,8 @@ class Chart {
       [this.toX(x).toFixed(1), this.toY(ys[i]).toFixed(1)]);
     if (base) {
       const back = xs.map((x, i) => `L${this.toX(x).toFixed(1)},${this.toY(base[i]).toFixed(1)}`);
-      const there = points.map(([x, y]) => `L${x},${y}`).join("").replace("L", "M");
-      const area = shape("path", this.svg, {d: there + back.reverse().join("") + "Z"});
+      const top = points.map(([x, y]) => `L${x},${y}`).join("").replace("L", "M");
+      const area = shape("path", this.svg, {d: top + back.reverse().join("") + "Z"});
       area.style.fill = `var(--${color})`;
       return;
     }
@@ -155,17 +155,17 @@ class Chart {
     shape("path", this.svg, {class: "line dots", d: dots}).style.stroke = `var(--${color})`;
   }
 
-  // Show the values at this pixel; the newest ones for null.
+  // Show the values at this pixel; for null the newest values.
   point(pixel) {
     this.pointed = pixel;
-    const wanted = pixel === null ? this.rangeX[1] : this.fromX(pixel);
+    const target = pixel === null ? this.rangeX[1] : this.fromX(pixel);
     this.series.forEach(({xs, ys}, i) => {
       const known = xs.map((x, k) => isNumber(ys[k]) ? x : null);
-      const at = nearest(known, wanted);
+      const at = nearest(known, target);
       this.values[i].parentElement.hidden = at < 0;
       this.values[i].textContent = at < 0 ? "" : this.spec.format(ys[at]);
     });
-    const {xs} = this.series[0], at = nearest(xs, wanted);
+    const {xs} = this.series[0], at = nearest(xs, target);
     const shown = pixel !== null && at >= 0;
     this.place.textContent = shown ? `at ${this.spec.formatX(xs[at])}` : "";
     const line = shown ? `M${this.toX(xs[at]).toFixed(1)},${TOP}V${this.height - BOTTOM}` : "";
@@ -173,7 +173,7 @@ class Chart {
   }
 }
 
-// Each line on top of those before it; what is below zero hangs from the axis.
+// Each line on top of the lines before it; negative values are stacked downwards from zero.
 function stack(series) {
   const up = series[0].xs.map(() => 0), down = [...up];
   return series.map(line => {

@@ -1,8 +1,8 @@
-// Asks for /api/live every two seconds while the page is seen, and shows it. Texts are not ours:
-// they go to textContent alone.
+// Requests /api/live every two seconds while the page is visible, and shows the answer. Texts come
+// from outside, so they are only ever assigned to textContent.
 
 const PERIOD_MS = 2000, PATIENCE_MS = 10000;
-const LATE = 0.2; // share of a step by which a rank is late where its colour ends
+const LATE = 0.2; // a rank that is late by this share of a step gets the full colour
 const API = new URL("api/live", location.href);
 API.username = API.password = ""; // fetch refuses an address with a password
 
@@ -22,7 +22,8 @@ function duration(seconds) {
   return m ? `${m} min ${s % 60} s` : `${s} s`;
 }
 
-const TIMES = [[3600, "h", 7200], [60, "min", 120], [1, "s", 0]]; // from so many seconds on
+// A unit in seconds, its name, and the shortest time axis that uses it.
+const TIMES = [[3600, "h", 7200], [60, "min", 120], [1, "s", 0]];
 
 const TILES = [
   ["train", "images_per_second", "images/s", whole],
@@ -55,7 +56,7 @@ const CHARTS = [
     lines: [line("images_per_second", "images/s", "blue")]},
   {...overTime, title: "Efficiency", zero: true, format: percent,
     lines: [line("efficiency", "scaling", "green"),
-      line("efficiency_ceiling", "the link allows", "gray", "dashed")]},
+      line("efficiency_ceiling", "limit of the link", "gray", "dashed")]},
   {...overTime, title: "Lost time", zero: true, stacked: true, format: percent,
     lines: CAUSES.map(([key, name, color]) => line(key, name, color))},
   {...overEpochs, title: "Loss", format: plain,
@@ -74,7 +75,7 @@ const CHARTS = [
 ];
 
 const charts = CHARTS.map(spec => new Chart($("charts"), spec));
-charts[2].figure.after($("lost")); // the same in numbers
+charts[2].figure.after($("lost")); // the numbers of this chart
 const tiles = TILES.map(([, , name]) => {
   const tile = element("div", $("tiles"), "tile");
   const value = element("data", tile);
@@ -94,7 +95,7 @@ function showValue(place, value, format) {
   place.textContent = isNumber(value) ? format(value) : "–";
 }
 
-// A list's texts, only if they are new: a reader of screens would say them again.
+// Set the texts of a list, only if they changed: a screen reader would read them again.
 function showList(list, items) {
   const old = [...list.children].map(item => item.textContent);
   if (items.length === old.length && items.every(([text], i) => text === old[i])) return;
@@ -110,7 +111,7 @@ function showHead({run, state, train}) {
   const done = train?.progress ?? 0;
   const text = train
     ? [percent(done), `epoch ${train.epoch?.toFixed(2)} of ${train.epochs}`,
-      `phase ${train.phase + 1}`, `step ${whole(train.step)}`, `${duration(train.eta_s)} to go`]
+      `phase ${train.phase + 1}`, `step ${whole(train.step)}`, `${duration(train.eta_s)} left`]
     : [];
   $("progress").textContent = text.join(" · ");
   $("bar").firstElementChild.style.width = `${100 * done}%`;
@@ -139,15 +140,15 @@ function showRanks({host, step_s, data_s, wait_s, late_s}) {
   cells.forEach((cell, rank) => {
     cell.style.setProperty("--late", `${Math.min(100, 100 * late[rank] / LATE).toFixed(0)}%`);
     cell.title = `rank ${rank} on ${host[rank]}: ` + (step_s
-      ? `${seconds(step_s[rank])} a step, ${seconds(data_s[rank])} of them waiting for images, ` +
-        `${seconds(wait_s[rank])} for gradients` +
-        (isNumber(late_s[rank]) ? `; late by ${seconds(late_s[rank])} a step` : "")
+      ? `${seconds(step_s[rank])} per step, of which ${seconds(data_s[rank])} waiting for images ` +
+        `and ${seconds(wait_s[rank])} waiting for gradients` +
+        (isNumber(late_s[rank]) ? `; late by ${seconds(late_s[rank])} per step` : "")
       : "no step yet");
   });
   select(selected ?? late.indexOf(Math.max(...late)), selected !== null);
 }
 
-// Tell of one rank below the strip; the latest one, until another is chosen.
+// Show one rank below the strip: the latest one, until the user chooses another.
 function select(rank, chosen = true) {
   if (chosen) selected = rank;
   cells.forEach((cell, i) => cell.setAttribute("aria-pressed", i === rank));
@@ -180,7 +181,7 @@ function show(live) {
 
 function showGone() {
   document.body.classList.add("stale");
-  const since = seen ? ` What is shown is of ${new Date(1000 * seen.time).toLocaleTimeString()}.` : "";
+  const since = seen ? ` The figures are from ${new Date(1000 * seen.time).toLocaleTimeString()}.` : "";
   showList($("alerts"), [[`The run has ended or cannot be reached.${since}`, "gone"]]);
 }
 

@@ -1,4 +1,4 @@
-"""The LR range test and the search for the largest batch: right, and without a trace."""
+"""The LR range test and the search for the largest batch: correct, and without side effects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config(root: Path, precision: str = "fp32") -> Config:
 
 
 def digest(parts: Parts) -> str:
-    """Everything that training changes, and what it would see next."""
+    """Everything that training changes, and the batches it would see next."""
     state = parts.state
     found = hashlib.sha256()
     for name, tensor in sorted(
@@ -62,7 +62,7 @@ def digest(parts: Parts) -> str:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_no_trace_is_left(digits_root: Path, precision: str) -> None:
+def test_tuning_leaves_no_trace(digits_root: Path, precision: str) -> None:
     with set_up(config(digits_root, precision), Solo()) as parts:
         epoch = parts.plan.epochs[0]
         for _i, batch in itertools.islice(parts.loaders.train(epoch), 3):
@@ -77,7 +77,7 @@ def test_no_trace_is_left(digits_root: Path, precision: str) -> None:
         assert digest(parts) != before
 
 
-def test_the_range_test_trains_what_the_run_would(digits_root: Path, tmp_path: Path) -> None:
+def test_the_range_test_trains_as_the_run_would(digits_root: Path, tmp_path: Path) -> None:
     """Weights from a file, only the parts that the first phase trains, a whitened first layer."""
     weights = tmp_path / "w.safetensors"
     torch.manual_seed(9)
@@ -171,7 +171,7 @@ def test_suggestions_and_the_end_of_the_test(parts: Parts, monkeypatch: pytest.M
     assert found.smoothed[-1] > 4 * min(found.smoothed)
     assert found.smoothed[-2] <= 4 * min(found.smoothed)
     fastest = found.rates.index(found.steepest)
-    assert 120 <= fastest <= 150  # the average follows late
+    assert 120 <= fastest <= 150  # the average lags behind
     least = int(np.argmin(found.smoothed))
     assert 180 <= least <= 230
     assert found.tenth_of_minimum == pytest.approx(found.rates[least] / 10)
@@ -226,7 +226,7 @@ def test_the_largest_batch_is_found(parts: Parts, monkeypatch: pytest.MonkeyPatc
     assert best(search(parts, monkeypatch, 500, 100)) == 100
 
 
-def test_another_fault_than_memory_is_not_taken_for_it(
+def test_another_fault_is_not_mistaken_for_a_lack_of_memory(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def calibrate(*_: object, **__: object) -> float:
@@ -238,7 +238,7 @@ def test_another_fault_than_memory_is_not_taken_for_it(
 
 
 def test_memory_of_a_cpu_bounds_the_batch(parts: Parts) -> None:
-    """Measured, not run out of: with four times the memory more images fit."""
+    """Memory is measured, not exhausted: with four times the memory more images fit."""
     found = []
     for budget in (60e6, 240e6):
         memory = Memory(parts.state, budget)
@@ -255,11 +255,11 @@ def test_the_tuned_config_is_a_config_whose_rate_follows(digits_root: Path) -> N
     assert plan.epochs[0].lr(0) == pytest.approx(0.1 * 2 * 64 / 16)
     grows = Phase(epochs=3, image_size=[16, 28], size_multiple=4)
     growing = tune.tuned_config(cfg.model_copy(update={"phases": [grows]}), trials, 1437, 2)
-    assert parse_config(growing).phases[0].batch_per_worker == 718  # that of 24 px
+    assert parse_config(growing).phases[0].batch_per_worker == 718  # the batch of 24 px
     assert yaml.safe_load(tune.tuned_config(cfg, trials, 1437, 2))["lr"]["base"] == 0.1
 
 
-def test_a_file_is_never_written_over(tmp_path: Path) -> None:
+def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("mine")
     with pytest.raises(ResourceError, match="exists; name another file"):
         tune.require_new(tmp_path / "c.yaml")

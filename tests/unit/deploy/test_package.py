@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -176,3 +177,19 @@ def test_pip_takes_the_constraints() -> None:
         text=True,
     )
     assert wrong.returncode != 0
+
+
+# --- the page docs/how-to/install.md
+
+
+def test_the_install_page_fits_the_package(metadata: Message) -> None:
+    page = (ROOT / "docs/how-to/install.md").read_text()
+    for name in re.findall(r"(?:requirements/|configs/)[\w-]+\.\w+", page):
+        assert (ROOT / name).is_file()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in {*re.findall(r"`make (\w+)", page)} - {"docs"}:
+        assert re.search(rf"(?m)^{target}:", makefile)
+    for extra in metadata.get_all("Provides-Extra", []):
+        assert f"`{extra}`" in page
+    cpu_builds = set(re.findall(r"torch==([\d.]+) --index-url \S+/cpu", page))
+    assert cpu_builds == {str(pins(REQUIREMENTS / "torch.txt")["torch"])}

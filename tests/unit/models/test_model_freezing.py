@@ -61,6 +61,6 @@ def test_what_a_network_keeps_fixed_is_not_unfrozen() -> None:
         (["stem", "stages", "classifier"], r"nothing is left to train"),
     ],
 )
-def test_freezing_what_is_not_there(parts: list[str], message: str) -> None:
+def test_freezing_an_unknown_part_is_refused(parts: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build("resnet18", freeze=parts)

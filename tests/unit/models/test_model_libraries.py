@@ -71,7 +71,7 @@ def test_models_of_other_libraries(library: str, libraries: None) -> None:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_a_library_that_is_missing_is_told_in_one_line(
+def test_a_missing_library_is_reported_in_one_line(
     library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)

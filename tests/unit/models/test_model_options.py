@@ -90,7 +90,7 @@ def test_stochastic_depth_rises_with_the_block_and_is_in_the_branch() -> None:
 
 @pytest.mark.parametrize("name", ["resnet50", "preact_resnet18", "nf_resnet26", "resnet9"])
 def test_every_kind_of_block_can_drop_its_branch(name: str) -> None:
-    """Dropped, a block is its shortcut; a block in evaluation is not."""
+    """A block whose branch is dropped is its shortcut; in evaluation none is dropped."""
     model = build(name, zero_gamma=False).train()
     block = next(m for m in model.modules() if isinstance(m, ResidualBlock))
     width = next(p for p in block.parameters() if p.ndim == 4).shape[1]

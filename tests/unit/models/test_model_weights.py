@@ -26,7 +26,7 @@ from hvdtrain.train import train
 
 
 def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
-    """Norms with statistics, scales and shifts as of a trained network, in evaluation."""
+    """Give the norms statistics, scales and shifts like those of a trained network; in evaluation."""
     generator = torch.Generator().manual_seed(seed)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         for tensor, low, high in (
@@ -40,7 +40,7 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
 
 
 def torchvision_names(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of our ResNet as torchvision names it, written out by hand for stem and head."""
+    """The state of our ResNet by torchvision's names, written out by hand for stem and head."""
     first = {
         "stem.0.weight": "conv1.weight",
         "stem.1.": "bn1.",
@@ -87,7 +87,9 @@ def test_torchvisions_resnet_with_other_classes(tmp_path: Path) -> None:
     model = MODELS["resnet18"](num_classes=7).eval()
     head = model.classifier.weight.clone()
     notes = load_weights(model, tmp_path / "resnet18.pth")
-    assert notes[1].endswith("classifier starts anew: the file has 512 → 1000, this model 512 → 7")
+    assert notes[1].endswith(
+        "classifier keeps its starting weights: the file has 512 → 1000, this model 512 → 7"
+    )
     assert torch.equal(model.classifier.weight, head)
     images = torch.randn(2, 3, 32, 32)
     model.classifier = source.classifier
@@ -122,7 +124,9 @@ class _Evil:
         return (print, ("run",))
 
 
-def test_files_that_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_weights_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"a": _Evil()}, protocol=2))
     torch.save({"a": _Evil()}, tmp_path / "evil2.pt")
     (tmp_path / "text.pt").write_text("hello")
@@ -165,7 +169,7 @@ def test_the_mean_behind_a_relu_is_that_of_samples() -> None:
     ids=["inner ReLUs", "kernel means", "both"],
 )
 def test_what_conversion_loses(depths: list[int], zero_mean: bool, largest: float) -> None:
-    """Relative distance of the logits, branches at a tenth of their shortcuts' size."""
+    """Relative distance of the logits, with branches a tenth as large as their shortcuts."""
     torch.manual_seed(0)
     source = ResNet(Bottleneck, depths, 100, zero_gamma=False)
     for m in source.modules():
@@ -191,7 +195,7 @@ def test_a_resnet50_file_starts_an_nf_resnet50(tmp_path: Path) -> None:
     model = MODELS["nf_resnet50"](num_classes=10)
     notes = load_weights(model, file)
     assert "fine-tune it" in notes[1]
-    assert "classifier starts anew" in notes[2]
+    assert "classifier keeps its starting weights" in notes[2]
     gains = [p.item() for n, p in model.named_parameters() if n.endswith("skip_gain")]
     assert gains == pytest.approx([5.0] * 16)
     kernel = source.stages[2][1].conv2.weight[7].detach().double()
@@ -200,7 +204,7 @@ def test_a_resnet50_file_starts_an_nf_resnet50(tmp_path: Path) -> None:
     torch.testing.assert_close(found, kernel, rtol=1e-4, atol=1e-6)
 
 
-def test_conversion_wants_the_same_depths(tmp_path: Path) -> None:
+def test_conversion_needs_the_same_depths(tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     for name, target in (("resnet50", "nf_resnet101"), ("resnet50", "nf_resnet26")):
         torch.save(MODELS[name](num_classes=10).state_dict(), file)
@@ -245,5 +249,5 @@ def test_a_run_whitens_by_its_first_batch_and_only_then() -> None:
         cfg = SimpleNamespace(model=Model(name="airbench94", weights=weights))
         state = SimpleNamespace(model=model, progress=Progress(step=step), comm=Solo())
         whiten(state, cfg, images)
-        wanted = expected.whitening.weight if whitened else before
-        assert torch.equal(model.whitening.weight, wanted)
+        expected_weight = expected.whitening.weight if whitened else before
+        assert torch.equal(model.whitening.weight, expected_weight)

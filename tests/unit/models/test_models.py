@@ -88,7 +88,7 @@ def test_any_image_size_and_class_count(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_what_is_said_of_a_models_size_is_so(name: str) -> None:
+def test_the_size_in_the_description_is_right(name: str) -> None:
     text = MODELS[name].__doc__
     counts = re.findall(r"([\d,]{6,}) parameters", text)
     with torch.device("meta"):

@@ -94,7 +94,7 @@ def test_a_damaged_or_absent_average_is_named(tmp_path: Path) -> None:
         load_checkpoint(averaging(), plain, verify(plain), LABELS)
 
 
-def test_a_run_may_leave_the_average_aside(tmp_path: Path) -> None:
+def test_an_average_in_a_checkpoint_can_be_ignored(tmp_path: Path) -> None:
     state = averaging()
     train_step(state, images(6), 0.1, 0.9)
     path = save_checkpoint(state, tmp_path, 2, LABELS)

@@ -1,4 +1,4 @@
-"""Optimizers against float64 transcriptions and torch's own; their state."""
+"""Optimizers equal float64 versions of their papers, and torch's; their state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = 50
 
 
 def rate(step: int) -> float:
-    """Rises and falls, with jumps, so that it matters which side of the momentum it is on."""
+    """Rises and falls, with jumps: shows whether the momentum buffer contains the rate."""
     return 0.3 * (1 + step % 10) / 10 * (0.1 if step >= 30 else 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping against its formula; what it spares, and what excludes it."""
+"""Adaptive gradient clipping equals its formula; what it does not clip, and what excludes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.optim.optim_references import Array, mixture
 
 
 def agc64(w: Array, g: Array, clipping: float) -> Array:
-    """Recipe of Brock et al. 2021, one unit."""
+    """The formula of Brock et al. 2021 for one unit."""
     limit = clipping * max(np.sqrt((w**2).sum()), 1e-3)
     norm = np.sqrt((g**2).sum())
     return g * limit / max(norm, 1e-6) if norm > limit else g

@@ -1,4 +1,4 @@
-"""Frozen parameters stay as they are, hold nothing up, and start afresh."""
+"""Frozen parameters stay as they are, delay nothing, and start without old momentum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def train_only(model: nn.Module, names: set[str]) -> None:
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_frozen_parameters_stay_and_then_start_afresh(name: str) -> None:
+def test_frozen_parameters_stay_and_then_start_without_momentum(name: str) -> None:
     state = state_of(network(norm=True), name=name, weight_decay=0.1)
     model, optimizer = state.model, state.optimizer
     head = {"4.weight", "4.bias"}
@@ -38,7 +38,7 @@ def test_frozen_parameters_stay_and_then_start_afresh(name: str) -> None:
     assert all(not torch.equal(p, before[key]) for key, p in model.named_parameters())
 
 
-def test_a_parameter_frozen_at_the_start_cannot_be_freed() -> None:
+def test_a_parameter_frozen_at_the_start_cannot_be_unfrozen() -> None:
     model = network()
     train_only(model, {"3.weight"})
     state = state_of(model)
@@ -49,7 +49,7 @@ def test_a_parameter_frozen_at_the_start_cannot_be_freed() -> None:
 
 
 def test_a_frozen_parameter_does_not_delay_the_others() -> None:
-    """Its group is sent by the last gradient that does come, not at the end."""
+    """Its group is sent after the last gradient of a trained parameter, not at the end."""
     state = state_of(network())
     reducer = state.reducer
     train_only(state.model, {"0.weight", "3.weight"})

@@ -1,4 +1,4 @@
-"""The plan: exact steps, rates against independent references, and what it refuses."""
+"""The plan: exact steps, rates equal to independent references, and what is refused."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_refused_plans() -> None:
         make_plan(parse_config(text), 1)
 
 
-def test_the_text_tells_what_the_phases_change() -> None:
+def test_the_text_shows_what_the_phases_change() -> None:
     cfg = parse_config(
         "model: {name: wrn22, width: 6, pool: concat, blurpool: true, dropout: 0.1}\n"
         "optimizer: {name: lars, agc: 0.02, decay_norms_and_biases: true}\n"

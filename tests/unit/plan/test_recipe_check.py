@@ -1,4 +1,4 @@
-"""Each rule of the recipe check: it speaks where it is bent, and not on the published recipe."""
+"""Each rule of the recipe check warns where it is broken, and not of a published recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 GOYAL = "imagenet_resnet50_goyal_32x8"
 NFNET = "imagenet_nfnet_f0"
 
-BENT = [
+BROKEN = [
     ("sgd_beyond_limit", GOYAL, 512, [], "global batch 16384 with plain SGD"),
     (
         "batch_norm_batch_changes",
@@ -68,13 +68,13 @@ BENT = [
 ]
 
 
-def told(name: str, ranks: int, overrides: list[str]) -> list[str]:
+def warnings_of(name: str, ranks: int, overrides: list[str]) -> list[str]:
     cfg = load_config(CONFIGS / f"{name}.yaml", overrides)
     return recipe_warnings(cfg, make_plan(cfg, ranks))
 
 
-@pytest.mark.parametrize(("rule", "name", "ranks", "overrides", "text"), BENT)
-def test_a_bent_rule_is_told_alone(
+@pytest.mark.parametrize(("rule", "name", "ranks", "overrides", "text"), BROKEN)
+def test_a_broken_rule_gives_one_warning(
     rule: str, name: str, ranks: int, overrides: list[str], text: str
 ) -> None:
     cfg = load_config(CONFIGS / f"{name}.yaml", overrides)
@@ -85,12 +85,12 @@ def test_a_bent_rule_is_told_alone(
 
 
 def test_every_rule_is_tested() -> None:
-    assert [rule.__name__ for rule in RULES] == [bent[0] for bent in BENT]
+    assert [rule.__name__ for rule in RULES] == [broken[0] for broken in BROKEN]
 
 
 @pytest.mark.parametrize("ranks", [8, 16, 32, 64, 128, 256])
-def test_nothing_is_told_of_goyal_at_any_of_its_sizes(ranks: int) -> None:
-    assert told(GOYAL, ranks, []) == []
+def test_goyal_gives_no_warning_at_any_of_its_sizes(ranks: int) -> None:
+    assert warnings_of(GOYAL, ranks, []) == []
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_nothing_is_told_of_goyal_at_any_of_its_sizes(ranks: int) -> None:
         ("cifar10_fast_gpu", 1),
     ],
 )
-def test_nothing_is_told_of_other_published_recipes(name: str, ranks: int) -> None:
-    assert told(name, ranks, []) == []
+def test_other_published_recipes_give_no_warning(name: str, ranks: int) -> None:
+    assert warnings_of(name, ranks, []) == []
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_nothing_is_told_of_other_published_recipes(name: str, ranks: int) -> No
         (GOYAL, 8, ["phases.0.lr=0.1"]),
     ],
 )
-def test_nothing_is_told_where_the_rule_does_not_apply(
+def test_no_warning_where_the_rule_does_not_apply(
     name: str, ranks: int, overrides: list[str]
 ) -> None:
-    assert told(name, ranks, overrides) == []
+    assert warnings_of(name, ranks, overrides) == []
 
 
 def test_piecewise_points_and_broken_cycles() -> None:

@@ -51,7 +51,7 @@ DIUX_4 = [
     (23, 28, 224, 224, 0.175, 0.0175),
     (28, 30, 288, 128, 0.01, 0.001),
 ]
-"""The same of `four_machines`."""
+"""The same for `four_machines`."""
 
 
 @pytest.mark.parametrize(("machines", "table"), [(16, DIUX_16), (4, DIUX_4)])
@@ -88,7 +88,7 @@ def test_goyal_scales_from_256_to_8192(ranks: int) -> None:
     [(16, 11, 13), (24, 17, 20), (32, 23, 27), (40, 29, 34), (56, 41, 48), (88, 65, 76)],
 )
 def test_ffcv_sizes_and_rates(epochs: int, start: int, end: int) -> None:
-    """The published `resolution` settings through ffcv-imagenet's formula, and its LR."""
+    """The published `resolution` settings by ffcv-imagenet's formula, and its rates."""
     plan = plan_of(f"imagenet_resnet50_ffcv_{epochs}", 8)
     sizes, rates = [], []
     for epoch in range(epochs):
@@ -119,7 +119,7 @@ def test_nfnet_rates() -> None:
 
 
 def test_fastest_cifar_rates() -> None:
-    """airbench94 has rate and decay decoupled, for a sum over 1024 images and one momentum."""
+    """airbench94 gives decoupled rate and decay, for a sum over 1024 images and one momentum."""
     cfg = load_config(CONFIGS / "cifar10_fast_gpu.yaml")
     scale = 1 + 1 / (1 - cfg.optimizer.momentum)
     plan = make_plan(cfg, 1)

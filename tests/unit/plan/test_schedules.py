@@ -1,4 +1,4 @@
-"""Rates and momentum against torch's schedulers, numpy transcriptions and worked examples."""
+"""Rates and momentum equal torch's schedulers, numpy versions of formulas and worked examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hvdtrain.errors import ConfigError
 from hvdtrain.plan.epochs import Plan, make_plan
 
 EPOCHS, STEPS = 12, 10
-"""Of all runs here: epochs, and steps of each."""
+"""Epochs of all runs here, and steps of each epoch."""
 
 
 def plan_of(lr: str, *, more: str = "", phases: str | None = None, ranks: int = 1) -> Plan:
@@ -30,7 +30,7 @@ def momenta(plan: Plan) -> list[float]:
     return [epoch.momentum(i) for epoch in plan.epochs for i in range(epoch.steps)]
 
 
-def torch_says(kind: Any, lr: float = 0.4, **options: Any) -> tuple[list[float], list[float]]:
+def torch_values(kind: Any, lr: float = 0.4, **options: Any) -> tuple[list[float], list[float]]:
     """Rates and momenta of one of torch's schedulers, step by step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
     scheduler = kind(optimizer, **options)
@@ -49,7 +49,7 @@ def same(found: list[float], expected: list[float]) -> bool:
 
 def test_step_equals_torch_steplr() -> None:
     found = plan_of("{base: 0.4, scaling: none, warmup: none, milestones: [4, 8], gamma: 0.3}")
-    expected, _ = torch_says(lr_scheduler.StepLR, step_size=4 * STEPS, gamma=0.3)
+    expected, _ = torch_values(lr_scheduler.StepLR, step_size=4 * STEPS, gamma=0.3)
     assert same(rates(found), expected)
 
 
@@ -58,7 +58,7 @@ def test_polynomial_equals_torch_polynomiallr(power: float) -> None:
     found = plan_of(
         f"{{base: 0.4, scaling: none, warmup: none, schedule: polynomial, power: {power}}}"
     )
-    expected, _ = torch_says(lr_scheduler.PolynomialLR, total_iters=EPOCHS * STEPS, power=power)
+    expected, _ = torch_values(lr_scheduler.PolynomialLR, total_iters=EPOCHS * STEPS, power=power)
     assert same(rates(found), expected)
 
 
@@ -73,7 +73,7 @@ def test_decay_begins_where_the_warmup_ends(schedule: str) -> None:
     options: dict[str, float] = {"T_max": left}
     if schedule == "polynomial":
         kind, options = lr_scheduler.PolynomialLR, {"total_iters": left, "power": 2.0}
-    assert same(rates(found)[2 * STEPS :], torch_says(kind, **options)[0][:left])
+    assert same(rates(found)[2 * STEPS :], torch_values(kind, **options)[0][:left])
     assert same(rates(found)[: 2 * STEPS], [0.4 * i / 20 for i in range(20)])
 
 
@@ -82,15 +82,15 @@ def test_decay_begins_where_the_warmup_ends(schedule: str) -> None:
 def test_onecycle_equals_torch_onecyclelr(
     anneal: str, pct_start: float, div: float, final_div: float
 ) -> None:
-    """torch puts its last value on its last step, so T steps here are the first T of T + 1 there,
-    and the peak, which torch has at step pct_start · total - 1, is at the same step."""
+    """torch has its last value at its last step, so our T steps are the first T of T + 1 in torch.
+    The peak, which torch has at step pct_start · total - 1, is at the same step."""
     found = plan_of(
         "{base: 0.4, scaling: none, warmup: none, schedule: onecycle, cycle_momentum: [0.8, 0.93], "
         f"anneal: {anneal}, pct_start: {pct_start}, div_factor: {div}, "
         f"final_div_factor: {final_div}}}"
     )
     total = EPOCHS * STEPS
-    expected = torch_says(
+    expected = torch_values(
         lr_scheduler.OneCycleLR,
         max_lr=0.4,
         total_steps=total + 1,
@@ -108,7 +108,7 @@ def test_onecycle_equals_torch_onecyclelr(
 
 @pytest.mark.parametrize(("div", "pct"), [(20, 20), (10, 10), (12.5, 0)])
 def test_onecycle_fastai_equals_its_formula_in_numpy(div: float, pct: float) -> None:
-    """fastai 0.7's `use_clr_beta=(div, pct, 0.95, 0.85)`, transcribed."""
+    """fastai 0.7's `use_clr_beta=(div, pct, 0.95, 0.85)`, written in numpy."""
     found = plan_of(
         "{base: 1.5, scaling: none, warmup: none, schedule: onecycle_fastai, "
         f"cycle_momentum: [0.85, 0.95], div_factor: {div}, pct_final: {pct / 100}}}"
@@ -130,7 +130,7 @@ def test_cyclical_equals_torch_cycliclr(mode: str) -> None:
         "{base: 0.4, scaling: none, warmup: none, schedule: cyclical, div_factor: 8, "
         f"cycle_epochs: 4, cycle_mode: {mode}, gamma: 0.9, cycle_momentum: [0.8, 0.9]}}"
     )
-    expected = torch_says(
+    expected = torch_values(
         lr_scheduler.CyclicLR,
         base_lr=0.05,
         max_lr=0.4,
@@ -177,7 +177,7 @@ def test_a_cycle_follows_the_batch_and_the_phase() -> None:
     )
 
 
-def test_momentum_is_that_of_the_optimizer_unless_told() -> None:
+def test_momentum_is_that_of_the_optimizer_unless_set() -> None:
     found = plan_of("{warmup: none}", more="optimizer: {momentum: 0.7}")
     assert set(momenta(found)) == {0.7}
     one = plan_of("{}", phases="[{epochs: 1, batch_per_worker: 50, momentum: 0.6}]")

@@ -1,4 +1,4 @@
-"""A report page, read as a browser would, and what must hold of every one."""
+"""A parser for report pages, and the checks that every page must pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOID = {"meta", "link", "br", "img"}
 
 
 class Page(HTMLParser):
-    """Reads a page; fails where its elements are not closed in turn."""
+    """Reads a page; fails if its elements are not closed in the right order."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -58,7 +58,7 @@ def assert_fetches_nothing(text: str, page: Page) -> None:
 
 
 def assert_references_hold(page: Page) -> None:
-    """Every `#id` names one element, and no id comes twice."""
+    """Every `#id` refers to an element, and no id occurs twice."""
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     for name, value in page.attributes:

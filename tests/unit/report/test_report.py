@@ -1,4 +1,4 @@
-"""The report page: whole, self-contained, and safe whatever a run is called."""
+"""The report page: complete, self-contained, and safe with any names in a run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_page_of_one_run(tmp_path: Path) -> None:
     assert "Gradients" not in words
 
 
-def test_what_a_run_says_is_text_and_nothing_else(tmp_path: Path) -> None:
+def test_names_and_notes_of_a_run_are_escaped(tmp_path: Path) -> None:
     malicious(tmp_path / "<i>run")
     output = tmp_path / "report.html"
     png = tmp_path / "png"
@@ -133,7 +133,7 @@ def test_a_long_curve_is_thinned_by_means(tmp_path: Path) -> None:
     assert curve.xs[0] == pytest.approx(7 * 0.5)
 
 
-def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_error_if_an_output_cannot_be_written(tmp_path: Path) -> None:
     root = restarted(tmp_path / "run").root
     with pytest.raises(ResourceError, match="cannot be written"):
         write_report([root], root / "events.jsonl" / "report.html")
@@ -144,7 +144,7 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_the_noise_scale_says_how_large_a_batch_is_useful(tmp_path: Path) -> None:
     log = restarted(tmp_path / "run")
     advice = {"recommended_batch": 1310, "batch": 1024, "doubling_steps": 0.719}
-    for given, told in (
+    for given, shown in (
         ({**advice, "doubling_images": 1.439}, True),
         (advice, False),
         (None, False),
@@ -154,8 +154,8 @@ def test_the_noise_scale_says_how_large_a_batch_is_useful(tmp_path: Path) -> Non
         write_report([tmp_path / "run"], tmp_path / "report.html")
         words = read(tmp_path / "report.html")[1].text
         expected = "1,310; twice the batch of 1,024 would take 0.72× the steps and 1.44× the images"
-        assert (expected in words) is told
-        assert ("batch by the noise scale" in words) is told
+        assert (expected in words) is shown
+        assert ("batch by the noise scale" in words) is shown
 
 
 def test_its_templates_are_installed() -> None:

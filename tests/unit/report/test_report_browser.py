@@ -1,4 +1,4 @@
-"""The report in headless Chromium, where there is one: nothing fails, nothing overflows."""
+"""The report in headless Chromium, if it is installed: no errors, no overflow."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ onload = () => {
 
 
 def visit(page: Path, folder: Path, *options: str) -> tuple[str, list[str]]:
-    """The document once it is loaded, and what the console says."""
+    """The loaded document, and the messages of the console."""
     assert CHROMIUM is not None
     line = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     line += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", *options, page.as_uri()]
@@ -69,7 +69,9 @@ def test_the_console_is_silent(report: Path, tmp_path: Path) -> None:
     assert console == []
     broken = tmp_path / "broken.html"
     broken.write_text(report.read_text().replace("</body>", "<script>1</script></body>"))
-    assert visit(broken, tmp_path)[1], "a script that the page's policy refuses must be told"
+    assert visit(broken, tmp_path)[1], (
+        "the console must show that the page's policy blocks a script"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

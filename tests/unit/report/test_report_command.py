@@ -1,4 +1,4 @@
-"""`hvdtrain report`: without torch, for people and for programs, a fault in one line."""
+"""`hvdtrain report`: without torch, as text and as JSON, an error in one line."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ finally:
 
 def test_the_command(tmp_path: Path) -> None:
     root = restarted(tmp_path / "run").root
-    wanted = ["report", str(root), "--target", "top1=0.75", "--price-per-node-hour", "24.48"]
-    line = [sys.executable, "-c", SCRIPT, *wanted]
+    arguments = ["report", str(root), "--target", "top1=0.75", "--price-per-node-hour", "24.48"]
+    line = [sys.executable, "-c", SCRIPT, *arguments]
     done = subprocess.run(line, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     words = done.stdout.replace("\N{NO-BREAK SPACE}", " ")
@@ -43,7 +43,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | Non
     return stop.value.code
 
 
-def test_the_command_for_programs(
+def test_the_command_with_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [str(restarted(tmp_path / name).root) for name in ("a", "b")]
@@ -67,7 +67,7 @@ def test_the_command_for_programs(
         (["run", "--output", "run/events.jsonl/r.html"], 6, "cannot be written"),
     ],
 )
-def test_a_fault_is_one_line_and_a_code(
+def test_an_error_is_one_line_and_an_exit_code(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -78,6 +78,6 @@ def test_a_fault_is_one_line_and_a_code(
     restarted(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, *arguments) == code
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1, told
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1, error

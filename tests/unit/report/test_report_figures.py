@@ -1,4 +1,4 @@
-"""Figures of runs made by hand: time to a target, cost over a restart, speed by phase."""
+"""Figures of made-up runs: time to a target, cost over a restart, speed by phase."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hvdtrain.report.figures import (
     target_result,
 )
 from hvdtrain.report.phases import phase_speeds
-from hvdtrain.report.run import RunRecord, read_run, told_apart
+from hvdtrain.report.run import RunRecord, label_by_path, read_run
 from hvdtrain.report.targets import Target, parse_target
 from tests.report_runs import Log, restarted
 
@@ -55,7 +55,7 @@ def test_a_loss_is_reached_from_above(tmp_path: Path) -> None:
     assert missed["best"] == pytest.approx(0.2)
 
 
-def test_a_target_that_is_not_reached_tells_the_best(tmp_path: Path) -> None:
+def test_a_target_that_is_not_reached_has_the_best_result(tmp_path: Path) -> None:
     log = restarted(tmp_path)
     log.eval(2100, 60, 0.7)
     missed = target(read_run(tmp_path), "top1=0.93")
@@ -80,14 +80,14 @@ def test_the_whole_of_a_restarted_run(tmp_path: Path) -> None:
     assert len(run.checkpoints) == 2
 
 
-def test_nodes_by_the_user_replace_those_of_every_attempt(tmp_path: Path) -> None:
+def test_the_users_number_of_nodes_replaces_that_of_every_attempt(tmp_path: Path) -> None:
     restarted(tmp_path)
     run = read_run(tmp_path)
     assert node_hours(run, nodes=16) == pytest.approx(16 * (42 + 44) / 3600)
     assert run_figures(run, [], Prices(nodes=16)).nodes == 16
 
 
-def test_an_old_run_without_starts_is_parted_where_its_steps_go_back(tmp_path: Path) -> None:
+def test_an_old_run_without_starts_is_split_where_its_steps_go_back(tmp_path: Path) -> None:
     restarted(tmp_path, starts=False)
     run = read_run(tmp_path)
     assert [(s.began, s.ended) for s in run.attempts] == [(1000.0, 1032), (1980.0, 2024)]
@@ -110,7 +110,7 @@ def test_notes_before_a_resume_do_not_lengthen_the_attempt_before(tmp_path: Path
     assert [note["time"] for note in run.notes] == [1900, 1901]
 
 
-def test_a_start_that_came_to_nothing_is_a_attempt(tmp_path: Path) -> None:
+def test_a_start_without_training_is_an_attempt(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.write(100, "start", world_size=1, nodes=1, setup_seconds=40.0)
     log.write(500, "start", world_size=1, nodes=1, setup_seconds=40.0)
@@ -131,11 +131,13 @@ def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
         log.train(time + 2, 10 * number)
         if ended == "stop":
             log.write(time + 3, "stop", cause="signal", step=10)
-    log.write(5000.0, "note", text="resumed from c")  # of the attempt that asks
+    log.write(5000.0, "note", text="resumed from c")  # of the attempt that is about to start
     assert restarts(log.root / "events.jsonl") == Restarts(by_signal=1, by_crash=3)
 
 
-def test_a_run_begun_anew_in_its_directory_counts_its_second_way_only(tmp_path: Path) -> None:
+def test_of_a_run_started_again_in_its_directory_only_the_second_start_counts(
+    tmp_path: Path,
+) -> None:
     log = Log(tmp_path)
     log.train(1010, 10)
     log.train(1020, 20)
@@ -183,7 +185,7 @@ def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     assert run.wall_s == 2024 - 990
 
 
-def test_missing_and_odd_values_are_borne(tmp_path: Path) -> None:
+def test_missing_and_odd_values_are_accepted(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.write(10, "train")
     log.raw('{"time": 20, "kind": "train", "loss": NaN, "epoch": "x", "image_size": Infinity}')
@@ -214,7 +216,7 @@ def test_missing_and_odd_values_are_borne(tmp_path: Path) -> None:
         ("loss=inf", "found 'inf'"),
     ],
 )
-def test_a_wrong_target_is_told(text: str, message: str) -> None:
+def test_a_wrong_target_is_an_error(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         parse_target(text)
     assert "\n" not in str(caught.value)
@@ -225,7 +227,7 @@ def test_right_targets() -> None:
     assert parse_target(" loss = 2.5 ") == Target("loss", 2.5)
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+def test_error_if_it_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"not a run directory: it has no events\.jsonl"):
         read_run(tmp_path)
     (tmp_path / "events.jsonl").write_text("")
@@ -236,7 +238,7 @@ def test_what_is_no_run_is_told(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_directories_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_directories_with_the_same_name_are_labelled_by_path(tmp_path: Path) -> None:
     runs = [read_run(restarted(tmp_path / name).root) for name in ("a/run", "b/run", "c")]
-    told_apart(runs)
+    label_by_path(runs)
     assert [run.label for run in runs] == [str(tmp_path / "a/run"), str(tmp_path / "b/run"), "c"]

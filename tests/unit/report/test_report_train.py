@@ -1,4 +1,4 @@
-"""A run leaves its report behind, and a report that fails is only warned of."""
+"""A run writes its report at the end; if that fails, there is only a warning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ metrics: {{enabled: false}}
 """
 
 
-def test_a_real_run_leaves_its_report(digits_root: Path, tmp_path: Path) -> None:
+def test_a_real_run_writes_its_report(digits_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     summary = train(parse_config(CONFIG.format(root=digits_root)), Solo(), run_dir=root)
     for line in (root / "events.jsonl").read_text().splitlines():

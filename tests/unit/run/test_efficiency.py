@@ -1,4 +1,4 @@
-"""The baseline: measured or from a file, and what is written of it."""
+"""Scaling efficiency: its baseline, measured or from a file, and the file that is written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Two(Solo):
 
 
 def run(root: Path, ranks: Solo, **settings: Any) -> Any:
-    """As much of a run as efficiency needs."""
+    """The part of a run that Efficiency needs."""
     cfg = Config(phases=[Phase(epochs=1)], **settings)
     state = SimpleNamespace(
         settings=StepSettings(torch.device("cpu")), reducer=SimpleNamespace(step_bytes=1e6)
@@ -61,7 +61,7 @@ def interval(seconds: float, link: float | None = None) -> Interval:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was calibrated; one worker alone makes 100 images/s."""
+    """The batches that were calibrated; a single worker trains 100 images/s."""
     calls: list[Any] = []
 
     def calibrate(_state: object, batch: Any) -> WorkerSpeed:
@@ -76,7 +76,7 @@ def test_efficiency_against_what_was_measured(tmp_path: Path, measured: list[Any
     found = Efficiency(run(tmp_path, Two()))
     for _ in range(2):
         found.enter(EPOCH, BATCH)
-    assert len(measured) == 1  # once a size
+    assert len(measured) == 1  # once for each size
     # Of two ranks the faster one: 80 images take two of them 0.4 s.
     report = found.add(interval(0.5, link=1.5e7))
     assert report.efficiency == pytest.approx(0.8)
@@ -84,7 +84,7 @@ def test_efficiency_against_what_was_measured(tmp_path: Path, measured: list[Any
     assert report.cause == "other"
     # 1 MB at 15 MB/s: 0.067 s, of which backward hides 0.06 of 0.1.
     assert report.efficiency_ceiling == pytest.approx(0.1 / (0.04 + 1 / 15))
-    # Faster than a link of 1 MB/s allows, so that is not the way the gradients take.
+    # Faster than a link of 1 MB/s allows, so the gradients must take another link.
     assert found.add(interval(0.5, link=1e6)).efficiency_ceiling is None
     assert found.add(interval(0.4)).efficiency_ceiling is None  # no speed known
     overall = found.overall()
@@ -93,13 +93,13 @@ def test_efficiency_against_what_was_measured(tmp_path: Path, measured: list[Any
     assert overall.lost == expected
 
 
-def test_the_links_speed_can_be_told(tmp_path: Path, measured: list[Any]) -> None:
-    told = run(tmp_path, Two(), comm=CommConfig(link_gbit=0.08))  # 10 MB/s
-    found = Efficiency(told)
-    found.enter(EPOCH, BATCH)
-    assert found.add(interval(0.6, link=1e12)).efficiency_ceiling == pytest.approx(0.1 / 0.14)
-    told.hosts = ["a", "a"]
-    assert found.add(interval(0.5)).efficiency_ceiling is None
+def test_the_speed_of_the_link_can_be_configured(tmp_path: Path, measured: list[Any]) -> None:
+    configured = run(tmp_path, Two(), comm=CommConfig(link_gbit=0.08))  # 10 MB/s
+    efficiency = Efficiency(configured)
+    efficiency.enter(EPOCH, BATCH)
+    assert efficiency.add(interval(0.6, link=1e12)).efficiency_ceiling == pytest.approx(0.1 / 0.14)
+    configured.hosts = ["a", "a"]
+    assert efficiency.add(interval(0.5)).efficiency_ceiling is None
 
 
 def test_one_rank_has_no_efficiency(tmp_path: Path, measured: list[Any]) -> None:

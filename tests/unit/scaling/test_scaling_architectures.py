@@ -1,4 +1,4 @@
-"""Layer tables against the networks themselves and published sizes."""
+"""Layer tables equal our networks and published sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_published_sizes(name: str, image_size: int, parameters: int, billions: 
 
 
 def counted(name: str, size: int) -> list[tuple[list[int], float]]:
-    """Convolutions and linear layers of the real network as an image passes: elements of their
+    """Convolutions and linear layers of the real network in a forward pass: elements of their
     weights, and multiplications."""
     with torch.device("meta"):
         model = build_model(Model(name=name, num_classes=10), 10)
@@ -76,7 +76,7 @@ def test_published_points_are_reproduced(point: object) -> None:
     assert point.predicted() == pytest.approx(point.efficiency, abs=point.tolerance)
 
 
-def test_what_must_be_reproduced_is_there() -> None:
+def test_the_published_points_include_these() -> None:
     """Within 3 points: Horovod on 512 GPUs; within 5: Goyal et al.; within 15 %: DIUx's bytes."""
     tolerances = {point.name: point.tolerance for point in published()}
     large = [name for name in tolerances if "128×4" in name]

@@ -1,4 +1,4 @@
-"""`hvdtrain scaling`: without torch where it need not be, a fault in one line; and what it measures."""
+"""`hvdtrain scaling`: without torch if not needed, faults in one line; and what it measures."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def test_a_prediction_needs_no_torch(tmp_path: Path) -> None:
     assert out.count("images per rank  ") == 4 * 4
 
 
-def test_for_programs_and_as_a_picture(
+def test_predictions_as_json_and_as_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "p.png"
     options = ("--nodes", "16,4", "--link", "25,10", "--json", "--plot", str(picture))
-    wanted = ("predict", DIUX, "comm.compression=fp16", *BY_HAND, *options)
-    assert command(monkeypatch, *wanted) == 0
+    arguments = ("predict", DIUX, "comm.compression=fp16", *BY_HAND, *options)
+    assert command(monkeypatch, *arguments) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(capsys.readouterr().out)
     where = [(p["nodes"], p["link_gbit"], p["ranks"]) for p in found["points"]]
@@ -117,9 +117,9 @@ def test_measured_figures_of_the_network_replace_ours(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
-    wanted = ("predict", DIUX, *BY_HAND, "--nodes", "16", "--link", "100", "--json")
+    arguments = ("predict", DIUX, *BY_HAND, "--nodes", "16", "--link", "100", "--json")
     for more in ((), ("--efficiency", "0.95"), ("--network", "rdma"), ("--latency-us", "500")):
-        assert command(monkeypatch, *wanted, *more) == 0
+        assert command(monkeypatch, *arguments, *more) == 0
         found.append(json.loads(capsys.readouterr().out)["points"][0]["efficiency"])
     tcp, full, rdma, late = found
     assert late < tcp < full < rdma
@@ -154,10 +154,10 @@ def test_faults_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, "predict", *arguments) == code
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.startswith("hvdtrain: error: ")
-    assert told.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith("hvdtrain: error: ")
+    assert errors.count("\n") == 1
 
 
 def test_compare_and_published(
@@ -219,13 +219,13 @@ def test_what_calibrate_measures_is_what_predict_reads(
         assert [g.size_bytes for g in profile.groups] == sizes
         assert 0 < profile.backward_s <= profile.step_s / 2
         assert profile.groups[-1].release_s == pytest.approx(profile.backward_s)
-    wanted = ("predict", str(config), "--calibration", str(file), "--gpus", "1", "--nodes", "2")
-    assert command(monkeypatch, *wanted, "--link", "1") == 0
+    arguments = ("predict", str(config), "--calibration", str(file), "--gpus", "1", "--nodes", "2")
+    assert command(monkeypatch, *arguments, "--link", "1") == 0
     assert "16 px, 2 × 4 images per rank\n" in capsys.readouterr().out
 
 
 def test_a_group_is_released_when_its_last_gradient_is_there() -> None:
-    """A pause before the second group's last gradient is between its release and the first's."""
+    """With a pause at each gradient of group 1, group 0 is released at least one pause earlier."""
     state = init_state(parse_config(SMALL), Solo(), torch.device("cpu"), 10)
     pause = 0.02
     for p in state.reducer.groups[1].params:

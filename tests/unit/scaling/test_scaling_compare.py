@@ -1,4 +1,4 @@
-"""Measured points and what the model says of them: against sums by hand."""
+"""Measured points and their predictions equal sums by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, content: object) -> Path:
 
 
 def test_a_measured_point_is_predicted_from_its_messages(tmp_path: Path) -> None:
-    """1 ms and 100 MB/s: from 50 ms on the second takes 31; 10 ms of computing follow backward."""
+    """1 ms and 100 MB/s: the second message takes 31 ms from 50 ms on, computing ends at 60 ms."""
     other = {"trainer": "DDP", "hosts": 2, "step_s": 0.1}
     for content in ([POINT], {"points": [POINT]}, [other, {**POINT, "trainer": "hvdtrain"}]):
         (measured,) = read_measured(write(tmp_path / "m.json", content))

@@ -1,4 +1,4 @@
-"""The cost of an allreduce against closed forms, and against simulations of every piece sent."""
+"""The cost of an allreduce equals closed forms, and simulations of each piece that is sent."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NET = Network(
 
 
 def ring_by_pieces(cluster: Cluster, size_bytes: float) -> float:
-    """Every piece of every rank of the ring: it leaves when it has come and the hop is free."""
+    """Simulates each piece of each rank: it leaves when it has arrived and the hop is free."""
     net, ranks = cluster.network, cluster.ranks
     piece = size_bytes / ranks
     out = [(r + 1) % cluster.ranks_per_host == 0 and cluster.hosts > 1 for r in range(ranks)]
     busy = [piece / (net.bytes_per_s if o else net.local_bytes_per_s) for o in out]
     flight = [net.latency_s if o else net.local_latency_s for o in out]
-    came = np.zeros(ranks)  # when the piece that each rank sends next was there
+    came = np.zeros(ranks)  # when the piece arrived that each rank sends next
     free = np.zeros(ranks)
     for _ in range(2 * (ranks - 1)):
         free = np.maximum(came, free) + busy
@@ -38,7 +38,7 @@ def ring_by_pieces(cluster: Cluster, size_bytes: float) -> float:
 
 @pytest.mark.parametrize("size_bytes", [1e3, 1e6, 4e8])
 @pytest.mark.parametrize(("hosts", "each"), [(2, 1), (7, 1), (1, 8), (4, 4), (16, 8)])
-def test_the_flat_ring_is_as_long_as_its_pieces_say(
+def test_the_flat_ring_takes_as_long_as_its_pieces(
     hosts: int, each: int, size_bytes: float
 ) -> None:
     cluster = Cluster(hosts, each, NET)
@@ -70,7 +70,7 @@ def test_closed_forms() -> None:
 
 
 def test_halving_moves_the_bytes_that_it_costs() -> None:
-    """Rounds written out: half, a quarter, ... there, and the same back."""
+    """The rounds one by one: half, a quarter, ... there, and the same back."""
     hosts, size = 16, 1e7
     rounds = [size / 2**k for k in range(1, 5)]
     seconds = 2 * sum(sent / NET.bytes_per_s + NET.latency_s for sent in rounds)
@@ -83,14 +83,14 @@ def test_bytes_of_a_host() -> None:
     assert Cluster(1, 8, NET).host_bytes(32.0) == 0
 
 
-def test_tcp_gets_no_faster_beyond_what_it_can() -> None:
+def test_tcp_gets_no_faster_beyond_its_limit() -> None:
     slow, fast = (replace(NETWORKS["tcp"], link_gbit=gbit) for gbit in (100.0, 400.0))
     assert slow.bytes_per_s == fast.bytes_per_s == pytest.approx(30e9 / 8)
     assert replace(NETWORKS["tcp"], link_gbit=10.0).bytes_per_s == pytest.approx(7e9 / 8)
 
 
 def by_ticks(groups: list[Group], fusion: float, tick: float) -> float:
-    """The wire watched tick by tick: a message takes two ticks, and one for each byte."""
+    """Simulates the wire tick by tick: a message takes two ticks, and one for each byte."""
     now, waiting, done_at = 0.0, list(groups), 0.0
     while waiting or now < done_at:
         if now >= done_at - tick / 2 and waiting and waiting[0].release_s <= now + tick / 2:
@@ -107,8 +107,8 @@ def by_ticks(groups: list[Group], fusion: float, tick: float) -> float:
 
 @pytest.mark.parametrize("fusion", [0.0, 50.0, 1e9])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_overlap_is_that_of_a_clock_that_ticks(seed: int, fusion: float) -> None:
-    """Integers of ticks, so that both are exact."""
+def test_the_overlap_equals_a_simulation_by_ticks(seed: int, fusion: float) -> None:
+    """Times are whole ticks, so both are exact."""
     random, tick = np.random.default_rng(seed), 1e-3
     released = np.sort(random.integers(0, 200, 30)) * tick
     sizes = random.integers(1, 30, 30).astype(float)
@@ -137,13 +137,15 @@ def test_the_straggler_bounds_the_largest_of_normal_numbers() -> None:
     assert straggler(100, 0.0) == 1
 
 
-def test_a_step_is_computing_then_what_is_exposed_then_the_last_rank() -> None:
+def test_a_step_is_computation_exposed_communication_and_the_slowest_rank() -> None:
     groups = [Group(4.0, 1.0), Group(2.0, 2.0)]
-    step = make_step(groups, lambda size: size, alone_s=3.0, backward_end_s=2.5, ranks=8, sigma=0.1)
+    step = make_step(
+        groups, lambda size: size, compute_s=3.0, backward_end_s=2.5, ranks=8, sigma=0.1
+    )
     assert step.exposed_s == pytest.approx(1 + 4 + 2 - 2.5)
     assert step.late_s == pytest.approx(0.3 * math.sqrt(2 * math.log(8)))
     assert step.seconds == pytest.approx(3.0 + 4.5 + step.late_s)
     assert step.efficiency == pytest.approx(3.0 / step.seconds)
-    hidden = make_step(groups, lambda _: 0.0, alone_s=3.0, backward_end_s=2.5, ranks=8, sigma=0.0)
+    hidden = make_step(groups, lambda _: 0.0, compute_s=3.0, backward_end_s=2.5, ranks=8, sigma=0.0)
     assert hidden.seconds == 3.0
     assert hidden.efficiency == 1.0

@@ -1,4 +1,4 @@
-"""Profiles, the prediction of a plan, and the advice: against sums by hand."""
+"""Profiles, the prediction of a plan, and the advice equal sums by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_an_update_by_hand() -> None:
     """1 GB/s, two ranks: a message takes as many seconds as it has gigabytes."""
     pair = Cluster(2, 1, NET)
     step = update(PROFILE, pair, 1.0, 0.0)
-    assert step.exposed_s == pytest.approx(0.1)  # the second, released as backward ends
+    assert step.exposed_s == pytest.approx(
+        0.1
+    )  # of the second one, released when the backward pass ends
     assert step.seconds == pytest.approx(0.4)
     slow = Cluster(2, 1, replace(NET, link_gbit=2.0))
     # 0.15 + 0.4 + 0.4 from the start of the step, of which 0.3 compute
@@ -48,7 +50,7 @@ def test_an_update_by_hand() -> None:
     assert update(PROFILE, pair, 1.0, 0.1).late_s == pytest.approx(0.3 * (straggler(2, 0.1) - 1))
 
 
-def test_micro_batches_hide_nothing_but_larger_ones_do() -> None:
+def test_larger_micro_batches_hide_communication_and_more_of_them_do_not() -> None:
     slow = Cluster(2, 1, replace(NET, link_gbit=2.0))
     often = PROFILE.accumulated(4)
     assert often.step_s == pytest.approx(1.2)
@@ -89,13 +91,13 @@ def test_a_plan_is_the_sum_of_its_steps() -> None:
         images = 8 * 32 * accumulate
         assert first.images_per_s == pytest.approx(images / steps[0].seconds)
         assert first.step.efficiency == pytest.approx(
-            first.images_per_s / 8 / (32 / 0.1)  # over eight that work alone
+            first.images_per_s / 8 / (32 / 0.1)  # relative to eight workers without communication
         )
         sent = 2 * 7 / 8 * 25_557_032 * 4 * wire
         assert first.link_share == pytest.approx(sent / 1e9 / steps[0].seconds)
 
 
-def test_other_sizes_and_batches_are_scaled_and_said() -> None:
+def test_other_sizes_and_batches_are_scaled_and_marked() -> None:
     only = hand_given("resnet50", image_size=224, batch=64, step_s=0.2, group_bytes=1e7)
     calibration = Calibration([only], "")
     small = calibration.profile(112, 128)
@@ -111,7 +113,7 @@ def test_other_sizes_and_batches_are_scaled_and_said() -> None:
 
 
 def test_groups_are_bundled_as_the_reducer_does() -> None:
-    """The same groups, but for a norm that falls on the other side of a border."""
+    """The same groups, except a norm that is on the other side of a border."""
     from hvdtrain.comm.ranks import Solo
     from hvdtrain.config import schema
     from hvdtrain.engine.reducer import Reducer
@@ -132,13 +134,13 @@ def test_layers_are_released_by_their_share_of_the_work() -> None:
     assert sum(g.size_bytes for g in vgg.groups[:3]) > 0.89 * vgg.size_bytes
     assert vgg.groups[2].release_s < 0.01
     assert vgg.groups[-1].release_s == pytest.approx(vgg.backward_s) == pytest.approx(2 / 3)
-    # The last convolution that is reached: 3 · 64 · 9 · 224² of 15.47 billion.
+    # The last convolution of the backward pass: 3 · 64 · 9 · 224² of 15.47 billion.
     last = vgg.groups[-1].release_s - vgg.groups[-2].release_s
     assert last == pytest.approx(2 / 3 * 1728 * 224**2 / 15.470264320e9)
 
 
 @pytest.mark.parametrize("target", [0.7, 0.9])
-def test_the_advice_is_the_least_that_suffices(target: float) -> None:
+def test_the_advice_is_the_minimum_that_suffices(target: float) -> None:
     cluster = Cluster(16, 8, replace(NETWORKS["tcp"], link_gbit=10.0))
     profile = hand_given(
         "resnet50", image_size=128, batch=64, step_s=0.03, group_bytes=1.6e7
@@ -163,7 +165,7 @@ def test_the_advice_is_the_least_that_suffices(target: float) -> None:
     assert (found.link_gbit is None) == (reached(profile, 1e4) < target)
 
 
-def test_nothing_helps_where_stragglers_alone_cost_more() -> None:
+def test_nothing_helps_if_stragglers_cost_more() -> None:
     cluster = Cluster(16, 8, NET)
     found = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.99)
     assert (found.batch, found.accumulate, found.link_gbit) == (None, None, None)

@@ -19,7 +19,7 @@ from tests.launch import free_port
 
 
 class Notes:
-    """Sinks that remember."""
+    """Sinks that keep what they get."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

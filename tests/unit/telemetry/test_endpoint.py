@@ -1,4 +1,4 @@
-"""The HTTP server of a rank: who is let in, what is answered, and what it bears."""
+"""The HTTP server of a rank: access, answers, and behaviour under load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Open = Callable[..., Endpoint]
 
 @pytest.fixture
 def serve() -> Iterator[Open]:
-    """Opens an endpoint with one page, `/metrics`, that says hello."""
+    """Opens an endpoint with one page, `/metrics`, whose content is hello."""
     opened = []
 
     def open_one(**settings: Any) -> Endpoint:
@@ -56,7 +56,7 @@ def ask(
 
 
 def raw(port: int, request: bytes) -> bytes:
-    """All that is answered to these bytes."""
+    """The whole answer to these bytes."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
@@ -95,7 +95,7 @@ def test_another_sites_name_for_this_machine_is_refused(serve: Open) -> None:
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0", "::", "10.1.2.3", "node7"])
-def test_open_address_is_refused_unguarded(bind: str) -> None:
+def test_open_address_without_access_control_is_refused(bind: str) -> None:
     text = f"phases: [{{epochs: 1}}]\nmetrics: {{bind: '{bind}'%s}}"
     with pytest.raises(ConfigError) as caught:
         parse_config(text % "", "f.yaml")
@@ -104,7 +104,9 @@ def test_open_address_is_refused_unguarded(bind: str) -> None:
         f"f.yaml:2:1: metrics: bind: {bind} is open to others: set token_file, or tls_cert, tls_key "
         "and tls_client_ca, or insecure: true"
     )
-    with pytest.raises(ConfigError, match="is open to others"):  # TLS alone lets everybody in
+    with pytest.raises(
+        ConfigError, match="is open to others"
+    ):  # without client certificates, TLS lets everybody in
         parse_config(text % ", tls_cert: a, tls_key: b", "f.yaml")
     for guard in (
         "token_file: t",
@@ -116,7 +118,7 @@ def test_open_address_is_refused_unguarded(bind: str) -> None:
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
-def test_loopback_needs_no_guard(bind: str) -> None:
+def test_loopback_needs_no_access_control(bind: str) -> None:
     assert Metrics(bind=bind).on_loopback
 
 
@@ -228,7 +230,7 @@ def test_mutual_tls(serve: Open, certificates: Path) -> None:
         with pytest.raises(OSError, match=r"alert|reset|EOF"):
             ask(port, tls=client(name))
     assert ask(port, tls=client("client"))[0] == 200
-    # TLS without a client's certificate, where only the channel is to be closed to listeners.
+    # TLS without client certificates only encrypts.
     made = serve(tls_cert=server["tls_cert"], tls_key=server["tls_key"])
     assert ask(made.port, tls=client(None)) == (200, b"hello")
     assert made._tls is not None
@@ -246,7 +248,7 @@ def test_address_that_cannot_be_opened() -> None:
         Endpoint(Metrics(bind="203.0.113.1", insecure=True), 19400, {})
 
 
-def test_no_free_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_if_no_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PORTS == 64
     monkeypatch.setattr(module, "PORTS", 2)
     port = free_port()
@@ -262,7 +264,7 @@ def test_no_free_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_those_who_hang_are_few_and_do_not_stay(
+def test_hanging_clients_are_limited_and_disconnected(
     serve: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TIMEOUT_S", 0.5)
@@ -271,7 +273,7 @@ def test_those_who_hang_are_few_and_do_not_stay(
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_CONNECTIONS + 3)]
     trickle = threading.Event()
 
-    def drip() -> None:  # a byte now and then keeps no connection beyond its time
+    def drip() -> None:  # slow bytes do not extend the timeout
         while not trickle.wait(0.1):
             for connection in idle:
                 try:
@@ -283,7 +285,7 @@ def test_those_who_hang_are_few_and_do_not_stay(
     dripping.start()
     time.sleep(0.2)
     assert threading.active_count() - threads <= MAX_CONNECTIONS + 1
-    assert ask(port) == (200, b"hello")  # behind them all
+    assert ask(port) == (200, b"hello")  # served after all of them
     trickle.set()
     dripping.join()
     for connection in idle:

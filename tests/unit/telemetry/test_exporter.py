@@ -1,4 +1,4 @@
-"""The metrics of a rank, by real HTTP scrapes; where they are written for a Prometheus server."""
+"""The metrics of a rank, by real HTTP scrapes, and the file of addresses for a Prometheus server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def config(**metrics: Any) -> Config:
 
 @pytest.fixture
 def exporter() -> Iterator[Exporter]:
-    """Of local rank 0."""
+    """The exporter of local rank 0."""
     made = Exporter(config(), Solo())
     yield made
     made.close()
@@ -126,7 +126,7 @@ def test_endpoint_serves_what_was_observed(exporter: Exporter) -> None:
     }.items() <= found.items()
     assert before <= found["hvdtrain_checkpoint_timestamp_seconds"] <= time.time()
     assert found["process_start_time_seconds"] < before
-    # What was not reported is not served: a zero would be believed.
+    # A value that was not reported is absent: a zero would be misleading.
     assert "hvdtrain_scaling_efficiency_ratio" not in found
 
 
@@ -145,7 +145,7 @@ def test_every_metric_is_in_the_table(exporter: Exporter) -> None:
         assert metric.name.endswith("_total") == counter
 
 
-def test_the_documented_table_is_the_present_one() -> None:
+def test_the_documented_table_is_up_to_date() -> None:
     text = (REPOSITORY / "docs/metrics.md").read_text(encoding="utf-8")
     assert text.endswith(f"\n{table()}\n"), "run `hvdtrain metrics` and put it there"
 
@@ -193,7 +193,7 @@ def test_interfaces_that_are_up_are_counted(tmp_path: Path) -> None:
     ]
 
 
-def test_second_rank_of_a_machine_leaves_interfaces_to_the_first() -> None:
+def test_only_the_first_rank_of_a_machine_has_interfaces() -> None:
     second = Exporter(config(), Second())
     try:
         names = {family.name for family in second.registry.collect()}
@@ -203,7 +203,7 @@ def test_second_rank_of_a_machine_leaves_interfaces_to_the_first() -> None:
     assert "process_cpu_seconds" in names
 
 
-def test_gpu_tells_what_it_can() -> None:
+def test_gpu_has_the_values_it_supports() -> None:
     class NVMLError(Exception):
         pass
 
@@ -229,13 +229,13 @@ def test_gpu_tells_what_it_can() -> None:
 
 
 class Pair(Solo):
-    """Rank 0 of two; the other one listens on port 1 of `elsewhere`."""
+    """Rank 0 of two; the other one has the same address."""
 
     def gather_text(self, text: str) -> list[str]:
         return [text, text.replace('"rank": "0"', '"rank": "1"')] if text.startswith("[") else [""]
 
 
-def test_addresses_are_published_and_taken_back(
+def test_addresses_are_published_and_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prometheus").mkdir()
@@ -262,7 +262,7 @@ def test_addresses_are_published_and_taken_back(
     assert out.count("can be read by other users: chmod 600") == 1
     assert "secret" not in out + paths.events.read_text()
     assert f"live page: http://{address}/" in out.splitlines()
-    assert "live page" not in paths.events.read_text()  # of no use when the run has ended
+    assert "live page" not in paths.events.read_text()  # of no use after the run
     discovery.withdraw(cfg.metrics, Pair(), paths)
     assert not paths.file_sd.exists()
     assert not other.exists()

@@ -1,4 +1,4 @@
-"""The history of a run stays bounded and true."""
+"""The history of a run: bounded in size, and correct."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_long_one_is_averaged(count: int) -> None:
     assert found["value"] == pytest.approx(means, rel=1e-5)
 
 
-def test_what_is_no_number_is_none() -> None:
+def test_values_that_are_not_numbers_are_none() -> None:
     history = History(("epoch",), ("loss", "efficiency"))
     nan, inf = math.nan, math.inf
     for loss, efficiency in ((1.0, None), (nan, inf), (-inf, "x"), (np.float32(2.0), 0.5)):
@@ -51,7 +51,7 @@ def test_what_is_no_number_is_none() -> None:
         "efficiency": [None, None, None, 0.5, None],
     }
     assert finite(True) is None
-    # A mean is of what is known.
+    # A mean is over the known values.
     history = History((), ("loss",))
     for i in range(2 * LIMIT):
         history.add({"loss": nan if i % 2 else 3.0}, 1.0)

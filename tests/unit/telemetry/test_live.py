@@ -1,4 +1,4 @@
-"""What the live page is told, and to whom it is served."""
+"""The figures of the live page, and which ranks serve it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from hvdtrain.telemetry.meter import BadCounts, Interval
 from hvdtrain.telemetry.prometheus import Exporter
 from hvdtrain.telemetry.reports import Eval, Note
 from tests.launch import REPOSITORY
-from tests.live_run import ToldRun
+from tests.live_run import FakeRun
 from tests.made_reports import END, MEASURED, train
 
-Open = Callable[..., ToldRun]
+Open = Callable[..., FakeRun]
 
 
 @pytest.fixture
-def told() -> Iterator[Open]:
-    """Makes runs that are only told of."""
-    made: list[ToldRun] = []
+def fake_run() -> Iterator[Open]:
+    """Makes runs that report but do not train."""
+    made: list[FakeRun] = []
 
-    def make(ranks: int, **metrics: Any) -> ToldRun:
-        made.append(ToldRun(ranks, **metrics))
+    def make(ranks: int, **metrics: Any) -> FakeRun:
+        made.append(FakeRun(ranks, **metrics))
         return made[-1]
 
     yield make
@@ -42,7 +42,7 @@ def told() -> Iterator[Open]:
 
 
 def strict(text: bytes) -> Any:
-    """JSON as the standard has it: without NaN and Infinity."""
+    """Standard JSON, without NaN and Infinity."""
 
     def refuse(name: str) -> None:
         raise AssertionError(name)
@@ -58,7 +58,7 @@ def get(address: str, method: str = "GET") -> tuple[Any, bytes]:
 
 
 def status(address: str, method: str = "GET") -> int:
-    """Of an answer that refuses."""
+    """Status of an error answer."""
     with pytest.raises(urllib.error.HTTPError) as caught:
         get(address, method)
     with caught.value as answer:
@@ -74,8 +74,8 @@ def test_a_run_before_its_first_report() -> None:
     assert live["alerts"] == live["notes"] == live["history"]["loss"] == []
 
 
-def test_one_rank_has_no_efficiency(told: Open) -> None:
-    run = told(1)
+def test_one_rank_has_no_efficiency(fake_run: Open) -> None:
+    run = fake_run(1)
     run.advance(3)
     live = strict(run.live.json())
     assert live["history"]["efficiency"] == live["history"]["lost_data_ratio"] == [None] * 3
@@ -84,8 +84,8 @@ def test_one_rank_has_no_efficiency(told: Open) -> None:
     assert live["alerts"] == []
 
 
-def test_it_tells_what_was_reported(told: Open) -> None:
-    run = told(4)
+def test_it_shows_what_was_reported(fake_run: Open) -> None:
+    run = fake_run(4)
     run.advance(99)
     _, body = get(run.address + "api/live")
     live = strict(body)
@@ -133,9 +133,9 @@ def test_it_is_strict_json_whatever_is_reported() -> None:
     assert found["ranks"]["host"] == ["host?", 'a"b</script>']
 
 
-def test_it_stays_small(told: Open) -> None:
-    run = told(256)
-    run.live._hosts = [f"{rank:063}" for rank in range(256)]  # the longest name that hosts have
+def test_it_stays_small(fake_run: Open) -> None:
+    run = fake_run(256)
+    run.live._hosts = [f"{rank:063}" for rank in range(256)]  # the longest host name
     for number in range(200):
         run.exporter.write(Note(f"warning: {number} " + "\x01" * 5000))
     sizes = []
@@ -172,7 +172,7 @@ def test_alerts_come_and_go() -> None:
     assert kinds() == []
     now[0] += 1
     assert kinds() == ["quiet"]
-    live.write(train(**{**well, "seconds": 100.0}))  # an interval of this length is no stall
+    live.write(train(**{**well, "seconds": 100.0}))  # long intervals are normal in this run
     now[0] += QUIET_INTERVALS * 100
     assert kinds() == []
     live.write(Note("resumed"))
@@ -197,15 +197,15 @@ def test_the_straggler_has_a_host() -> None:
     assert alert["text"] == "All ranks wait for rank 1 on b."
 
 
-def test_it_is_made_once_for_all_who_ask() -> None:
+def test_it_is_made_once_for_all_clients() -> None:
     now = [0.0]
     live = Live("run", "model", ["a"], clock=lambda: now[0])
     live.write(train(loss=1.0))
     first = live.json()
-    body = live._told[1]
+    body = live._made[1]
     now[0] = 1.0
     second = live.json()
-    assert live._told[1] is body
+    assert live._made[1] is body
     assert (strict(first)["time"], strict(second)["time"]) == (0.0, 1.0)
     live.write(train(loss=2.0))
     assert strict(live.json())["train"]["loss"] == 2.0
@@ -233,8 +233,8 @@ def test_it_is_read_while_it_is_written() -> None:
         assert columns[1] == columns[2]
 
 
-def test_rank_0_alone_has_the_page(told: Open) -> None:
-    run = told(2)
+def test_only_rank_0_has_the_page(fake_run: Open) -> None:
+    run = fake_run(2)
     headers, page = get(run.address)
     assert headers["Content-Type"] == "text/html; charset=utf-8"
     policy = headers["Content-Security-Policy"]
@@ -252,8 +252,8 @@ def test_rank_0_alone_has_the_page(told: Open) -> None:
         other.close()
 
 
-def test_the_page_asks_for_nothing_else(told: Open) -> None:
-    page = get(told(1).address)[1].decode()
+def test_the_page_requests_nothing_else(fake_run: Open) -> None:
+    page = get(fake_run(1).address)[1].decode()
     assert "/* " not in page, "a file that was not put in"
     assert set(re.findall(r'[a-z]+://[^"\s]*', page)) == {"http://www.w3.org/2000/svg"}  # a name
     assert set(re.findall(r'(?:src|href)="([^"]*)"', page)) == {"data:,", "/api/live"}

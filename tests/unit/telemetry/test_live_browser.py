@@ -1,4 +1,4 @@
-"""The live page in headless Chromium, where there is one."""
+"""The live page in headless Chromium, if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hvdtrain.telemetry.reports import Eval, Note
 from tests.browser import CHROMIUM, Tab, opened
-from tests.live_run import ToldRun
+from tests.live_run import FakeRun
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium in PATH")
 
@@ -54,22 +54,22 @@ def tab(browser: Tab) -> Tab:
 
 
 @pytest.fixture
-def run(request: pytest.FixtureRequest) -> Iterator[ToldRun]:
-    """Of as many ranks as the test says, 99 reports old, which ends where one rank is slow."""
-    made = ToldRun(getattr(request, "param", 4))
+def run(request: pytest.FixtureRequest) -> Iterator[FakeRun]:
+    """A run with the test's number of ranks and 99 reports; in the last ones one rank is slow."""
+    made = FakeRun(getattr(request, "param", 4))
     made.advance(99)
     yield made
     made.close()
 
 
-def shown(tab: Tab, run: ToldRun) -> None:
+def shown(tab: Tab, run: FakeRun) -> None:
     """Wait until the newest report is on the page."""
     tab.until(
         f"document.querySelector('#progress')?.innerText.includes('step {run.reports * 10:,} ')"
     )
 
 
-def fetch(run: ToldRun, path: str) -> str:
+def fetch(run: FakeRun, path: str) -> str:
     with urllib.request.urlopen(run.address + path, timeout=10) as answer:
         text: str = answer.read().decode()
     return text
@@ -85,7 +85,7 @@ def as_written(name: str, value: float) -> str:
     )
 
 
-def test_its_numbers_are_those_of_the_endpoint(run: ToldRun, tab: Tab) -> None:
+def test_its_numbers_are_those_of_the_endpoint(run: FakeRun, tab: Tab) -> None:
     tab.open(run.address)
     for _ in range(2):
         shown(tab, run)
@@ -105,13 +105,13 @@ def test_its_numbers_are_those_of_the_endpoint(run: ToldRun, tab: Tab) -> None:
         alerts = tab.value("[...document.querySelectorAll('#alerts li')].map(li => li.innerText)")
         assert "All ranks wait for rank 3 on node00." in alerts
         run.exporter.write(Eval(3.9, step=975, images=50000, loss=1.25, top1=0.625, top5=0.875))
-        run.advance(100)  # the page finds out by itself
+        run.advance(100)  # the page updates by itself
     assert tab.complaints == []
     assert {*tab.requests} - {"about:blank"} == {run.address, run.address + "api/live"}
 
 
 @pytest.mark.parametrize("run", [256], indirect=True)
-def test_256_ranks(run: ToldRun, tab: Tab) -> None:
+def test_256_ranks(run: FakeRun, tab: Tab) -> None:
     tab.open(run.address)
     shown(tab, run)
     assert tab.value(CELLS) == 256
@@ -126,7 +126,7 @@ def test_256_ranks(run: ToldRun, tab: Tab) -> None:
     shown(tab, run)
     step_s = json.loads(fetch(run, "api/live"))["ranks"]["step_s"][77]
     detail = tab.value("document.querySelector('#rank').innerText")
-    assert detail.startswith(f"rank 77 on node09: {1000 * step_s:.3g} ms a step, ")
+    assert detail.startswith(f"rank 77 on node09: {1000 * step_s:.3g} ms per step, ")
     assert tab.value("document.querySelectorAll('[aria-pressed=true]').length") == 1
     assert tab.value(CELLS) == 256
     assert tab.complaints == []
@@ -134,7 +134,7 @@ def test_256_ranks(run: ToldRun, tab: Tab) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("run", "plots"), [(1, 6), (4, 8)], indirect=["run"])
-def test_it_fits_every_width(run: ToldRun, tab: Tab, plots: int, dark: bool) -> None:
+def test_it_fits_every_width(run: FakeRun, tab: Tab, plots: int, dark: bool) -> None:
     run.exporter.write(Note("warning: " + "a-long-word-" * 20))
     for width in WIDTHS:
         tab.size(width, 800, dark=dark)
@@ -158,7 +158,7 @@ def test_it_fits_every_width(run: ToldRun, tab: Tab, plots: int, dark: bool) -> 
     assert tab.complaints == []
 
 
-def test_texts_stay_texts(run: ToldRun, tab: Tab) -> None:
+def test_texts_stay_texts(run: FakeRun, tab: Tab) -> None:
     evil = "<img src=x onerror=document.title='evil'><script>document.title='evil'</script>"
     run.live._hosts[3] = evil
     run.exporter.write(Note(f"warning: {evil}"))
@@ -170,12 +170,12 @@ def test_texts_stay_texts(run: ToldRun, tab: Tab) -> None:
     assert tab.value("document.querySelectorAll('img').length") == 0
     assert "evil" not in tab.value("document.title")
     assert tab.complaints == []
-    # The policy would not let it ask elsewhere, and the console tells.
+    # The policy blocks requests to other addresses, and the console shows that.
     tab.value(f"void fetch('http://localhost:{run.exporter.endpoint.port}/metrics').catch(() => 0)")
     tab.until_told("Content Security Policy")
 
 
-def test_a_hidden_page_does_not_ask(run: ToldRun, tab: Tab) -> None:
+def test_a_hidden_page_sends_no_requests(run: FakeRun, tab: Tab) -> None:
     tab.open(run.address)
     shown(tab, run)
     tab.value("""Object.defineProperty(document, "hidden", {get: () => window.away, configurable: true});
@@ -189,7 +189,7 @@ def test_a_hidden_page_does_not_ask(run: ToldRun, tab: Tab) -> None:
     shown(tab, run)
 
 
-def test_pointing_shows_values(run: ToldRun, tab: Tab) -> None:
+def test_pointing_shows_values(run: FakeRun, tab: Tab) -> None:
     tab.open(run.address)
     shown(tab, run)
     tab.until("document.querySelector('figure svg .line') !== null")
@@ -202,21 +202,21 @@ def test_pointing_shows_values(run: ToldRun, tab: Tab) -> None:
     assert tab.value(caption) == newest
 
 
-def test_the_end_is_seen(run: ToldRun, tab: Tab) -> None:
+def test_the_end_is_shown(run: FakeRun, tab: Tab) -> None:
     tab.open(run.address)
     shown(tab, run)
     assert not tab.value("document.body.classList.contains('stale')")
     run.close()
     tab.until("document.body.classList.contains('stale')")
     said = tab.value("document.querySelector('#alerts').innerText")
-    assert said.startswith("The run has ended or cannot be reached. What is shown is of ")
+    assert said.startswith("The run has ended or cannot be reached. The figures are from ")
 
 
-def test_a_browser_shows_the_token(tab: Tab, tmp_path: Path) -> None:
+def test_a_browser_sends_the_token_as_password(tab: Tab, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret\n")
     token.chmod(0o600)
-    run = ToldRun(2, token_file=str(token))
+    run = FakeRun(2, token_file=str(token))
     try:
         run.advance(3)
         tab.open(run.address)

@@ -1,4 +1,4 @@
-"""Lost time is told apart by cause, and adds up."""
+"""Lost time is split by cause, and the parts add up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
 from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
 
-ALONE_S = 0.1
+WORKER_STEP_S = 0.1
 HOSTS = ["a", "a", "b", "b"]
 
 
@@ -20,16 +20,16 @@ def steps(
     compute: dict[int, float] | float = 0.0,
     network: float = 0.0,
 ) -> LostTime:
-    """Steps of ALONE_S, with more seconds of data and computing by rank, and of the network."""
+    """Steps of WORKER_STEP_S plus these seconds: of data and computing by rank, and of the network."""
 
     def by_rank(more: dict[int, float] | float) -> np.ndarray:
         values = [more.get(r, 0.0) if isinstance(more, dict) else more for r in range(ranks)]
         return np.repeat(np.array(values)[:, None], count, axis=1)
 
     data_s = by_rank(data)
-    ready = data_s + ALONE_S + by_rank(compute)
+    ready = data_s + WORKER_STEP_S + by_rank(compute)
     step_s = np.broadcast_to(ready.max(axis=0) + network, ready.shape)
-    return lost_time(step_s, data_s, step_s - ready, ALONE_S * count)
+    return lost_time(step_s, data_s, step_s - ready, WORKER_STEP_S * count)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 7])
@@ -43,7 +43,7 @@ def steps(
         ("other", {"compute": 0.05}),
     ],
 )
-def test_each_cause_alone_is_told(ranks: int, cause: str, injected: dict) -> None:
+def test_each_single_cause_is_found(ranks: int, cause: str, injected: dict) -> None:
     lost = steps(ranks, **injected)
     assert lost.seconds == pytest.approx(20 * 0.15)
     assert lost.by_cause == pytest.approx({c: 20 * 0.05 * (c == cause) for c in CAUSES})
@@ -63,12 +63,12 @@ def test_causes_add_up_whatever_happens() -> None:
         assert (lost.late_data <= lost.late_s + 1e-12).all()
 
 
-def test_a_rank_that_begins_later_is_waited_for() -> None:
-    """Rank 0 has written a checkpoint, which its own first step does not know of."""
-    ready = np.full((4, 10), ALONE_S)
+def test_a_rank_that_begins_its_step_late_is_a_straggler() -> None:
+    """Rank 0 has written a checkpoint before its step began, so its own times do not show it."""
+    ready = np.full((4, 10), WORKER_STEP_S)
     wait_s = np.full((4, 10), 0.01)
     wait_s[1:, 0] += 0.4
-    lost = lost_time(ready + wait_s, np.zeros_like(ready), wait_s, 10 * ALONE_S)
+    lost = lost_time(ready + wait_s, np.zeros_like(ready), wait_s, 10 * WORKER_STEP_S)
     assert lost.by_cause["communication"] == pytest.approx(10 * 0.01)
     assert lost.by_cause["straggling"] == pytest.approx(0.4 * 3 / 4)
     assert lost.straggler == 0
@@ -91,7 +91,7 @@ def test_the_sentence_names_rank_host_and_reason() -> None:
         "50% of the time is lost, 50% waiting for the network"
     )
     assert sentence(steps(compute=0.1), HOSTS) == (
-        "50% of the time is lost, 50% as ranks compute slower together than alone"
+        "50% of the time is lost, 50% because ranks compute slower together than a single worker"
     )
     assert sentence(steps(network=0.004), HOSTS) is None
     faster = steps(compute=-0.05)
@@ -99,21 +99,22 @@ def test_the_sentence_names_rank_host_and_reason() -> None:
     assert sentence(faster, HOSTS).startswith("faster than the baseline")  # type: ignore[union-attr]
 
 
-def test_ranks_that_are_late_in_turn_are_no_straggler() -> None:
-    ready = np.full((4, 40), ALONE_S)
+def test_ranks_that_are_late_in_turn_are_not_stragglers() -> None:
+    ready = np.full((4, 40), WORKER_STEP_S)
     for step in range(40):
         ready[step % 4, step] += 0.1
     step_s = np.broadcast_to(ready.max(axis=0), ready.shape)
-    lost = lost_time(step_s, np.zeros_like(ready), step_s - ready, 40 * ALONE_S)
+    lost = lost_time(step_s, np.zeros_like(ready), step_s - ready, 40 * WORKER_STEP_S)
     assert lost.cause == "straggling"
     assert lost.straggler is None
     assert (
-        sentence(lost, HOSTS) == "50% of the time is lost, 38% as ranks wait for each other in turn"
+        sentence(lost, HOSTS)
+        == "50% of the time is lost, 38% because ranks wait for each other in turn"
     )
 
 
-def test_what_is_known_of_the_network() -> None:
-    """Ranks 0 and 2 tell of their machines, a and b; 0 is what the others say."""
+def test_what_is_known_about_the_network() -> None:
+    """Ranks 0 and 2 have the values of their machines, a and b; the other ranks have 0."""
 
     def text(speeds: tuple[float, float], resent: tuple[float, float], *ceiling: float) -> str:
         arrays = [np.array([a, 0.0, b, 0.0]) for a, b in (speeds, resent)]
@@ -124,39 +125,39 @@ def test_what_is_known_of_the_network() -> None:
     assert text((fast, fast), (0, 0.001), 0.64) == "the link allows an efficiency of 64%"
     assert text((0, 0), (0, 0)) == ""
     assert text((fast, fast / 25), (0, 0)) == "the link of b runs at 1 Gbit/s, others at 25 Gbit/s"
-    assert text((fast, fast), (0.03, 0.02)) == ""  # all do
-    lossy = "a sends 3.0% of its packets again: cable, card or switch"
+    assert text((fast, fast), (0.03, 0.02)) == ""  # on all machines
+    lossy = "a sends 3.0% of its packets again: check cable, card and switch"
     assert text((fast, fast), (0.03, 0.001), 0.64) == lossy
 
 
-def test_padding_is_no_fault_of_the_ranks() -> None:
+def test_padding_is_a_cause_of_its_own() -> None:
     step_s = np.full((2, 4), 0.1)
     zero = np.zeros((2, 4))
     lost = lost_time(step_s, zero, zero, 0.3, 0.1)
     assert lost.by_cause["padding"] == pytest.approx(0.1)
     assert lost.by_cause["other"] == pytest.approx(0.0)
     assert lost.cause == "padding"
-    assert "fill up the last batch" in sentence(lost, ["a", "a"])  # type: ignore[operator]
+    assert "padding of the last batch" in sentence(lost, ["a", "a"])  # type: ignore[operator]
 
 
-def test_several_that_are_slow_are_named() -> None:
-    def found(*slow: int, hosts: list[str] = HOSTS) -> str | None:
-        ready = np.full((len(hosts), 40), ALONE_S)
+def test_several_slow_ranks_are_named() -> None:
+    def text(*slow: int, hosts: list[str] = HOSTS) -> str | None:
+        ready = np.full((len(hosts), 40), WORKER_STEP_S)
         ready[list(slow)] += 0.1
         ready[slow[-1]] += 1e-6  # one of them is always last
         step_s = np.broadcast_to(ready.max(axis=0), ready.shape)
-        lost = lost_time(step_s, np.zeros_like(ready), step_s - ready, 40 * ALONE_S)
+        lost = lost_time(step_s, np.zeros_like(ready), step_s - ready, 40 * WORKER_STEP_S)
         assert lost.stragglers == list(slow)
         assert lost.straggler is None
         return sentence(lost, hosts)
 
     begin = "50% of the time is lost, 50% waiting for "
-    assert found(2, 3) == f"{begin}the ranks on b, which compute slowly"
-    assert found(1, 3) == f"{begin}rank 1 on a and rank 3 on b, which compute slowly"
+    assert text(2, 3) == f"{begin}the ranks on b, which compute slowly"
+    assert text(1, 3) == f"{begin}rank 1 on a and rank 3 on b, which compute slowly"
     many = [*"aabbbbb"]
-    assert found(0, 2, hosts=many) == f"{begin}rank 0 on a and rank 2 on b, which compute slowly"
+    assert text(0, 2, hosts=many) == f"{begin}rank 0 on a and rank 2 on b, which compute slowly"
     many = [*"aaaabbbbb"]
-    assert found(3, 4, 5, 6, hosts=many) == f"{begin}4 ranks on 2 machines, which compute slowly"
+    assert text(3, 4, 5, 6, hosts=many) == f"{begin}4 ranks on 2 machines, which compute slowly"
 
 
 def test_the_rings_cost_and_ceiling() -> None:

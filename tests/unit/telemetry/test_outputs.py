@@ -65,7 +65,7 @@ def test_text_file_of_each_rank(tmp_path: Path, capsys: pytest.CaptureFixture[st
             assert (loss.value, loss.labels) == (2.5, {"run": "run-1", "rank": str(rank)})
             reasons = {s.labels["reason"] for s in found["hvdtrain_bad_samples"].samples}
             assert "truncated" in reasons
-            # node_exporter has metrics of its own process by these names.
+            # node_exporter has its own process_… metrics.
             assert all(name.startswith("hvdtrain_") for name in found)
             assert file.stat().st_mode & 0o777 == 0o644
     finally:
@@ -112,7 +112,7 @@ def test_folder_of_node_exporter_must_exist(tmp_path: Path) -> None:
 
 
 class Gateway(BaseHTTPRequestHandler):
-    """Notes what is pushed; answers 200, or 400 below /bad, or never below /hang."""
+    """Keeps what is pushed; answers 200, or 400 below /bad, or not at all below /hang."""
 
     pushed: list[tuple[str, str, str]]
     released: threading.Event
@@ -199,7 +199,7 @@ def test_a_failed_push_is_a_note(
 
 
 class Writer:
-    """Stands in for torch's SummaryWriter."""
+    """Replaces torch's SummaryWriter."""
 
     made: list[Writer]
 

@@ -41,7 +41,7 @@ KEYS: dict[str, list[str]] = {
     "stop": ["cause", "step"],
     "end": [*RUN, *RESULT, *COSTS],
 }
-"""Of each kind, in order, behind `time` and `kind`."""
+"""Keys of each kind in order, after `time` and `kind`."""
 KEYS_OF_ONE_RANK = KEYS | {"train": [*PROGRESS, "efficiency"]}
 
 

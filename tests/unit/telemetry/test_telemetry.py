@@ -21,7 +21,7 @@ from tests.made_reports import EVAL, train
 
 
 class Laps(Stopwatch):
-    """Laps that a test makes up."""
+    """A stopwatch with given laps."""
 
     def __init__(self, *laps: float) -> None:
         super().__init__(torch.device("cpu"), keep_laps=True)
@@ -29,7 +29,7 @@ class Laps(Stopwatch):
             self._add(lap)
 
 
-def test_meter_with_a_hand_wound_clock() -> None:
+def test_meter_with_a_fake_clock() -> None:
     now = [100.0]
     meter = Meter(torch.device("cpu"), clock=lambda: now[0])
     meter.start(5.0)
@@ -44,7 +44,7 @@ def test_meter_with_a_hand_wound_clock() -> None:
     assert not interval.stopping
     assert interval.step_s.tolist() == [[1.25, 0.75]]
     assert interval.data_s.tolist() == pytest.approx(np.array([[0.4, 0.1]]))
-    assert interval.wait_s.tolist() == [[0.05, 0.15]]  # a lap of before does not count
+    assert interval.wait_s.tolist() == [[0.05, 0.15]]  # an earlier lap does not count
     assert interval.link_bytes_per_s is None
     assert interval.bad == (3, 1)
     assert interval.measured.values() == pytest.approx(

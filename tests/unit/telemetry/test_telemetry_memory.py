@@ -1,4 +1,4 @@
-"""Telemetry keeps nothing of the steps and reports that are over."""
+"""Telemetry keeps nothing of earlier steps and reports."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from tests.launch import REPOSITORY, run
 
 FLAT_BYTES = 16_000
-"""What the newest report holds, and less than one float more of each of 800 reports."""
+"""More than the newest report needs, but less than one float for each of 800 reports."""
 
 
 def grown_bytes(folder: Path, kind: str) -> int:
-    """Of a process of its own: in this one pytest and other tests allocate, too."""
+    """Measured in another process, since pytest and other tests allocate in this one."""
     worker = REPOSITORY / "tests/telemetry_memory_worker.py"
     done = run([sys.executable, str(worker), str(folder), kind], cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -23,5 +23,5 @@ def test_telemetry_does_not_grow(tmp_path: Path) -> None:
     assert grown_bytes(tmp_path, "flat") < FLAT_BYTES
 
 
-def test_a_float_kept_of_each_report_is_seen(tmp_path: Path) -> None:
+def test_one_float_kept_per_report_is_detected(tmp_path: Path) -> None:
     assert grown_bytes(tmp_path, "leak") > FLAT_BYTES
