@@ -39,7 +39,7 @@ FAULTS = {
     "output is a file": (
         ["output=file/runs"],
         6,
-        ["output: cannot write the run directory", "name another with output=DIR"],
+        ["output: cannot write the run directory", "choose another with output=DIR"],
     ),
     "run exists": (["--run-dir", "first"], 4, ["holds a run already: add --resume auto"]),
     "no run": (["--resume", "nowhere"], 4, ["no such run directory"]),

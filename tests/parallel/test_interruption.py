@@ -191,7 +191,7 @@ def stopped(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stop
 
 def test_a_stopped_run_says_where_and_how_to_continue(stopped: Stopped) -> None:
     assert "stopped by a signal at epoch 1, image " in stopped.output
-    assert "go on with --resume" in stopped.output
+    assert "continue with --resume" in stopped.output
     assert "1 MiB, compression none (measured in " in stopped.output
 
 
