@@ -139,6 +139,8 @@ def _data(facts: Sequence[Facts], names: Names) -> Findings:
     several = len({one.machine for one in facts}) > 1
     for key in dict.fromkeys(data.key for one in facts for data in one.data):
         fix = "is it mounted there? The images must be at the same path on all hosts"
+        if not several:
+            fix = f"give the path of the images with {key}=DIR (docs/how-to/data.md)"
         seen = [(one, data) for one in facts for data in one.data if data.key == key]
         missing: dict[str, list[Facts]] = {}
         for one, data in seen:
@@ -149,9 +151,7 @@ def _data(facts: Sequence[Facts], names: Names) -> Findings:
                 "data",
                 names.hosts(where),
                 text,
-                fix
-                if several
-                else f"give the path of the images with {key}=DIR (docs/how-to/data.md)",
+                fix,
                 errors.DataError,
             )
         listed = [

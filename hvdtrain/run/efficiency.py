@@ -104,8 +104,8 @@ class Efficiency:
 
     def _ceiling(self, baseline: WorkerSpeed, interval: Interval) -> float | None:
         """What the link allows; None on one machine, or where its speed is not known."""
-        run, told = self._run, self._run.cfg.comm.link_gbit
-        speed = told * 1e9 / 8 if told is not None else interval.link_bytes_per_s
+        run, link_gbit = self._run, self._run.cfg.comm.link_gbit
+        speed = link_gbit * 1e9 / 8 if link_gbit is not None else interval.link_bytes_per_s
         if len(set(run.hosts)) == 1 or speed is None:
             return None
         single_s = self._key.batch / baseline.images_per_second
