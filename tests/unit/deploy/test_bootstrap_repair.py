@@ -50,6 +50,7 @@ def test_a_second_set_up_does_nothing(checkout: Path, monkeypatch: pytest.Monkey
         ("requirements/build.txt", EVERY_STEP[1:]),
         ("requirements/torch.txt", EVERY_STEP[2:]),
         ("requirements/dev.txt", EVERY_STEP[3:]),
+        ("requirements/docs.txt", EVERY_STEP[3:]),
         ("requirements/runtime.txt", EVERY_STEP[3:]),
         ("requirements/dali-cuda130.txt", EVERY_STEP[3:]),
         ("requirements/horovod.txt", EVERY_STEP[4:]),
