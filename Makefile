@@ -13,17 +13,21 @@ demo: setup ## train on handwritten digits with two Horovod workers
 test: setup ## run all tests; PYTEST="-k plan" selects some
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
 
-check: setup ## format, lint, types, import contracts
+docs: setup ## build the documentation in site/; a dead link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: setup ## format, lint, types, import contracts, documentation
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheels: setup ## fill dist/wheels for machines without internet
 	@$(BIN)/python deploy/wheels.py
 
 clean: ## remove .venv and caches; runs/ and data/ stay
-	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test check wheels clean
+.PHONY: help setup demo test docs check wheels clean
