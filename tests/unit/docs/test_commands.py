@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,8 @@ def check_python(words: tuple[str, ...]) -> None:
     """The script or module exists and has the options."""
     script = words[words.index("python" if "python" in words else "python3") + 1 :]
     name = script[1].replace(".", "/") + ".py" if script[0] == "-m" else script[0]
+    if script[0] == "-m" and script[1] in sys.stdlib_module_names:
+        return
     text = (REPOSITORY / name).read_text()
     for word in script[2 if script[0] == "-m" else 1 :]:
         if word.startswith("--") and word != "--":
