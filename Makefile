@@ -11,7 +11,10 @@ demo: setup ## train on handwritten digits with two Horovod workers
 	@$(BIN)/python deploy/demo.py
 
 test: setup ## run all tests; PYTEST="-k plan" selects some
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.run $(PYTEST)
+
+fast: check ## the checks, and the unit tests that take seconds
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.run -m "unit and not slow" $(PYTEST)
 
 docs: setup ## build the documentation in site/; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -30,4 +33,4 @@ clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test docs check wheels clean
+.PHONY: help setup demo test fast docs check wheels clean

@@ -11,18 +11,40 @@ import pytest
 import digits
 
 FOLDERS = ("unit", "parallel", "cluster", "gpu")
+SERIAL = (
+    # shares of time, and speeds of links
+    *("parallel/test_efficiency.py", "cluster/test_hosts.py", "cluster/test_netlab.py"),
+    *(
+        "cluster/test_two_machines.py",
+        "cluster/test_prometheus.py",
+        "unit/engine/test_stopwatch.py",
+    ),
+    # memory
+    *("unit/pipelines/test_memory.py", "unit/telemetry/test_telemetry_memory.py"),
+    *("unit/engine/test_allocator.py", "unit/analysis/test_tune.py::test_memory_of_a_cpu"),
+    # threads
+    "unit/pipelines/test_loader_endings.py",
+)
+"""Tests that measure what other tests beside them would change, by the start of their names."""
+SLOW: tuple[str, ...] = ()
+"""Unit tests of more than two seconds, which `make fast` leaves out."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test with the name of its folder below tests/."""
+    """Mark every test with the name of its folder below tests/, with `serial` and with `slow`."""
+    tests = Path(__file__).parent
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        folder = item.path.relative_to(tests).parts[0]
         if folder not in FOLDERS:
             raise pytest.UsageError(
                 f"{item.path}: expected a test in tests/{'|'.join(FOLDERS)}: move it into one"
             )
         item.add_marker(folder)
+        name = item.nodeid.removeprefix("tests/")
+        for mark, names in (("serial", SERIAL), ("slow", SLOW)):
+            if name.startswith(names):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,9 @@ BIN = Path(sys.executable).parent
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a user who activated the virtual environment."""
     env = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONUNBUFFERED="1")
-    env["PYTHONPATH"] = str(REPOSITORY)
+    env["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
+    )
     if os.geteuid() == 0:
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return env | dict(extra or {})
@@ -35,9 +37,11 @@ def free_port() -> int:
     """A port on which two local ranks can listen, port and port + 1.
 
     Below the range from which the kernel gives ports to anyone who asks for any, as launchers do
-    after this has looked.
+    after this has looked. Test processes beside each other have ranges of their own.
     """
-    for port in random.SystemRandom().sample(range(20000, 30000), 100):
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    first = 20000 + 1000 * worker
+    for port in random.SystemRandom().sample(range(first, first + 1000), 100):
         with socket.socket() as one, socket.socket() as two:
             try:
                 one.bind(("127.0.0.1", port))
@@ -45,7 +49,7 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
-    raise RuntimeError("no two free ports in a row from 20000 to 30000")
+    raise RuntimeError(f"no two free ports in a row from {first} to {first + 1000}")
 
 
 def mpirun(ranks: int, *command: object) -> list[str]:
