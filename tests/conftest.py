@@ -13,12 +13,9 @@ import digits
 FOLDERS = ("unit", "parallel", "cluster", "gpu")
 SERIAL = (
     # shares of time, and speeds of links
-    *("parallel/test_efficiency.py", "cluster/test_hosts.py", "cluster/test_netlab.py"),
-    *(
-        "cluster/test_two_machines.py",
-        "cluster/test_prometheus.py",
-        "unit/engine/test_stopwatch.py",
-    ),
+    *("parallel/test_efficiency.py", "unit/engine/test_stopwatch.py"),
+    *("cluster/test_hosts.py::test_launchers", "cluster/test_hosts.py::test_doctor_under"),
+    "cluster/test_netlab.py::test_links_have_the_set_speed",
     # memory
     *("unit/pipelines/test_memory.py", "unit/telemetry/test_telemetry_memory.py"),
     *("unit/engine/test_allocator.py", "unit/analysis/test_tune.py::test_memory_of_a_cpu"),

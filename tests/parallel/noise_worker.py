@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,7 +58,8 @@ def weights_with(comm: Comm, every: int) -> torch.Tensor:
 
 def overflow_on_one_rank(comm: Comm, static: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    state = state_on(comm, every=1, scaler=scaler, static_loss_scale=1024.0 if static else None)
+    state = state_on(comm, every=1, scaler=scaler)
+    state.settings = replace(state.settings, static_loss_scale=1024.0 if static else None)
     data = batches(comm, 3)
     train_step(state, data[0], 0.1, 0.9)
     before = [tensor.clone() for tensor in tensors_of(state)]
