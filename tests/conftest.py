@@ -1,4 +1,4 @@
-"""Images and configs that every kind of test uses."""
+"""Marks of tests, and images that every kind of test uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERIAL = (
     # threads
     "unit/pipelines/test_loader_endings.py",
 )
-"""Tests that measure what other tests beside them would change, by the start of their names."""
+"""Tests whose measurements others beside them would disturb, by the start of their names."""
 SLOW: tuple[str, ...] = ()
 """Unit tests of more than two seconds, which `make fast` leaves out."""
 
@@ -67,7 +67,7 @@ def small_root(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ca`, `server` and `client` signed by it, `stranger` by itself: NAME.pem and NAME.key."""
+    """NAME.pem and NAME.key of `ca`, of `server` and `client` signed by it, and of `stranger`."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here to make certificates with")
     root = tmp_path_factory.mktemp("certificates")

@@ -1,5 +1,7 @@
-"""The printed plan of every config of configs/ at its recipe's size. Renew the files with
-`python -m tests.golden.render`, and read what git says has changed."""
+"""The printed plan of every config in configs/, for the number of ranks of its recipe.
+
+`python -m tests.golden.render` writes the files again; review the difference with git.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,9 @@ WORLD_SIZES = {
     "imagenet_resnet50_nvidia_250": 8,
     "imagenet_resnet50_nvidia_90": 8,
 }
-"""Ranks of the published run."""
+"""Ranks of the published run, by config."""
 NUM_IMAGES = {"cifar10_quick": 50000, "demo_digits": 1437}
-"""Training images of the configs that do not say it."""
+"""Training images, for configs that do not state the number."""
 
 
 def render(name: str) -> str:

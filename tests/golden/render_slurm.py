@@ -1,5 +1,7 @@
-"""The batch scripts of slurm/, and some with odd settings, by the options that make them. Renew the
-files with `python -m tests.golden.render_slurm`, and read what git says has changed."""
+"""The batch scripts of slurm/ and some with unusual settings, with the options that make them.
+
+`python -m tests.golden.render_slurm` writes the files again; review the difference with git.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains a few small variants in one job; rank 0 writes losses and final weights of each."""
+"""Train several small variants in one job; rank 0 writes losses and final weights of each."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ VARIANTS = {
 
 def main(root: str, out: Path) -> None:
     comm = init_comm()
-    write.write_report = lambda *_: []  # pages take longer than the training here
+    write.write_report = lambda *_: []  # a page takes longer than the training here
     for name, variant in VARIANTS.items():
-        if name != "plain":  # that calibration leaves no trace, one variant shows
+        if name != "plain":  # one variant shows that calibration changes nothing
             efficiency.calibrate = lambda *_: WorkerSpeed(1000.0, 0.001)
         batch = GLOBAL_BATCH // comm.size // int(variant["accumulate"])
         cfg = parse_config(CONFIG.format(root=root, batch=batch, **variant))

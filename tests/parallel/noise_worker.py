@@ -1,4 +1,4 @@
-"""Noise scale, overflow and every optimizer on this job's ranks; fails where they disagree."""
+"""Check noise scale, overflow and every optimizer on the ranks of this job; fails if they differ."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def require_same_on_all(comm: Comm, state: State) -> None:
 
 def noise_scale(comm: Comm, every: int = 1) -> tuple[float, torch.Tensor]:
     state = state_on(comm, every=every)
-    found = measured(state, batches(comm, 200))
+    scale = measured(state, batches(comm, 200))
     assert state.noise.scale.measured == 200 // every
     texts = comm.gather_text(json.dumps(state.noise.scale.state()))
     assert len(set(texts)) == 1, "ranks disagree"
-    return found, state.model.weight.detach()  # type: ignore[return-value]
+    return scale, state.model.weight.detach()  # type: ignore[return-value]
 
 
 def weights_with(comm: Comm, every: int) -> torch.Tensor:
@@ -101,7 +101,7 @@ def updates(comm: Comm, name: str, shard: slice) -> State:
 
 def main(out: Path) -> None:
     comm = init_comm()
-    found, _ = noise_scale(comm)
+    scale, _ = noise_scale(comm)
     assert torch.equal(weights_with(comm, 3), weights_with(comm, 0))
     for static in (False, True):
         overflow_on_one_rank(comm, static)
@@ -112,7 +112,7 @@ def main(out: Path) -> None:
         for a, b in zip(many.model.parameters(), one.model.parameters(), strict=True):
             assert float((a - b).detach().abs().max()) <= 1e-5, name
     if comm.rank == 0:
-        out.write_text(json.dumps(found))
+        out.write_text(json.dumps(scale))
     comm.shutdown()
 
 

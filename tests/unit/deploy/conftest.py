@@ -1,4 +1,4 @@
-"""A checkout that set-up has not touched."""
+"""A checkout in which set-up has not run."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.launch import REPOSITORY as ROOT
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with what set-up reads, and nothing made yet."""
+    """A folder with the files that set-up reads and nothing else."""
     root = tmp_path / "checkout"
     for name in ("requirements", "deploy", "third_party"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))

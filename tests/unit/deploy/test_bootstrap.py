@@ -1,4 +1,4 @@
-"""`make setup`: what it says of a machine that lacks something, and of a command that fails."""
+"""`make setup`: its messages where the machine lacks something, and where a command fails."""
 
 import os
 import shutil
@@ -23,11 +23,8 @@ def run_setup(root: Path, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# --- error lines
-
-
 def path_with(folder: Path, *tools: str) -> str:
-    """A PATH on which only these tools are found."""
+    """A PATH with these tools only."""
     folder.mkdir()
     for tool in tools:
         (folder / tool).symlink_to(shutil.which(tool) or "/bin/true")
@@ -75,7 +72,7 @@ def test_missing_python_headers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_p
         machine.check_machine(os.environ)
 
 
-def test_an_older_python_is_told_so_before_it_meets_newer_syntax(checkout: Path) -> None:
+def test_an_older_python_gets_a_message_before_it_reads_newer_syntax(checkout: Path) -> None:
     script = "\n".join(
         [
             "import sys",
@@ -92,9 +89,6 @@ def test_an_older_python_is_told_so_before_it_meets_newer_syntax(checkout: Path)
 def test_cxx_may_carry_options() -> None:
     env = {"PATH": os.environ["PATH"], "CXX": f"{sys.executable} -O1"}
     assert machine.find_compiler(env) == [sys.executable, "-O1"]
-
-
-# --- a command that fails
 
 
 def run_failing(script: str, tmp_path: Path) -> str:

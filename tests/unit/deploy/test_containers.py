@@ -1,4 +1,4 @@
-"""The files for containers, read as their tools read them: nothing here starts any."""
+"""The files for containers, read as their tools read them; no container is started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MPIJOB = ROOT / "deploy/kubernetes/mpijob.yaml"
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Of a Dockerfile: comments out, continued lines joined."""
+    """The instructions of a Dockerfile, without comments and with continued lines joined."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [
@@ -29,7 +29,7 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def packages(text: str) -> list[set[str]]:
-    """What every apt-get install of a script installs."""
+    """The packages of every `apt-get install` of a script."""
     joined = text.replace("\\\n", " ")
     return [
         {word for word in shlex.split(found) if not word.startswith("-")}
@@ -37,7 +37,7 @@ def packages(text: str) -> list[set[str]]:
     ]
 
 
-def test_the_dockerfile_names_what_is_there() -> None:
+def test_the_dockerfile_names_existing_files() -> None:
     found = instructions(DOCKERFILE.read_text())
     known = {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD"}
     assert {word for word, _ in found} <= known
@@ -56,7 +56,7 @@ def test_the_dockerfile_names_what_is_there() -> None:
             assert (ROOT / name).is_file()
 
 
-def test_the_definition_names_what_is_there() -> None:
+def test_the_definition_names_existing_files() -> None:
     text = DEFINITION.read_text()
     sections = dict(re.findall(r"(?ms)^%(\w+)\n(.*?)(?=^%|\Z)", text))
     assert set(sections) == {"arguments", "files", "post", "environment", "test", "runscript"}
@@ -67,7 +67,7 @@ def test_the_definition_names_what_is_there() -> None:
     for source, target in copied:
         assert (ROOT / source).exists()
         assert target == f"/opt/hvdtrain/{source}"
-    # What set-up and a run need of a checkout, as the Dockerfile's `COPY . .` has it.
+    # What set-up and a run need of a checkout; the Dockerfile copies all of it.
     tracked = {line.split()[0] for line in sections["files"].splitlines() if line.strip()}
     needed = {"Makefile", "pyproject.toml", "setup.py", "deploy", "requirements", "third_party"}
     assert tracked >= needed | {"hvdtrain", "pipelines", "configs"}
@@ -75,7 +75,7 @@ def test_the_definition_names_what_is_there() -> None:
         subprocess.run(["sh", "-n", "-c", sections[name]], check=True)
 
 
-def test_both_images_hold_what_set_up_asks_for() -> None:
+def test_both_images_hold_what_set_up_needs() -> None:
     """deploy/machine.py looks for a compiler, make, git, Python's headers and its venv."""
     needed = {"g++", "make", "git", "python3-dev", "python3-venv", "ca-certificates"}
     build, run = packages(DOCKERFILE.read_text())
@@ -86,14 +86,14 @@ def test_both_images_hold_what_set_up_asks_for() -> None:
     if shutil.which("apt-cache") is None:
         return
     command = ["apt-cache", "show", "--no-all-versions", "bash", *(build | run | single)]
-    told = subprocess.run(command, capture_output=True, text=True)
-    found = set(re.findall(r"(?m)^Package: (\S+)$", told.stdout))
-    if "bash" in found:  # else there are no lists
-        assert build | run | single <= found
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    known = set(re.findall(r"(?m)^Package: (\S+)$", shown))
+    if "bash" in known:  # or the lists were never fetched
+        assert build | run | single <= known
 
 
 def test_the_set_up_of_an_image(tmp_path: Path) -> None:
-    """The script with a make that says what it was given: torch without CUDA, by our pin."""
+    """The script calls make with our pinned torch, without CUDA; a stand-in prints its arguments."""
     script = CONTAINERS / "setup.sh"
     targets = re.findall(r"(?m)^make (\w+)$", script.read_text())
     assert targets == ["setup"]
@@ -137,9 +137,9 @@ def test_sshd_and_ssh_take_their_files(tmp_path: Path) -> None:
     assert "port 2222\n" in done.stdout
     assert "passwordauthentication no\n" in done.stdout
     client = ["ssh", "-G", "-F", str(CONTAINERS / "ssh_config"), "worker-0"]
-    told = subprocess.run(client, capture_output=True, text=True, check=True).stdout
-    assert "port 2222\n" in told
-    assert "userknownhostsfile /dev/null\n" in told
+    options = subprocess.run(client, capture_output=True, text=True, check=True).stdout
+    assert "port 2222\n" in options
+    assert "userknownhostsfile /dev/null\n" in options
 
 
 def test_the_page_says_that_none_of_it_was_run() -> None:

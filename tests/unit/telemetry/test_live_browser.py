@@ -171,7 +171,7 @@ def test_texts_stay_texts(run: ToldRun, tab: Tab) -> None:
     assert tab.complaints == []
     # The policy would not let it ask elsewhere, and the console tells.
     tab.value(f"void fetch('http://localhost:{run.exporter.endpoint.port}/metrics').catch(() => 0)")
-    tab.until_told("Content Security Policy")
+    tab.until_complaint("Content Security Policy")
 
 
 def test_a_hidden_page_does_not_ask(run: ToldRun, tab: Tab) -> None:
