@@ -184,5 +184,5 @@ def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ([3, 7], 1, ["3,7", "3,7", "3,7", "3,7"]),
     ],
 )
-def test_cores_are_distributed_in_turn(cores: list[int], shares: int, expected: list[str]) -> None:
-    assert netlab._deal(cores, shares, hosts=4) == expected
+def test_cores_are_assigned_in_turn(cores: list[int], shares: int, expected: list[str]) -> None:
+    assert netlab._assign_cores(cores, shares, hosts=4) == expected

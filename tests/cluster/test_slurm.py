@@ -208,14 +208,14 @@ def test_container_and_staging(jobs: Jobs) -> None:
 
 
 def test_srun_without_launch_is_refused(jobs: Jobs) -> None:
-    """Each task would train by itself, as it does not know the others."""
+    """Tasks that cannot find each other would each train by themselves."""
     script = jobs.script("refused")
     config = script.with_suffix(".yaml")
     done = jobs.slurm.run(jobs.folder, "srun", "-N2", "-n2", *HVDTRAIN, "train", config)
     assert done.returncode == 5
     lines = [line for line in done.stderr.splitlines() if line.startswith("hvdtrain: error: ")]
     assert len(lines) == 2
-    assert all("2 tasks that do not know of each other" in line for line in lines)
+    assert all("2 tasks that cannot find each other" in line for line in lines)
 
 
 def test_names_of_nodes(slurm: Slurm) -> None:

@@ -1,4 +1,4 @@
-"""The commands of docs/two-machines.md, run unchanged on two hosts of a lab.
+"""The commands of docs/tutorial/two-machines.md, run unchanged on two hosts of a lab.
 
 Blocks that ask for a password or need the internet are skipped: the hosts of the lab have keys and
 share this checkout.
@@ -17,7 +17,7 @@ import pytest
 from benchmarks.netlab.lab import Lab, why_not
 from tests.launch import REPOSITORY, environment
 
-PAGE = REPOSITORY / "docs/two-machines.md"
+PAGE = REPOSITORY / "docs/tutorial/two-machines.md"
 SKIPPED = ("asks for the password", "with internet")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

@@ -1,6 +1,6 @@
-"""The printed plan of every config in configs/, for the number of ranks of its recipe.
+"""The printed plan of every config in configs/ at the world size of its recipe.
 
-`python -m tests.golden.render` writes the files again; review the difference with git.
+Update the files with `python -m tests.golden.render`, then check the diff.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ WORLD_SIZES = {
     "imagenet_resnet50_nvidia_250": 8,
     "imagenet_resnet50_nvidia_90": 8,
 }
-"""Ranks of the published run, by config."""
+"""Number of ranks of the published run."""
 NUM_IMAGES = {"cifar10_quick": 50000, "demo_digits": 1437}
-"""Training images, for configs that do not state the number."""
+"""Number of training images, for configs without `data.train_size`."""
 
 
 def render(name: str) -> str:
-    """What `hvdtrain plan` prints for the config."""
+    """The output of `hvdtrain plan` for the config."""
     cfg = load_config(CONFIGS / f"{name}.yaml")
     return plan_text(cfg, make_plan(cfg, WORLD_SIZES[name], NUM_IMAGES.get(name))) + "\n"
 

@@ -1,6 +1,6 @@
-"""The batch scripts of slurm/ and some with unusual settings, with the options that make them.
+"""The batch scripts of slurm/ and some with unusual settings, and the options that generate them.
 
-`python -m tests.golden.render_slurm` writes the files again; review the difference with git.
+Update the files with `python -m tests.golden.render_slurm`, then check the diff.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SCRIPTS = {
 
 
 def rendered(options: list[str]) -> str:
-    """What `hvdtrain launch slurm` prints."""
+    """The output of `hvdtrain launch slurm`."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         launch_app(["slurm", *options], standalone_mode=False)

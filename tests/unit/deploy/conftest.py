@@ -1,18 +1,21 @@
-"""A checkout in which set-up has not run."""
+"""A checkout before `make setup`."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
+import bootstrap
 from tests.launch import REPOSITORY as ROOT
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with the files that set-up reads and nothing else."""
+    """A folder with only the files that `make setup` reads."""
     root = tmp_path / "checkout"
     for name in ("requirements", "deploy", "third_party"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "setup.py", root)
+    (root / "hvdtrain").mkdir()
+    for name in bootstrap.PACKAGE_FILES:
+        shutil.copy(ROOT / name, root / name)
     return root

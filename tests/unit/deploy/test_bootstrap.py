@@ -1,4 +1,4 @@
-"""`make setup`: its messages where the machine lacks something, and where a command fails."""
+"""`make setup`: its messages if the machine lacks something or a command fails."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ def test_a_missing_tool_is_named_in_one_line(checkout: Path, tools: list[str], l
 def test_an_unknown_mpi_is_named_in_one_line(checkout: Path) -> None:
     result = run_setup(checkout, HVDTRAIN_MPI="/nowhere/mpicxx")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: HVDTRAIN_MPI=/nowhere/mpicxx: no such MPI compiler")
+    assert result.stderr.startswith("error: HVDTRAIN_MPI=/nowhere/mpicxx: MPI compiler not found")
     assert result.stderr.count("\n") == 1
 
 
@@ -72,7 +72,7 @@ def test_missing_python_headers_are_named(monkeypatch: pytest.MonkeyPatch, tmp_p
         machine.check_machine(os.environ)
 
 
-def test_an_older_python_gets_a_message_before_it_reads_newer_syntax(checkout: Path) -> None:
+def test_an_older_python_gets_a_message_before_syntax_it_cannot_read(checkout: Path) -> None:
     script = "\n".join(
         [
             "import sys",

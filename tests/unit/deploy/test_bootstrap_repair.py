@@ -1,4 +1,4 @@
-"""`make setup` again: it does only what is missing, whatever an earlier one has left."""
+"""`make setup` again: it does only what is missing, whatever state .venv is in."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ import progress
 
 
 def fake_setup(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bootstrap.Setup, list[str]]:
-    """A set-up whose steps only record that they ran; the venv step makes an empty folder."""
+    """A set-up whose steps only record that they ran; the step venv makes a folder."""
     setup = bootstrap.Setup(root, dict(os.environ))
     ran: list[str] = []
 
@@ -48,11 +48,14 @@ def test_a_second_set_up_does_nothing(checkout: Path, monkeypatch: pytest.Monkey
         ("requirements/build.txt", EVERY_STEP[1:]),
         ("requirements/torch.txt", EVERY_STEP[2:]),
         ("requirements/dev.txt", EVERY_STEP[3:]),
+        ("requirements/docs.txt", EVERY_STEP[3:]),
         ("requirements/runtime.txt", EVERY_STEP[3:]),
         ("requirements/dali-cuda130.txt", EVERY_STEP[3:]),
         ("requirements/horovod.txt", EVERY_STEP[4:]),
         ("third_party/horovod/0001-cxx-standard.patch", EVERY_STEP[4:]),
         ("setup.py", EVERY_STEP[5:]),
+        ("pyproject.toml", EVERY_STEP[5:]),
+        ("hvdtrain/__init__.py", EVERY_STEP[5:]),
     ],
 )
 def test_a_changed_input_redoes_its_step_and_those_after(
@@ -85,7 +88,7 @@ def test_a_failed_step_is_done_again_without_the_steps_before(
 def test_a_set_up_that_was_killed_is_repaired(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, step: str, redone: list[str]
 ) -> None:
-    """If pip was writing into .venv, all steps are repeated; if Horovod was being built, only that."""
+    """Killed while pip wrote to .venv: all steps again. Killed while Horovod was built: only that."""
     setup, _ = fake_setup(checkout, monkeypatch)
 
     def die() -> None:
@@ -121,7 +124,7 @@ def test_damaged_stamps_count_as_none(tmp_path: Path, content: str) -> None:
     assert bootstrap.Stamps(tmp_path).begun is None
 
 
-def test_a_broken_or_copied_venv_is_noticed_and_made_again(checkout: Path) -> None:
+def test_a_broken_or_copied_venv_is_made_again(checkout: Path) -> None:
     setup = bootstrap.Setup(checkout, dict(os.environ))
     setup.logs.mkdir()
     (setup.venv / "bin").mkdir(parents=True)
@@ -131,7 +134,7 @@ def test_a_broken_or_copied_venv_is_noticed_and_made_again(checkout: Path) -> No
     assert bootstrap.venv_works(setup.venv)
     marker = setup.venv / "kept"
     marker.touch()
-    setup.make_venv()  # it works and has no stamps: the user made it, so it is kept
+    setup.make_venv()  # it works and has no stamps, so the user made it: keep it
     assert marker.exists()
     copy = checkout / "copy"
     shutil.copytree(setup.venv, copy, symlinks=True)
@@ -160,7 +163,7 @@ def test_a_second_set_up_waits_for_the_first(
             text=True,
         )
         assert waiting.stdout is not None
-        assert waiting.stdout.readline().startswith("waiting for another set-up")
+        assert waiting.stdout.readline().startswith("waiting until another set-up")
         waiting.kill()
         waiting.wait()
         waiting.stdout.close()

@@ -1,4 +1,4 @@
-"""Horovod's wheel: its source is the pinned one, and its key covers all that a build depends on."""
+"""Horovod's wheel: its source has the pinned hash, and its key covers all the build depends on."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ def test_a_source_with_another_hash_is_refused(tmp_path: Path) -> None:
     sdist.write_bytes(b"not Horovod")
     digest = hashlib.sha256(b"not Horovod").hexdigest()
     horovod_wheel.check_sha256(sdist, f"horovod==0.28.1 --hash=sha256:{digest}")
-    with pytest.raises(progress.SetupError, match="is not the file we pinned"):
+    with pytest.raises(progress.SetupError, match="is not the pinned file"):
         horovod_wheel.check_sha256(sdist, f"horovod==0.28.1 --hash=sha256:{'0' * 64}")
 
 
@@ -36,7 +36,7 @@ def test_patches_apply_even_inside_a_repository(tmp_path: Path) -> None:
     patch.write_text("--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-old\n+new\n")
     horovod_wheel.apply_patches(source, [patch], os.environ)
     assert (source / "a.txt").read_text() == "new\n"
-    with pytest.raises(progress.SetupError, match=r"0001\.patch does not fit"):
+    with pytest.raises(progress.SetupError, match=r"0001\.patch does not apply"):
         horovod_wheel.apply_patches(source, [patch], os.environ)
 
 
@@ -46,7 +46,7 @@ def test_the_key_changes_with_each_fact(name: str) -> None:
     assert horovod_wheel.wheel_key(dict(reversed(FACTS.items()))) == horovod_wheel.wheel_key(FACTS)
 
 
-def test_the_key_covers_all_that_a_build_depends_on(checkout: Path) -> None:
+def test_the_facts_cover_all_that_a_build_depends_on(checkout: Path) -> None:
     asked = {"torch": "2.13.0", "cuda": None, "cxx11_abi": True, "python": "cpython-311"}
 
     def key(
@@ -105,7 +105,7 @@ def test_only_a_cuda_of_torchs_major_version_is_taken(tmp_path: Path) -> None:
     assert machine.find_cuda("12.8", env, tmp_path) == old
     assert machine.find_cuda("13.0", env, tmp_path) == new
     assert machine.find_cuda("14.0", env, tmp_path) is None
-    (new / "include" / "cuda_runtime.h").unlink()  # a compiler without headers is no toolkit
+    (new / "include" / "cuda_runtime.h").unlink()  # a compiler without the rest of a toolkit
     assert machine.find_cuda("13.0", env, tmp_path) != new
 
 

@@ -1,4 +1,4 @@
-"""The files for containers, read as their tools read them; no container is started."""
+"""The files for containers, checked as their tools would read them; no container is started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MPIJOB = ROOT / "deploy/kubernetes/mpijob.yaml"
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile, without comments and with continued lines joined."""
+    """The instructions of a Dockerfile, without comments, with continued lines joined."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [
@@ -29,7 +29,7 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def packages(text: str) -> list[set[str]]:
-    """The packages of every `apt-get install` of a script."""
+    """The packages of each `apt-get install` in a script."""
     joined = text.replace("\\\n", " ")
     return [
         {word for word in shlex.split(found) if not word.startswith("-")}
@@ -67,10 +67,11 @@ def test_the_definition_names_existing_files() -> None:
     for source, target in copied:
         assert (ROOT / source).exists()
         assert target == f"/opt/hvdtrain/{source}"
-    # What set-up and a run need of a checkout; the Dockerfile copies all of it.
+    # What set-up and a run need of a checkout; the Dockerfile copies all of it by `COPY . .`.
     tracked = {line.split()[0] for line in sections["files"].splitlines() if line.strip()}
     needed = {"Makefile", "pyproject.toml", "setup.py", "deploy", "requirements", "third_party"}
-    assert tracked >= needed | {"hvdtrain", "pipelines", "configs"}
+    metadata = {"LICENSE", "NOTICE", "README.md"}  # pyproject.toml names them
+    assert tracked >= needed | metadata | {"hvdtrain", "pipelines", "configs"}
     for name in ("post", "environment", "test", "runscript"):
         subprocess.run(["sh", "-n", "-c", sections[name]], check=True)
 
@@ -86,14 +87,14 @@ def test_both_images_hold_what_set_up_needs() -> None:
     if shutil.which("apt-cache") is None:
         return
     command = ["apt-cache", "show", "--no-all-versions", "bash", *(build | run | single)]
-    shown = subprocess.run(command, capture_output=True, text=True).stdout
-    known = set(re.findall(r"(?m)^Package: (\S+)$", shown))
-    if "bash" in known:  # or the lists were never fetched
-        assert build | run | single <= known
+    shown = subprocess.run(command, capture_output=True, text=True)
+    found = set(re.findall(r"(?m)^Package: (\S+)$", shown.stdout))
+    if "bash" in found:  # else there are no lists
+        assert build | run | single <= found
 
 
 def test_the_set_up_of_an_image(tmp_path: Path) -> None:
-    """The script calls make with our pinned torch, without CUDA; a stand-in prints its arguments."""
+    """A stand-in for make prints what it is given: our pinned torch, without CUDA."""
     script = CONTAINERS / "setup.sh"
     targets = re.findall(r"(?m)^make (\w+)$", script.read_text())
     assert targets == ["setup"]
@@ -137,13 +138,13 @@ def test_sshd_and_ssh_take_their_files(tmp_path: Path) -> None:
     assert "port 2222\n" in done.stdout
     assert "passwordauthentication no\n" in done.stdout
     client = ["ssh", "-G", "-F", str(CONTAINERS / "ssh_config"), "worker-0"]
-    options = subprocess.run(client, capture_output=True, text=True, check=True).stdout
-    assert "port 2222\n" in options
-    assert "userknownhostsfile /dev/null\n" in options
+    settings = subprocess.run(client, capture_output=True, text=True, check=True).stdout
+    assert "port 2222\n" in settings
+    assert "userknownhostsfile /dev/null\n" in settings
 
 
-def test_the_page_says_that_none_of_it_was_run() -> None:
-    page = (ROOT / "docs/containers.md").read_text()
+def test_the_page_says_that_the_images_were_not_built() -> None:
+    page = (ROOT / "docs/how-to/containers.md").read_text()
     assert "not been built or run" in page
     for name in (DOCKERFILE, DEFINITION, MPIJOB):
         assert str(name.relative_to(ROOT)) in page
