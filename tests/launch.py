@@ -1,4 +1,4 @@
-"""Start real ranks for a test, and collect what they print."""
+"""Start real ranks for a test, and collect their output."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ QUICK_END = (
     "from hvdtrain.launch import commands; commands.END_S = 2; "
     "from hvdtrain.cli.main import main; main()"
 )
-"""Python code of an `hvdtrain` whose mpirun waits 2 s, not 10, for ranks that it has told to end;
-it waits twice, even where all ranks have ended."""
+"""Python code of an `hvdtrain` whose mpirun waits 2 s instead of 10 before it kills ranks;
+it waits twice, even if all ranks have ended."""
 BIN = Path(sys.executable).parent
 
 
@@ -36,8 +36,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def free_port() -> int:
     """A port on which two local ranks can listen, port and port + 1.
 
-    Below the range from which the kernel gives ports to anyone who asks for any, as launchers do
-    after this has looked. Test processes beside each other have ranges of their own.
+    It is below the range from which the kernel assigns ports, for example to a launcher started
+    later. Each test process that runs beside others has its own range.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
     first = 20000 + 1000 * worker
@@ -53,19 +53,19 @@ def free_port() -> int:
 
 
 def mpirun(ranks: int, *command: object) -> list[str]:
-    """The command line that starts `ranks` ranks here, more than there are cores if need be."""
+    """The command line that starts `ranks` ranks on this host, even if it has fewer cores."""
     return ["mpirun", "--oversubscribe", "-np", str(ranks), *map(str, command)]
 
 
 def horovodrun(ranks: int, *command: object, controller: str = "--mpi") -> list[str]:
-    """The same by Horovod's own launcher."""
+    """The command line of Horovod's launcher for `ranks` ranks on this host."""
     return ["horovodrun", controller, "-np", str(ranks), *map(str, command)]
 
 
 def run(
     command: Sequence[str], *, cwd: Path, timeout_s: float = 240, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end; never raises for a bad exit code."""
+    """Run a command to its end; the exit code may be any."""
     return subprocess.run(
         command,
         cwd=cwd,
@@ -79,7 +79,7 @@ def run(
 
 
 def end_jobs(jobs: Sequence[subprocess.Popen[str]]) -> None:
-    """Kill what a test has left of them."""
+    """Kill the processes that are left of `jobs`."""
     for job in jobs:
         if job.poll() is None:
             for child in psutil.Process(job.pid).children(recursive=True):

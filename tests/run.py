@@ -38,7 +38,8 @@ class Counts:
             outcome = {"failure": "failed", "error": "errors"}.get(outcome, outcome)
             self.by_outcome[outcome] = self.by_outcome.get(outcome, 0) + 1
             if outcome in ("failed", "errors"):
-                self.failures.append(f"{case.get('classname')}::{case.get('name')}")
+                place = filter(None, (case.get("classname"), case.get("name")))
+                self.failures.append("::".join(place))
 
     def summary(self, seconds: float) -> str:
         """Like the last line of pytest."""

@@ -1,4 +1,4 @@
-"""Batch scripts as `hvdtrain launch slurm` prints them, on a real Slurm of two nodes."""
+"""Batch scripts that `hvdtrain launch slurm` prints, run by a real Slurm with two nodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAUNCHERS = ("srun", "mpirun")
 
 
 class Jobs:
-    """Scripts of one config in one folder."""
+    """Batch scripts and their jobs in one folder."""
 
     def __init__(self, slurm: Slurm, folder: Path, images: Path) -> None:
         self.slurm, self.folder, self.images = slurm, folder, images
@@ -44,7 +44,7 @@ class Jobs:
         (folder / "env.sh").write_text(f"PATH={folder}/bin:$PATH\n")
 
     def script(self, name: str, *options: str, epochs: int = 1) -> Path:
-        """The printed script."""
+        """Write a config and the script that is printed for it; returns the script."""
         config = self.folder / f"{name}.yaml"
         settings = {"root": self.images, "port": free_port(), "epochs": epochs}
         config.write_text(CONFIG.format(name=name, **settings))
@@ -66,7 +66,7 @@ class Jobs:
         return (self.folder / f"{name}-{job}.log").read_text()
 
     def wait_for_steps(self, name: str, job: str, count: int) -> None:
-        """Of all attempts together; fails if the job has ended for good before."""
+        """Wait for `count` steps, over all attempts; fails if the job ends before."""
         events = self.run_dir(name, job) / "events.jsonl"
 
         def done() -> bool:
@@ -78,7 +78,7 @@ class Jobs:
 
 @pytest.fixture
 def jobs(slurm: Slurm, tmp_path: Path, digits_root: Path) -> Iterator[Jobs]:
-    """Jobs in a folder of this test, none of which outlives it."""
+    """Jobs in the folder of this test; they are cancelled at its end."""
     yield Jobs(slurm, tmp_path, digits_root)
     if left := slurm.run(tmp_path, "squeue", "-h", "-o", "%A").stdout.split():
         slurm.run(tmp_path, "scancel", *left)
@@ -91,7 +91,7 @@ def summary(run_dir: Path) -> dict[str, object]:
 
 
 def weights(run_dir: Path) -> str:
-    """sha256 of the weights at the end."""
+    """sha256 of the final weights."""
     newest = max((run_dir / "checkpoints").iterdir())
     return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
 
@@ -106,7 +106,7 @@ def test_one_node(jobs: Jobs, launcher: str) -> None:
 
 
 def test_unequal_nodes(jobs: Jobs) -> None:
-    """Slurm fills one node with two ranks of two cores and puts the third on the other."""
+    """Slurm fills one node with two ranks of two cores and puts the third rank on the other."""
     script = jobs.script("odd", "--ranks", "3")
     script.write_text(script.read_text().replace("--cpus-per-task=1", "--cpus-per-task=2"))
     job = jobs.submit(script)
@@ -134,7 +134,7 @@ def test_array(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_cancelled(jobs: Jobs, launcher: str) -> None:
-    """`scancel`: a checkpoint, exit code 75, and no return."""
+    """After `scancel`: a checkpoint, exit code 75, and no requeue."""
     script = jobs.script("long", "--nodes", "2", "--launcher", launcher, epochs=ENDLESS)
     # Slurm keeps no exit code of a cancelled job's script.
     script.write_text(script.read_text().replace('exit "$1"', 'echo "code $1"; exit "$1"'))
@@ -181,7 +181,7 @@ def start_two_epochs(jobs: Jobs, name: str, *options: str) -> str:
 
 
 def test_container_and_staging(jobs: Jobs) -> None:
-    """The store is a command of its own there. Apptainer is stood in for: it runs what it is told."""
+    """In a container the store is a separate command. A stand-in for Apptainer runs its arguments."""
     stand_in = jobs.folder / "bin/apptainer"
     stand_in.write_text('#!/bin/sh\n[ "$1 $2" = "exec image.sif" ] && shift 2 && exec "$@"\n')
     stand_in.chmod(0o755)
@@ -207,7 +207,7 @@ def test_container_and_staging(jobs: Jobs) -> None:
     assert list(jobs.folder.glob(".store*")) == []
 
 
-def test_srun_alone_is_refused(jobs: Jobs) -> None:
+def test_srun_without_launch_is_refused(jobs: Jobs) -> None:
     """Tasks that cannot find each other would each train by themselves."""
     script = jobs.script("refused")
     config = script.with_suffix(".yaml")

@@ -1,6 +1,6 @@
-"""A sum that fails, on two ranks; each rank that gets a CommError writes it to a file.
+"""Start a sum that fails on two ranks; each rank that gets a CommError writes it to a file.
 
-`mismatch`: the ranks bring different shapes. `leave`: rank 1 ends without a word.
+`mismatch`: the ranks have different shapes. `leave`: rank 1 exits before the sum.
 """
 
 from __future__ import annotations

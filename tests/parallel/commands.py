@@ -1,4 +1,4 @@
-"""Many command lines in one job of real ranks: starting ranks takes longer than a wrong use."""
+"""Run many command lines in one job of real ranks: to start ranks takes seconds, a refusal does not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Outcome:
 
 
 def error_lines(stderr: str) -> list[str]:
-    """What hvdtrain reports as errors, without the launcher's farewell; fails on a traceback."""
+    """What hvdtrain reports as errors, without the messages of the launcher; fails on a traceback."""
     assert "Traceback" not in stderr, stderr
     return [line for line in stderr.splitlines() if line.startswith("hvdtrain: error: ")]
 
@@ -39,7 +39,7 @@ def run_commands(
 ) -> dict[str, Outcome]:
     """Run `hvdtrain ARGUMENTS` for each of the named `commands`, in order, on the same ranks.
 
-    An error that one rank has and the others do not would end the job: start it by itself.
+    A command with an error on one rank only would end the job: it needs a separate job.
     """
     listed, results = folder / "commands.json", folder / "results.json"
     listed.write_text(json.dumps([list(map(str, words)) for words in commands.values()]))

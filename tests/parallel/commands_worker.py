@@ -1,6 +1,6 @@
-"""Runs several `hvdtrain` command lines on the ranks of one job, one after the other.
+"""Run several `hvdtrain` command lines on the ranks of one job, one after the other.
 
-Each rank keeps its communicator between them; to the commands it looks like a job of their own.
+The ranks keep their communicator between commands; a command sees it as a new one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hvdtrain.comm.ranks import Comm
 
 
 def run_command(arguments: list[str]) -> dict[str, Any]:
-    """Exit code and output of this rank."""
+    """Run one command line; returns the exit code and the output of this rank."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     sys.argv = ["hvdtrain", *arguments]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -71,7 +71,7 @@ NUM_TRAIN = 22
 
 
 def prepare(folder: Path, small_root: Path) -> Path:
-    """A config that works, and images with a class that has none."""
+    """Write a valid config, and a data set with an empty class."""
     config = folder / "small.yaml"
     config.write_text(CONFIG.format(root=small_root, port=free_port()))
     shutil.copytree(small_root, folder / "with_empty")
@@ -82,7 +82,7 @@ def prepare(folder: Path, small_root: Path) -> Path:
 
 @pytest.fixture
 def config(small_root: Path, tmp_path: Path) -> Path:
-    """A config that works, in the folder that the test's commands run in."""
+    """A valid config, in the folder in which the commands of the test run."""
     return prepare(tmp_path, small_root)
 
 
@@ -131,7 +131,7 @@ def test_eval_agrees_with_the_run(outcomes: dict[str, Outcome], folder: Path) ->
 
 
 def fails(config: Path, *overrides: str, ranks: int = 1) -> tuple[int, str]:
-    """Exit code and the one line of a job that is started by itself."""
+    """Exit code and the one line of a separate job."""
     command = [*HVDTRAIN, "train", config, *overrides]
     command = mpirun(ranks, *command) if ranks > 1 else list(map(str, command))
     done = run(command, cwd=config.parent)
@@ -222,7 +222,7 @@ def test_doctor_reports_faults(tmp_path: Path) -> None:
     assert report["versions"]["horovod"] == "0.28.1"
     done = run([*HVDTRAIN, "doctor"], cwd=tmp_path)
     assert "ok    decoding" in done.stdout
-    # Without the launchers on PATH it says so and what to do.
+    # Without launchers on PATH it reports that.
     done = run([*HVDTRAIN, "doctor"], cwd=tmp_path, PATH="/nonexistent")
     assert done.returncode == 1
     assert "FAULT launcher" in done.stdout

@@ -37,7 +37,7 @@ metrics: {{port: {port}}}
 
 @pytest.fixture
 def config(digits_root: Path, tmp_path: Path) -> Path:
-    """Epochs of 13 steps on two ranks, far more of them than a test waits for."""
+    """A run of 500 epochs of 13 steps on two ranks: more than a test waits for."""
     root = tmp_path / "images"
     for split, count in (("train", 20), ("val", 5)):
         for name in "0123456789":
@@ -77,7 +77,7 @@ def ranks_of(job: subprocess.Popen[str], config: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Jobs started by a test; whatever is left of them is killed after it."""
+    """Jobs that a test starts; they are killed at its end."""
     jobs: list[subprocess.Popen[str]] = []
     yield jobs
     end_jobs(jobs)

@@ -27,7 +27,7 @@ metrics: {{port: {port}}}
 
 @pytest.fixture
 def started(small_root: Path, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Jobs started by a test; whatever is left of them is killed after it."""
+    """Jobs that a test starts; they are killed at its end."""
     (tmp_path / "long.yaml").write_text(CONFIG.format(root=small_root, port=free_port()))
     jobs: list[subprocess.Popen[str]] = []
     yield jobs

@@ -60,7 +60,8 @@ def test_both_passes_are_counted(
     folder: Path, options: tuple[str, ...], code: int, counts: str
 ) -> None:
     command = [sys.executable, "-m", "tests.run", *options]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    env = {name: value for name, value in environment().items() if "PYTEST" not in name}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     *_, before, last = ["", *done.stdout.splitlines()]
     assert re.fullmatch(rf"=+ {counts} in [\d.]+s \(0:00:\d\d\) =+", last)

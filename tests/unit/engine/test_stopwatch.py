@@ -1,4 +1,4 @@
-"""Laps on the host, and on a device whose events a test completes by hand."""
+"""Laps on the host, and on a device whose events the test completes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Event:
     now_ms = 0.0
     done_until_ms = 0.0
     kept: ClassVar[WeakSet[Event]] = WeakSet()
-    """All that something still holds."""
+    """Events that are still referenced."""
 
     def __init__(self, *, enable_timing: bool) -> None:
         assert enable_timing
