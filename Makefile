@@ -11,19 +11,26 @@ demo: setup ## train on handwritten digits with two Horovod workers
 	@$(BIN)/python deploy/demo.py
 
 test: setup ## run all tests; PYTEST="-k plan" selects some
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(PYTEST)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.run $(PYTEST)
 
-check: setup ## format, lint, types, import contracts
+fast: check ## the checks, and the unit tests that take seconds
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.run -m "unit and not slow" $(PYTEST)
+
+docs: setup ## build the documentation in site/; a dead link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: setup ## format, lint, types, import contracts, documentation
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheels: setup ## fill dist/wheels for machines without internet
 	@$(BIN)/python deploy/wheels.py
 
 clean: ## remove .venv and caches; runs/ and data/ stay
-	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test check wheels clean
+.PHONY: help setup demo test fast docs check wheels clean

@@ -102,7 +102,9 @@ def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[Readin
     step = -(-len(source) // _SAMPLED)
     sides = [source.column(name)[::step].astype(np.int64) for name in ("height", "width")]
     sizes = np.stack(sides, axis=1)
-    means = {name: float(source.column(f"{name}.size").mean()) for name in source.about["copies"]}
+    means = {
+        name: float(source.column(f"{name}.size").mean()) for name in source.description["copies"]
+    }
     result: list[Reading] = []
     for phase in phases:
         side = training_side(phase.largest_image_size, phase.min_crop_area, data.augment)

@@ -1,4 +1,4 @@
-"""One file of every kind that turns up in image folders: sound, odd and bad ones."""
+"""One file of every kind that is found in image folders: sound, unusual and bad files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ORIENTATION = 0x0112
 
 
 def picture(height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
-    """A smooth colourful picture without symmetry: any turn of it is another picture."""
+    """A smooth colourful picture without symmetry: turned in any way it is another picture."""
     y, x = np.mgrid[0:height, 0:width] / [[[max(height - 1, 1)]], [[max(width - 1, 1)]]]
     pixels = np.stack([200 * x, 220 * y, 60 + 120 * x * y], axis=2)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The bytes of a file in format `kind`."""
+    """The bytes of `image` as a file of format `kind`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -43,7 +43,7 @@ def turned(orientation: int) -> bytes:
 
 
 def png(kind: str = "RGB", **options: object) -> bytes:
-    """A PNG of mode `kind`; alpha, where there is any, runs from left to right."""
+    """A PNG of mode `kind`; alpha, if the mode has it, increases from left to right."""
     image = picture().convert("RGB")
     if kind.endswith("A"):
         alpha = Image.fromarray(np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1)))
@@ -53,7 +53,7 @@ def png(kind: str = "RGB", **options: object) -> bytes:
 
 
 def png_chunks(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG by hand, for what PIL does not write. `rows` start with a filter byte each."""
+    """A PNG that PIL cannot write. Each row of `rows` starts with a filter byte."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = zlib.crc32(name + data)
@@ -72,7 +72,7 @@ def png_16_bit(channels: int) -> bytes:
 
 
 def sized(width: int, height: int) -> bytes:
-    """A JPEG whose header says it is this large."""
+    """A JPEG whose header states this size."""
     data = bytearray(jpeg())
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -80,7 +80,7 @@ def sized(width: int, height: int) -> bytes:
 
 
 def flipped(data: bytes, begin: int, count: int) -> bytes:
-    """`count` bytes from `begin` on inverted."""
+    """`data` with `count` bytes inverted, starting at `begin`."""
     middle = bytes(255 - byte for byte in data[begin : begin + count])
     return data[:begin] + middle + data[begin + count :]
 
@@ -93,14 +93,14 @@ def detailed() -> bytes:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way a file can be: its bytes, and what the loader makes of it."""
+    """A kind of file: its bytes, and what the loader makes of them."""
 
     data: Callable[[], bytes]
     reason: str = ""
-    """Empty for a file that is decoded; else why it is refused."""
+    """Why the file is refused; empty if it is decoded."""
     suffix: str = ".jpg"
     tolerance: int = 0
-    """Greatest difference from PIL in levels of 255, for files that are decoded."""
+    """Largest difference from PIL in levels of 255, for files that are decoded."""
 
 
 SOUND = {
@@ -178,11 +178,11 @@ BAD = {
     "bmp_cut": Kind(lambda: encode(picture(), "BMP")[:3000], "decode", suffix=".bmp"),
 }
 ON_DISK = {"missing": "read", "directory": "read", "broken_link": "read"}
-"""Bad not for their bytes: made by `write_on_disk`."""
+"""Files that cannot be read at all; `write_on_disk` makes them."""
 
 
 def write(kinds: dict[str, Kind], folder: Path) -> dict[str, Path]:
-    """A file of every kind in `folder`, named after it."""
+    """Write a file of every kind into `folder`, named after the kind."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, kind in kinds.items():
@@ -192,7 +192,7 @@ def write(kinds: dict[str, Kind], folder: Path) -> dict[str, Path]:
 
 
 def write_on_disk(folder: Path) -> dict[str, Path]:
-    """What is no readable file. `missing` is there until the caller deletes it."""
+    """Write paths that are not readable files. `missing` exists until the caller deletes it."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.jpg" for name in ON_DISK}
     paths["missing"].write_bytes(jpeg())

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by its own protocol through two pipes.
+"""Headless Chromium, controlled by the DevTools protocol through two pipes.
 
 Source: https://chromedevtools.github.io/devtools-protocol/
 """
@@ -21,11 +21,11 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 LIMIT_S = 60.0
-"""Nobody waits longer for an answer."""
+"""The longest wait for an answer."""
 
 
 class Tab:
-    """One page of a browser, and all that it complained of."""
+    """One page of a browser, with the complaints and requests it has made."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from = to_browser, from_browser
@@ -40,7 +40,7 @@ class Tab:
             self._call(f"{domain}.enable")
 
     def size(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Of the window; a narrow one is a phone."""
+        """Set the size of the window in pixels; under 500 wide it is a phone."""
         phone = width < 500
         self._call(
             "Emulation.setDeviceMetricsOverride",
@@ -53,33 +53,33 @@ class Tab:
         self._call("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, address: str) -> None:
-        """Go to a page."""
+        """Open a page."""
         self._call("Page.navigate", url=address)
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression is in the page."""
+        """The value of a JavaScript expression in the page."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def until(self, expression: str) -> Any:
-        """Wait until it is true."""
+        """Wait until a JavaScript expression is true; returns its value."""
         deadline = time.monotonic() + LIMIT_S
         while not (found := self.value(expression)):
-            assert time.monotonic() < deadline, f"never: {expression}\n{self.complaints}"
+            assert time.monotonic() < deadline, f"not true in time: {expression}\n{self.complaints}"
             time.sleep(0.05)
         return found
 
-    def until_told(self, text: str) -> None:
-        """Wait for a complaint that holds `text`."""
+    def until_complaint(self, text: str) -> None:
+        """Wait for a complaint that contains `text`."""
         deadline = time.monotonic() + LIMIT_S
         while not any(text in complaint for complaint in self.complaints):
-            assert time.monotonic() < deadline, f"never told: {text}\n{self.complaints}"
-            self.value("0")  # what has happened meanwhile comes before the answer
+            assert time.monotonic() < deadline, f"no complaint in time: {text}\n{self.complaints}"
+            self.value("0")  # events since then are read before the answer
             time.sleep(0.05)
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
-        """What is seen, as PNG; with `whole` what one could scroll to as well."""
+        """Write the visible part as PNG; with `whole` the whole page."""
         made = self._call("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(made["data"]))
 
@@ -102,7 +102,7 @@ class Tab:
             ready, _, _ = select.select([self._from], [], [], LIMIT_S)
             assert ready, "the browser does not answer"
             chunk = os.read(self._from, 1 << 20)
-            assert chunk, "the browser has gone"
+            assert chunk, "the browser has ended"
             self._rest += chunk
         message, _, self._rest = self._rest.partition(b"\0")
         found: dict[str, Any] = json.loads(message)
@@ -120,13 +120,13 @@ class Tab:
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Tab]:
-    """A browser with a profile of its own in `folder`, which is ended."""
+    """A browser with its profile in `folder`; it ends with the context."""
     assert CHROMIUM is not None
     command_in, to_browser = os.pipe()
     from_browser, command_out = os.pipe()
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
     options += [f"--user-data-dir={folder / 'profile'}", "--no-first-run", "about:blank"]
-    # It reads from descriptor 3 and writes to 4.
+    # Chromium reads from descriptor 3 and writes to 4.
     shell = f'exec "$@" 3<&{command_in} 4>&{command_out}'
     process = subprocess.Popen(
         ["bash", "-c", shell, "bash", CHROMIUM, *options],

@@ -1,4 +1,4 @@
-"""Images and configs that every kind of test uses."""
+"""Marks of tests, and images that every kind of test uses."""
 
 from __future__ import annotations
 
@@ -11,18 +11,37 @@ import pytest
 import digits
 
 FOLDERS = ("unit", "parallel", "cluster", "gpu")
+SERIAL = (
+    # shares of time, and speeds of links
+    *("parallel/test_efficiency.py", "unit/engine/test_stopwatch.py"),
+    *("cluster/test_hosts.py::test_launchers", "cluster/test_hosts.py::test_doctor_under"),
+    "cluster/test_netlab.py::test_links_have_the_set_speed",
+    # memory
+    *("unit/pipelines/test_memory.py", "unit/telemetry/test_telemetry_memory.py"),
+    *("unit/engine/test_allocator.py", "unit/analysis/test_tune.py::test_memory_of_a_cpu"),
+    # threads
+    "unit/pipelines/test_loader_endings.py",
+)
+"""Tests whose measurements others beside them would disturb, by the start of their names."""
+SLOW: tuple[str, ...] = ()
+"""Unit tests of more than two seconds, which `make fast` leaves out."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test with the name of its folder below tests/."""
+    """Mark every test with the name of its folder below tests/, with `serial` and with `slow`."""
+    tests = Path(__file__).parent
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        folder = item.path.relative_to(tests).parts[0]
         if folder not in FOLDERS:
             raise pytest.UsageError(
                 f"{item.path}: expected a test in tests/{'|'.join(FOLDERS)}: move it into one"
             )
         item.add_marker(folder)
+        name = item.nodeid.removeprefix("tests/")
+        for mark, names in (("serial", SERIAL), ("slow", SLOW)):
+            if name.startswith(names):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +67,7 @@ def small_root(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ca`, `server` and `client` signed by it, `stranger` by itself: NAME.pem and NAME.key."""
+    """NAME.pem and NAME.key of `ca`, of `server` and `client` signed by it, and of `stranger`."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl here to make certificates with")
     root = tmp_path_factory.mktemp("certificates")

@@ -1,4 +1,4 @@
-"""Start real ranks for a test, and collect what they print."""
+"""Start real ranks for a test, and collect their output."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from pathlib import Path
 import psutil
 
 REPOSITORY = Path(__file__).parent.parent
+QUICK_END = (
+    "from hvdtrain.launch import commands; commands.END_S = 2; "
+    "from hvdtrain.cli.main import main; main()"
+)
+"""Python code of an `hvdtrain` whose mpirun waits 2 s instead of 10 before it kills ranks;
+it waits twice, even if all ranks have ended."""
 BIN = Path(sys.executable).parent
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a user who activated the virtual environment."""
     env = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONUNBUFFERED="1")
-    env["PYTHONPATH"] = str(REPOSITORY)
+    env["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
+    )
     if os.geteuid() == 0:
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return env | dict(extra or {})
@@ -28,10 +36,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def free_port() -> int:
     """A port on which two local ranks can listen, port and port + 1.
 
-    Below the range from which the kernel gives ports to anyone who asks for any, as launchers do
-    after this has looked.
+    It is below the range from which the kernel assigns ports, for example to a launcher started
+    later. Each test process that runs beside others has its own range.
     """
-    for port in random.SystemRandom().sample(range(20000, 30000), 100):
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    first = 20000 + 1000 * worker
+    for port in random.SystemRandom().sample(range(first, first + 1000), 100):
         with socket.socket() as one, socket.socket() as two:
             try:
                 one.bind(("127.0.0.1", port))
@@ -39,16 +49,16 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
-    raise RuntimeError("no two free ports in a row from 20000 to 30000")
+    raise RuntimeError(f"no two free ports in a row from {first} to {first + 1000}")
 
 
 def mpirun(ranks: int, *command: object) -> list[str]:
-    """The command line that starts `ranks` ranks here, more than there are cores if need be."""
+    """The command line that starts `ranks` ranks on this host, even if it has fewer cores."""
     return ["mpirun", "--oversubscribe", "-np", str(ranks), *map(str, command)]
 
 
 def horovodrun(ranks: int, *command: object, controller: str = "--mpi") -> list[str]:
-    """The same by Horovod's own launcher."""
+    """The command line of Horovod's launcher for `ranks` ranks on this host."""
     return ["horovodrun", controller, "-np", str(ranks), *map(str, command)]
 
 
@@ -71,7 +81,7 @@ def run(
 
 
 def end_jobs(jobs: Sequence[subprocess.Popen[str]]) -> None:
-    """Kill what a test has left of them."""
+    """Kill the processes that are left of `jobs`."""
     for job in jobs:
         if job.poll() is None:
             for child in psutil.Process(job.pid).children(recursive=True):

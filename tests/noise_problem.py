@@ -17,7 +17,7 @@ from tests.step_samples import Images, drained
 
 FEATURES = 64
 BATCH = 64
-"""Images of each part: of a rank, or of a micro-batch."""
+"""Images of each part, which is a rank or a micro-batch."""
 EXACT = float(FEATURES)
 """Inputs are N(μ, I) with |μ| = 1. At zero weights both classes have probability 1/2, so an image's
 gradient is ±x/2, and tr(Σ)/|G|² = tr(I)/|μ|²."""
@@ -54,11 +54,11 @@ def batches(comm: Comm, steps: int, accumulate: int = 1) -> list[Images]:
 
 
 def measured(state: State, data: list[Images], lr: float = 0.0) -> float:
-    """The noise scale found in one step on each of `data`."""
-    found = None
+    """The noise scale after one step on each batch of `data`."""
+    scale = None
     for number, batch in enumerate(data):
         train_step(state, batch, lr, 0.9)
         if number % 20 == 19 or number + 1 == len(data):
-            found = drained(state)
-    assert found is not None
-    return found
+            scale = drained(state)
+    assert scale is not None
+    return scale

@@ -39,7 +39,7 @@ def images(count: int, seed: int = 0, classes: int = 7) -> Images:
 
 
 def drained(state: State) -> float | None:
-    """What the loop does at every report: all ranks' rows, summed and taken in."""
+    """The noise scale after summing the rows of all ranks, as the loop does at every report."""
     return state.noise.take(state.comm.sum_(state.noise.rows(), "noise").tolist())
 
 

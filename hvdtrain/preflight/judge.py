@@ -9,16 +9,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from hvdtrain import errors
+from hvdtrain.preflight import finding
 from hvdtrain.preflight.facts import Facts, Link
-from hvdtrain.preflight.finding import (
-    SAME_CHECKOUT,
-    Finding,
-    Names,
-    differ,
-    faults_first,
-    size_text,
-    speed_text,
-)
+from hvdtrain.preflight.finding import Finding, Names, differ, size_text, speed_text
 
 CLOCK_S = 2.0
 """Clocks may differ by this much; otherwise the logs of hosts cannot be compared."""
@@ -46,7 +39,7 @@ def judge(facts: Sequence[Facts]) -> list[Finding]:
     of_ranks = (_own, _placement, _gpus, _versions, _config, _data, _disk)
     between = (_network, _links, _clocks, _storage)
     checks = (*of_ranks, *between)
-    return faults_first(finding for check in checks for finding in check(facts, names))
+    return finding.faults_first(finding for check in checks for finding in check(facts, names))
 
 
 def _own(facts: Sequence[Facts], names: Names) -> Findings:
@@ -126,7 +119,7 @@ def _versions(facts: Sequence[Facts], names: Names) -> Findings:
         text = differ(((one, one.versions.get(package, "none")) for one in facts), names)
         if text is not None:
             kind = errors.CommError if package in STRICT else None
-            yield Finding("version", package, text, SAME_CHECKOUT, kind)
+            yield Finding("version", package, text, finding.SAME_CHECKOUT, kind)
 
 
 def _config(facts: Sequence[Facts], names: Names) -> Findings:
@@ -139,6 +132,8 @@ def _data(facts: Sequence[Facts], names: Names) -> Findings:
     several = len({one.machine for one in facts}) > 1
     for key in dict.fromkeys(data.key for one in facts for data in one.data):
         fix = "is it mounted there? The images must be at the same path on all hosts"
+        if not several:
+            fix = f"give the path of the images with {key}=DIR (docs/how-to/data.md)"
         seen = [(one, data) for one in facts for data in one.data if data.key == key]
         missing: dict[str, list[Facts]] = {}
         for one, data in seen:
@@ -149,9 +144,7 @@ def _data(facts: Sequence[Facts], names: Names) -> Findings:
                 "data",
                 names.hosts(where),
                 text,
-                fix
-                if several
-                else f"give the path of the images with {key}=DIR (docs/how-to/data.md)",
+                fix,
                 errors.DataError,
             )
         listed = [

@@ -1,4 +1,4 @@
-"""Scaling efficiency while the run goes on, and where the rest of the time goes."""
+"""Scaling efficiency during a run, and what the lost time went to."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from hvdtrain.telemetry.reports import Note, RunScaling, Scaling
 
 
 class _Key(NamedTuple):
-    """What one worker's speed depends on within a run."""
+    """What the speed of one worker depends on within a run."""
 
     image_size: int
     batch: int
-    """Images of one update on one rank."""
+    """Images per update on one rank."""
     trained: int
-    """The phase that freed parts of the network last; 0 if none does."""
+    """Index of the last phase that unfroze parts of the network; 0 if none does."""
 
 
 class Efficiency:
-    """Throughput over that of as many workers that do not communicate; the same on all ranks.
+    """Measured throughput divided by that of the same number of workers without communication.
 
     The baseline is measured at each new image size, batch and set of trained parts, on all ranks at
-    the same time, or comes from `metrics.calibration`. Of the ranks' own speeds it is the (lower)
-    median of their times, so a slow machine is seen as a loss.
+    the same time, or read from `metrics.calibration`. It is the (lower) median over ranks, so a
+    slow machine counts as a loss. All values are the same on all ranks.
     """
 
     def __init__(self, run: Run) -> None:
@@ -51,10 +51,10 @@ class Efficiency:
         self._ideal_s = 0.0
         self._lost_s = dict.fromkeys(CAUSES, 0.0)
         self.lost: LostTime | None = None
-        """Of the last interval."""
+        """What was lost in the last interval."""
 
     def enter(self, epoch: Epoch, batch: Any) -> None:
-        """Have a baseline for `epoch`, whose first batch is given; every rank must call."""
+        """Get the baseline for `epoch`, measured on its first `batch`; every rank must call it."""
         run = self._run
         trained = epoch.phase_index if any(p.unfreeze for p in run.cfg.phases) else 0
         self._key = _Key(epoch.image_size, len(batch.labels), trained)
@@ -103,9 +103,9 @@ class Efficiency:
         return RunScaling(self._ideal_s / self._actual_s, lost)
 
     def _ceiling(self, baseline: WorkerSpeed, interval: Interval) -> float | None:
-        """What the link allows; None on one machine, or where its speed is not known."""
-        run, told = self._run, self._run.cfg.comm.link_gbit
-        speed = told * 1e9 / 8 if told is not None else interval.link_bytes_per_s
+        """The highest efficiency that the link allows; None on one host or if its speed is unknown."""
+        run, link_gbit = self._run, self._run.cfg.comm.link_gbit
+        speed = link_gbit * 1e9 / 8 if link_gbit is not None else interval.link_bytes_per_s
         if len(set(run.hosts)) == 1 or speed is None:
             return None
         single_s = self._key.batch / baseline.images_per_second
@@ -121,7 +121,7 @@ def _measure(run: Run, batch: Any) -> WorkerSpeed:
 
 
 def about(cfg: Config, state: State) -> dict[str, Any]:
-    """What a stored calibration must agree with besides size and batch."""
+    """What must be equal in a stored calibration, besides image size and batch."""
     device = state.settings.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = str(state.settings.autocast or "fp32").removeprefix("torch.")
@@ -156,7 +156,7 @@ def _stored(run: Run) -> dict[_Key, WorkerSpeed]:
 
 
 def _of_this_run(run: Run) -> dict[_Key, WorkerSpeed]:
-    """What an earlier attempt measured, so that the file keeps it; {} on ranks above 0."""
+    """Baselines of earlier attempts, to be kept in the file; {} on ranks above 0."""
     if run.comm.rank > 0:
         return {}
     try:

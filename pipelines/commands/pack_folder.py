@@ -24,7 +24,7 @@ from pipelines.commands.pack_options import PackOptions
 from pipelines.commands.reports import BadImage, PackedCopy, PackReport
 from pipelines.sources import Source
 from pipelines.sources.base import Names, fingerprint
-from pipelines.sources.packed import DATASET, FORMAT, INDEX
+from pipelines.sources.packed import DATASET, FORMAT, INDEX, read_description
 
 _SETTINGS = ".packing.json"
 _PARTS = ".parts"
@@ -98,7 +98,7 @@ class PackingFolder:
 
     def report(self) -> PackReport:
         """The dataset, once it is complete."""
-        description = json.loads((self._root / DATASET).read_bytes())
+        description = read_description(self._root, f"DST: {self._dst}")
         sizes = dict.fromkeys(description["copies"], 0)
         for name, file in description["files"].items():
             if name != INDEX:

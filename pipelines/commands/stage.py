@@ -19,7 +19,7 @@ from typing import Any
 from hvdtrain.errors import ConfigError, DataError, ResourceError
 from hvdtrain.files import PartFile, whole_file
 from pipelines.commands.reports import StageReport
-from pipelines.sources.packed import DATASET, INDEX
+from pipelines.sources.packed import DATASET, INDEX, read_description
 
 _CHUNK = 4 * 2**20  # bytes read at once
 _LOCK = ".lock"
@@ -110,11 +110,7 @@ def _describe(source: Path) -> dict[str, Any] | None:
         raise DataError(f"SRC: {source}: no such folder")
     if not (source / DATASET).is_file():
         return None
-    try:
-        description: dict[str, Any] = json.loads((source / DATASET).read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"SRC: {source / DATASET}: cannot be read: {error}") from None
-    return description
+    return read_description(source, f"SRC: {source}")
 
 
 def _list(
@@ -131,7 +127,7 @@ def _list(
     if unknown := sorted(chosen - set(known)):
         raise ConfigError(f"--copies: no copy {unknown[0]}; there are {', '.join(known)}")
     if (target / DATASET).is_file():
-        existing = json.loads((target / DATASET).read_bytes())
+        existing = read_description(target, f"DST: {target}")
         if existing.get("fingerprint") != description["fingerprint"]:
             raise DataError(f"DST: {target}: holds another dataset; name another folder")
         chosen |= set(existing["copies"])

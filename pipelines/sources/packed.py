@@ -47,16 +47,19 @@ class Packed:
         assert root is not None
         self.root = root
         self.where = f"{key}: {path}"
-        self.about = _read_about(root, self.where)
+        self.description = read_description(root, self.where)
+        """The content of `dataset.json`."""
+        _check_size(root / INDEX, self.description["files"][INDEX]["size"], self.where)
         if root != Path(path):
-            self.about["copies"] = {Path(path).name: self.about["copies"][Path(path).name]}
-        self.classes: list[str] = self.about["classes"]
-        self.fingerprint: str = self.about["fingerprint"]
+            copy = Path(path).name
+            self.description["copies"] = {copy: self.description["copies"][copy]}
+        self.classes: list[str] = self.description["classes"]
+        self.fingerprint: str = self.description["fingerprint"]
         self.labels = self.column("label")
         self.shard_starts = self.column("shard_starts")
         self._names: Names | None = None
-        self._views = {name: Copy(self, name) for name in self.about["copies"]}
-        self._whole = self._views[copy_for(self.about["copies"], None)]
+        self._views = {name: Copy(self, name) for name in self.description["copies"]}
+        self._whole = self._views[copy_for(self.description["copies"], None)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,7 +76,7 @@ class Packed:
 
     def at(self, short_side: int | None) -> Copy:
         """The smallest copy with at least this short side, in pixels; None: the largest."""
-        view = self._views[copy_for(self.about["copies"], short_side)]
+        view = self._views[copy_for(self.description["copies"], short_side)]
         view.load()
         return view
 
@@ -90,7 +93,7 @@ class Copy:
 
     def __init__(self, packed: Packed, copy: str) -> None:
         self.copy = copy
-        self.short_side: int | None = packed.about["copies"][copy]["short_side"]
+        self.short_side: int | None = packed.description["copies"][copy]["short_side"]
         """In pixels, of all images that were not smaller; None: the images as they were."""
         self.classes, self.labels = packed.classes, packed.labels
         self.fingerprint = packed.fingerprint
@@ -125,9 +128,9 @@ class Copy:
         if self._places is not None:
             return
         packed = self._packed
-        shards = [name for name in packed.about["files"] if name.startswith(f"{self.copy}/")]
+        shards = [name for name in packed.description["files"] if name.startswith(f"{self.copy}/")]
         for name in shards:
-            _check_size(packed.root / name, packed.about["files"][name]["size"], packed.where)
+            _check_size(packed.root / name, packed.description["files"][name]["size"], packed.where)
         self._reader = ShardReader([str(packed.root / name) for name in shards])
         self._crc32 = packed.column(f"{self.copy}.crc32")
         self._places = Places(
@@ -150,21 +153,24 @@ def _root(path: str) -> Path | None:
     if (place / DATASET).is_file():
         return place
     if (place.parent / DATASET).is_file() and place.is_dir():
-        about = _read_about(place.parent, path)
-        return place.parent if place.name in about["copies"] else None
+        description = read_description(place.parent, path)
+        return place.parent if place.name in description["copies"] else None
     return None
 
 
-def _read_about(root: Path, where: str) -> dict[str, Any]:
+def read_description(root: Path, where: str) -> dict[str, Any]:
+    """The content of `dataset.json` in `root`; `where` begins the message of an error.
+
+    Raises DataError if it cannot be read or has another format.
+    """
     try:
-        about: dict[str, Any] = json.loads((root / DATASET).read_bytes())
-        version = about["format"]
+        description: dict[str, Any] = json.loads((root / DATASET).read_bytes())
+        version = description["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
     if version != FORMAT:
         raise DataError(f"{where}: {DATASET}: format {version}; this version reads {FORMAT}")
-    _check_size(root / INDEX, about["files"][INDEX]["size"], where)
-    return about
+    return description
 
 
 def _check_size(file: Path, size: int, where: str) -> None:

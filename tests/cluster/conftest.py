@@ -1,4 +1,4 @@
-"""Prometheus' own programs, and a Slurm of our own."""
+"""Prometheus' programs, and a Slurm that the tests start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fetch_prometheus import FetchError, find_prometheus
-from tests.cluster import slurm as own_slurm
+from tests.cluster import slurm as slurm_daemons
 
 
 @pytest.fixture(scope="session")
@@ -21,13 +21,13 @@ def prometheus_bin() -> Path:
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[own_slurm.Slurm]:
+def slurm() -> Iterator[slurm_daemons.Slurm]:
     """Two nodes; the partition `high` preempts jobs of `low`, the default."""
-    if missing := [name for name in own_slurm.PROGRAMS if own_slurm.find(name) is None]:
+    if missing := [name for name in slurm_daemons.PROGRAMS if slurm_daemons.find(name) is None]:
         pytest.skip(
             f"no Slurm here: {', '.join(missing)} not found (Debian: slurmctld slurmd munge)"
         )
-    cluster = own_slurm.Slurm()
+    cluster = slurm_daemons.Slurm()
     try:
         cluster.start()
         yield cluster

@@ -1,5 +1,7 @@
-"""One rank of a run that waits twice: for the file `go` once its address is published, and for
-`release` once the summary is written. So a test can look at it at a known moment."""
+"""One rank of a run that stops twice, so that a test can look at it.
+
+After its address is published it waits for the file `go`, after the summary for `release`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from hvdtrain.run import prepare as run
 from hvdtrain.telemetry.reports import End
 
 LIMIT_S = 120.0
-"""Nobody waits longer."""
+"""The longest wait for a file."""
 
 
 def wait_for(name: str) -> None:
-    """Until the file is there."""
+    """Wait until the file `name` exists."""
     deadline = time.monotonic() + LIMIT_S
     while not Path(name).exists():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this host: its own munge, controller and node daemons, on loopback."""
+"""A real Slurm with two nodes on this host: munge, a controller and two node daemons on loopback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scont
 NODES = ("n1", "n2")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 LIMIT_S = 240.0
-# A requeued job waits until credentials of its first start have expired.
+# cred_expire: a requeued job waits until the credentials of its first start have expired.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -54,12 +54,12 @@ PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF
 
 
 def find(program: str) -> str | None:
-    """Daemons are not on every user's PATH."""
+    """The path of a program; daemons are not on every user's PATH."""
     return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
 
 
 class Slurm:
-    """The daemons, and the few commands that tests need."""
+    """The daemons, and the commands that tests need."""
 
     def __init__(self) -> None:
         # Not pytest's folder: a socket's path is at most 107 characters long.
@@ -78,7 +78,7 @@ class Slurm:
         self.env = {n: v for n, v in self.env.items() if not n.startswith(("OMPI_MCA", "HOROVOD"))}
 
     def start(self) -> None:
-        """Raises RuntimeError with the daemons' last words."""
+        """Start all daemons. Raises RuntimeError with the end of their logs."""
         files = [f"--{w}-file={self.root}/munge.{w}" for w in ("key", "log", "pid", "seed")]
         files.append(f"--socket={self.root}/munge.socket")
         self._daemon("munged", "--foreground", "--force", "--num-threads=1", *files)
@@ -89,7 +89,7 @@ class Slurm:
         self.until("nodes", lambda: self._idle() == len(NODES))
 
     def stop(self) -> None:
-        """Every daemon, and what jobs have left."""
+        """Cancel all jobs and end all daemons."""
         if len(self._daemons) > 1:
             self._ask("scancel", "--full", "--signal=KILL", "--state=RUNNING", "--quiet")
             self._ask("scancel", "--quiet", *self._ask("squeue", "-h", "-o", "%i").split())
@@ -107,13 +107,13 @@ class Slurm:
         shutil.rmtree(self.root)
 
     def submit(self, folder: Path, *arguments: object) -> str:
-        """The job's number."""
+        """Submit a batch script; returns the number of the job."""
         done = self.run(folder, "sbatch", "--parsable", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def run(self, folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
-        """Any command of a user."""
+        """Run a command as a user of this Slurm does."""
         return subprocess.run(
             list(map(str, command)),
             cwd=folder,
@@ -125,17 +125,17 @@ class Slurm:
         )
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` tells."""
+        """The fields of `scontrol show job`."""
         text = self._ask("scontrol", "show", "job", "--oneliner", number)
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def finish(self, number: str) -> dict[str, str]:
-        """Wait until the job has ended for good."""
+        """Wait until the job has ended and will not be requeued; returns its fields."""
         self.until(f"job {number}", lambda: self.job(number)["JobState"] in ENDED)
         return self.job(number)
 
     def until(self, what: str, done: Callable[[], bool]) -> None:
-        """Look until it is so. Raises RuntimeError."""
+        """Wait until `done` returns true. Raises RuntimeError after LIMIT_S."""
         deadline = time.monotonic() + LIMIT_S
         while not done():
             gone = [d.args for d in self._daemons if d.poll() is not None]

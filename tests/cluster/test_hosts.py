@@ -1,4 +1,4 @@
-"""Several hosts: what preflight finds on them, and real ranks by every launcher.
+"""Several hosts: the findings of preflight, and real ranks started by every launcher.
 
 The hosts' cards have different names, and each has Docker's bridge at the same address.
 """
@@ -26,14 +26,14 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """node0 and node1 work; tests may spoil node2."""
+    """Three hosts; tests may break node2."""
     with Lab(3, nics=("eth0", "ens5", "enp3s0"), docker0=True) as hosts:
         yield hosts
 
 
 @pytest.fixture
 def config(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of three updates of two ranks, in the folder of the test."""
+    """The config of a run of three updates on two ranks, in the working directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.yaml"
     path.write_text(
@@ -57,7 +57,7 @@ def on(lab: Lab, host: int, *command: object) -> CompletedProcess[str]:
 
 @contextmanager
 def mounted(lab: Lab, host: int, path: Path, *how: str) -> Iterator[None]:
-    """Something else is seen at `path`, on that host alone."""
+    """Mount something over `path` on one host only."""
     lab.check(host, ["mount", *how, path])
     try:
         yield
@@ -66,13 +66,13 @@ def mounted(lab: Lab, host: int, path: Path, *how: str) -> Iterator[None]:
 
 
 def faults(done: CompletedProcess[str]) -> list[str]:
-    """The lines that `doctor` marks."""
+    """The lines that `doctor` marks as faults."""
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     return [line.removeprefix("FAULT ") for line in lines if line.startswith("FAULT")]
 
 
-def test_all_well(lab: Lab, config: Path) -> None:
+def test_no_faults(lab: Lab, config: Path) -> None:
     done = on(lab, 0, *HVDTRAIN, "doctor", *HOSTS, config, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0, found
@@ -83,7 +83,7 @@ def test_all_well(lab: Lab, config: Path) -> None:
 def test_unmounted_dataset_full_disk_another_version(
     lab: Lab, config: Path, small_root: Path, tmp_path: Path
 ) -> None:
-    """Each told over ssh, and by the run itself."""
+    """`doctor` reports each over ssh, and so does the run."""
     disk, other = tmp_path / "disk", tmp_path / "other.py"
     disk.mkdir()
     other.write_text('__version__ = "0.0.9"\n')
@@ -93,46 +93,46 @@ def test_unmounted_dataset_full_disk_another_version(
         mounted(lab, 1, version, "--bind", str(other)),
         mounted(lab, 0, disk, "-t", "tmpfs", "-o", "size=100k", "tmpfs"),
     ):
-        told = faults(on(lab, 0, *HVDTRAIN, "doctor", *HOSTS, config, "output=disk"))
+        reported = faults(on(lab, 0, *HVDTRAIN, "doctor", *HOSTS, config, "output=disk"))
         launch = ["mpirun", *lab.mpirun_arguments(hosts=2), *HVDTRAIN]
         done = on(lab, 0, *launch, "train", config, "output=disk")
-    assert len(told) == 3, told
-    assert told[0].startswith("hvdtrain: 0.1.0 (code ")
-    assert "; 0.0.9 (code " in told[0]
-    assert told[0].endswith(
+    assert len(reported) == 3, reported
+    assert reported[0].startswith("hvdtrain: 0.1.0 (code ")
+    assert "; 0.0.9 (code " in reported[0]
+    assert reported[0].endswith(
         " on node1: install the same on all hosts: the same checkout, and make setup in it"
     )
     empty = f"node1: data.train: {small_root}/train: an empty folder: is it mounted there? "
-    assert told[1].startswith(empty)
-    assert told[2].startswith(f"node0: {disk}: 0.1 MB free, a run needs 16.8 MB: free some")
+    assert reported[1].startswith(empty)
+    assert reported[2].startswith(f"node0: {disk}: 0.1 MB free, a run needs 16.8 MB: free some")
     lines = [line for line in done.stderr.splitlines() if line.startswith("hvdtrain: error: ")]
     assert done.returncode == 5, done.stderr
-    assert [line.removeprefix("hvdtrain: error: ") for line in lines[:2]] == told[:2]
+    assert [line.removeprefix("hvdtrain: error: ") for line in lines[:2]] == reported[:2]
     assert f"node0: {disk}: 0.1 MB free, one checkpoint needs 1.1 MB" in lines[2]
     assert not list(disk.glob("*"))
 
 
-def test_hosts_that_cannot_be_had(lab: Lab, config: Path) -> None:
-    """A wrong key, a host that is down, a name that nobody knows; the others are looked at."""
+def test_unreachable_hosts(lab: Lab, config: Path) -> None:
+    """A refused key, a host that is down and an unknown name do not hide the other hosts."""
     lab.refuse_key(2)
     hosts = ["--hosts", "node0,node1,node2,node9"]
-    told = faults(on(lab, 0, *HVDTRAIN, "doctor", *hosts))
-    assert "node2: ssh wants a password, or refuses the key: ssh-copy-id node2" in told
-    assert any(line.startswith("node9: the name is unknown: fix the name") for line in told)
-    assert any(line.startswith("node1: cannot resolve the name node9") for line in told)
+    reported = faults(on(lab, 0, *HVDTRAIN, "doctor", *hosts))
+    assert "node2: ssh wants a password, or refuses the key: ssh-copy-id node2" in reported
+    assert any(line.startswith("node9: the name is unknown: fix the name") for line in reported)
+    assert any(line.startswith("node1: cannot resolve the name node9") for line in reported)
     stopped = on(lab, 0, *HVDTRAIN, "launch", "--hosts", "node0,node2", "--", "train", config)
     assert stopped.returncode == 5
     text = "hvdtrain: error: node2: ssh wants a password, or refuses the key: ssh-copy-id node2"
     assert stopped.stderr.splitlines() == [text]
     lab.kill(2)
-    told = faults(on(lab, 0, *HVDTRAIN, "doctor", "--hosts", "node0,node1,node2"))
-    assert len(told) == 1
-    assert told[0].startswith(("node2: the host is down", "node2: no answer to ssh"))
+    reported = faults(on(lab, 0, *HVDTRAIN, "doctor", "--hosts", "node0,node1,node2"))
+    assert len(reported) == 1
+    assert reported[0].startswith(("node2: the host is down", "node2: no answer to ssh"))
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "horovodrun --mpi", "horovodrun --gloo", "launch"])
 def test_launchers(lab: Lab, config: Path, launcher: str) -> None:
-    """Ranks talk through cards of different names; the link between them is measured."""
+    """Ranks communicate through cards of different names; the link between them is measured."""
     command: list[object] = ["mpirun", *lab.mpirun_arguments(hosts=2), *HVDTRAIN]
     if launcher == "launch":
         command = [*HVDTRAIN, "launch", *HOSTS, "--"]

@@ -1,4 +1,4 @@
-"""The cluster in a box: hosts of their own, ssh between them, links of the set speed."""
+"""The simulated cluster: separate hosts, ssh between them, links of the set speed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ pytestmark = pytest.mark.skipif(netlab.why_not() is not None, reason=str(netlab.
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    """Two hosts with cards of different names."""
     with Lab(2, link_gbit=0.2, nics=("eth0", "ens3"), docker0=True) as lab:
         yield lab
 
 
-def test_hosts_are_apart_and_reach_each_other(lab: Lab) -> None:
+def test_hosts_are_separate_and_reach_each_other(lab: Lab) -> None:
     assert lab.check(0, "hostname").strip() == "node0"
     assert lab.check(0, ["ssh", "node1", "hostname; ls /sys/class/net"]).split() == [
         "node1",
@@ -49,7 +50,7 @@ def test_nothing_reaches_the_machine(lab: Lab) -> None:
     )
 
 
-def test_mounts_are_the_host_s_own(lab: Lab, tmp_path: Path) -> None:
+def test_mounts_are_seen_by_their_host_only(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/image").write_text("x")
     lab.check(1, ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", tmp_path / "data"])
@@ -82,8 +83,8 @@ def test_mpirun_starts_ranks_on_every_host(lab: Lab) -> None:
     assert sorted(done.stdout.split()) == ["node0", "node0", "node1", "node1"], done.stderr
 
 
-def test_ranks_of_a_host_go_round_with_a_share_each(lab: Lab) -> None:
-    """Exact sums of two ranks on each of two hosts, and of two beside one."""
+def test_sums_by_the_ring_across_hosts(lab: Lab) -> None:
+    """Sums are exact for two ranks on each of two hosts, and for two ranks and one."""
     mpirun = shutil.which("mpirun", path=environment()["PATH"])
     if mpirun is None:
         pytest.skip("needs mpirun")
@@ -163,7 +164,7 @@ def test_the_command() -> None:
     assert command("exec", "--name", name, "node0", "--", "true").stderr.count("\n") == 1
 
 
-def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(namespaces, "SYSTEM_PATH", "/nowhere")
     reason = netlab.why_not()
     assert reason is not None

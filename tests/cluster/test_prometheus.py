@@ -1,5 +1,7 @@
-"""A real Prometheus server finds four ranks by the file that rank 0 writes, and tells the run's
-own figures; a rank that is killed shows as down."""
+"""A real Prometheus server finds four ranks by the file that rank 0 writes.
+
+It shows the same values as the run, and a killed rank as down.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ T = TypeVar("T")
 
 
 def until(what: str, look: Callable[[], T], done: Callable[[T], bool]) -> T:
-    """Look until it is as it should be."""
+    """Call `look` until `done` accepts its result; returns that."""
     deadline = time.monotonic() + LIMIT_S
     while not done(found := look()):
         assert time.monotonic() < deadline, f"{what}: {found}"
@@ -75,7 +77,7 @@ class Server:
             return False
 
     def ask(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """The instant vector."""
+        """The instant vector of an expression, now or at a Unix time."""
         query = {"query": expression} | ({} if at is None else {"time": str(at)})
         url = f"{self._url}/api/v1/query?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url, timeout=10) as answer:
@@ -92,7 +94,7 @@ class Server:
 
 @contextlib.contextmanager
 def started(command: Sequence[object], folder: Path, log: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, of which nothing is left at the end."""
+    """A process in its own group, which is ended with the context."""
     with (folder / log).open("wb") as file:
         process = subprocess.Popen(
             list(map(str, command)),
@@ -118,7 +120,7 @@ def started(command: Sequence[object], folder: Path, log: str) -> Iterator[subpr
 
 @pytest.fixture
 def folder(small_root: Path, tmp_path: Path) -> Path:
-    """With everything that the run and the server read."""
+    """A folder with everything that the run and the server read."""
     (tmp_path / "token").write_text("a token of the test\n".replace(" ", "-"))
     (tmp_path / "token").chmod(0o600)
     (tmp_path / "small.yaml").write_text(
@@ -129,7 +131,7 @@ def folder(small_root: Path, tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def served(folder: Path, prometheus_bin: Path, access: str) -> Iterator[Server]:
-    """A server that looks for `run/file_sd.json`; `access` is the setting that lets it in."""
+    """A server that reads `run/file_sd.json`; `access` is the setting by which ranks admit it."""
     (folder / "prometheus.yml").write_text(SERVER.format(rules=RULES, access=access))
     port = free_port()
     command = [
@@ -146,7 +148,7 @@ def served(folder: Path, prometheus_bin: Path, access: str) -> Iterator[Server]:
 
 @pytest.fixture
 def ranks(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """mpirun; its ranks are ended by the pids that they left."""
+    """mpirun with four ranks, which are killed at the end by the pids that they wrote."""
     worker = Path(__file__).with_name("held_worker.py")
     command = mpirun(RANKS, sys.executable, worker, "small.yaml")
     with started(command, folder, "ranks.log") as process:
@@ -157,7 +159,7 @@ def ranks(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def reported(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """All reports of this kind."""
+    """All events of one kind that the run wrote."""
     events = map(json.loads, (folder / "run/events.jsonl").read_text().splitlines())
     return [event for event in events if event["kind"] == kind]
 
@@ -170,7 +172,7 @@ def test_a_real_server_watches_four_ranks(
 
 
 def watch(server: Server, folder: Path, ranks: subprocess.Popen[bytes]) -> None:
-    """From the first look at the ranks to the death of one."""
+    """Watch the ranks from their start until one is killed."""
 
     def alive() -> dict[str, float]:
         assert ranks.poll() is None, (folder / "ranks.log").read_text()
@@ -189,7 +191,7 @@ def watch(server: Server, folder: Path, ranks: subprocess.Popen[bytes]) -> None:
     same_for_all(server, summary, folder)
     of_each(server, summary)
 
-    # mpirun would end the others, too: it is stopped while one rank dies.
+    # mpirun would kill the other ranks, too: it is stopped while one rank dies.
     os.kill(ranks.pid, signal.SIGSTOP)
     os.kill(int((folder / "pid-2").read_text()), signal.SIGKILL)
     until("one rank down", alive, lambda found: found["2"] == 0.0)
@@ -212,8 +214,8 @@ def test_a_real_server_shows_its_certificate(
         publish(cfg.metrics, Solo(), paths, sinks)
         sinks.observe_step(0.5, 7, 0.0, Reducer([], Solo()))
         for name, up in (("client", 1.0), ("stranger", 0.0)):
-            own = f"cert_file: {certificates}/{name}.pem, key_file: {certificates}/{name}.key"
-            access = f"tls_config: {{ca_file: {certificates}/ca.pem, {own}}}"
+            client = f"cert_file: {certificates}/{name}.pem, key_file: {certificates}/{name}.key"
+            access = f"tls_config: {{ca_file: {certificates}/ca.pem, {client}}}"
             with served(tmp_path, prometheus_bin, access) as server:
                 found = until(name, lambda s=server: s.by_rank("up"), bool)  # type: ignore[misc]
                 assert found == {"0": up}, name
@@ -223,7 +225,7 @@ def test_a_real_server_shows_its_certificate(
 
 
 def same_for_all(server: Server, summary: dict[str, Any], folder: Path) -> None:
-    """What every rank tells alike, against what the run wrote down."""
+    """Compare metrics that are equal on all ranks with the events and the summary of the run."""
     for event in reported(folder, "train"):
         left = summary["samples"] - event["total_samples"]
         assert event["eta_s"] == pytest.approx(left / event["images_per_second"])
@@ -248,8 +250,8 @@ def same_for_all(server: Server, summary: dict[str, Any], folder: Path) -> None:
         "hvdtrain_global_batch_images": BATCH * RANKS,
         "hvdtrain_val_epoch": evaluation["epoch"],
     }.items():
-        wanted = {str(rank): float(expected) for rank in range(RANKS)}
-        until(name, lambda n=name: server.by_rank(n), lambda found, w=wanted: found == w)  # type: ignore[misc]
+        by_rank = {str(rank): float(expected) for rank in range(RANKS)}
+        until(name, lambda n=name: server.by_rank(n), lambda found, r=by_rank: found == r)  # type: ignore[misc]
     saved = reported(folder, "checkpoint")[-1]
     assert server.by_rank("hvdtrain_checkpoint_bytes") == {"0": saved["bytes"]}
     assert server.by_rank("hvdtrain_checkpoint_write_seconds") == {"0": saved["seconds"]}
@@ -258,12 +260,14 @@ def same_for_all(server: Server, summary: dict[str, Any], folder: Path) -> None:
 
 
 def of_each(server: Server, summary: dict[str, Any]) -> None:
-    """What each rank counts for itself, and the rules made of it."""
+    """Compare what each rank counts with the summary, and the rules made of it."""
     steps = server.by_rank("hvdtrain_steps_total")
     assert steps == dict.fromkeys(steps, float(summary["steps"]))
     assert len(steps) == RANKS
     total = server.one("sum(hvdtrain_samples_total)")
-    assert total == summary["steps"] * BATCH * RANKS  # with what fills the epochs' last batches
+    assert (
+        total == summary["steps"] * BATCH * RANKS
+    )  # padding of the last batch of an epoch included
     assert server.one("sum(hvdtrain_allreduce_bytes_total)") > 0
 
     rule, expression = (
@@ -274,6 +278,6 @@ def of_each(server: Server, summary: dict[str, Any]) -> None:
     assert found[0]["metric"]["run"] == "run"
     written = server.one(f"timestamp({rule})")
     assert server.one(rule, at=written) == pytest.approx(server.one(expression, at=written))
-    # All images were used since the first look at the counters, less than a minute ago or more.
+    # All images were used after the first scrape. It may be more than a minute ago.
     peak = f"max_over_time({rule}[5m])"
     until(peak, lambda: server.one(peak), lambda found: found >= 0.999 * total / 60)

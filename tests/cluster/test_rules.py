@@ -1,4 +1,4 @@
-"""What Prometheus' own tool says of the shipped configuration, rules, alerts and dashboard."""
+"""promtool accepts the shipped configuration, rules, alerts and dashboard."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rules(name: str) -> list[dict[str, Any]]:
 
 
 def panels(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a dashboard, those within its rows too."""
+    """All panels of a dashboard, those inside rows included."""
     inner = group.get("panels", [])
     return [*inner, *(deeper for panel in inner for deeper in panels(panel))]
 

@@ -1,9 +1,10 @@
-"""Batch scripts as `hvdtrain launch slurm` prints them, on a real Slurm of two nodes."""
+"""Batch scripts that `hvdtrain launch slurm` prints, run by a real Slurm with two nodes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from hvdtrain.launch.allocation import node_names
 from tests.cluster.slurm import ENDED, Slurm
-from tests.launch import free_port
+from tests.launch import QUICK_END, free_port
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
@@ -31,14 +32,19 @@ LAUNCHERS = ("srun", "mpirun")
 
 
 class Jobs:
-    """Scripts of one config in one folder."""
+    """Batch scripts and their jobs in one folder."""
 
     def __init__(self, slurm: Slurm, folder: Path, images: Path) -> None:
         self.slurm, self.folder, self.images = slurm, folder, images
-        (folder / "env.sh").write_text("")  # jobs inherit the test's environment
+        # Jobs inherit the test's environment, except for the program that starts their ranks.
+        (folder / "bin").mkdir()
+        program = folder / "bin/hvdtrain"
+        program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{QUICK_END}' \"$@\"\n")
+        program.chmod(0o755)
+        (folder / "env.sh").write_text(f"PATH={folder}/bin:$PATH\n")
 
     def script(self, name: str, *options: str, epochs: int = 1) -> Path:
-        """The printed script."""
+        """Write a config and the script that is printed for it; returns the script."""
         config = self.folder / f"{name}.yaml"
         settings = {"root": self.images, "port": free_port(), "epochs": epochs}
         config.write_text(CONFIG.format(name=name, **settings))
@@ -60,7 +66,7 @@ class Jobs:
         return (self.folder / f"{name}-{job}.log").read_text()
 
     def wait_for_steps(self, name: str, job: str, count: int) -> None:
-        """Of all attempts together; fails if the job has ended for good before."""
+        """Wait for `count` steps, over all attempts; fails if the job ends before."""
         events = self.run_dir(name, job) / "events.jsonl"
 
         def done() -> bool:
@@ -72,7 +78,7 @@ class Jobs:
 
 @pytest.fixture
 def jobs(slurm: Slurm, tmp_path: Path, digits_root: Path) -> Iterator[Jobs]:
-    """Jobs in a folder of this test, none of which outlives it."""
+    """Jobs in the folder of this test; they are cancelled at its end."""
     yield Jobs(slurm, tmp_path, digits_root)
     if left := slurm.run(tmp_path, "squeue", "-h", "-o", "%A").stdout.split():
         slurm.run(tmp_path, "scancel", *left)
@@ -85,7 +91,7 @@ def summary(run_dir: Path) -> dict[str, object]:
 
 
 def weights(run_dir: Path) -> str:
-    """sha256 of the weights at the end."""
+    """sha256 of the final weights."""
     newest = max((run_dir / "checkpoints").iterdir())
     return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
 
@@ -100,7 +106,7 @@ def test_one_node(jobs: Jobs, launcher: str) -> None:
 
 
 def test_unequal_nodes(jobs: Jobs) -> None:
-    """Slurm fills one node with two ranks of two cores and puts the third on the other."""
+    """Slurm fills one node with two ranks of two cores and puts the third rank on the other."""
     script = jobs.script("odd", "--ranks", "3")
     script.write_text(script.read_text().replace("--cpus-per-task=1", "--cpus-per-task=2"))
     job = jobs.submit(script)
@@ -111,7 +117,13 @@ def test_unequal_nodes(jobs: Jobs) -> None:
 
 
 def test_array(jobs: Jobs) -> None:
+    """The tasks run beside each other, bound to a core each: this Slurm does not bind them."""
     script = jobs.script("many", "--sweep", "lr.base=0.02,0.05")
+    cores = sorted(os.sched_getaffinity(0))
+    bind = f"cores=({' '.join(map(str, cores))})\n"
+    bind += 'taskset -cp "${cores[SLURM_ARRAY_TASK_ID % ${#cores[@]}]}" $$ >/dev/null\n'
+    with (jobs.folder / "env.sh").open("a") as file:
+        file.write(bind)
     job = jobs.submit(script)
     for task, rate in enumerate((0.02, 0.05)):
         run = f"{job}-{task}"
@@ -122,7 +134,7 @@ def test_array(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_cancelled(jobs: Jobs, launcher: str) -> None:
-    """`scancel`: a checkpoint, exit code 75, and no return."""
+    """After `scancel`: a checkpoint, exit code 75, and no requeue."""
     script = jobs.script("long", "--nodes", "2", "--launcher", launcher, epochs=ENDLESS)
     # Slurm keeps no exit code of a cancelled job's script.
     script.write_text(script.read_text().replace('exit "$1"', 'echo "code $1"; exit "$1"'))
@@ -138,38 +150,38 @@ def test_cancelled(jobs: Jobs, launcher: str) -> None:
 
 
 def test_preempted(jobs: Jobs) -> None:
-    """By a job of a higher partition, or by the signal before a time limit: checkpoint, requeue,
-    and in the end the weights of a run that was left alone, by either launcher."""
-    found = {}
-    for launcher in LAUNCHERS:
-        name = f"twice-{launcher}"
-        script = jobs.script(name, "--nodes", "2", "--launcher", launcher, epochs=2)
-        job = jobs.submit(script)
-        run_dir = jobs.run_dir(name, job)
-        jobs.wait_for_steps(name, job, 10)
-        if launcher == "srun":
-            rival = ("-p", "high", "-N", 2, "--exclusive", "-o", "/dev/null", "--wrap", "true")
-            number = jobs.slurm.submit(jobs.folder, *rival)
-            assert jobs.slurm.finish(number)["JobState"] == "COMPLETED"
-        else:
-            jobs.slurm.run(jobs.folder, "scancel", "--batch", "--signal=USR1", job)
-        assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log(name, job)
-        assert jobs.slurm.job(job)["Restarts"] == "1", jobs.log(name, job)
-        events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-        begun = [e["restarts_after_signal"] for e in events if e["kind"] == "start"]
-        assert begun == [0, 1]
-        found[launcher] = weights(run_dir)
-    script = jobs.script("alone", "--nodes", "2", epochs=2)
-    job = jobs.submit(script)
-    assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log("alone", job)
-    assert summary(jobs.run_dir("alone", job))["world_size"] == 2
-    expected = weights(jobs.run_dir("alone", job))
-    assert found == dict.fromkeys(LAUNCHERS, expected)
+    """A job of a higher partition, or the signal before a time limit, ends a run with a checkpoint;
+    it is requeued, and its final weights are those of an undisturbed run, by either launcher.
+
+    While the first waits in the queue the others run.
+    """
+    numbers = {"twice-srun": start_two_epochs(jobs, "twice-srun", "--launcher", "srun")}
+    jobs.wait_for_steps("twice-srun", numbers["twice-srun"], 10)
+    rival = ("-p", "high", "-N", 2, "--exclusive", "-o", "/dev/null", "--wrap", "true")
+    number = jobs.slurm.submit(jobs.folder, *rival)
+    assert jobs.slurm.finish(number)["JobState"] == "COMPLETED"
+    numbers["twice-mpirun"] = start_two_epochs(jobs, "twice-mpirun", "--launcher", "mpirun")
+    numbers["whole"] = start_two_epochs(jobs, "whole")
+    jobs.wait_for_steps("twice-mpirun", numbers["twice-mpirun"], 10)
+    jobs.slurm.run(jobs.folder, "scancel", "--batch", "--signal=USR1", numbers["twice-mpirun"])
+    for name, number in numbers.items():
+        assert jobs.slurm.finish(number)["JobState"] == "COMPLETED", jobs.log(name, number)
+        restarts = [0, 1] if name != "whole" else [0]
+        assert jobs.slurm.job(number)["Restarts"] == str(restarts[-1]), jobs.log(name, number)
+        events = (jobs.run_dir(name, number) / "events.jsonl").read_text().splitlines()
+        starts = [event for event in map(json.loads, events) if event["kind"] == "start"]
+        assert [event["restarts_after_signal"] for event in starts] == restarts
+        assert [event["world_size"] for event in starts] == [2] * len(starts)
+    assert len({weights(jobs.run_dir(name, number)) for name, number in numbers.items()}) == 1
+
+
+def start_two_epochs(jobs: Jobs, name: str, *options: str) -> str:
+    """The number of a job on two nodes."""
+    return jobs.submit(jobs.script(name, "--nodes", "2", *options, epochs=2))
 
 
 def test_container_and_staging(jobs: Jobs) -> None:
-    """The store is a command of its own there. Apptainer is stood in for: it runs what it is told."""
-    (jobs.folder / "bin").mkdir()
+    """In a container the store is a separate command. A stand-in for Apptainer runs its arguments."""
     stand_in = jobs.folder / "bin/apptainer"
     stand_in.write_text('#!/bin/sh\n[ "$1 $2" = "exec image.sif" ] && shift 2 && exec "$@"\n')
     stand_in.chmod(0o755)
@@ -195,7 +207,7 @@ def test_container_and_staging(jobs: Jobs) -> None:
     assert list(jobs.folder.glob(".store*")) == []
 
 
-def test_srun_alone_is_refused(jobs: Jobs) -> None:
+def test_srun_without_launch_is_refused(jobs: Jobs) -> None:
     """Tasks that cannot find each other would each train by themselves."""
     script = jobs.script("refused")
     config = script.with_suffix(".yaml")

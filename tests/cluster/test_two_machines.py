@@ -1,6 +1,6 @@
-"""docs/tutorial/two-machines.md, word for word on two hosts of a lab.
+"""The commands of docs/tutorial/two-machines.md, run unchanged on two hosts of a lab.
 
-Blocks that ask for a password or need the internet are left out: the lab's hosts have keys and
+Blocks that ask for a password or need the internet are skipped: the hosts of the lab have keys and
 share this checkout.
 """
 
@@ -18,13 +18,13 @@ from benchmarks.netlab.lab import Lab, why_not
 from tests.launch import REPOSITORY, environment
 
 PAGE = REPOSITORY / "docs/tutorial/two-machines.md"
-LEFT_OUT = ("asks for the password", "with internet")
+SKIPPED = ("asks for the password", "with internet")
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Where each block of commands runs, and the commands."""
+    """The host or hosts of each block of commands, and the commands."""
     found: list[tuple[str, str]] = re.findall(
         r"^```\n# (on|in) (.*?)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )
@@ -34,28 +34,29 @@ def blocks() -> list[tuple[str, str]]:
 def test_word_for_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = tmp_path / "hvdtrain"
     checkout.mkdir()
-    (checkout / "configs").symlink_to(REPOSITORY / "configs")
+    for folder in ("configs", "deploy"):
+        (checkout / folder).symlink_to(REPOSITORY / folder)
     (checkout / ".venv").symlink_to(sys.prefix)
     env = environment({"HOME": str(tmp_path)})
     monkeypatch.chdir(tmp_path)
     pages = blocks()
     [shell] = [text for where, text in pages if where == "every shell"]
-    said = []
+    outputs = []
     cores = sorted(os.sched_getaffinity(0))
     with Lab(2, nics=("eth0", "ens5"), docker0=True) as lab:
-        alone = [["taskset", "-c", str(cores[host % len(cores)])] for host in range(2)]
-        for host, words in enumerate(alone):  # else each host takes all cores for its own
+        bound = [["taskset", "-c", str(cores[host % len(cores)])] for host in range(2)]
+        for host, words in enumerate(bound):  # or each host would count all cores as its own
             lab.check(host, [*words[:-1], "-p", words[-1], "1"])  # its sshd
         for where, text in pages:
-            if where == "every shell" or any(words in where for words in LEFT_OUT):
+            if where == "every shell" or any(words in where for words in SKIPPED):
                 continue
             for host, name in enumerate(lab.hosts):
                 if name in where.split():
-                    script = [*alone[host], "bash", "-ec", f"{shell}\n{text}"]
+                    script = [*bound[host], "bash", "-ec", f"{shell}\n{text}"]
                     done = lab.run(host, script, env=env, timeout_s=300)
                     assert done.returncode == 0, (text, done.stdout, done.stderr[-2000:])
-                    said.append(done.stdout)
-    name, _, _, doctor, dry, _ = said
+                    outputs.append(done.stdout)
+    name, _, _, doctor, dry, _ = outputs
     assert name == "node1\n"
     sample = re.findall(r"^ok    node\d.*$", PAGE.read_text(), re.MULTILINE)
     assert [_no_hash(line) for line in doctor.splitlines()] == list(map(_no_hash, sample))

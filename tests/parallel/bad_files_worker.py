@@ -1,4 +1,7 @@
-"""Trains on a folder with bad files, deleting one after the listing; then with a lower limit."""
+"""Train on a folder with bad files, then again with a lower limit.
+
+One file is deleted after the folder was listed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ metrics: {{enabled: false}}
 
 
 def delete_after_listing(path: Path) -> None:
-    """The first sample that any rank reads finds `path` gone."""
+    """Delete `path` when a rank reads its first sample."""
     read = ImageFolder.read
 
     def reading(source, i):  # type: ignore[no-untyped-def]

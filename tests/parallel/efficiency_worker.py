@@ -1,4 +1,4 @@
-"""Trains a few steps with one thing made slow; rank 0 writes the last report of the run."""
+"""Train a few steps with one thing made slow; rank 0 writes the last report of the run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ comm: {{group_mb: 0.02, link_gbit: 0.2}}
 metrics: {{enabled: false}}
 """
 STEP_S = 0.05
-"""Every step computes at least so long, so that other losses are small beside what is injected."""
+"""Every step computes at least this long, so that other losses are small beside the injected one."""
 
 
 def slow_reading(seconds: float) -> None:
-    """A disk that serves one image at a time."""
+    """Read as from a disk that serves one image at a time, in `seconds`."""
     read, disk = folder.read_file, threading.Lock()
 
     def slowly(path: bytes) -> np.ndarray:
@@ -43,6 +43,7 @@ def slow_reading(seconds: float) -> None:
 
 
 def slow_forward(seconds: float) -> None:
+    """Let every forward pass take `seconds` longer."""
     forward = State.forward
 
     def slowly(self: State, *args: Any, **options: Any) -> Any:
@@ -54,11 +55,11 @@ def slow_forward(seconds: float) -> None:
 
 def main(root: str, out: Path, slow: str) -> None:
     comm = init_comm()
-    late = comm.rank in {"rank 1": (1,), "ranks 2 and 3": (2, 3)}.get(slow, ())
+    slow_rank = comm.rank in {"rank 1": (1,), "ranks 2 and 3": (2, 3)}.get(slow, ())
     if slow == "data" or (slow == "data of rank 1" and comm.rank == 1):
         slow_reading(0.05)  # 4 images a step
     model = "resnet11_cifar" if slow == "network" else "resnet8_gn"  # 1.2 million parameters
-    slow_forward(STEP_S + (0.15 if late else 0.0))
+    slow_forward(STEP_S + (0.15 if slow_rank else 0.0))
     cfg = parse_config(CONFIG.format(root=root, model=model))
     train(cfg, comm, run_dir=out / "run")
     if comm.rank == 0:

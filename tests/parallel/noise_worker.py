@@ -1,9 +1,10 @@
-"""Noise scale, overflow and every optimizer on this job's ranks; fails where they disagree."""
+"""Check noise scale, overflow and every optimizer on the ranks of this job; fails if they differ."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,11 +41,11 @@ def require_same_on_all(comm: Comm, state: State) -> None:
 
 def noise_scale(comm: Comm, every: int = 1) -> tuple[float, torch.Tensor]:
     state = state_on(comm, every=every)
-    found = measured(state, batches(comm, 200))
+    scale = measured(state, batches(comm, 200))
     assert state.noise.scale.measured == 200 // every
     texts = comm.gather_text(json.dumps(state.noise.scale.state()))
     assert len(set(texts)) == 1, "ranks disagree"
-    return found, state.model.weight.detach()  # type: ignore[return-value]
+    return scale, state.model.weight.detach()  # type: ignore[return-value]
 
 
 def weights_with(comm: Comm, every: int) -> torch.Tensor:
@@ -57,7 +58,8 @@ def weights_with(comm: Comm, every: int) -> torch.Tensor:
 
 def overflow_on_one_rank(comm: Comm, static: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    state = state_on(comm, every=1, scaler=scaler, static_loss_scale=1024.0 if static else None)
+    state = state_on(comm, every=1, scaler=scaler)
+    state.settings = replace(state.settings, static_loss_scale=1024.0 if static else None)
     data = batches(comm, 3)
     train_step(state, data[0], 0.1, 0.9)
     before = [tensor.clone() for tensor in tensors_of(state)]
@@ -99,7 +101,7 @@ def updates(comm: Comm, name: str, shard: slice) -> State:
 
 def main(out: Path) -> None:
     comm = init_comm()
-    found, _ = noise_scale(comm)
+    scale, _ = noise_scale(comm)
     assert torch.equal(weights_with(comm, 3), weights_with(comm, 0))
     for static in (False, True):
         overflow_on_one_rank(comm, static)
@@ -110,7 +112,7 @@ def main(out: Path) -> None:
         for a, b in zip(many.model.parameters(), one.model.parameters(), strict=True):
             assert float((a - b).detach().abs().max()) <= 1e-5, name
     if comm.rank == 0:
-        out.write_text(json.dumps(found))
+        out.write_text(json.dumps(scale))
     comm.shutdown()
 
 

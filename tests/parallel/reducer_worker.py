@@ -1,4 +1,4 @@
-"""Gradients of this job's ranks against those of one process with the whole batch."""
+"""Compare the gradients of the ranks of this job with those of one process on the whole batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PER_RANK = 6
 
 
 class Net(nn.Module):
-    """One layer is used by rank 0 alone, one by nobody."""
+    """A network with a layer that only rank 0 uses, and one that no rank uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ def check(comm: Comm, *, accumulate: int, channels_last: bool, compression: str)
     images = torch.randn(count, 3, 6, 6, generator=generator)
     labels = torch.randint(0, 5, (count,), generator=generator)
 
-    alone = make_net(channels_last)
+    single = make_net(channels_last)
     for rank in range(comm.size):
         mine = slice(rank, None, comm.size)
-        logits = alone(images[mine], extra=rank == 0)
+        logits = single(images[mine], extra=rank == 0)
         (functional.cross_entropy(logits, labels[mine], reduction="sum") / count).backward()
 
     net = make_net(channels_last)
@@ -52,7 +52,7 @@ def check(comm: Comm, *, accumulate: int, channels_last: bool, compression: str)
         net.parameters(), comm, accumulate=accumulate, compression=compression, group_bytes=900
     )
     mine = slice(comm.rank, None, comm.size)
-    for _ in range(2):  # the second step must not see the first one's gradients
+    for _ in range(2):  # the second step must not see gradients of the first
         reducer.start_step()
         parts = images[mine].chunk(accumulate), labels[mine].chunk(accumulate)
         for x, y in zip(*parts, strict=True):
@@ -69,18 +69,22 @@ def check(comm: Comm, *, accumulate: int, channels_last: bool, compression: str)
         assert len(arrived) == (len(reducer.groups) if comm.size > 1 else 0) != 1
         assert all(map(torch.equal, arrived, reducer.flats()))
     tolerance = 2e-3 if compression == "fp16" else 1e-6
-    for (name, expected), found in zip(alone.named_parameters(), net.parameters(), strict=True):
-        want = torch.zeros_like(expected) if expected.grad is None else expected.grad
-        worst = float((found.grad - want).abs().max())
+    for (name, reference), parameter in zip(
+        single.named_parameters(), net.parameters(), strict=True
+    ):
+        expected = reference.grad
+        if expected is None:
+            expected = torch.zeros_like(reference)
+        worst = float((parameter.grad - expected).abs().max())
         assert worst <= tolerance, (name, worst)
-        assert found.grad.stride() == found.stride(), name
+        assert parameter.grad.stride() == parameter.stride(), name
     reducer.start_step(communicate=False)
     reducer.start_backward()
     net(images[mine], extra=False).sum().backward()
     before = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
     reducer.finish()
-    for p, own in zip(net.parameters(), before, strict=True):
-        assert torch.equal(p.grad, torch.zeros_like(p) if own is None else own)
+    for p, kept in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p.grad, torch.zeros_like(p) if kept is None else kept)
     assert None in before
 
 

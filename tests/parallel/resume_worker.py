@@ -1,4 +1,4 @@
-"""Records sample ids and checksums of pixels of what every rank gets, from several positions."""
+"""Record sample ids and checksums of pixels of every batch of every rank, from several positions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STOPS = (1, 4, 7)
 
 
 def records(plan: Plan, loaders: Loaders, position: Position) -> Iterator[tuple[object, ...]]:
-    """(epoch, step, sample, weight, checksum) of all that is left from `position`."""
+    """(epoch, step, sample, weight, checksum) of every sample after `position`."""
     epochs = list(plan.epochs_from(position))
     for epoch, then in zip(epochs, [*epochs[1:], None], strict=True):
         for i, batch in loaders.train(epoch, then):
@@ -47,7 +47,7 @@ def records(plan: Plan, loaders: Loaders, position: Position) -> Iterator[tuple[
 
 
 def record(comm: Comm, root: str, kind: str, position: Position, path: Path) -> None:
-    """All ranks' records from `position` on, written by rank 0."""
+    """Let rank 0 write the records of all ranks from `position` on."""
     batch, second = BATCHES[comm.size]
     cfg = parse_config(CONFIG.format(root=root, data=DATA[kind], batch=batch, second=second))
     with contextlib.closing(open_loaders(cfg, comm, torch.device("cpu"), 1)) as loaders:

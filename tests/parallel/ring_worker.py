@@ -1,4 +1,4 @@
-"""Sums of known numbers over this job's ranks, of many lengths and types."""
+"""Sum known numbers over the ranks of this job, in many lengths and types."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 
 CHUNK = 1024
-"""Bytes of a message, by the test's HOROVOD_MPI_RING_BYTES."""
+"""Bytes of a message: the HOROVOD_MPI_RING_BYTES of the test."""
 
 
 def lengths(size: int, width: int) -> list[int]:
-    """Around the shortest that goes by the ring, a piece, two, and many."""
+    """Lengths around the shortest that uses the ring, and around one, two and three pieces."""
     chunk = CHUNK // width
     edges = [chunk * size // 4, chunk * size, 2 * chunk * size, 3 * chunk * size]
     return [1, size, *[edge + off for edge in edges for off in (-1, 0, 1)], 100_003]
 
 
 def check_exact(comm: Comm, dtype: torch.dtype) -> None:
-    """Small whole numbers, whose sums every type holds."""
+    """Sums of small whole numbers, which every type holds exactly."""
     for length in lengths(comm.size, torch.empty(0, dtype=dtype).element_size()):
         numbers = torch.arange(length) % 97
         mine = (numbers + comm.rank).to(dtype)
@@ -31,7 +31,7 @@ def check_exact(comm: Comm, dtype: torch.dtype) -> None:
 
 
 def check_same(comm: Comm) -> None:
-    """The last bits, too, are those of every other rank, and of another time."""
+    """A sum has the same bits on all ranks and at the second time."""
     digests = []
     for again in range(2):
         generator = torch.Generator().manual_seed(comm.rank)
@@ -42,7 +42,7 @@ def check_same(comm: Comm) -> None:
 
 
 def check_together(comm: Comm) -> None:
-    """Several sums under way at a time."""
+    """Several sums may be in progress at a time."""
     tensors = [torch.full((20_000 + k,), float(comm.rank + k)) for k in range(6)]
     handles = [comm.sum_async_(tensor, f"together.{k}") for k, tensor in enumerate(tensors)]
     for k, (tensor, handle) in enumerate(zip(tensors, handles, strict=True)):

@@ -1,4 +1,4 @@
-"""A training set of 1000 with a file of every bad and odd kind, on two real ranks."""
+"""A training set of 1000 images with a file of every bad and unusual kind, on two real ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD_COUNT = len(BAD) + len(ON_DISK)
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """`files` with one of every kind, `plain` with what is missing to a thousand."""
+    """The folders `files`, with one file of every kind, and `plain`, with the rest of a thousand."""
     root = tmp_path / "images"
     bad_files.write({**SOUND, **SILENT, **BAD}, root / "files")
     bad_files.write_on_disk(root / "files")
@@ -48,7 +48,7 @@ def test_masked_files_are_counted_and_named(images: Path, tmp_path: Path) -> Non
     assert reasons == {name: kind.reason for name, kind in BAD.items()} | ON_DISK
     notes = " ".join(event["text"] for event in events(tmp_path / "mask", "note"))
     assert "bad images masked" in notes
-    # Above the limit every rank stops with the same line, and the list is there.
+    # Above the limit every rank stops with the same line, and the list is written.
     texts = [(tmp_path / f"rank-{rank}.txt").read_text() for rank in (0, 1)]
     assert texts[0] == texts[1]
     assert texts[0].startswith("3\ndata.max_bad_ratio: ")

@@ -1,4 +1,4 @@
-"""All ranks take the same settings, and take them again when the run goes on."""
+"""All ranks use the same measured settings, and the same again when the run is resumed."""
 
 from __future__ import annotations
 

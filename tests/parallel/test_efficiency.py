@@ -1,4 +1,4 @@
-"""What makes a job slow is found, with the right share of the lost time, and said in words."""
+"""The cause of a slow job is found, with the right share of the lost time, and explained."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.launch import REPOSITORY, mpirun, run
 WORKER = REPOSITORY / "tests/parallel/efficiency_worker.py"
 LINK_GBIT = 0.2  # as in the worker's config
 INJECTED = 0.15 / 0.20
-"""Seconds by which a slow step of the worker is longer, and its seconds."""
+"""Share of a slow step's time that is injected: 0.15 s of 0.20 s."""
 
 
 @pytest.fixture(scope="module")
 def images(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 images of two digits, so 20 steps."""
+    """160 images of two digits: 20 steps."""
     root = tmp_path_factory.mktemp("images")
     for name in ("3", "8"):
         folder = root / "train" / name
@@ -34,7 +34,7 @@ def images(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(command: list[str], folder: Path, *slow: object) -> dict[str, Any]:
-    """The one report of a run in which something is slow."""
+    """The only report of a run in which something is slow."""
     done = run([*command, *map(str, slow)], cwd=folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads((folder / "report.json").read_text())
@@ -42,7 +42,7 @@ def report(command: list[str], folder: Path, *slow: object) -> dict[str, Any]:
 
 
 def require_cause(found: dict[str, Any], cause: str, explanation: str) -> None:
-    """At least 80 % of what is lost is lost to `cause`, and the sentence says so."""
+    """At least 80 % of the lost time is due to `cause`, and the explanation says so."""
     lost = {each: found[f"lost_{each}_ratio"] for each in CAUSES}
     assert lost[cause] >= 0.8 * sum(max(0.0, ratio) for ratio in lost.values()), found
     assert found["cause"] == cause
@@ -63,7 +63,9 @@ def test_the_cause_is_found(
     command = mpirun(2, sys.executable, WORKER, images, tmp_path)
     found = report(command, tmp_path, slow)
     require_cause(found, cause, explanation.format(host=os.uname().nodename))
-    assert found[f"lost_{cause}_ratio"] == pytest.approx(INJECTED, abs=0.25)  # less: prefetched
+    assert found[f"lost_{cause}_ratio"] == pytest.approx(
+        INJECTED, abs=0.25
+    )  # some images are prefetched
     assert found["straggler"] == (1 if cause == "straggling" else None)
     assert found["efficiency_ceiling"] is None  # one machine
 
@@ -95,5 +97,5 @@ def test_a_slow_machine_is_found(images: Path, tmp_path: Path, lab: Lab) -> None
     found = report(on_both(lab, 2, images, tmp_path), tmp_path, "ranks 2 and 3")
     words = f"waiting for the ranks on {lab.hosts[1]}, which compute slowly"
     require_cause(found, "straggling", words)
-    assert found["straggler"] is None  # none of the two alone
+    assert found["straggler"] is None  # both ranks, not one
     assert found["lost_straggling_ratio"] == pytest.approx(INJECTED, abs=0.25)

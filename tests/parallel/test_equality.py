@@ -20,7 +20,7 @@ def results(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Losses and weights of every variant on 1, 2 and 4 ranks."""
     out = tmp_path_factory.mktemp("equality")
     root = tmp_path_factory.mktemp("images")
-    # 117 images: 8 steps of 16 an epoch, the last one short, so padding is part of the test.
+    # 117 images: 8 steps of 16 an epoch; the last is short, so padding is tested, too.
     for split in ("train", "val"):
         for name in "0123456789":
             folder = root / split / name
@@ -56,5 +56,5 @@ def test_variants_that_should_agree_and_differ(results: Path) -> None:
     }
     assert losses["channels_last"] == pytest.approx(losses["plain"], abs=1e-4)
     assert losses["accumulate"] == pytest.approx(losses["plain"], abs=1e-4)
-    # The clipped run must not be the unclipped one, or clipping was not tested.
+    # The clipped run must differ from the unclipped one, or clipping was not tested.
     assert losses["clip"] != pytest.approx(losses["accumulate"], abs=1e-3)

@@ -1,4 +1,4 @@
-"""Wrong use: one clear line and a documented exit code, alone and on two ranks."""
+"""Wrong use: one clear line and a documented exit code, on one process and on two ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import BIN, free_port, mpirun, run
+from tests.launch import free_port, mpirun, run
+from tests.parallel.commands import Outcome, error_lines, run_commands
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
@@ -22,70 +23,131 @@ phases: [{{epochs: 2, image_size: 16, batch_per_worker: 4}}]
 train: {{log_every: 1}}
 metrics: {{port: {port}}}
 """
+FAULTS = {
+    # settings, exit code, what the line says
+    "unknown key": (["lr.bse=1"], 2, ["lr.bse: unknown key; did you mean base?"]),
+    "wrong value": (["train.precision=fp8"], 2, ["train.precision", "found 'fp8'"]),
+    "unknown model": (["model.name=resnet8"], 2, ["model.name: resnet8: unknown model"]),
+    "no folder": (
+        ["data.train=/no/such/folder"],
+        3,
+        ["data.train: /no/such/folder: no such folder"],
+    ),
+    "no data": (["data.train=null"], 2, ["data.train"]),
+    "empty class": (["data.train=with_empty/train"], 3, ["empty"]),
+    "wrong size": (["data.train_size=23"], 3, ["data.train_size: the config says 23"]),
+    "output is a file": (
+        ["output=file/runs"],
+        6,
+        ["output: cannot write the run directory", "choose another with output=DIR"],
+    ),
+    "run exists": (["--run-dir", "first"], 4, ["holds a run already: add --resume auto"]),
+    "no run": (["--resume", "nowhere"], 4, ["no such run directory"]),
+    "another model": (
+        ["--resume", "first", "model.name=resnet8_cifar"],
+        4,
+        ["made by another run: its model is resnet8_gn"],
+    ),
+    "damaged": (["--resume", "damaged"], 4, ["no usable checkpoint"]),
+    "no token": (
+        ["metrics.token_file=none"],
+        6,
+        ["metrics.token_file: none: cannot be read: No such file"],
+    ),
+    "open to others": (
+        ["metrics.bind=0.0.0.0"],
+        2,
+        ["bind: 0.0.0.0 is open to others: set token_file"],
+    ),
+    "batch too large": (
+        ["phases.0.batch_per_worker=23"],
+        2,
+        ["phases.0.batch_per_worker: 23", "use at most {share}"],
+    ),
+}
+"""Settings after `hvdtrain train small.yaml`, with exit code and parts of the one line; `share` is
+the number of images that a rank has."""
+NUM_TRAIN = 22
+
+
+def prepare(folder: Path, small_root: Path) -> Path:
+    """Write a valid config, and a data set with an empty class."""
+    config = folder / "small.yaml"
+    config.write_text(CONFIG.format(root=small_root, port=free_port()))
+    shutil.copytree(small_root, folder / "with_empty")
+    (folder / "with_empty/train/empty").mkdir()
+    (folder / "file").write_text("not a directory")
+    return config
 
 
 @pytest.fixture
 def config(small_root: Path, tmp_path: Path) -> Path:
-    """A config that works, in the directory that tests run in."""
-    path = tmp_path / "small.yaml"
-    path.write_text(CONFIG.format(root=small_root, port=free_port()))
-    return path
+    """A valid config, in the folder in which the commands of the test run."""
+    return prepare(tmp_path, small_root)
 
 
-def told(stderr: str) -> list[str]:
-    """What hvdtrain itself said, without the launcher's farewell."""
-    assert "Traceback" not in stderr, stderr
-    return [line for line in stderr.splitlines() if line.startswith("hvdtrain: error: ")]
+@pytest.fixture(scope="module")
+def folder(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `first`, a run of two ranks, and `damaged`, whose checkpoints are cut short."""
+    folder = tmp_path_factory.mktemp("faults")
+    config = prepare(folder, small_root)
+    done = run(mpirun(2, *HVDTRAIN, "train", config, "--run-dir", "first"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "first", folder / "damaged")
+    for weights in folder.glob("damaged/checkpoints/*/model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 process", "2 ranks"])
+def outcomes(folder: Path, request: pytest.FixtureRequest) -> dict[str, Outcome]:
+    """How every fault ends, and an evaluation of `first`."""
+    commands = {name: ["train", "small.yaml", *words] for name, (words, _, _) in FAULTS.items()}
+    commands["eval"] = ["eval", "first", "--json"]
+    return run_commands(request.param, commands, folder)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line(outcomes: dict[str, Outcome], fault: str) -> None:
+    _, code, words = FAULTS[fault]
+    outcome = outcomes[fault]
+    assert set(outcome.codes) == {code}
+    assert len(outcome.errors) == 1, outcome.stderr
+    for part in words:
+        assert part.format(share=NUM_TRAIN // len(outcome.codes)) in outcome.errors[0]
+
+
+def test_eval_agrees_with_the_run(outcomes: dict[str, Outcome], folder: Path) -> None:
+    summary = json.loads((folder / "first/summary.json").read_text())
+    assert summary["world_size"] == 2
+    assert summary["samples"] == 44
+    assert summary["steps"] == 6
+    assert summary["scaling_efficiency"] > 0
+    assert set(outcomes["eval"].codes) == {0}
+    result = json.loads(outcomes["eval"].stdout.splitlines()[-1])
+    assert result["images"] == 14
+    assert result["top1"] == summary["top1"]
+    assert result["loss"] == pytest.approx(summary["loss"], abs=1e-6)
 
 
 def fails(config: Path, *overrides: str, ranks: int = 1) -> tuple[int, str]:
-    """Exit code and the one line."""
+    """Exit code and the one line of a separate job."""
     command = [*HVDTRAIN, "train", config, *overrides]
     command = mpirun(ranks, *command) if ranks > 1 else list(map(str, command))
     done = run(command, cwd=config.parent)
-    lines = told(done.stderr)
+    lines = error_lines(done.stderr)
     assert len(lines) == 1, done.stderr
     return done.returncode, lines[0]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_config_faults(config: Path, ranks: int) -> None:
-    code, line = fails(config, "lr.bse=1", ranks=ranks)
-    assert code == 2
-    assert "lr.bse: unknown key; did you mean base?" in line
-    code, line = fails(config, "train.precision=fp8", ranks=ranks)
-    assert code == 2
-    assert "train.precision" in line
-    assert "found 'fp8'" in line
-    code, line = fails(config, "model.name=resnet8", ranks=ranks)
-    assert code == 2
-    assert "model.name: resnet8: unknown model" in line
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_data_faults(config: Path, small_root: Path, ranks: int) -> None:
-    code, line = fails(config, "data.train=/no/such/folder", ranks=ranks)
-    assert code == 3
-    assert "data.train: /no/such/folder: no such folder" in line
-    code, line = fails(config, "data.train=null", ranks=ranks)
-    assert code == 2
-    assert "data.train" in line
-    copy = config.parent / "copy"
-    shutil.copytree(small_root, copy)
-    (copy / "train/empty").mkdir()
-    code, line = fails(config, f"data.train={copy}/train", ranks=ranks)
-    assert code == 3
-    assert "empty" in line
-    code, line = fails(config, "data.train_size=23", ranks=ranks)
-    assert code == 3
-    assert "data.train_size: the config says 23" in line
-
-
-def test_batches_that_do_not_fit(config: Path) -> None:
-    code, line = fails(config, "phases.0.batch_per_worker=12", ranks=2)
-    assert code == 2
-    assert "phases.0.batch_per_worker: 12" in line
-    assert "use at most 11" in line
+@pytest.mark.parametrize(
+    ("ranks", "fault"), [(1, "unknown key"), (2, "unknown key"), (2, "no folder")]
+)
+def test_a_job_ends_with_the_exit_code(config: Path, ranks: int, fault: str) -> None:
+    settings, code, words = FAULTS[fault]
+    found, line = fails(config, *settings, ranks=ranks)
+    assert found == code
+    assert words[0] in line
 
 
 def test_more_ranks_than_images(config: Path, small_root: Path) -> None:
@@ -110,46 +172,6 @@ def test_busy_port_on_one_rank(config: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "metrics.port: in use: 1 of 2 ranks took the next free one" in done.stdout
     assert not list(config.parent.glob("runs/*/file_sd.json"))  # the run is over
-
-
-def test_metrics_that_no_rank_may_serve(config: Path) -> None:
-    code, line = fails(config, "metrics.token_file=none", ranks=2)
-    assert code == 6
-    assert "metrics.token_file: none: cannot be read: No such file" in line
-    code, line = fails(config, "metrics.bind=0.0.0.0", ranks=2)
-    assert code == 2
-    assert "bind: 0.0.0.0 is open to others: set token_file" in line
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_run_directory_that_cannot_be_written(config: Path, ranks: int) -> None:
-    blocked = config.parent / "file"
-    blocked.write_text("not a directory")
-    code, line = fails(config, f"output={blocked}/runs", ranks=ranks)
-    assert code == 6
-    assert "output: cannot write the run directory" in line
-    assert "choose another with output=DIR" in line
-
-
-def test_resuming_what_cannot_be_resumed(config: Path) -> None:
-    folder = config.parent
-    code, line = fails(config, "--resume", str(folder / "nowhere"))
-    assert code == 4
-    assert "no such run directory" in line
-    done = run([*HVDTRAIN, "train", str(config), "--run-dir", "first"], cwd=folder)
-    assert done.returncode == 0, done.stderr
-    code, line = fails(config, "--run-dir", "first")
-    assert code == 4
-    assert "holds a run already: add --resume auto" in line
-    for ranks in (1, 2):
-        code, line = fails(config, "--resume", "first", "model.name=resnet8_cifar", ranks=ranks)
-        assert code == 4
-        assert "made by another run: its model is resnet8_gn" in line
-    for meta in folder.glob("first/checkpoints/*/model.safetensors"):
-        meta.write_bytes(meta.read_bytes()[:-1])
-    code, line = fails(config, "--resume", "first")
-    assert code == 4
-    assert "no usable checkpoint" in line
 
 
 def test_loss_that_is_not_finite(config: Path) -> None:
@@ -183,46 +205,24 @@ def test_a_bad_image_is_named_by_its_rank_and_nobody_waits(config: Path, small_r
 )
 def test_command_line_faults(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run([*HVDTRAIN, *arguments], cwd=tmp_path)
-    lines = told(done.stderr)
+    lines = error_lines(done.stderr)
     assert len(lines) == 1, done.stderr
     assert message in lines[0]
     assert done.returncode == (4 if arguments[0] == "eval" else 2)
 
 
-def test_train_then_eval_agree(config: Path) -> None:
-    folder = config.parent
-    done = run(mpirun(2, *HVDTRAIN, "train", config, "--run-dir", "run"), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((folder / "run/summary.json").read_text())
-    assert summary["world_size"] == 2
-    assert summary["samples"] == 44
-    assert summary["steps"] == 6
-    assert summary["scaling_efficiency"] > 0
-    for command in (
-        [*HVDTRAIN, "eval", "run", "--json"],
-        mpirun(2, *HVDTRAIN, "eval", "run", "--json"),
-    ):
-        done = run(command, cwd=folder)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
-        assert found["images"] == 14
-        assert found["top1"] == summary["top1"]
-        assert found["loss"] == pytest.approx(summary["loss"], abs=1e-6)
-
-
-def test_doctor_says_what_it_found(tmp_path: Path) -> None:
+def test_doctor_reports_faults(tmp_path: Path) -> None:
     done = run([*HVDTRAIN, "doctor", "--json"], cwd=tmp_path)
-    found = json.loads(done.stdout)
-    checks = {check["name"]: check for check in found["checks"]}
+    report = json.loads(done.stdout)
+    checks = {check["name"]: check for check in report["checks"]}
     assert checks["horovod"]["ok"]
     assert checks["decoding"]["ok"]
-    assert found["horovod"]["mpi"] is True
-    assert found["horovod"]["gloo"] is True
-    assert found["versions"]["horovod"] == "0.28.1"
+    assert report["horovod"]["mpi"] is True
+    assert report["horovod"]["gloo"] is True
+    assert report["versions"]["horovod"] == "0.28.1"
     done = run([*HVDTRAIN, "doctor"], cwd=tmp_path)
     assert "ok    decoding" in done.stdout
-    # Without the launchers on PATH it says so and what to do.
+    # Without launchers on PATH it reports that.
     done = run([*HVDTRAIN, "doctor"], cwd=tmp_path, PATH="/nonexistent")
     assert done.returncode == 1
     assert "FAULT launcher" in done.stdout
-    assert BIN.exists()

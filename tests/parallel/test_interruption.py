@@ -1,14 +1,16 @@
-"""A killed rank ends the job and names itself; a stopped run goes on as if nothing had been."""
+"""A killed rank ends the job and is named; a stopped run resumes to the weights of a whole one."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -35,9 +37,16 @@ metrics: {{port: {port}}}
 
 @pytest.fixture
 def config(digits_root: Path, tmp_path: Path) -> Path:
-    """Epochs of 90 steps on two ranks, far more of them than a test waits for."""
+    """A run of 500 epochs of 13 steps on two ranks: more than a test waits for."""
+    root = tmp_path / "images"
+    for split, count in (("train", 20), ("val", 5)):
+        for name in "0123456789":
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for image in sorted((digits_root / split / name).iterdir())[:count]:
+                (folder / image.name).symlink_to(image)
     path = tmp_path / "long.yaml"
-    path.write_text(CONFIG.format(root=digits_root, port=free_port(), epochs=500))
+    path.write_text(CONFIG.format(root=root, port=free_port(), epochs=500))
     return path
 
 
@@ -67,8 +76,8 @@ def ranks_of(job: subprocess.Popen[str], config: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def started(config: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Jobs started by a test; whatever is left of them is killed after it."""
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Jobs that a test starts; they are killed at its end."""
     jobs: list[subprocess.Popen[str]] = []
     yield jobs
     end_jobs(jobs)
@@ -105,7 +114,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     run_dir = config.parent / "run"
     command = LAUNCHERS[launcher](2, *HVDTRAIN, "train", config, "--run-dir", run_dir)
     job = start(command, config, started)
-    wait_for_steps(job, run_dir, 100)
+    wait_for_steps(job, run_dir, 20)  # the second epoch has begun
     ranks = ranks_of(job, config)
     assert len(ranks) == 2
     victim = next(
@@ -125,85 +134,105 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     assert (run_dir / "file_sd.json").exists()  # so that Prometheus shows the ranks as down
     _, alive = psutil.wait_procs(everyone, timeout=10)
     assert alive == []
-    # --resume auto goes on from the newest checkpoint, to the end of a shorter run.
-    done = run(
-        mpirun(2, *HVDTRAIN, "train", config, "--resume", str(run_dir), "phases.1.epochs=1"),
-        cwd=config.parent,
-    )
+    # --resume continues from the newest checkpoint, here to the end of the epoch after it.
+    epochs = int(max((run_dir / "checkpoints").glob("e*")).name[1:5])
+    command = [*HVDTRAIN, "train", config, "--resume", run_dir, f"phases.1.epochs={epochs}"]
+    done = run(mpirun(2, *command), cwd=config.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from" in done.stdout
+    assert json.loads((run_dir / "summary.json").read_text())["epochs"] == epochs + 1
     assert not (run_dir / "file_sd.json").exists()
+
+
+THREE_EPOCHS = [
+    *("lr.scaling=none", "phases.0.batch_per_worker=16", "phases.1.batch_per_worker=16"),
+    *("train.ema_decay=0.98", "train.noise_scale_every=3", "comm.tune=measure", "comm.group_mb=1"),
+]
+"""45 steps an epoch on two ranks."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A run on two ranks that went to its end, and the same run stopped by SIGTERM."""
+
+    folder: Path
+    """With the config, and the whole run in `whole`."""
+    run_dir: Path
+    output: str
+    """What the stopped job printed."""
+
+
+@pytest.fixture(scope="module")
+def stopped(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    folder = tmp_path_factory.mktemp("stopped")
+    config = folder / "three.yaml"
+    config.write_text(CONFIG.format(root=digits_root, port=free_port(), epochs=2))
+    command = mpirun(2, *HVDTRAIN, "train", config, *THREE_EPOCHS)
+    whole = run([*command, "--run-dir", "whole"], cwd=folder)
+    assert whole.returncode == 0, whole.stderr
+    jobs: list[subprocess.Popen[str]] = []
+    try:
+        job = start(command, config, jobs)
+        while not (runs := list(folder.glob("runs/long-*"))):
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.1)
+        [run_dir] = runs
+        wait_for_steps(job, run_dir, 60)  # the second phase has begun
+        assert (run_dir / "file_sd.json").exists()
+        for child in ranks_of(job, config)[:1]:
+            os.kill(child.pid, signal.SIGTERM)
+        out, _ = job.communicate(timeout=END_S)
+        assert job.returncode == 75, out
+    finally:
+        end_jobs(jobs)
+    assert not (run_dir / "file_sd.json").exists()
+    return Stopped(folder, run_dir, out)
+
+
+def test_a_stopped_run_says_where_and_how_to_continue(stopped: Stopped) -> None:
+    assert "stopped by a signal at epoch 1, image " in stopped.output
+    assert "continue with --resume" in stopped.output
+    assert "1 MiB, compression none (measured in " in stopped.output
 
 
 @pytest.mark.parametrize("new_ranks", [1, 2])
 def test_a_stopped_run_resumes_to_the_same_weights(
-    digits_root: Path, tmp_path: Path, started: list[subprocess.Popen[str]], new_ranks: int
+    stopped: Stopped, tmp_path: Path, new_ranks: int
 ) -> None:
-    """SIGTERM in mid-epoch, then `--resume auto`, on as many ranks or another number of them."""
-    config = tmp_path / "three.yaml"
-    config.write_text(CONFIG.format(root=digits_root, port=free_port(), epochs=2))
-    options = ["lr.scaling=none", "phases.0.batch_per_worker=16", "phases.1.batch_per_worker=16"]
-    options += ["train.ema_decay=0.98", "train.noise_scale_every=3"]
-    options += ["comm.tune=measure", "comm.group_mb=1"]
-    whole = run(mpirun(2, *HVDTRAIN, "train", config, *options, "--run-dir", "whole"), cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    job = start(mpirun(2, *HVDTRAIN, "train", config, *options), config, started)
-    while not (found := list(tmp_path.glob("runs/long-*"))):
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.1)
-    [run_dir] = found
-    wait_for_steps(job, run_dir, 60)  # 45 steps an epoch: the second phase has begun
-    assert (run_dir / "file_sd.json").exists()
-    for child in ranks_of(job, config)[:1]:
-        os.kill(child.pid, signal.SIGTERM)
-    out, _ = job.communicate(timeout=END_S)
-    assert job.returncode == 75, out
-    assert not (run_dir / "file_sd.json").exists()
-    assert "stopped by a signal at epoch 1, image " in out
-    assert "continue with --resume" in out
-    accumulate = 2 // new_ranks  # the same global batch
-    resumed = run(
-        mpirun(
-            new_ranks,
-            *HVDTRAIN,
-            "train",
-            config,
-            *options,
-            f"train.accumulate={accumulate}",
-            "--resume",
-            "auto" if new_ranks == 2 else str(run_dir),
-        ),
-        cwd=tmp_path,
-    )
+    """On the same number of ranks by `--resume auto`, or on another by the directory's name."""
+    run_dir = tmp_path / stopped.run_dir.relative_to(stopped.folder)
+    shutil.copytree(stopped.run_dir, run_dir)
+    command = [*HVDTRAIN, "train", stopped.folder / "three.yaml", *THREE_EPOCHS]
+    command += [f"train.accumulate={2 // new_ranks}"]  # the same global batch
+    command += ["--resume", "auto" if new_ranks == 2 else str(run_dir)]
+    resumed = run(mpirun(new_ranks, *command), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert (
-        f"resumed from {run_dir.relative_to(tmp_path) if new_ranks == 2 else run_dir}"
-        in resumed.stdout
-    )
-    assert "1 MiB, compression none (measured in " in out
+    name = run_dir.relative_to(tmp_path) if new_ranks == 2 else run_dir
+    assert f"resumed from {name}" in resumed.stdout
     assert ("(kept from tuning.json)" in resumed.stdout) == (new_ranks == 2)
     expected, summary = (
-        json.loads((root / "summary.json").read_text()) for root in (tmp_path / "whole", run_dir)
+        json.loads((root / "summary.json").read_text())
+        for root in (stopped.folder / "whole", run_dir)
     )
     assert summary["samples"] == expected["samples"]
     assert summary["steps"] == expected["steps"]
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert [event["step"] > 45 for event in events if event["kind"] == "stop"] == [True]
-    begun = [event["restarts_after_signal"] for event in events if event["kind"] == "start"]
-    assert begun == [0, 1]
+    restarts = [event["restarts_after_signal"] for event in events if event["kind"] == "start"]
+    assert restarts == [0, 1]
     norms = [event["gradient_norm"] for event in events if event["kind"] == "train"]
     assert all(norm > 0 for norm in norms)
-    # Another number of ranks sums in another order: equal but for rounding.
+    # Another number of ranks sums in another order: equal except for rounding.
     assert summary["loss"] == pytest.approx(expected["loss"], abs=1e-3 if new_ranks == 1 else 0)
     if new_ranks == 2:
         assert summary["noise_scale"] == expected["noise_scale"] is not None
     for file in ("model.safetensors", "ema.safetensors"):
-        [theirs, mine] = (
+        [whole, mine] = (
             safetensors.torch.load_file(max((root / "checkpoints").iterdir()) / file)
-            for root in (tmp_path / "whole", run_dir)
+            for root in (stopped.folder / "whole", run_dir)
         )
-        for name, tensor in mine.items():
+        for key, tensor in mine.items():
             if new_ranks == 2:
-                assert bool((tensor == theirs[name]).all()), (file, name)
+                assert bool((tensor == whole[key]).all()), (file, key)
             else:
-                assert float((tensor - theirs[name]).abs().max()) < 1e-3, (file, name)
+                assert float((tensor - whole[key]).abs().max()) < 1e-3, (file, key)

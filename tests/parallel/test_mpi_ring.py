@@ -1,4 +1,4 @@
-"""Our ring in Horovod (third_party/horovod/0003-mpi-ring.patch), on real ranks."""
+"""The ring that our patch adds to Horovod (0003-mpi-ring.patch), on real ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORKER = REPOSITORY / "tests/parallel/ring_worker.py"
 
 
 def activities(timeline: Path) -> set[str]:
-    """What Horovod did, from the timeline it wrote."""
+    """The activities in the timeline that Horovod wrote."""
     text = timeline.read_text().rstrip().rstrip(",").rstrip("]")
     return {event["name"] for event in json.loads(text + "]") if event.get("ph") == "B"}
 

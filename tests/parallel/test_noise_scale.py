@@ -14,8 +14,8 @@ WORKER = REPOSITORY / "tests/parallel/noise_worker.py"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """The noise scale that 2 and 4 ranks measure; the worker checks the rest."""
+def scales(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The noise scale measured by 2 and 4 ranks; the worker checks everything else."""
     values = {}
     for ranks in (2, 4):
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
@@ -26,6 +26,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     return values
 
 
-def test_ranks_find_the_exact_value(found: dict[int, float]) -> None:
-    assert found[2] == pytest.approx(EXACT, rel=0.1)
-    assert found[4] == pytest.approx(EXACT, rel=0.1)
+def test_ranks_find_the_exact_value(scales: dict[int, float]) -> None:
+    assert scales[2] == pytest.approx(EXACT, rel=0.1)
+    assert scales[4] == pytest.approx(EXACT, rel=0.1)

@@ -1,4 +1,4 @@
-"""Reduced gradients and the other collectives, on real ranks of every launcher."""
+"""Reduced gradients and the other collectives, on real ranks by MPI and gloo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run stopped in its second phase goes on with the very next samples and the same pixels."""
+"""A run stopped in its second phase continues with the next samples and the same pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Record = tuple[int, int, int, float, int]
 
 @pytest.fixture(scope="module")
 def recorded(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each number of ranks has got."""
+    """The folder with the records of 1, 2 and 4 ranks."""
     out, root = tmp_path_factory.mktemp("recorded"), tmp_path_factory.mktemp("images")
     for k, image in enumerate(sorted((digits_root / "train").rglob("*.jpg"))[:: 1430 // COUNT]):
         folder = root / str(k % 3)
@@ -32,7 +32,7 @@ def recorded(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def in_order(path: Path) -> list[list[tuple[int, int]]]:
-    """(sample, checksum) by epoch, those with weight, in the order of the permutation."""
+    """(sample, checksum) of the samples with weight, by epoch, in the order of the permutation."""
     ranks: list[list[Record]] = [[tuple(r) for r in rank] for rank in json.loads(path.read_text())]
     assert len({len(rank) for rank in ranks}) == 1
     epochs: dict[int, list[tuple[int, int]]] = {}
@@ -54,7 +54,9 @@ def test_an_uninterrupted_run_sees_each_image_once_an_epoch(recorded: Path, kind
 
 @pytest.mark.parametrize("ranks", BATCHES)
 @pytest.mark.parametrize("kind", DATA)
-def test_a_resumed_run_is_the_rest_of_the_whole_one(recorded: Path, kind: str, ranks: int) -> None:
+def test_a_resumed_run_gets_the_rest_of_the_whole_one(
+    recorded: Path, kind: str, ranks: int
+) -> None:
     whole = in_order(recorded / f"{kind}-whole.json")
     for stop in STOPS:
         consumed = stop * 2 * BATCHES[2][1]

@@ -10,6 +10,7 @@ import pytest
 
 from hvdtrain.config.load import load_config
 from tests.launch import mpirun, run
+from tests.parallel.commands import run_commands
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
@@ -56,7 +57,7 @@ def test_the_range_test_gives_the_same_curve_on_two_ranks_as_on_one(config: Path
     assert len(one["losses"]) == 50  # more than the 45 steps of an epoch
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
     assert two["rates"] == one["rates"]
-    assert max(one["losses"]) - min(one["losses"]) > 0.03  # it has learned
+    assert max(one["losses"]) - min(one["losses"]) > 0.03  # the loss has fallen
 
 
 def test_all_ranks_agree_when_one_runs_out_of_memory(config: Path) -> None:
@@ -72,15 +73,16 @@ def test_all_ranks_agree_when_one_runs_out_of_memory(config: Path) -> None:
 
 
 def test_wrong_use_is_one_line(config: Path) -> None:
-    (config.parent / "there.yaml").write_text("x: 1")
+    (config.parent / "existing.yaml").write_text("x: 1")
     cases = [
         (["lr", config, "--from", "1", "--to", "0.1"], 2, "expected 0 < from < to"),
-        (["batch", config, "--most", "16", "--write", "there.yaml"], 6, "exists; name another"),
+        (["batch", config, "--most", "16", "--write", "existing.yaml"], 6, "exists; name another"),
         (["batch", config, "--memory-gb", "1e-6"], 2, "not even 8 images of 16 px fit"),
     ]
-    for options, code, words in cases:
-        done = run(mpirun(2, *HVDTRAIN, "tune", *options), cwd=config.parent)
-        lines = [line for line in done.stderr.splitlines() if line.startswith("hvdtrain: error")]
-        assert done.returncode == code, done.stderr
-        assert len(lines) == 1, done.stderr
-        assert words in lines[0]
+    commands = {words: ["tune", *options] for options, _, words in cases}
+    for (_, code, words), outcome in zip(
+        cases, run_commands(2, commands, config.parent).values(), strict=True
+    ):
+        assert outcome.codes == [code, code]
+        assert len(outcome.errors) == 1, outcome.stderr
+        assert words in outcome.errors[0]

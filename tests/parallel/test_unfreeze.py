@@ -1,4 +1,4 @@
-"""Parts that are trained from a phase on, on real ranks: equal to one process."""
+"""Parts that are trained from a later phase on: two real ranks equal one process."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ metrics: {{enabled: false}}
 
 
 def test_two_ranks_train_what_one_trains(small_root: Path, tmp_path: Path) -> None:
-    """With groups of gradients so small that some hold frozen parameters alone."""
+    """The groups of gradients are so small that some hold only frozen parameters."""
     (tmp_path / "c.yaml").write_text(CONFIG.format(root=small_root))
-    found = []
+    weights = []
     for ranks in (1, 2):
         command = [*HVDTRAIN, "train", "c.yaml", "--run-dir", f"r{ranks}"]
         command += [f"train.accumulate={2 // ranks}", "checkpoint.keep=9"]
         done = run(mpirun(ranks, *command), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         checkpoints = sorted((tmp_path / f"r{ranks}/checkpoints").iterdir())
-        found.append([safetensors.torch.load_file(c / "model.safetensors") for c in checkpoints])
-    (one_first, one), (two_first, two) = found
+        weights.append([safetensors.torch.load_file(c / "model.safetensors") for c in checkpoints])
+    (one_first, one), (two_first, two) = weights
     for name, tensor in one.items():
         assert torch.allclose(two[name], tensor, atol=1e-5), name
     freed = [name for name in one if name.startswith("stages.1.")]

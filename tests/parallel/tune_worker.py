@@ -1,4 +1,4 @@
-"""Chooses the settings of the gradient exchange twice; every rank prints what it got."""
+"""Choose the settings of the gradient exchange twice; rank 0 prints the choices of all ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(file: Path) -> None:
     first = tune(cfg, comm, file)
     if comm.rank == 0:
         first.write(file)
-    # The other ranks' machines may not see the file.
+    # The machines of other ranks may not see the file.
     again = tune(cfg, comm, file if comm.rank == 0 else Path("/nowhere"))
     chosen = [each.config.comm.model_dump() for each in (first, again)]
     texts = comm.gather_text(json.dumps([chosen, again.text]))

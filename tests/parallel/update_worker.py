@@ -1,4 +1,4 @@
-"""Parameters updated while later groups are summed get the weights of an update of all at once."""
+"""Updates by group, while later groups are summed, give the weights of one update of all."""
 
 from __future__ import annotations
 

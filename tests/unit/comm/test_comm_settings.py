@@ -1,4 +1,4 @@
-"""What Horovod and Open MPI are told before they start."""
+"""Variables that Horovod and Open MPI get before they start."""
 
 from __future__ import annotations
 

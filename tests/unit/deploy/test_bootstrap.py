@@ -23,11 +23,8 @@ def run_setup(root: Path, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# --- error lines
-
-
 def path_with(folder: Path, *tools: str) -> str:
-    """A PATH on which only these tools are found."""
+    """A PATH with these tools only."""
     folder.mkdir()
     for tool in tools:
         (folder / tool).symlink_to(shutil.which(tool) or "/bin/true")
@@ -92,9 +89,6 @@ def test_an_older_python_gets_a_message_before_syntax_it_cannot_read(checkout: P
 def test_cxx_may_carry_options() -> None:
     env = {"PATH": os.environ["PATH"], "CXX": f"{sys.executable} -O1"}
     assert machine.find_compiler(env) == [sys.executable, "-O1"]
-
-
-# --- a command that fails
 
 
 def run_failing(script: str, tmp_path: Path) -> str:

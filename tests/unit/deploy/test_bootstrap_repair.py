@@ -143,7 +143,9 @@ def test_a_broken_or_copied_venv_is_made_again(checkout: Path) -> None:
     assert not bootstrap.venv_works(setup.venv)
 
 
-def test_two_set_ups_at_once_take_turns(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_set_up_waits_for_the_first(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_setup(checkout, monkeypatch)[0].locked()
     hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(); input()"
     with subprocess.Popen(

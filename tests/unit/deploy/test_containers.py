@@ -76,7 +76,7 @@ def test_the_definition_names_existing_files() -> None:
         subprocess.run(["sh", "-n", "-c", sections[name]], check=True)
 
 
-def test_both_images_hold_what_set_up_asks_for() -> None:
+def test_both_images_hold_what_set_up_needs() -> None:
     """deploy/machine.py looks for a compiler, make, git, Python's headers and its venv."""
     needed = {"g++", "make", "git", "python3-dev", "python3-venv", "ca-certificates"}
     build, run = packages(DOCKERFILE.read_text())

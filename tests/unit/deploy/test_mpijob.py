@@ -1,4 +1,4 @@
-"""The manifest for Kubernetes, by the schema of its kind; nothing here starts it."""
+"""The manifest for Kubernetes fits the schema of an MPIJob; no job is started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTAINERS = ROOT / "deploy/containers"
 DOCKERFILE = CONTAINERS / "Dockerfile"
 MPIJOB = ROOT / "deploy/kubernetes/mpijob.yaml"
 
-# What MPIJob v2beta1 and the pods in it may hold, as far as our manifest goes.
+# The part of the schema of MPIJob v2beta1 and its pods that our manifest uses.
 # Source: github.com/kubeflow/mpi-operator, manifests/base/kubeflow.org_mpijobs.yaml and
 # pkg/apis/kubeflow/v2beta1/types.go; Kubernetes' core/v1 for pods.
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([kMGTPE]i?|m)?$")] | int
@@ -133,7 +133,7 @@ def job(manifest: dict[str, Any]) -> MPIJob:
 
 
 def test_the_schema_finds_what_the_server_would(manifest: dict[str, Any]) -> None:
-    """The schema above is worth something: misplaced, misspelt and wrong values are refused."""
+    """The schema above refuses misplaced, misspelt and wrong values."""
     MPIJob.model_validate(manifest)
     for path, value in (
         (("spec", "cleanPodPolicy"), "Running"),  # where v1 had it

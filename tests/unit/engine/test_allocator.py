@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next step: pages are asked for once, by a process of its own."""
+"""Freed memory is kept for the next step; measured in a separate process by its page faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ for _ in range(20):
     step()
 default = faults() - before
 choose_device(Solo())
-for _ in range(20):  # the heap has grown to its size after 4 to 7
+for _ in range(20):  # the heap grows for 4 to 7 of them
     step()
 before = faults()
 for _ in range(20):

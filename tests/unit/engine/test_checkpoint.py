@@ -1,8 +1,7 @@
-"""Checkpoints: whole or absent, every flipped bit seen, nothing loaded that does not fit."""
+"""Checkpoints are whole or absent, every flipped bit is found, and what does not fit is refused."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -34,7 +33,7 @@ def tensors_of(state: State) -> dict[str, torch.Tensor]:
     return {**state.model.state_dict(), **optimizer_tensors(state.model, state.optimizer)}
 
 
-def test_round_trip_goes_on_identically(tmp_path: Path) -> None:
+def test_training_after_a_round_trip_is_identical(tmp_path: Path) -> None:
     state = trained()
     path = save_checkpoint(state, tmp_path, 2, LABELS)
     assert path.name == "e0002-s0000000060"
@@ -49,7 +48,7 @@ def test_round_trip_goes_on_identically(tmp_path: Path) -> None:
         assert tensor.stride() == expected[name].stride(), name
 
 
-def test_every_single_flipped_bit_is_seen(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = save_checkpoint(trained(), tmp_path, 2, LABELS)
     generator = torch.Generator().manual_seed(0)
     for file in sorted(path.iterdir()):
@@ -131,7 +130,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
 
 
 def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """A process that saves without end is killed; what is there must verify."""
+    """A process that saves in an endless loop is killed; its checkpoints must verify."""
     code = (
         "import sys, pathlib\n"
         "from tests.unit.engine.test_checkpoint import *\n"
@@ -159,11 +158,9 @@ def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
             verify(path)
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    from hvdtrain.engine import checkpoint
-
-    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
-    meta = json.loads((path / "meta.json").read_bytes())["meta"]
-    (path / "meta.json").write_bytes(checkpoint._sealed({**meta, "format": 99}))
+def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as newer:
+        newer.setattr("hvdtrain.engine.checkpoint.FORMAT", 99)
+        path = save_checkpoint(trained(), tmp_path, 2, LABELS)
     with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
         verify(path)

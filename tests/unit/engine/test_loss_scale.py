@@ -1,4 +1,4 @@
-"""Loss scales, overflow, and random numbers of dropout that a resumed run draws again."""
+"""Loss scales, overflow, and the random numbers of dropout after a resume."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_calibration_with_a_loss_scale_leaves_no_trace() -> None:
 def test_the_gradients_norm_is_without_loss_scale_and_before_clipping() -> None:
     state = scaled(1024.0, static=False, clip_norm=1e-3)
     train_step(state, images(6), 0.1, 0.9)
-    assert state.gradient_norm is None  # nobody asked
+    assert state.gradient_norm is None  # it was not asked for
     plain = state_of(network())
     train_step(plain, images(6), 0.1, 0.9)
     expected = torch.cat([p.grad.flatten() for p in plain.model.parameters()]).norm().item()  # type: ignore[union-attr]
@@ -140,11 +140,11 @@ def test_a_resumed_run_drops_the_same_units(tmp_path: Path) -> None:
 
 
 def test_other_steps_seeds_and_ranks_drop_others() -> None:
-    found = []
+    weights = []
     for seed, rank, step in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
         state = dropping(seed)
-        state.comm.rank = rank  # an instance's own, not the class's
+        state.comm.rank = rank  # of this instance, not of the class
         state.progress = Progress(step=step)
         train_step(state, images(6), 0.1, 0.9)
-        found.append(tensors_of(state)[0])
-    assert all(not torch.equal(found[0], other) for other in found[1:])
+        weights.append(tensors_of(state)[0])
+    assert all(not torch.equal(weights[0], other) for other in weights[1:])

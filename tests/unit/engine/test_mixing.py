@@ -1,4 +1,4 @@
-"""Mixup and CutMix against their definitions, and free of history."""
+"""Mixup and CutMix follow their definitions and do not depend on earlier batches."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_shares_are_beta_distributed(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_mixed_depends_on_seed_epoch_and_sample_alone(kind: str) -> None:
+def test_mixing_depends_on_seed_epoch_and_sample_only(kind: str) -> None:
     mixing = Mixing(**KINDS[kind], seed=4)
     (one,) = mixing.parts(batch(), 1, 2)
     (again,) = mixing.parts(batch(), 1, 2)
@@ -103,9 +103,9 @@ def test_images_without_weight_are_not_mixed(kind: str) -> None:
     given = batch()
     given.weights[[3, 9]] = 0
     (part,) = Mixing(**KINDS[kind]).parts(given, 1, 0)
-    for alone in (2, 3, 8, 9):
-        assert torch.equal(part.images[alone], given.images[alone])
-        assert part.shares[alone] == 1
+    for unmixed in (2, 3, 8, 9):
+        assert torch.equal(part.images[unmixed], given.images[unmixed])
+        assert part.shares[unmixed] == 1
     assert not torch.equal(part.images[0], given.images[0])
 
 
@@ -118,7 +118,7 @@ def test_both_means_half_of_each() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_that_of_soft_targets(smoothing: float) -> None:
+def test_the_loss_equals_that_of_soft_targets(smoothing: float) -> None:
     (part,) = Mixing(mixup=1.0).parts(batch(), 1, 0)
     logits = torch.randn(16, 5, generator=torch.Generator().manual_seed(1))
     own, other = (functional.one_hot(y, 5).float() for y in (part.labels, part.others))

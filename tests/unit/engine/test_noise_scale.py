@@ -1,4 +1,4 @@
-"""The gradient noise scale: its arithmetic, and its value where that is known."""
+"""The gradient noise scale: its arithmetic, and its value in a problem where it is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.step_samples import drained, images, network, state_of
 
 
 def test_estimates_against_float64_gradients() -> None:
-    """recipes: |G|² ≈ (B·S − b·s)/(B − b), tr Σ ≈ (s − S)/(1/b − 1/B), averaged apart."""
+    """|G|² ≈ (B·S − b·s)/(B − b), tr Σ ≈ (s − S)/(1/b − 1/B), each averaged by itself."""
     random = np.random.default_rng(0)
     scale, trace, square = NoiseScale(), 0.0, 0.0
     k, b = 4, 8
@@ -33,19 +33,19 @@ def test_estimates_against_float64_gradients() -> None:
 
 
 def test_a_long_gradients_square_is_exact() -> None:
-    """Plain fp32 summing is wrong by some 2e-4 here."""
+    """A plain fp32 sum has a relative error of about 2e-4 here."""
     flat = 1e-6 * torch.randn(5 * 10**6, generator=torch.Generator().manual_seed(0))
     assert float(square(flat)) == pytest.approx(float(flat.double().square().sum()), rel=2e-6)
 
 
-def test_what_says_nothing_is_not_added() -> None:
+def test_useless_measurements_are_not_added() -> None:
     scale = NoiseScale()
     assert scale.images is None
     scale.add(4.0, 1 / 8, math.inf, 16)
     scale.add(math.nan, 1 / 8, 1.0, 16)
     scale.add(4.0, 1 / 16, 1.0, 16)  # one part is the whole batch
     assert scale == NoiseScale()
-    scale.add(1.0, 1 / 8, 2.0, 16)  # noise of less than nothing
+    scale.add(1.0, 1 / 8, 2.0, 16)  # negative noise
     assert scale.images is None
     assert NoiseScale(**scale.state()) == scale  # type: ignore[arg-type]
 
@@ -75,7 +75,7 @@ def test_one_rank_with_micro_batches_finds_the_exact_value(loss_scale: float | N
 
 
 def test_padding_is_no_image() -> None:
-    """Half of each micro-batch but the first is padding, with values that would be seen."""
+    """Half of each micro-batch except the first is padding, whose values would change the result."""
     data = batches(Solo(), 200, accumulate=4)
     for batch in data:
         for part in range(1, 4):

@@ -74,7 +74,7 @@ def test_padding_has_no_gradient_and_is_not_counted() -> None:
     short, whole = state_of(network()), state_of(network())
     sums = train_step(short, padded, 0.12, 0.9)
     expected = train_step(whole, batch, 0.08, 0.9)
-    # A short batch of 8 of 12 keeps the weight of each image: rate × 8/12, as linear scaling has it.
+    # A batch of 8 padded to 12 keeps the weight of each image: rate × 8/12, as in linear scaling.
     assert sums.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     for mine, theirs in zip(short.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4)
@@ -105,7 +105,7 @@ def test_only_kernels_and_matrices_are_decayed() -> None:
 
 
 def test_the_first_group_is_small() -> None:
-    """So that the network starts early; the others are full, but for the last."""
+    """So the exchange starts early. All other groups except the last are full."""
     layers = nn.Sequential(*[nn.Linear(10, 10, bias=False) for _ in range(20)])
     reducer = Reducer(layers.parameters(), Solo(), group_bytes=3200)
     assert [len(group.params) for group in reducer.groups] == [1, 8, 8, 3]
@@ -113,7 +113,7 @@ def test_the_first_group_is_small() -> None:
 
 
 def test_a_step_sees_nothing_of_the_one_before() -> None:
-    """Nor does a parameter whose gradient comes with the second micro-batch alone."""
+    """Not even a parameter that gets a gradient from the second micro-batch only."""
     weight = nn.Parameter(torch.ones(3))
     late = nn.Parameter(torch.ones(3))
     reducer = Reducer([weight, late], Solo(), accumulate=2)
@@ -132,7 +132,7 @@ def test_a_step_sees_nothing_of_the_one_before() -> None:
 
 
 def test_a_parameter_that_is_frozen_later_sends_zeros() -> None:
-    """Its group may be on its way before `finish`."""
+    """Its group may be sent before `finish`."""
     weight, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     reducer = Reducer([weight, frozen], Solo())
     for trained in (True, False):
@@ -171,7 +171,7 @@ def test_channels_last_gradients_keep_their_strides() -> None:
     assert torch.allclose(kernel.grad, plain[0].weight.grad, rtol=1e-4)
 
 
-def test_evaluation_counts_every_image_once_or_says_so() -> None:
+def test_evaluation_counts_every_image_once_or_fails() -> None:
     state = state_of(network())
     batches = [images(6, 1), images(6, 2)]
     batches[1].weights[4:] = 0
@@ -184,7 +184,7 @@ def test_evaluation_counts_every_image_once_or_says_so() -> None:
         evaluate(state, batches, 11)
 
 
-def test_calibration_leaves_no_trace() -> None:
+def test_calibration_changes_nothing() -> None:
     state = state_of(network(norm=True), accumulate=2)
     state.ema = Ema(state.model, 0.9)
     state.noise = noise = NoiseMeter(every=1, parts=2)

@@ -1,4 +1,4 @@
-"""Parts that are frozen, and trained from a phase on, in whole runs."""
+"""Parts that are frozen at first and trained from a later phase on, in whole runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def moved(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
-    """The parts of which anything differs: stem, stages.0, …, classifier."""
+    """The parts in which any weight differs: stem, stages.0, …, classifier."""
     names = (name for name in one if not torch.equal(one[name], other[name]))
     return {
         ".".join(n.split(".")[:2]) if n.startswith("stages") else n.split(".")[0] for n in names
@@ -53,8 +53,10 @@ def moved(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[s
 
 
 def test_parts_are_trained_from_their_phase_on(small_root: Path, tmp_path: Path) -> None:
-    """Frozen weights do not move at all, decay and batch norm included, and a run that is resumed
-    within the second phase gets the same weights."""
+    """Frozen weights do not change, not even by decay or batch norm.
+
+    A run resumed in the second phase ends with the same weights.
+    """
     cfg = config(small_root, 2)
     with set_up(cfg, Solo()) as parts:
         start = {name: t.clone() for name, t in parts.state.model.state_dict().items()}
@@ -63,7 +65,7 @@ def test_parts_are_trained_from_their_phase_on(small_root: Path, tmp_path: Path)
     assert moved(start, weights(first)) == {"stages.2", "classifier"}
     assert moved(weights(first), weights(second)) == {"stages.1", "stages.2", "classifier"}
     expected = weights(last)
-    shutil.rmtree(last)  # what is left is a run that was stopped in its second phase
+    shutil.rmtree(last)  # now it is a run that was stopped in its second phase
     (tmp_path / "whole" / "summary.json").unlink()
     train(cfg, Solo(), resume=str(tmp_path / "whole"))
     assert moved(expected, weights(last)) == set()
@@ -79,7 +81,7 @@ def test_wrong_parts_are_told(small_root: Path) -> None:
         pass
 
 
-def test_the_plan_tells_what_is_frozen(small_root: Path) -> None:
+def test_the_plan_shows_what_is_frozen(small_root: Path) -> None:
     cfg = config(small_root)
     text = plan_text(cfg, make_plan(cfg, 1, 22))
     assert "stem, stages.0, stages.1; stages.1 trained from epoch 1" in text

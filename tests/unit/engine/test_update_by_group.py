@@ -1,4 +1,4 @@
-"""An update in parts is the update of all, bit by bit."""
+"""Updates group by group equal one update of all parameters to the last bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def update(state: State, step: int, *, in_parts: bool) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_parts_are_the_whole(name: str, frozen: bool) -> None:
+def test_groups_equal_the_whole(name: str, frozen: bool) -> None:
     states = [state_of(network(norm=True), name=name, weight_decay=0.1) for _ in range(2)]
     for state in states:
         assert len(state.reducer.groups) > 1
@@ -48,7 +48,7 @@ def test_parts_are_the_whole(name: str, frozen: bool) -> None:
         assert torch.equal(tensor, kept[key]), key
 
 
-def test_a_part_alone_and_all_parameters_stay_known() -> None:
+def test_one_group_is_updated_and_the_optimizer_keeps_all() -> None:
     state = state_of(network(), momentum=0.9)
     before = [p.detach().clone() for p in state.model.parameters()]
     members = [list(group["params"]) for group in state.optimizer.param_groups]

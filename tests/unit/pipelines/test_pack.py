@@ -31,9 +31,9 @@ def test_the_folder_holds_these_files_and_nothing_else(packed):
     tars = {f"{copy}/{k:05d}.tar" for copy in ("orig", "48", "32") for k in range(6)}
     assert contents(packed).keys() == tars | {"dataset.json", "index.npz", "classes.txt"}
     assert (packed / "classes.txt").read_text().split() == list(CLASSES)
-    about = json.loads((packed / "dataset.json").read_text())
-    assert about["images"] == COUNT
-    assert about["skipped"] == []
+    description = json.loads((packed / "dataset.json").read_text())
+    assert description["images"] == COUNT
+    assert description["skipped"] == []
 
 
 @pytest.mark.parametrize("side", [48, 32])

@@ -103,6 +103,17 @@ def test_other_folders_are_copied_whole(folder, tmp_path):
     assert contents(tmp_path / "d") == contents(folder)
 
 
+@pytest.mark.parametrize("place", ["SRC", "DST"])
+def test_a_damaged_description_is_reported_in_one_line(packed, tmp_path, place):
+    source, target = tmp_path / "SRC", tmp_path / "DST"
+    shutil.copytree(packed, source)
+    stage(str(source), str(target))
+    for content, reason in (("{", "cannot be read"), ('{"format": 9}', "format 9; this version")):
+        (tmp_path / place / "dataset.json").write_text(content)
+        with pytest.raises(DataError, match=rf"{place}: .*: dataset\.json: {reason}"):
+            stage(str(source), str(target))
+
+
 def test_what_cannot_be_staged(packed, folder, tmp_path):
     with pytest.raises(DataError, match=r"SRC: .*: no such folder"):
         stage(str(tmp_path / "none"), str(tmp_path / "d"))

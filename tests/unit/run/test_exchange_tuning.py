@@ -1,4 +1,4 @@
-"""The gradient exchange set to the network: what is chosen of which measurements, and kept."""
+"""Settings of the gradient exchange: chosen from measurements, and kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
-from hvdtrain.run import exchange_tuning as comm_tune
+from hvdtrain.run import exchange_tuning
 from hvdtrain.run.exchange_tuning import Exchange, choose_compression, choose_group_mb, tune
 
 
 def exchanges(latency_s: float, mb_per_s: float, *, half_s: float = 0.0) -> list[Exchange]:
-    """Measurements of a link as T = latency + size / rate; `half_s`: of the conversions, per MiB."""
+    """Measurements of a link as T = latency + size / rate; `half_s`: seconds of conversion per MiB."""
     found = []
-    for mb in comm_tune.SIZES_MB:
+    for mb in exchange_tuning.SIZES_MB:
         found.append(Exchange(mb, "none", latency_s + mb / mb_per_s))
         if half_s:
             found.append(Exchange(mb, "fp16", latency_s + mb * (0.5 / mb_per_s + half_s)))
@@ -54,7 +54,7 @@ def config(comm: str) -> Config:
 
 
 class Link(Solo):
-    """Two ranks' collectives; counts the sums."""
+    """The collectives of two ranks; it counts the sums."""
 
     size = 2
     sums = 0
@@ -72,7 +72,7 @@ class Link(Solo):
 
 
 def test_a_measurement_ends_when_it_takes_long() -> None:
-    found = comm_tune.measure(Link(), torch.device("cpu"), halve=True)
+    found = exchange_tuning.measure(Link(), torch.device("cpu"), halve=True)
     assert [each[:2] for each in found] == [(1.0, "none"), (1.0, "fp16")]
     assert all(1.0 < each.seconds < 2.0 for each in found)
 
@@ -101,7 +101,9 @@ def test_a_choice_is_written_and_kept(tmp_path: Path) -> None:
     "change",
     [{"world_size": 3}, {"group_mb": -1.0}, {"group_mb": "8"}, {"compression": "zip"}],
 )
-def test_a_choice_that_does_not_fit_is_made_anew(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_choice_that_does_not_fit_is_made_again(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
     file = tmp_path / "tuning.json"
     fitting = {"world_size": 2, "group_mb": 7.0, "compression": "none"}
     file.write_text(json.dumps(fitting | change))
@@ -110,7 +112,7 @@ def test_a_choice_that_does_not_fit_is_made_anew(tmp_path: Path, change: dict[st
     assert link.sums > 0
 
 
-def test_what_the_config_says_stands(tmp_path: Path) -> None:
+def test_the_config_takes_precedence(tmp_path: Path) -> None:
     file = tmp_path / "tuning.json"
     file.write_text(json.dumps({"world_size": 2, "group_mb": 7.0, "compression": "fp16"}))
     stored = tune(config("{tune: measure, group_mb: 3, compression: none}"), Link(), file)
@@ -119,8 +121,8 @@ def test_what_the_config_says_stands(tmp_path: Path) -> None:
     assert (fixed.config.comm.group_mb, fixed.config.comm.compression) == (16.0, "fp16")
     fixed.write(tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
-    alone = tune(config("{tune: measure, compression: auto}"), Solo(), file)
-    assert (alone.config.comm.group_mb, alone.config.comm.compression) == (16.0, "none")
+    single = tune(config("{tune: measure, compression: auto}"), Solo(), file)
+    assert (single.config.comm.group_mb, single.config.comm.compression) == (16.0, "none")
 
 
 def test_auto_needs_a_measurement() -> None:

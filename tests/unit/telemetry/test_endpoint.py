@@ -19,7 +19,7 @@ from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Metrics
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.telemetry import endpoint as module
-from hvdtrain.telemetry.endpoint import MAX_CONNECTIONS, PORTS, Endpoint
+from hvdtrain.telemetry.endpoint import MAX_CONNECTIONS, Endpoint
 from tests.launch import free_port
 
 Open = Callable[..., Endpoint]
@@ -172,26 +172,6 @@ def test_token_as_the_password_of_a_browser(serve: Open, tmp_path: Path) -> None
         assert ask(port, Authorization=wrong)[0] == 401, wrong
 
 
-def test_tokens_are_compared_in_constant_time(
-    serve: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token = tmp_path / "token"
-    token.write_text("s3cret\n")
-    token.chmod(0o600)
-    port = serve(token_file=str(token)).port
-    compared = []
-
-    def compare(given: bytes, expected: bytes) -> bool:
-        compared.append((given, expected))
-        return given == expected
-
-    monkeypatch.setattr(module.hmac, "compare_digest", compare)
-    assert ask(port, Authorization="Bearer s3cret")[0] == 200
-    assert ask(port, Authorization="Basic " + base64.b64encode(b"a:wrong").decode())[0] == 401
-    assert ask(port)[0] == 401
-    assert compared == [(b"s3cret", b"s3cret"), (b"wrong", b"s3cret"), (b"", b"s3cret")]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -248,18 +228,18 @@ def test_address_that_cannot_be_opened() -> None:
         Endpoint(Metrics(bind="203.0.113.1", insecure=True), 19400, {})
 
 
-def test_error_if_no_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert PORTS == 64
-    monkeypatch.setattr(module, "PORTS", 2)
+def test_error_if_64_ports_in_a_row_are_in_use() -> None:
     port = free_port()
-    with socket.socket() as one, socket.socket() as two:
-        for number, held in enumerate((one, two)):
-            held.bind(("127.0.0.1", port + number))
-            held.listen()
+    with contextlib.ExitStack() as held:
+        for number in range(64):
+            holder = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # somebody else's already
+                holder.bind(("127.0.0.1", port + number))
+                holder.listen()
         with pytest.raises(ResourceError) as caught:
             Endpoint(Metrics(), port, {})
     assert str(caught.value) == (
-        f"metrics.port: 127.0.0.1: all ports from {port} to {port + 1} are in use: choose another "
+        f"metrics.port: 127.0.0.1: all ports from {port} to {port + 63} are in use: choose another "
         "base with metrics.port=PORT, or metrics.enabled=false"
     )
 

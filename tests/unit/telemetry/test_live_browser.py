@@ -172,7 +172,7 @@ def test_texts_stay_texts(run: FakeRun, tab: Tab) -> None:
     assert tab.complaints == []
     # The policy blocks requests to other addresses, and the console shows that.
     tab.value(f"void fetch('http://localhost:{run.exporter.endpoint.port}/metrics').catch(() => 0)")
-    tab.until_told("Content Security Policy")
+    tab.until_complaint("Content Security Policy")
 
 
 def test_a_hidden_page_sends_no_requests(run: FakeRun, tab: Tab) -> None:
