@@ -69,12 +69,14 @@ class Loaders:
     """Names of the classes; labels index them."""
     fingerprint: str
     """Equal on two ranks if and only if they list the same samples in the same order."""
+    sources: dict[str, Source]
+    """`train`, `val` or both: the samples by number."""
+    # Of this rank:
     decode_threads: int
-    """Threads that decode, on this rank."""
     data_wait_s: float
-    """Seconds the consumer has waited for batches so far, on this rank."""
+    """Seconds the consumer has waited for batches so far."""
     bytes_read: int
-    """Encoded bytes of all batches delivered so far, on this rank."""
+    """Encoded bytes of all batches delivered so far."""
 
     def __init__(
         self,
@@ -120,7 +122,7 @@ class Loaders:
             quarantine=self._quarantine,
         )
         self._samplers: dict[str, Sampler] = {"train": training, "val": evaluation}
-        self._training, self._sources = training, sources
+        self._training, self.sources = training, sources
         self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
         self._prefetchers: dict[str, Passes] = {
@@ -199,9 +201,9 @@ class Loaders:
 
     def order_warning(self) -> str | None:
         """One line if the order of training images mixes classes badly, else None."""
-        if "train" not in self._sources:
+        if "train" not in self.sources:
             return None
-        return self._training.order_warning(self._sources["train"].labels)
+        return self._training.order_warning(self.sources["train"].labels)
 
     def mask(self, samples: Iterable[BadSample]) -> None:
         """Mask bad training samples that any rank, or an earlier attempt of the run, has found.
@@ -289,9 +291,10 @@ class Loaders:
 
 def _open(data: Data) -> dict[str, Source]:
     """The datasets that are set, training first. Raises DataError if their classes differ."""
-    paths = {"train": data.train, "val": data.val}
     sources = {
-        kind: open_source(path, f"data.{kind}") for kind, path in paths.items() if path is not None
+        kind: open_source(path, f"data.{kind}", columns=data.columns)
+        for kind, path in (("train", data.train), ("val", data.val))
+        if path is not None
     }
     if not sources:
         raise DataError("data.train: not set; expected a folder with one sub-folder per class")

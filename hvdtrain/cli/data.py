@@ -8,13 +8,16 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hvdtrain.cli.job import AsJson
-from hvdtrain.errors import ConfigError
-from pipelines.commands.reports import PackReport, ScanReport, StageReport
+from hvdtrain.config.data import Columns
+from hvdtrain.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:  # they import NumPy
+    from pipelines.commands.reports import PackReport, ScanReport, StageReport
 
 data_app = typer.Typer(
     help="Pack, check, index and copy datasets.", no_args_is_help=True, rich_markup_mode=None
@@ -25,6 +28,16 @@ Threads = Annotated[
 ]
 
 _DATASET = "A dataset of any kind (docs/how-to/data.md)."
+
+ListColumns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="PATH,LABEL",
+        help="Of a list: the names of its columns with image files and with classes, where they are "
+        "not recognised.",
+    ),
+]
 
 
 @data_app.command()
@@ -60,6 +73,7 @@ def pack(
             help="Mix the classes in the shards; recommended for data.shuffle=shards.",
         ),
     ] = False,
+    columns: ListColumns = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +92,7 @@ def pack(
         raise ConfigError(f"--short-side {short_side}: {error}") from None
     options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
     with _bar("packing", "images") as progress:
-        report = run_packing(src, dst, options, progress)
+        report = run_packing(src, dst, options, progress, _columns(columns))
     typer.echo(json.dumps(asdict(report)) if as_json else _pack_text(report))
 
 
@@ -89,9 +103,10 @@ def scan(
         Path | None,
         typer.Option(
             help="Manifest to write. Default: .hvdtrain-scan.npz in the folder; training finds it "
-            "there and checks every image against it."
+            "there and checks every image against it. If the folder is read-only: in this one."
         ),
     ] = None,
+    columns: ListColumns = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,8 +118,12 @@ def scan(
     from pipelines.commands.scan import scan as run_scan
 
     with _bar("scanning", "images") as progress:
-        report = run_scan(path, output, threads or _cores(), progress)
+        report = run_scan(
+            path, output, threads or _cores(), progress, columns=_columns(columns), tell=_tell
+        )
     typer.echo(json.dumps(asdict(report)) if as_json else _scan_text(report))
+    if report.manifest_fault is not None:
+        raise ResourceError(f"--output: {report.manifest_fault}; name another file")
     if report.bad:
         raise typer.Exit(3)
 
@@ -142,19 +161,28 @@ def stage(
             metavar="NAMES", help="Copies of a packed dataset, for example 160,256. Default: all."
         ),
     ] = None,
+    delete: Annotated[
+        bool,
+        typer.Option(
+            "--delete",
+            help="Delete from DST what SRC does not have (any more). Default: only tell.",
+        ),
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Number of threads.")] = 4,
     as_json: AsJson = False,
 ) -> None:
     """Copy a dataset to a local disk.
 
     Every file is verified by its checksum. Files that are already there and intact are not copied
-    again.
+    again. Links are followed.
     """
     from pipelines.commands.stage import stage as run_staging
 
     names = [name.strip() for name in copies.split(",")] if copies else None
     with _bar("staging", "bytes") as progress:
-        report = run_staging(src, dst, copies=names, threads=threads, progress=progress)
+        report = run_staging(
+            src, dst, copies=names, threads=threads, delete=delete, progress=progress
+        )
     typer.echo(json.dumps(asdict(report)) if as_json else _stage_text(report))
 
 
@@ -182,38 +210,72 @@ def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _columns(names: str | None) -> Columns | None:
+    """The two columns that `--columns` names."""
+    if names is None:
+        return None
+    path, comma, label = (part.strip() for part in names.partition(","))
+    if not path or not comma or not label:
+        raise ConfigError(f"--columns {names}: expected PATH,LABEL, the names of two columns")
+    return Columns(path=path, label=label)
+
+
+def _tell(line: str) -> None:
+    """One line that cannot wait for the report."""
+    typer.echo(f"hvdtrain: note: {line}", err=True)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
 def _pack_text(report: PackReport) -> str:
+    from pipelines.sources.left_out import printable
+
     lines = [f"{report.path}: {report.images:,} images of {report.classes:,} classes"]
     for name, copy in report.copies.items():
         each = copy.size_bytes / report.images / 1e3
         lines.append(f"  {name:<6} {copy.size_bytes / 1e9:10.3f} GB  {each:6.1f} kB an image")
-    lines += [f"  left out: {bad.name}: {bad.reason}" for bad in report.skipped]
+    lines += [f"  left out: {printable(bad.name)}: {bad.reason}" for bad in report.skipped]
+    lines += [f"  {report.left_out.text()}"] if report.left_out else []
     return "\n".join(lines)
 
 
 def _scan_text(report: ScanReport) -> str:
+    from pipelines.sources.left_out import printable
+
     counts, sides = report.class_counts, report.short_side
+    classes = (
+        f"{len(counts):,} classes ({min(counts.values()):,} to {max(counts.values()):,} in a class)"
+        if counts
+        else "no classes (a folder without labels: it can be scanned, not trained on)"
+    )
     lines = [
-        f"{report.path}: {report.images:,} images of {len(counts):,} classes "
-        f"({min(counts.values()):,} to {max(counts.values()):,} in a class), "
+        f"{printable(report.path)}: {report.images:,} images of {classes}, "
         f"{report.size_bytes / 1e9:.3f} GB",
         f"  short side  {sides.min} to {sides.max} px, median {sides.median}",
         "  formats     " + ", ".join(f"{k} {v:,}" for k, v in report.modes.items()),
         f"  duplicates  {sum(len(d.names) - 1 for d in report.duplicates):,}"
         f" ({report.conflicts} sets with different labels)",
         f"  bad         {len(report.bad):,}",
-        *(f"    {bad.name}: {bad.reason}" for bad in report.bad),
+        *(f"    {printable(bad.name)}: {printable(bad.reason)}" for bad in report.bad),
         f"  manifest    {report.manifest}",
+        *([f"  {report.left_out.text()}"] if report.left_out else []),
     ]
     return "\n".join(lines)
 
 
 def _stage_text(report: StageReport) -> str:
-    return (
-        f"{report.path}: {report.copied:,} files copied ({report.copied_bytes / 1e9:.3f} GB "
-        f"in {report.seconds:.1f} s), {report.kept:,} were already there"
-    )
+    from pipelines.sources.left_out import printable
+
+    lines = [
+        f"{printable(report.path)}: {report.copied:,} files copied "
+        f"({report.copied_bytes / 1e9:.3f} GB in {report.seconds:.1f} s), {report.kept:,} were already "
+        "there"
+    ]
+    if report.extra:
+        names = ", ".join(printable(name) for name in report.extra[:3])
+        what = "were deleted" if report.deleted else "stay (--delete removes them)"
+        lines.append(f"  {len(report.extra):,} files that SRC does not have {what}: {names}")
+    lines += [f"  {report.left_out.text()}"] if report.left_out else []
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -210,6 +211,9 @@ def _summary_text(summary: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point: print one line for each fault, and end with a documented exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except HvdtrainError as error:

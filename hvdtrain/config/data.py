@@ -17,6 +17,15 @@ from hvdtrain.config.fields import (
 )
 
 
+class Columns(Section):
+    """Which columns of a list of images hold what, by the names in its first line."""
+
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """Column of the image files. null: recognised by its name (`path`, `file_name`, `image_id`, …)."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """Column of the class names. null: recognised by its name (`label`, `class`, `category`, …)."""
+
+
 class Data(Section):
     """Where the images are and how they are turned into arrays."""
 
@@ -28,6 +37,8 @@ class Data(Section):
     train_size: Positive | None = None
     """Number of training images. With it `plan` works without the dataset; a run checks it against
     the dataset."""
+    columns: Columns = Columns()
+    """For lists (.csv, .tsv, .txt) of `train` and `val` whose columns have names of their own."""
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
     """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad by
     reflection (4 px for images of 32 px), then crop (CIFAR). `none`: the whole image, resized."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,16 +22,23 @@ are errors.
 def reference() -> str:
     """The whole page."""
     schema = Config.model_json_schema()
-    sections = [("", "The run", schema)]
-    for name, field in schema["properties"].items():
+    parts = [HEAD, _section("The run", schema, prefix="")]
+    for key, section in _sections("", schema, schema["$defs"]):
+        parts.append(_section(key, section, prefix=f"{key}."))
+    return "\n".join(parts)
+
+
+def _sections(
+    prefix: str, outer: dict[str, Any], known: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and schema of all sections in `outer`, each before those in it."""
+    for name, field in outer["properties"].items():
         target = field.get("items", field).get("$ref") or field.get("$ref")
         if target:
-            key = f"{name}[]" if "items" in field else name
-            sections.append((key, "", schema["$defs"][target.rsplit("/", 1)[1]]))
-    parts = [HEAD]
-    for key, title, section in sections:
-        parts.append(_section(key or title, section, prefix=f"{key}." if key else ""))
-    return "\n".join(parts)
+            key = f"{prefix}{name}[]" if "items" in field else f"{prefix}{name}"
+            section = known[target.rsplit("/", 1)[1]]
+            yield key, section
+            yield from _sections(f"{key}.", section, known)
 
 
 def _section(title: str, section: dict[str, Any], prefix: str) -> str:

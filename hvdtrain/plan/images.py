@@ -15,7 +15,7 @@ def num_images(cfg: Config) -> int | None:
         return cfg.data.train_size
     from pipelines.sources import open_source
 
-    return len(open_source(cfg.data.train, "data.train"))
+    return len(open_source(cfg.data.train, "data.train", columns=cfg.data.columns))
 
 
 def images_and_readings(cfg: Config) -> tuple[int | None, list[Reading]]:
@@ -32,5 +32,5 @@ def images_and_readings(cfg: Config) -> tuple[int | None, list[Reading]]:
 
     if count is not None and not is_packed(path):
         return count, []
-    source = open_source(path, "data.train")
+    source = open_source(path, "data.train", columns=cfg.data.columns)
     return len(source) if count is None else count, readings(source, cfg.data, cfg.phases)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from hvdtrain.config.data import Columns
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError
 
@@ -89,15 +90,15 @@ def list_top_folder(key: str, path: str) -> Dataset:
     return Dataset(key, path, None, hashlib.sha256(text).hexdigest()[:12], len(names))
 
 
-def list_images(key: str, path: str) -> Dataset:
-    """List all images of a dataset."""
+def list_images(key: str, path: str, columns: Columns) -> Dataset:
+    """List all images of a dataset; `columns`: those of a list."""
     dataset = list_top_folder(key, path)
     if dataset.error is not None:
         return dataset
     from pipelines.sources import open_source
 
     try:
-        source = open_source(path, key)
+        source = open_source(path, key, columns=columns)
     except HvdtrainError as error:
         return Dataset(key, path, str(error).removeprefix(f"{key}: ").removeprefix(f"{path}: "))
     return Dataset(key, path, None, source.fingerprint[:12], len(source))

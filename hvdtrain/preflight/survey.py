@@ -57,8 +57,11 @@ def survey(
     data: tuple[Dataset, ...] = ()
     reads = None
     if cfg is not None and first_here:
-        list_dataset = list_images if whole else list_top_folder
-        data = tuple(list_dataset(key, path) for key, path in datasets(cfg))
+        columns = cfg.data.columns
+        data = tuple(
+            list_images(key, path, columns) if whole else list_top_folder(key, path)
+            for key, path in datasets(cfg)
+        )
         reads = read_speed(cfg.data.train) if cfg.data.train is not None else None
     gpus = torch.cuda.device_count()
     mine = comm.local_rank if comm.local_rank < gpus else None

@@ -39,6 +39,7 @@ from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
+from pipelines.sources.left_out import left_out_of
 
 
 @dataclass
@@ -123,6 +124,9 @@ def _describe(run: Run) -> None:
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
     for text in recipe_warnings(run.cfg, run.plan):
         run.sinks.write(Note(f"warning: {text}"))
+    for kind, source in run.loaders.sources.items():
+        if left_out := left_out_of(source):
+            run.sinks.write(Note(f"data.{kind}: {left_out.text()}"))
     if order := run.loaders.order_warning():
         run.sinks.write(Note(f"warning: {order}"))
 

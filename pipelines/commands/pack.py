@@ -8,10 +8,12 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
+from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError, ResourceError
 from pipelines.commands.pack_folder import PackingFolder, Rejected
 from pipelines.commands.pack_options import PackOptions
@@ -20,6 +22,7 @@ from pipelines.commands.resizer import BATCH, Resizer, Size
 from pipelines.commands.shard_writer import ShardWriter
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
+from pipelines.sources.left_out import left_out_of
 from pipelines.sources.shuffled import Shuffled
 
 
@@ -28,15 +31,17 @@ def pack(
     dst: str,
     options: PackOptions,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    columns: Columns | None = None,
 ) -> PackReport:
     """Pack the dataset at `src` into the folder `dst`.
 
-    `progress(images done, all images)` is called from several threads. If the process is killed,
+    `progress(images done, all images)` is called from several threads; `columns`: those of a list. If the process is killed,
     the same call continues with the missing shards. `src` is only read. Raises DataError if `dst`
     is in `src` or holds something else, and, once all shards are made, if images were bad and
     `skip_bad` is not set; ResourceError if `dst` cannot be written.
     """
-    source: Source = open_source(src, "SRC")
+    source: Source = open_source(src, "SRC", columns=columns)
+    left_out = left_out_of(source)
     if options.shuffle:
         source = Shuffled(source)
     try:
@@ -44,7 +49,7 @@ def pack(
             if not folder.finished:
                 _make_shards(source, folder, options, progress)
                 folder.finish(source, skip_bad=options.skip_bad)
-            return folder.report()
+            return replace(folder.report(), left_out=left_out)
     except OSError as error:
         raise ResourceError(f"DST: {dst}: cannot be written: {error.strerror or error}") from None
 

@@ -24,6 +24,7 @@ from pipelines.commands.pack_options import PackOptions
 from pipelines.commands.reports import BadImage, PackedCopy, PackReport
 from pipelines.sources import Source
 from pipelines.sources.base import Names, fingerprint
+from pipelines.sources.left_out import printable
 from pipelines.sources.packed import DATASET, FORMAT, INDEX, read_description
 
 _SETTINGS = ".packing.json"
@@ -176,7 +177,9 @@ class PackingFolder:
             "skipped": [{"name": name, "reason": reason} for name, reason in bad],
             "files": self._files(parts),
         }
-        _write(self._root / "classes.txt", "\n".join(source.classes).encode("utf-8", "replace"))
+        _write(
+            self._root / "classes.txt", "\n".join(source.classes).encode("utf-8", "surrogateescape")
+        )
         _write(self._root / DATASET, json.dumps(description, indent=1).encode())
         shutil.rmtree(self._root / _PARTS)
         for name in (_SETTINGS, _BAD, _LOCK):
@@ -264,7 +267,7 @@ class PackingFolder:
             f"SRC: {len(bad)} of {self._count} images cannot be decoded, all listed in {listed}: "
             "repair or remove them, or add --skip-bad to leave them out"
         )
-        return "\n".join([head, *lines])
+        return "\n".join([head, *map(printable, lines)])
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pipelines.sources.left_out import LeftOut
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class PackReport:
     copies: dict[str, PackedCopy]
     """By name."""
     skipped: list[BadImage]
+    """Samples that cannot be decoded."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What is in the source and is no sample."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class ScanReport:
 
     path: str
     manifest: str | None
-    """The file written; None: the dataset has its own checksums."""
+    """The file written; None: the dataset has its own checksums or no labels, or see
+    `manifest_fault`."""
     images: int
     size_bytes: int
     class_counts: dict[str, int]
@@ -73,6 +79,10 @@ class ScanReport:
     conflicts: int
     """Groups of duplicates in more than one class."""
     bad: list[BadImage]
+    left_out: LeftOut
+    """What is in the dataset and is no sample."""
+    manifest_fault: str | None = None
+    """Why the manifest could not be written; None: it was, or none was to be."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +96,8 @@ class StageReport:
     kept: int
     """Files that were there already."""
     seconds: float
+    left_out: LeftOut
+    """What of the source cannot be copied."""
+    extra: list[str]
+    """Files of the copy that the source does not have; deleted if that was asked for."""
+    deleted: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -14,13 +15,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError, ResourceError
+from hvdtrain.files import PartFile
 from pipelines.commands.reports import BadImage, Duplicates, ScanReport, ShortSides
 from pipelines.commands.resizer import Resizer, Size
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
+from pipelines.sources.folder import Unlabelled
+from pipelines.sources.left_out import left_out_of
 from pipelines.sources.packed import Packed
-from pipelines.sources.scanned import manifest_path, write_manifest
+from pipelines.sources.scanned import MANIFEST, manifest_path, write_manifest
 
 _CHUNK = 64  # images that are read while the chunk before is decoded
 
@@ -43,15 +48,22 @@ def scan(
     output: Path | None,
     threads: int,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    columns: Columns | None = None,
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> ScanReport:
     """Decode all images of the dataset at `path` and write a manifest.
 
     The manifest holds a crc32 for every image and the list of bad ones. It is written to `output`,
-    or to where `open_source` looks for it. A packed dataset has its own checksums and gets a
-    manifest only if `output` is given. `progress(images done, all images)`.
-    Raises DataError where there is no dataset, ResourceError where the manifest cannot be written.
+    or to where `open_source` looks for it; where that is read-only, into the current folder, which
+    `tell` is told before the first image is decoded. A packed dataset has its own checksums and gets
+    a manifest only if `output` is given, and so does a folder without labels.
+    `progress(images done, all images)`; `columns`: those of a list.
+    Raises DataError where there is no dataset, ResourceError where `output` cannot be written. A
+    disk that refuses the manifest in the end is in the report.
     """
-    source = open_source(path, "PATH", check=False)
+    source = open_source(path, "PATH", check=False, columns=columns, unlabelled=True)
+    manifest = _place(path, output, source, tell)
     findings = _Findings(source)
     resizer = Resizer([], threads)
     chunks = [range(k, min(k + _CHUNK, len(source))) for k in range(0, len(source), _CHUNK)]
@@ -64,15 +76,48 @@ def scan(
             findings.add(chunk, looks, resizer)
             progress(chunk.stop, len(source))
     resizer.close()
-    manifest = output or (None if isinstance(source, Packed) else manifest_path(path))
+    fault = None
     if manifest is not None:
         try:
             write_manifest(manifest, source, findings.columns, findings.bad)
         except OSError as error:
+            fault = f"{manifest}: cannot be written: {error.strerror}"
+    return findings.report(path, None if fault else manifest, fault)
+
+
+def _place(
+    path: str, output: Path | None, source: Source, tell: Callable[[str], None]
+) -> Path | None:
+    """Where the manifest goes. Raises ResourceError if `output` cannot be written."""
+    if output is not None:
+        if problem := _refusal(output):
             raise ResourceError(
-                f"--output: {manifest}: cannot be written: {error.strerror}; name another file"
-            ) from None
-    return findings.report(path, manifest)
+                f"--output: {output}: cannot be written: {problem}; name another file"
+            )
+        return output
+    if isinstance(source, (Packed, Unlabelled)):
+        return None
+    usual = manifest_path(path)
+    problem = _refusal(usual)
+    if problem is None:
+        return usual
+    name = Path(os.path.abspath(path)).name  # noqa: PTH100 - links are not resolved
+    own = Path(f"{name}{MANIFEST}")
+    where = f"{path}: no manifest can be written beside the images ({problem})"
+    if refused := _refusal(own):
+        tell(f"{where}, nor here ({refused}): there will be only the report")
+        return None
+    tell(f"{where}: it will be {own}, which training does not look for")
+    return own
+
+
+def _refusal(file: Path) -> str | None:
+    """Why `file` cannot be written; None if it can."""
+    try:
+        PartFile(file).discard()
+        return "a folder" if file.is_dir() else None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _look(source: Source, i: int) -> _Look:
@@ -128,20 +173,20 @@ class _Findings:
             self.columns["height"][i], self.columns["width"][i] = look.size
             self.columns["content"][i] = look.content
 
-    def report(self, path: str, manifest: Path | None) -> ScanReport:
+    def report(self, path: str, manifest: Path | None, fault: str | None) -> ScanReport:
         """Counts and lists, once all images are added."""
         source = self._source
         good = np.ones(len(source), dtype=bool)
         good[list(self.bad)] = False
         duplicates = self._duplicates(good)
-        per_class = np.bincount(source.labels, minlength=len(source.classes)).tolist()
+        counts = np.bincount(source.labels, minlength=len(source.classes)).tolist()
         short = np.minimum(self.columns["height"], self.columns["width"])[good]
         return ScanReport(
             path=path,
             manifest=None if manifest is None else str(manifest),
             images=len(source),
             size_bytes=int(self.columns["size"].sum(dtype=np.int64)),
-            class_counts=dict(zip(source.classes, per_class, strict=True)),
+            class_counts=dict(zip(source.classes, counts, strict=False)),  # none without labels
             modes=dict(self._modes.most_common()),
             short_side=ShortSides(
                 min=int(short.min(initial=2**31)) if len(short) else 0,
@@ -151,13 +196,20 @@ class _Findings:
             duplicates=[
                 Duplicates(
                     names=[source.name(i) for i in group],
-                    classes=sorted({source.classes[source.labels[i]] for i in group}),
+                    classes=self._classes(group),
                 )
                 for group in duplicates
             ],
             conflicts=sum(len(set(source.labels[group].tolist())) > 1 for group in duplicates),
             bad=[BadImage(source.name(i), reason) for i, reason in sorted(self.bad.items())],
+            left_out=left_out_of(source),
+            manifest_fault=fault,
         )
+
+    def _classes(self, group: list[int]) -> list[str]:
+        """The classes of samples, sorted; none without labels."""
+        classes = self._source.classes
+        return sorted({classes[self._source.labels[i]] for i in group}) if classes else []
 
     def _duplicates(self, good: np.ndarray) -> list[list[int]]:
         """Groups of good samples with the same content."""

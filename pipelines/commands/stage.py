@@ -12,28 +12,18 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvdtrain.errors import ConfigError, DataError, ResourceError
 from hvdtrain.files import PartFile, whole_file
 from pipelines.commands.reports import StageReport
+from pipelines.commands.stage_files import LOCK, File, check_places, extra_files, files_of
+from pipelines.commands.stage_files import delete as remove
+from pipelines.sources.left_out import LeftOut, printable
 from pipelines.sources.packed import DATASET, INDEX, read_description
 
 _CHUNK = 4 * 2**20  # bytes read at once
-_LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file to stage."""
-
-    name: str
-    """Below the dataset's folder."""
-    size: int
-    crc32: int | None
-    """None: not known until the file is read."""
 
 
 def stage(
@@ -42,11 +32,13 @@ def stage(
     *,
     copies: list[str] | None = None,
     threads: int = 4,
+    delete: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> StageReport:
-    """Copy the packed dataset `src`, or any folder of files, to `dst`.
+    """Copy the packed dataset `src`, or any folder of files, to `dst`. Links are followed.
 
-    Of a packed dataset only `copies` are taken (None: all), besides those that `dst` already has.
+    Files that `dst` has and `src` does not are reported; with `delete` they are removed, if `dst` is
+    an earlier copy. Of a packed dataset only `copies` are taken (None: all), besides those that `dst` already has.
     Files that `dst` has with the right checksum are kept. Every other file gets its name when it
     is complete, and `dataset.json` comes last: a dataset that can be opened is complete. One
     process per node should call this; a second one waits, and then finds everything there.
@@ -56,10 +48,17 @@ def stage(
     """
     began = time.monotonic()
     source, target = Path(src), Path(dst)
+    check_places(source, target)
     description = _describe(source)
-    files = _list(source, target, description, copies)
+    left_out = LeftOut()
+    files = _list(source, target, description, copies, left_out)
     try:
+        if delete:
+            _require_copy(target)
         with _held(target), ThreadPoolExecutor(threads, "hvdtrain-stage") as pool:
+            extra = extra_files(target, files)
+            if delete:
+                remove(target, extra)
             total = sum(file.size for file in files)
             count = _Count(progress, total)
             right = list(pool.map(lambda file: _is_right(source, target, file), files))
@@ -85,6 +84,9 @@ def stage(
         copied_bytes=sum(file.size for file in missing),
         kept=len(kept),
         seconds=time.monotonic() - began,
+        left_out=left_out,
+        extra=extra,
+        deleted=delete,
     )
 
 
@@ -106,22 +108,27 @@ class _Count:
 
 def _describe(source: Path) -> dict[str, Any] | None:
     """The content of a packed dataset's `dataset.json`; None for any other folder."""
-    if not source.is_dir():
-        raise DataError(f"SRC: {source}: no such folder")
     if not (source / DATASET).is_file():
         return None
-    return read_description(source, f"SRC: {source}")
+    description = read_description(source, f"SRC: {source}")
+    inside = [Path(name).parts for name in description["files"]]
+    if any(parts[:1] == ("/",) or ".." in parts for parts in inside):
+        raise DataError(f"SRC: {source / DATASET}: names a file outside of the dataset")
+    return description
 
 
 def _list(
-    source: Path, target: Path, description: dict[str, Any] | None, copies: list[str] | None
-) -> list[_File]:
+    source: Path,
+    target: Path,
+    description: dict[str, Any] | None,
+    copies: list[str] | None,
+    left_out: LeftOut,
+) -> list[File]:
     """The files to stage; takes the other ones out of `description`."""
     if description is None:
         if copies is not None:
             raise ConfigError(f"--copies: {source} is not a packed dataset")
-        paths = sorted(path for path in source.rglob("*") if path.is_file())
-        return [_File(str(p.relative_to(source)), p.stat().st_size, None) for p in paths]
+        return files_of(source, left_out)
     known = description["copies"]
     chosen = set(known if copies is None else copies)
     if unknown := sorted(chosen - set(known)):
@@ -137,19 +144,28 @@ def _list(
         for name, file in description["files"].items()
         if name == INDEX or name.split("/")[0] in chosen
     }
-    return [_File(name, file["size"], file["crc32"]) for name, file in description["files"].items()]
+    return [File(name, file["size"], file["crc32"]) for name, file in description["files"].items()]
+
+
+def _require_copy(target: Path) -> None:
+    """Raise DataError if `target` holds files, but no copy that was staged before."""
+    if target.is_dir() and any(target.iterdir()) and not (target / LOCK).is_file():
+        raise DataError(
+            f"DST: {printable(str(target))}: was not made by data stage; --delete would remove what "
+            "is in it: name another folder"
+        )
 
 
 @contextmanager
 def _held(target: Path) -> Iterator[None]:
     """Let one process of the machine in at a time."""
     target.mkdir(parents=True, exist_ok=True)
-    with (target / _LOCK).open("wb") as lock:
+    with (target / LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _is_right(source: Path, target: Path, file: _File) -> bool:
+def _is_right(source: Path, target: Path, file: File) -> bool:
     """Whether `target` has the file with the right content."""
     place = target / file.name
     if not place.is_file() or place.stat().st_size != file.size:
@@ -186,7 +202,7 @@ def _require_room(target: Path, needed: int) -> None:
         )
 
 
-def _copy(source: Path, target: Path, file: _File, count: _Count) -> None:
+def _copy(source: Path, target: Path, file: File, count: _Count) -> None:
     """Copy one file; it gets its name once its checksum is right and it is synced."""
     place = target / file.name
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,7 +15,13 @@ import numpy as np
 
 from hvdtrain.errors import DataError
 
-EXTENSIONS = frozenset(b".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .pgm .pbm .jp2".split())
+EXTENSIONS = frozenset(
+    b".jpg .jpeg .jpe .jfif .jfi .jif .mpo .png .apng .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm "
+    b".jp2 .j2k .j2c .jpc .jpx .jpf .jpeg2000".split()
+)
+"""Endings of what DALI decodes, in lower case."""
+MAX_FILE = 2**30
+"""Bytes: no image file is larger."""
 _SHOWN = 3  # names listed in a message before "..."
 
 
@@ -75,10 +82,18 @@ def fingerprint(classes: list[str], labels: np.ndarray, names: Names, *more: np.
 
 
 def read_file(path: bytes) -> np.ndarray:
-    """All bytes of a file, [bytes] uint8. Raises DataError naming it."""
+    """All bytes of a file, [bytes] uint8. Raises DataError naming it.
+
+    Only regular files of up to `MAX_FILE` bytes are read: a pipe would never end.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:
-            content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise DataError(f"{os.fsdecode(path)}: cannot read: not a regular file")
+            if state.st_size > MAX_FILE:
+                raise DataError(f"{os.fsdecode(path)}: cannot read: more than 1 GiB, no image")
+            content = np.empty(state.st_size, dtype=np.uint8)
             view, done = content.data, 0
             while done < len(content):
                 count = file.readinto(view[done:])
@@ -102,7 +117,7 @@ def check_same_classes(train: Source, val: Source, path: str) -> None:
         raise DataError(f"data.val: {path}: the classes of data.train in another order")
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], most: int = _SHOWN) -> str:
     """The first few names, and how many there are in all."""
-    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f", … ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -5,31 +5,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import numpy as np
 
 from hvdtrain.errors import DataError
 from pipelines.sources.base import EXTENSIONS, Names, fingerprint, read_file
+from pipelines.sources.left_out import LeftOut, printable
+from pipelines.sources.walk import FOLDER, IMAGE, images_below, kind, leave_out
 
 
 class ImageFolder:
     """One sub-folder of image files per class, in the order of their names (ImageNet's layout).
 
-    Hidden files and files with an unknown extension are ignored; the case of an extension does
-    not matter.
+    Links are followed. What is no image, hidden, or not in a class folder is counted in `left_out`.
     """
 
     def __init__(self, root: str, key: str) -> None:
         self._root = os.fsencode(root)
-        folders = _class_folders(root, key)
+        self.left_out = LeftOut()
+        folders = _class_folders(root, key, self.left_out)
         self.classes = [os.fsdecode(name) for name in folders]
         blocks, lengths, counts = [], [], []
         for folder in folders:
-            files = _image_files(os.path.join(self._root, folder), key)
-            if not files:
-                path = os.path.join(root, os.fsdecode(folder))
-                raise DataError(f"{key}: {path}: a class folder without images")
+            files = _images_of_class(self._root, folder, key, self.left_out)
             counts.append(len(files))
             lengths.append(np.fromiter(map(len, files), dtype=np.int64, count=len(files)))
             blocks.append(b"".join(files))
@@ -53,39 +51,73 @@ class ImageFolder:
         return os.path.join(self._root, folder, self._names[i])
 
 
-def _class_folders(root: str, key: str) -> list[bytes]:
+class Unlabelled:
+    """The images of a folder without labels: they can be scanned, not trained on."""
+
+    def __init__(self, root: str, key: str) -> None:
+        self._root = os.fsencode(root)
+        self.left_out = LeftOut()
+        names = images_below(self._root, b"", key, self.left_out)
+        self.classes: list[str] = []
+        self.labels = np.zeros(len(names), dtype=np.int32)
+        self._names = Names.of(names)
+        self.fingerprint = fingerprint(self.classes, self.labels, self._names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """The path of sample `i`."""
+        return os.fsdecode(os.path.join(self._root, self._names[i]))
+
+    def read(self, i: int) -> np.ndarray:
+        """The bytes of file `i`, [bytes] uint8. Raises DataError naming it."""
+        return read_file(os.path.join(self._root, self._names[i]))
+
+
+def _class_folders(root: str, key: str, left_out: LeftOut) -> list[bytes]:
     try:
         with os.scandir(os.fsencode(root)) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(b"."))
+            found = [(entry, kind(entry)) for entry in entries]
+        names = sorted(entry.name for entry, what in found if what == FOLDER)
+        for entry, what in found:
+            if what != FOLDER:
+                leave_out(entry, _beside(entry, what), entry.name, left_out)
     except FileNotFoundError:
         problem = "no such folder"
     except NotADirectoryError:
         problem = "a file, not a folder"
     except OSError as error:
-        raise DataError(f"{key}: {root}: cannot list the folder: {error.strerror}") from None
+        where = f"{key}: {printable(root)}"
+        raise DataError(f"{where}: cannot list the folder: {error.strerror}") from None
     else:
         if names:
             return names
-        problem = "no class folders in it"
-    raise DataError(f"{key}: {root}: {problem}; expected one sub-folder of images per class")
+        problem = f"no class folders in it{_found(left_out)}"
+    raise DataError(
+        f"{key}: {printable(root)}: {problem}; expected one sub-folder of images per class"
+    )
 
 
-def _image_files(folder: bytes, key: str) -> list[bytes]:
-    """Names, relative to `folder`, of the images in it and below it, sorted."""
-    try:
-        return sorted(_walk(folder, b""))
-    except OSError as error:
-        path = os.fsdecode(error.filename or folder)
-        raise DataError(f"{key}: {path}: cannot list the folder: {error.strerror}") from None
+def _beside(entry: os.DirEntry[bytes], what: str) -> str:
+    """Why an entry of the root, which is no class folder, is left out."""
+    if what == IMAGE:
+        return "images outside class folders"
+    if what == "dangling links" and os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
+        return f"dangling class folder {os.fsdecode(entry.name)}"
+    return what
 
 
-def _walk(folder: bytes, prefix: bytes) -> Iterator[bytes]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith(b"."):
-                continue
-            if os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield prefix + name
-            elif entry.is_dir():
-                yield from _walk(entry.path, prefix + name + b"/")
+def _images_of_class(root: bytes, folder: bytes, key: str, left_out: LeftOut) -> list[bytes]:
+    own = LeftOut()
+    files = images_below(os.path.join(root, folder), folder + b"/", key, own)
+    if not files:
+        path = printable(os.fsdecode(os.path.join(root, folder)))
+        raise DataError(f"{key}: {path}: a class folder without images{_found(own)}")
+    left_out.merge(own)
+    return files
+
+
+def _found(left_out: LeftOut) -> str:
+    """What there was in place of images."""
+    return left_out.text().replace("left out: ", "; found ", 1)

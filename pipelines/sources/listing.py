@@ -1,23 +1,29 @@
 """Images named in a list: a table of path,label, or a flat folder with a label file (ImageNet's val)."""
 
+# ruff: noqa: PTH118
+
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 import numpy as np
 
+from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError
 from pipelines.sources.base import Names, fingerprint, read_file
+from pipelines.sources.left_out import LeftOut, printable
+from pipelines.sources.listed import find_files
+from pipelines.sources.table import read_table
+from pipelines.sources.walk import glance, images_below
 
 _KINDS = (".csv", ".tsv", ".txt")
-_BESIDE = ("labels.csv", "labels.txt", "val.csv", "val.txt", "LOC_val_solution.csv")
-"""Label files in or next to a flat folder. val.txt is Caffe's, the last one is Kaggle's."""
+_KAGGLE = "LOC_val_solution.csv"
 _SYNSETS = ("synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
 """Files whose line n begins with the name of class number n."""
-_HEADERS = {"path", "file", "filename", "image", "name", "imageid"}
+_MAX_SYNSETS = 2**24  # bytes
+_MAX_LABEL = 1000  # characters
 
 
 def is_listing(path: str) -> bool:
@@ -25,43 +31,79 @@ def is_listing(path: str) -> bool:
     return path.lower().endswith(_KINDS) and Path(path).is_file()
 
 
-def label_file(folder: str) -> str | None:
-    """The label file of a flat `folder`, or None.
+def label_files(folder: str) -> list[str]:
+    """The label files of a flat `folder`, the one to use first.
 
-    It is `FOLDER.csv` (or .tsv, .txt) next to it, or one of `labels.csv, labels.txt, val.csv,
-    val.txt, LOC_val_solution.csv` in it or next to it.
+    A label file is for the folder it is named for: `FOLDER.csv` (.tsv, .txt) beside it or in it.
+    `labels.csv` is for the folder it lies in, or for the only one that it lies beside. `val.csv`
+    and Kaggle's `LOC_val_solution.csv` are also for a folder named like `validation` or `img_val`.
     """
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - links are not resolved
-    candidates = [root.with_name(root.name + kind) for kind in _KINDS]
-    candidates += [place / name for place in (root, root.parent) for name in _BESIDE]
-    return next((str(file) for file in candidates if file.is_file()), None)
+    above = root.parent
+    inside, beside = [root.name, "labels"], [root.name]
+    for_val = _is_val(root.name)
+    if for_val:
+        inside.append("val")
+        if not (above / "val").is_dir():
+            beside.append("val")
+    if _is_alone(root):
+        beside.append("labels")
+    names = [above / f"{name}{kind}" for name in beside for kind in _KINDS]
+    names += [root / f"{name}{kind}" for name in inside for kind in _KINDS]
+    if for_val:
+        names += [root / _KAGGLE, above / _KAGGLE]
+    return list(dict.fromkeys(str(file) for file in names if file.is_file()))
+
+
+def _is_val(name: str) -> bool:
+    return bool({"val", "valid", "validation"} & set(re.split(r"[^a-z]+", name.lower())))
+
+
+def _is_alone(root: Path) -> bool:
+    """Whether no other visible folder lies beside `root`."""
+    try:
+        return len(glance(os.fsencode(root.parent)).folders) <= 1
+    except OSError:
+        return False
 
 
 class Listing:
     """The files named in a table, in its order: one `path,label` on each line.
 
-    Paths are relative to the table. A .csv has commas (quotes allowed), a .tsv tabs; in a .txt
-    the label is the last word. A first line like `path,label` is ignored. Labels are class names,
-    and the classes are the labels in the table, sorted. If all labels are numbers and a synset file
-    lies next to the table (`synsets.txt`, `synset_words.txt` or `LOC_synset_mapping.txt`), the
-    first word of its line n is the name of class n, from 0.
+    Paths are relative to the table. `table.py` says what a table may look like, `listed.py` which
+    file a name stands for. Labels are class names, and the classes are the labels in the table,
+    sorted. If all labels are numbers and a synset file lies next to the table (`synsets.txt`,
+    `synset_words.txt` or `LOC_synset_mapping.txt`), the first word of its line n is the name of
+    class n, from 0.
     """
 
-    def __init__(self, path: str, key: str, folder: Path | None = None) -> None:
-        """`folder`: what paths are relative to, if not the folder of the table.
+    def __init__(
+        self,
+        path: str,
+        key: str,
+        folder: Path | None = None,
+        columns: Columns | None = None,
+        others: list[str] | None = None,
+    ) -> None:
+        """`folder`: a flat folder that the table is for; `others`: label files that are not used.
 
-        Raises DataError naming a line that is not understood.
+        Raises DataError naming a line that is not understood, or the first images that are missing.
         """
-        self._root = os.fsencode(folder or Path(path).parent)
-        files: list[bytes] = []
-        labels: list[str] = []
-        for file, label in _rows(path, key):
-            files.append(os.fsencode(file))
-            labels.append(label)
-        if not files:
-            raise DataError(f'{key}: {path}: lists no images; expected lines of "path,label"')
-        self.classes, self.labels = _classes(labels, path, key)
-        self._names = Names.of(files)
+        beside = os.fsencode(Path(path).parent)
+        self._root = os.fsencode(folder) if folder else beside
+        where = f"{key}: {printable(path)}"
+        rows = read_table(path, key, columns)
+        if not rows:
+            raise DataError(f'{where}: lists no images; expected lines of "path,label"')
+        self.classes, self.labels = _classes([row.label for row in rows], path, where)
+        names = [os.fsencode(row.path) for row in rows]
+        names = find_files(self._root, names, where, beside)
+        self.left_out = LeftOut()
+        if folder is not None:
+            _count_unlisted(self._root, names, [path, *(others or ())], key, self.left_out)
+        for other in others or ():
+            self.left_out.add("label files beside the one in use", other)
+        self._names = Names.of(names)
         self.fingerprint = fingerprint(self.classes, self.labels, self._names)
 
     def __len__(self) -> int:
@@ -76,65 +118,80 @@ class Listing:
         return read_file(self._path(i))
 
     def _path(self, i: int) -> bytes:
-        return os.path.join(self._root, self._names[i])  # noqa: PTH118 - bytes
+        return os.path.join(self._root, self._names[i])
 
 
-def _rows(path: str, key: str) -> Iterator[tuple[str, str]]:
-    """(path, label) of every line."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as text:  # noqa: PTH123
-            yield from _parsed(text, path, key)
-    except OSError as error:
-        raise DataError(f"{key}: {path}: cannot read: {error.strerror}") from None
-    except csv.Error as error:
-        raise DataError(f"{key}: {path}: not a table: {error}") from None
+def _count_unlisted(
+    root: bytes, names: list[bytes], tables: list[str], key: str, left_out: LeftOut
+) -> None:
+    """Count what is in the flat folder `root` and not in its list."""
+    found = LeftOut()
+    listed = {os.path.normpath(name) for name in names}
+    for name in images_below(root, b"", key, found):
+        if name not in listed:
+            left_out.add("images that the list lacks", name)
+    for table in (*tables, *_SYNSETS):
+        extension = Path(table).suffix.lower()
+        is_inside = Path(os.fsdecode(root), Path(table).name).is_file()
+        if is_inside and extension in found.counts:
+            found.counts[extension] -= 1
+    found.counts = {reason: count for reason, count in found.counts.items() if count}
+    left_out.merge(found)
 
 
-def _parsed(text: Iterator[str], path: str, key: str) -> Iterator[tuple[str, str]]:
-    kaggle = False
-    for number, cells in enumerate(_cells(text, path), 1):
-        if not cells or cells == [""]:
-            continue
-        if number == 1 and len(cells) > 1 and cells[0].strip().lower() in _HEADERS:
-            kaggle = [cell.strip() for cell in cells] == ["ImageId", "PredictionString"]
-            continue
-        if len(cells) < 2 or not cells[0].strip() or not cells[1].strip():
-            line = ",".join(cells)[:80]
-            raise DataError(f'{key}: {path}:{number}: expected "path,label", found "{line}"')
-        file, label = cells[0].strip(), cells[1].strip()
-        yield (f"{file}.JPEG", label.split()[0]) if kaggle else (file, label)
-
-
-def _cells(text: Iterator[str], path: str) -> Iterator[list[str]]:
-    if path.lower().endswith(".txt"):
-        return (line.strip().rsplit(maxsplit=1) for line in text)
-    return csv.reader(text, delimiter="\t" if path.lower().endswith(".tsv") else ",")
-
-
-def _classes(labels: list[str], path: str, key: str) -> tuple[list[str], np.ndarray]:
+def _classes(labels: list[str], path: str, where: str) -> tuple[list[str], np.ndarray]:
     """Class names, and the class of every sample [len(labels)] int32."""
     names = set(labels)
-    numbered = all(label.isdecimal() for label in names)
-    synsets = _synsets(Path(path).parent) if numbered else None
+    for name in names:
+        _check(name, where)
+    numbered = all(name.isascii() and name.isdecimal() for name in names)
+    synsets = _synsets(Path(path).parent, where) if numbered else None
     if synsets is not None:
-        numbers = np.array([int(label) for label in labels], dtype=np.int64)
-        if numbers.max() >= len(synsets):
+        largest = max(names, key=_number)
+        if _number(largest) >= _number(str(len(synsets))):
             raise DataError(
-                f"{key}: {path}: label {numbers.max()}, but the synset file next to it has "
+                f"{where}: label {largest[:40]}, but the synset file next to it has "
                 f"{len(synsets)} lines, for labels from 0"
             )
-        labels = [synsets[number] for number in numbers.tolist()]
+        labels = [synsets[int(label)] for label in labels]
         classes = sorted(set(synsets))
     else:
-        classes = sorted(names, key=int) if numbered else sorted(names)
+        classes = sorted(names, key=_number) if numbered else sorted(names)
     number_of = {name: number for number, name in enumerate(classes)}
     return classes, np.array([number_of[label] for label in labels], dtype=np.int32)
 
 
-def _synsets(folder: Path) -> list[str] | None:
+def _number(text: str) -> tuple[int, str, str]:
+    """A key that sorts digits like numbers, of any length."""
+    digits = text.lstrip("0")
+    return len(digits), digits, text
+
+
+def _check(label: str, where: str) -> None:
+    if len(label) > _MAX_LABEL:
+        raise DataError(f"{where}: a label of {len(label):,} characters: {printable(label[:40])}…")
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: label {printable(label[:80])} is not UTF-8; save the list as UTF-8"
+        ) from None
+    if not label.isprintable():
+        raise DataError(f"{where}: label {printable(label[:80])} has a control character")
+
+
+def _synsets(folder: Path, where: str) -> list[str] | None:
     for name in _SYNSETS:
         file = folder / name
         if file.is_file():
-            lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            place = f"{where}: {printable(str(file))}"
+            try:
+                if file.stat().st_size > _MAX_SYNSETS:
+                    raise DataError(f"{place}: more than 16 MiB: not a list of class names")
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except OSError as error:
+                raise DataError(f"{place}: cannot read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise DataError(f"{place}: not UTF-8") from None
             return [line.split()[0] for line in lines if line.strip()]
     return None

@@ -218,3 +218,23 @@ def test_shipped_configs_are_valid() -> None:
 def test_the_reference_in_docs_is_generated_from_the_schema() -> None:
     written = (Path(__file__).parents[3] / "docs/config.md").read_text()
     assert written == reference().rstrip() + "\n", "run: hvdtrain config reference > docs/config.md"
+
+
+def test_columns_of_lists_are_text_as_it_is_typed(tmp_path):
+    (tmp_path / "c.yaml").write_text("phases: [{epochs: 1, image_size: 32, batch_per_worker: 4}]\n")
+    words = ["data.columns.path=photo, 2", "data.columns.label=2024"]
+    columns = load_config(tmp_path / "c.yaml", words).data.columns
+    assert (columns.path, columns.label) == ("photo, 2", "2024")
+    assert load_config(tmp_path / "c.yaml").data.columns.path is None
+    for text, message in (
+        ("data.columns={path: photo}", None),
+        ("data.columns.lable=x", "data.columns.lable: unknown key; did you mean label?"),
+        ("data.columns=photo", "data.columns: is a section, found"),
+        ("data.columns.path=", "data.columns.path: "),
+    ):
+        if message is None:
+            assert load_config(tmp_path / "c.yaml", [text]).data.columns.path == "photo"
+        else:
+            with pytest.raises(ConfigError) as error:
+                load_config(tmp_path / "c.yaml", [text])
+            assert message in str(error.value)

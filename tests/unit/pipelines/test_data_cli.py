@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -124,3 +125,73 @@ def test_help_imports_nothing_heavy():
     )
     repository = Path(__file__).resolve().parents[3]
     subprocess.run([sys.executable, "-c", code], cwd=repository, check=True, capture_output=True)
+
+
+def test_names_that_are_not_utf8_or_have_control_characters_are_escaped(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "images")
+    (root / os.fsdecode(b"ant/caf\xe9.jpg")).write_text("x")
+    (root / "ant/two\nlines\x1b[31m.jpg").write_text("x")
+    (root / "bee/é.gif").write_text("x")
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        done = subprocess.run(
+            [sys.executable, "-m", "hvdtrain", "data", "scan", root],
+            cwd=Path(__file__).resolve().parents[3],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+        )
+        assert done.returncode == 3, done.stderr
+        text = done.stdout.decode(encoding.partition(":")[0])
+        assert rf"    {root}/ant/caf\udce9.jpg: not an image" in text
+        assert rf"    {root}/ant/two\nlines\x1b[31m.jpg: not an image" in text
+        assert "  left out: .gif 1 (first: bee/" in text
+
+
+def test_pack_and_stage_tell_what_they_leave_out(run, folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "images")
+    (root / "ant/x.gif").write_text("x")
+    (root / "cow").symlink_to("none")
+    _code, out, _err = run("data", "pack", root, tmp_path / "p")
+    line = "  left out: .gif 1, dangling class folder cow 1 (first: ant/x.gif)"
+    assert out.splitlines()[-1] == line
+    _code, out, _err = run("data", "pack", root, tmp_path / "p")  # nothing to do any more
+    assert out.splitlines()[-1] == line
+    _code, out, _err = run("data", "stage", root, tmp_path / "s")
+    assert out.splitlines()[-1] == "  left out: dangling links 1 (first: cow)"
+    (root / "ant/x.gif").unlink()
+    _code, out, _err = run("data", "stage", root, tmp_path / "s")
+    assert "  1 files that SRC does not have stay (--delete removes them): ant/x.gif" in out
+    _code, out, _err = run("data", "stage", root, tmp_path / "s", "--delete")
+    assert "  1 files that SRC does not have were deleted: ant/x.gif" in out
+
+
+def test_columns_of_a_list(run, folder, tmp_path):
+    table = folder.parent / "l.csv"
+    table.write_text("photo,w,kind\n" + "".join(f"{folder}/ant/{k}.JPEG,1,x\n" for k in range(3)))
+    code, out, _err = run("data", "scan", table, "--columns", "photo,kind")
+    assert (code, out.splitlines()[0].partition(": ")[2][:30]) == (
+        0,
+        "3 images of 1 classes (3 to 3 ",
+    )
+    code, out, _err = run("data", "pack", table, tmp_path / "p", "--columns", "photo, kind")
+    assert (code, out.splitlines()[0]) == (0, f"{tmp_path}/p: 3 images of 1 classes")
+    code, _out, err = run("data", "scan", table, "--columns", "photo")
+    assert (code, "--columns photo: expected PATH,LABEL" in err) == (2, True)
+    code, _out, err = run("data", "scan", table)
+    assert (code, len(err.splitlines())) == (3, 1)
+
+
+def test_a_full_disk_does_not_lose_the_report(run, folder, tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.commands.scan.write_manifest", refuse)
+    code, out, err = run("data", "scan", folder, "--output", tmp_path / "m.npz")
+    assert code == 6
+    assert "21 images of 3 classes" in out
+    assert "m.npz: cannot be written: No space left on device" in err
+
+
+def test_a_folder_without_labels_is_scanned(run, folder):
+    code, out, _err = run("data", "scan", folder / "ant")
+    assert code == 0
+    assert "7 images of no classes (a folder without labels: " in out

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from hvdtrain import files
 from hvdtrain.errors import DataError, ResourceError
 from pipelines.commands.scan import scan
 from pipelines.sources import open_source
-from tests.unit.pipelines.samples import CLASSES, PER_CLASS, Epoch, photograph
+from tests.unit.pipelines.samples import CLASSES, COUNT, PER_CLASS, Epoch, photograph
 
 
 @pytest.fixture
@@ -104,3 +106,75 @@ def test_a_manifest_elsewhere_leaves_the_folder_alone(folder, tmp_path):
     assert sorted(folder.rglob("*")) == before
     with pytest.raises(ResourceError, match=r"--output: .*: cannot be written: No such file"):
         scan(str(folder), tmp_path / "none/m.npz", 1)
+
+
+def test_a_folder_without_labels(folder):
+    report = scan(str(folder / "ant"), None, 1)
+    assert (report.images, report.class_counts, report.manifest) == (PER_CLASS, {}, None)
+    assert not (folder / "ant/.hvdtrain-scan.npz").exists()
+
+
+def test_what_is_left_out_is_in_the_report(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "images")
+    shutil.copy(root / "ant/0.JPEG", root / "ant/0.jfif")
+    shutil.copy(root / "ant/0.JPEG", root / "ant/noending")
+    (root / "ant/x.gif").write_bytes(b"GIF89a")
+    report = scan(str(root), None, 1)
+    assert report.images == COUNT + 2
+    assert report.left_out.counts == {".gif": 1}
+    assert open_source(str(root), "data.train").left_out.counts == {".gif": 1}
+
+
+class Refusing:
+    """A disk on which some folders are read-only."""
+
+    def __init__(self, *folders):
+        self.folders = folders
+
+    def __call__(self, path, *rest, **more):
+        if Path(path).absolute().parent in self.folders:
+            raise OSError(30, "Read-only file system", str(path))
+        return os_open(path, *rest, **more)
+
+
+os_open = os.open
+
+
+def test_a_read_only_dataset(folder, tmp_path, monkeypatch):
+    root = shutil.copytree(folder, tmp_path / "images")
+    (root / "ant/bad.jpg").write_text("x")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(files.os, "open", Refusing(root))
+    events = []
+    report = scan(str(root), None, 1, lambda done, _all: events.append(done), tell=events.append)
+    assert "no manifest can be written beside the images (Read-only file system)" in events[0]
+    assert "it will be images.hvdtrain-scan.npz, which training does not look for" in events[0]
+    assert report.manifest == "images.hvdtrain-scan.npz"
+    assert (here / report.manifest).is_file()
+    assert len(report.bad) == 1
+    monkeypatch.setattr(files.os, "open", Refusing(root, here))
+    events.clear()
+    report = scan(str(root), None, 1, tell=events.append)
+    assert "nor here (Read-only file system): there will be only the report" in events[0]
+    assert (report.manifest, report.manifest_fault, len(report.bad)) == (None, None, 1)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(folder, tmp_path):
+    decoded = []
+    for output in (tmp_path / "none/m.npz", tmp_path):
+        with pytest.raises(ResourceError, match=r"--output: .*: cannot be written"):
+            scan(str(folder), output, 1, lambda *done: decoded.append(done))
+    assert decoded == []
+
+
+def test_a_disk_that_is_full_in_the_end_leaves_the_report(folder, tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.commands.scan.write_manifest", refuse)
+    report = scan(str(folder), tmp_path / "m.npz", 1)
+    assert report.images == COUNT
+    assert report.manifest is None
+    assert report.manifest_fault == f"{tmp_path}/m.npz: cannot be written: No space left on device"

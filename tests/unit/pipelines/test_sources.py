@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hvdtrain.errors import DataError
 from pipelines.sources import ImageFolder, check_same_classes, open_source
-
-
-def tree(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file.encode())
-    return root
+from tests.unit.pipelines.samples import tree
 
 
 def test_samples_are_sorted_labelled_and_readable(tmp_path):
@@ -51,13 +43,18 @@ def test_different_listings_have_different_fingerprints(tmp_path):
     ("files", "path", "message"),
     [
         ([], "none", "{}: no such folder; expected one sub-folder of images per class"),
-        (["f"], "f", "{}: a file, not a folder; expected one sub-folder of images per class"),
+        (["f"], "f", "{}: a file with an unknown ending; a list ends in .csv, .tsv or .txt"),
         (
-            ["d/1.jpg"],
+            ["d/1.dat"],
             "d",
-            "{}: no class folders in it; expected one sub-folder of images per class",
+            "{}: no class folders in it; found .dat 1 (first: 1.dat); expected one sub-folder of "
+            "images per class",
         ),
-        (["d/a/1.jpg", "d/b/2.txt"], "d", "{}/b: a class folder without images"),
+        (
+            ["d/a/1.jpg", "d/b/2.txt"],
+            "d",
+            "{}/b: a class folder without images; found .txt 1 (first: b/2.txt)",
+        ),
     ],
 )
 def test_what_is_no_dataset_is_refused_in_one_line(tmp_path, files, path, message):
@@ -88,7 +85,7 @@ def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch, locked):
 def test_a_link_that_leads_in_a_circle_is_refused(tmp_path):
     root = tree(tmp_path, "a/1.jpg")
     (root / "a" / "again").symlink_to(root / "a")
-    with pytest.raises(DataError, match="cannot list the folder: Too many levels of symbolic"):
+    with pytest.raises(DataError, match="a/again: a link that leads back to a folder above it"):
         open_source(str(root), "data.train")
 
 
@@ -180,7 +177,7 @@ def test_class_numbers_are_named_by_a_synset_file(tmp_path):
         ("a.jpg,x\nb.jpg\n", '{}:2: expected "path,label", found "b.jpg"'),
         ("a.jpg,x\n,y\n", '{}:2: expected "path,label", found ",y"'),
         ("path,label\n", '{}: lists no images; expected lines of "path,label"'),
-        ('"a.jpg,x\n', '{}:1: expected "path,label", found "a.jpg,x'),
+        ('"a.jpg,x\n', '{}:1: unexpected end of data: is a quote (") not closed'),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):
@@ -188,7 +185,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):
     table.write_text(text)
     with pytest.raises(DataError) as error:
         open_source(str(table), "data.val")
-    assert str(error.value).strip('"\n').startswith("data.val: " + message.format(table).strip('"'))
+    assert str(error.value).startswith("data.val: " + message.format(table))
 
 
 def test_classes_in_another_order_are_refused(tmp_path):

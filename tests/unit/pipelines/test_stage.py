@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -127,3 +128,99 @@ def test_what_cannot_be_staged(packed, folder, tmp_path):
     stage(str(other), str(tmp_path / "d"))
     with pytest.raises(DataError, match=r"DST: .*: holds another dataset"):
         stage(str(packed), str(tmp_path / "d"))
+
+
+def test_links_are_followed_and_what_cannot_be_copied_is_counted(folder, tmp_path):
+    root = tmp_path / "src"
+    root.mkdir()
+    (root / "ant").symlink_to(folder / "ant")
+    (root / "own").mkdir()
+    shutil.copy(folder / "bee/0.JPEG", root / "own/0.JPEG")
+    (root / "own/link.JPEG").symlink_to(folder / "bee/1.JPEG")
+    (root / "own/gone.JPEG").symlink_to("none")
+    (root / "cat").symlink_to("nowhere")
+    os.mkfifo(root / "own/pipe")
+    report = stage(str(root), str(tmp_path / "d"))
+    assert report.copied == 7 + 2
+    assert report.left_out.counts == {"dangling links": 2, "pipes and devices": 1}
+    assert not any(file.is_symlink() for file in (tmp_path / "d").rglob("*"))
+    local = open_source(str(tmp_path / "d"), "x")
+    assert (len(local), local.classes) == (9, ["ant", "own"])
+    (root / "own/up").symlink_to("..")
+    with pytest.raises(DataError, match=r"SRC: .*own/up: a link that leads back"):
+        stage(str(root), str(tmp_path / "d"))
+
+
+def test_what_left_the_source_is_told_or_deleted(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "src")
+    stage(str(root), str(tmp_path / "d"))
+    (tmp_path / "d/.hvdtrain-scan.npz").write_bytes(b"ours")
+    (root / "ant/0.JPEG").unlink()
+    shutil.rmtree(root / "bee")
+    report = stage(str(root), str(tmp_path / "d"))
+    assert (len(report.extra), report.deleted) == (8, False)
+    assert report.extra[0] == "ant/0.JPEG"
+    assert (tmp_path / "d/bee/0.JPEG").is_file()
+    report = stage(str(root), str(tmp_path / "d"), delete=True)
+    assert (len(report.extra), report.deleted) == (8, True)
+    assert not (tmp_path / "d/bee").exists()
+    staged = contents(tmp_path / "d")
+    assert staged.pop(".hvdtrain-scan.npz") == b"ours"
+    assert staged == contents(root)
+    assert stage(str(root), str(tmp_path / "d")).extra == []
+
+
+def test_a_file_in_place_of_a_folder(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "src")
+    stage(str(root), str(tmp_path / "d"))
+    shutil.rmtree(root / "bee")
+    (root / "bee").write_text("a file now")
+    stage(str(root), str(tmp_path / "d"), delete=True)
+    assert contents(tmp_path / "d") == contents(root)
+
+
+def test_deleting_spares_folders_that_were_not_staged_and_files_behind_links(folder, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match=r"DST: .*home: was not made by data stage"):
+        stage(str(folder), str(tmp_path / "home"), delete=True)
+    assert (tmp_path / "home/thesis.tex").is_file()
+    stage(str(folder), str(tmp_path / "d"))
+    (tmp_path / "d/out").symlink_to(tmp_path / "home")
+    assert stage(str(folder), str(tmp_path / "d"), delete=True).extra == ["out"]
+    assert (tmp_path / "home/thesis.tex").is_file()
+    assert not (tmp_path / "d/out").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "message"),
+    [
+        ("s", "s", "is SRC itself"),
+        ("s", "s/copy", "lies in SRC"),
+        ("s", "s/a/b/copy", "lies in SRC"),
+        ("s/a", "s", "SRC lies in it"),
+        ("s", "link/copy", "lies in SRC"),
+        ("link", "s", "is SRC itself"),
+        ("empty", "d", "SRC: .*empty: an empty folder"),
+        ("s/a/1.jpg", "d", "SRC: .*1.jpg: a file; data stage copies folders"),
+    ],
+)
+def test_places_that_do_not_go_together(tmp_path, src, dst, message):
+    (tmp_path / "s/a").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "s/a/1.jpg").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("s")
+    with pytest.raises(DataError, match=message):
+        stage(str(tmp_path / src), str(tmp_path / dst))
+    assert sorted(p.name for p in (tmp_path / "s").rglob("*")) == ["1.jpg", "a"]
+
+
+def test_a_description_that_names_files_outside(packed, tmp_path):
+    root = shutil.copytree(packed, tmp_path / "p")
+    text = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(text.replace('"32/00000.tar"', '"../../etc/x"'))
+    with pytest.raises(DataError, match="names a file outside of the dataset"):
+        stage(str(root), str(tmp_path / "d"))
+    (root / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="cannot be read"):
+        stage(str(root), str(tmp_path / "d"))
