@@ -115,7 +115,7 @@ class Bar:
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.description}"),
-            console=Console(file=cast(IO[str], output), soft_wrap=False),
+            console=Console(file=cast("IO[str]", output), soft_wrap=False),
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=1.0)

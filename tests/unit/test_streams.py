@@ -24,6 +24,7 @@ def shell(command: str, tmp_path: Path, **env: str) -> subprocess.CompletedProce
         env=environment(env),
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=120,
     )
 

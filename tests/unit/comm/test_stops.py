@@ -44,7 +44,7 @@ class Rank:
         self.now = 0.0
         self.speed = speed
         self.signals = StopSignals()
-        self.stops = Stops(self.signals, cast(Comm, self), lambda: self.now)
+        self.stops = Stops(self.signals, cast("Comm", self), lambda: self.now)
 
     def sum_async_(self, tensor: torch.Tensor, name: str) -> Any:
         assert name == "stop"
