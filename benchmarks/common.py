@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hvdtrain.comm.agreement import Stops
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import init_state
@@ -97,7 +98,7 @@ def timed_epoch(run: Run, epoch: Epoch, efficiency: Efficiency) -> float:
     efficiency.enter(epoch, run.loaders.batch)  # type: ignore[attr-defined]
     run.comm.sum_(torch.zeros(1), "start")
     began = time.perf_counter()
-    train_epoch(run, epoch, None, efficiency, StopSignals())
+    train_epoch(run, epoch, None, efficiency, Stops(StopSignals(), run.comm))
     return time.perf_counter() - began
 
 

@@ -44,6 +44,7 @@ from common import (
 from scraper import Scraper
 from telemetry_costs import collective_us, per_step, python_costs
 
+from hvdtrain.comm.agreement import Stops
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
@@ -106,7 +107,7 @@ class Loop:
         self.efficiency.enter(epoch, self.batch)
         self.asked.clear()
         self.run.comm.sum_(torch.zeros(1), "start")
-        train_epoch(self.run, epoch, None, self.efficiency, StopSignals())
+        train_epoch(self.run, epoch, None, self.efficiency, Stops(StopSignals(), self.run.comm))
         return 1e3 * (self.asked[-1] - self.asked[0]) / STEPS
 
 
@@ -178,7 +179,13 @@ def memory(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
         loaders: Any = WatchedLoaders(batch, look)
         watched = dataclasses.replace(run, loaders=loaders)
         with scraper.at_work():
-            train_epoch(watched, run.plan.epochs[0], None, Efficiency(watched), StopSignals())
+            train_epoch(
+                watched,
+                run.plan.epochs[0],
+                None,
+                Efficiency(watched),
+                Stops(StopSignals(), watched.comm),
+            )
         return {"resident": sizes, "scrapes": scraper.close()}
 
 

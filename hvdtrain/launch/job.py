@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from hvdtrain.errors import Preempted, ResourceError
-from hvdtrain.signals import REPEAT_S, STOPPING
+from hvdtrain.signals import REPEAT_S, stopping_signals
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
@@ -28,13 +28,16 @@ def run_job(
 ) -> int:
     """Start `command`, wait for it, and return its exit code, or 128 + n if signal n killed it.
 
-    When this process gets SIGTERM, SIGUSR1 or SIGINT, the command gets `checkpoint_signal` and
+    When this process gets SIGTERM, SIGUSR1, SIGINT or SIGHUP, the command gets `checkpoint_signal` and
     passes it on, so that the ranks write a checkpoint and stop. A second signal more than
     `REPEAT_S` later sends SIGTERM. If rank 0 noted that it stopped after a checkpoint, the exit
     code is that of Preempted. Raises ResourceError if the command cannot be started.
     """
     waiting: list[int] = []  # signals that came before the child was started
-    folder = Path(tempfile.mkdtemp(prefix="hvdtrain-launch-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="hvdtrain-launch-"))
+    except OSError as error:
+        raise ResourceError(f"TMPDIR: no folder for temporary files: {error.strerror}") from None
     env = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
     child: subprocess.Popen[bytes] | None = None
     first: float | None = None
@@ -50,7 +53,7 @@ def run_job(
             child.send_signal(signal.SIGTERM)
 
     sys.stdout.flush()
-    before: dict[signal.Signals, Any] = {n: signal.signal(n, pass_on) for n in STOPPING}
+    before: dict[signal.Signals, Any] = {n: signal.signal(n, pass_on) for n in stopping_signals()}
     try:
         # A terminal sends Ctrl-C to its whole foreground group, and mpirun would end at once. In a
         # batch job the group stays as it is, because Slurm may track processes by it.

@@ -17,16 +17,17 @@ RENDEZVOUS = "HVDTRAIN_RENDEZVOUS"
 RANKS = "HVDTRAIN_RANKS"
 """Variable with the number of ranks for which the store was opened."""
 
+NEEDED = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_PROCID")
+"""What srun tells every task."""
 
-def tasks_per_node(text: str) -> list[int]:
-    """Expand SLURM_TASKS_PER_NODE: `4(x2),1` → [4, 4, 1]. Raises CommError."""
+
+def tasks_per_node(text: str, name: str = "SLURM_TASKS_PER_NODE") -> list[int]:
+    """Expand the value of variable `name`: `4(x2),1` → [4, 4, 1]. Raises CommError."""
     counts = []
     for item in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
         if match is None:
-            raise CommError(
-                f"SLURM_TASKS_PER_NODE: expected counts such as 4(x2),1, found {text!r}"
-            )
+            raise CommError(f"{name}: expected counts such as 4(x2),1, found {text!r}")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
@@ -44,8 +45,9 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
         connected = any(name in env for name in (*MPI_MARKS, HOROVOD_SIZE))
         if tasks > 1 and not connected:
             raise CommError(
-                f"{where}: srun started {tasks} tasks that cannot find each other, so each would "
-                "train by itself: use hvdtrain launch -- train …, or srun --mpi=pmix"
+                f"{where}: srun started {tasks} tasks that cannot find each other ({SLURM_TASKS}="
+                f"{tasks}, no {RENDEZVOUS}), so each would train by itself: use hvdtrain launch -- "
+                "train …, or srun --mpi=pmix"
             )
         return {}
     if SLURM_TASKS not in env:
@@ -55,12 +57,23 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
             f"{where}: srun started {tasks} tasks, but the store was opened for "
             f"{env.get(RANKS)} ranks: do not set the number of tasks, hvdtrain launch does it"
         )
-    counts = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])
+    for name in NEEDED:
+        if not env.get(name):
+            raise CommError(
+                f"{name} is not set, but {SLURM_TASKS}={tasks} and {RENDEZVOUS} are: left over from "
+                "another job? Unset both to train in one process, or use hvdtrain launch -- train …"
+            )
+    counts = tasks_per_node(env[NEEDED[0]], NEEDED[0])
     if sum(counts) != tasks:
         raise CommError(f"{where}: SLURM_STEP_TASKS_PER_NODE {counts} does not add up to {tasks}")
     placed = place([Host(str(node), count) for node, count in enumerate(counts)])
+    for name, fewer in (("SLURM_NODEID", len(counts)), ("SLURM_LOCALID", max(counts))):
+        if not env[name].isdigit() or int(env[name]) >= fewer:
+            raise CommError(f"{name}: expected a number below {fewer}, found {env[name]!r}")
     slot = placed.slot(int(env["SLURM_NODEID"]), int(env["SLURM_LOCALID"]))
     address, _, port = env[RENDEZVOUS].rpartition(":")
+    if not address or not port.isdigit():
+        raise CommError(f"{RENDEZVOUS}: expected ADDRESS:PORT, found {env[RENDEZVOUS]!r}")
     return {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",

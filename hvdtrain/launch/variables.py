@@ -35,9 +35,10 @@ def launcher_sizes(env: Mapping[str, str]) -> dict[str, int]:
     """All variables of launchers that give the number of ranks, with their values.
 
     Slurm's counts the tasks of this job step. Under mpirun these are its daemons, so Slurm's is left
-    out.
+    out, and with it the PMI_SIZE of that step.
     """
-    names = [name for name in (HOROVOD_SIZE, *MPI_SIZES) if env.get(name, "").isdigit()]
+    mpi = MPI_SIZES[:1] if MPI_SIZES[0] in env else MPI_SIZES
+    names = [name for name in (HOROVOD_SIZE, *mpi) if env.get(name, "").isdigit()]
     slurm = SLURM_TASKS if SLURM_TASKS in env else "SLURM_NTASKS"
     if "SLURM_STEP_ID" in env and MPI_SIZES[0] not in env and slurm in env:
         names.append(slurm)

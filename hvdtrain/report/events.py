@@ -104,6 +104,14 @@ def restarts(path: Path) -> Restarts:
     return Restarts(by_signal, len(attempts) - by_signal)
 
 
+def evaluated(path: Path, step: int) -> bool:
+    """Whether the log of a run has an evaluation after that step."""
+    if not path.exists():
+        return False
+    events = read_lines(path)[0]
+    return any(event["kind"] == "eval" and event.get("step") == step for event in events)
+
+
 def surviving(groups: list[list[Event]]) -> tuple[list[tuple[int, Event]], float]:
     """Training intervals and evaluations that led to the run's end, each with its attempt.
 

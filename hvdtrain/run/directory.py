@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +15,61 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint import list_checkpoints
-from hvdtrain.errors import CheckpointError
+from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.paths import RunPaths
 
 
 def run_directory(
     cfg: Config, comm: Comm, resume: str, run_dir: Path | None
 ) -> tuple[RunPaths, bool]:
-    """The run's directory, chosen by rank 0, and whether it must hold a checkpoint."""
+    """The run's directory, chosen by rank 0, and whether it must hold a checkpoint.
+
+    Nothing is created yet. Raises ResourceError if it could not be.
+    """
     choice = ""
     with together(comm):
         if comm.rank == 0:
-            choice = json.dumps(_choose_directory(cfg, resume, run_dir))
+            try:
+                root, must = _choose_directory(cfg, resume, run_dir)
+                _require_writable(Path(root))
+            except OSError as error:
+                place = error.filename or cfg.output
+                raise ResourceError(f"output: {place}: {error.strerror}") from None
+            choice = json.dumps([root, must])
     root, must = json.loads(comm.gather_text(choice)[0])
     return RunPaths(Path(root)), must
+
+
+def _require_writable(root: Path) -> None:
+    """Look whether `root` can be created, before the datasets are listed. Raises ResourceError."""
+    place = root.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        reason = f"{place} is no folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"{place} is not writable"
+    else:
+        return
+    raise ResourceError(
+        f"output: cannot write the run directory {root}: {reason}; choose another with output=DIR"
+    )
+
+
+@contextlib.contextmanager
+def discarded_if_unused(paths: RunPaths, comm: Comm) -> Iterator[None]:
+    """After an error, remove the directory if this attempt made it and wrote nothing to it."""
+    made = comm.rank == 0 and not paths.root.exists()
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                if paths.events.exists() and paths.events.stat().st_size == 0:
+                    paths.events.unlink()
+                paths.checkpoints.rmdir()
+                paths.root.rmdir()
+        raise
 
 
 def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> tuple[str, bool]:

@@ -31,7 +31,7 @@ from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
-from hvdtrain.run.directory import run_directory
+from hvdtrain.run.directory import discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
@@ -71,6 +71,11 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     An error on any rank is raised on all of them.
     """
     paths, resumed = run_directory(cfg, comm, resume, run_dir)
+    with discarded_if_unused(paths, comm):
+        return _prepare(cfg, comm, paths, resumed)
+
+
+def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool) -> Run:
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
     findings = judge(facts)
     raise_faults(findings)

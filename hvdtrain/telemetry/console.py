@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from hvdtrain.launch.variables import launched
 from hvdtrain.report.text import duration
+from hvdtrain.streams import Output
 from hvdtrain.telemetry.reports import Eval, Note, Report, Train
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two plain progress lines."""
 
 
-def open_console() -> Bar | Plain:
-    """A bar if standard output is a terminal, plain lines otherwise."""
-    return Bar() if _watched() else Plain()
+def open_console(lost: Callable[[str], None]) -> Bar | Plain:
+    """A bar if standard output is a terminal, plain lines otherwise.
+
+    `lost` gets the reason if nobody reads the output any more.
+    """
+    output = Output(lost)
+    return Bar(output) if _watched() else Plain(output)
 
 
 def _watched() -> bool:
@@ -78,7 +85,8 @@ def eval_text(report: Eval) -> str:
 class Plain:
     """Lines for a log file: every evaluation, and progress every few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
+        self._output = output
         self._next = 0.0
 
     def write(self, report: Report) -> None:
@@ -95,18 +103,19 @@ class Plain:
         """There is nothing to close."""
 
     def _print(self, text: str) -> None:
-        print(text, flush=True)
+        self._output.write(text + "\n")
+        self._output.flush()
 
 
 class Bar:
     """A progress bar over the whole run, evaluations as lines above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
         self._progress = Progress(
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.description}"),
-            console=Console(soft_wrap=False),
+            console=Console(file=cast("IO[str]", output), soft_wrap=False),
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=1.0)

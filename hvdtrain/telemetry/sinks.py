@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-import sys
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +16,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
+from hvdtrain.streams import print_error_line
 from hvdtrain.telemetry.console import open_console
 from hvdtrain.telemetry.live import Live
 from hvdtrain.telemetry.lost_time import LostTime
@@ -33,22 +37,54 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """`events.jsonl`: one JSON object per report, with its time and kind."""
+    """`events.jsonl`: one JSON object per report, with its time and kind.
 
-    def __init__(self, path: Path) -> None:
+    A full disk does not end the run: one note tells, and lines are written again once there is room.
+    """
+
+    def __init__(self, path: Path, note: Callable[[str], None]) -> None:
+        self._path, self._note = path, note
         try:
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            self._file = path.open("ab", buffering=0)
+            self._torn = _torn(path)
         except OSError as error:
             raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
+        self._lost = 0
 
     def write(self, report: Report) -> None:
         """Append one line."""
         record = {"time": round(time.time(), 3), "kind": report.kind, **report.values()}
-        self._file.write(json.dumps(record) + "\n")
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            self._append(b"\n" + line if self._torn else line)
+        except OSError as error:
+            self._lost += 1
+            if self._lost == 1:
+                self._note(
+                    f"warning: {self._path}: cannot be written: {error.strerror}; training goes on, "
+                    "and reports are missing there"
+                )
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        """Write all of it; a disk that is nearly full takes a part, which stays a torn line."""
+        written = self._file.write(line) or 0
+        self._torn = written < len(line) and (self._torn or written > 0)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _torn(path: Path) -> bool:
+    """Whether the file ends within a line, as after a crash."""
+    if path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 class Sinks:
@@ -69,9 +105,9 @@ class Sinks:
             self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self._note))
         if first and metrics.tensorboard:
             self._sinks.append(TensorBoard(paths.tensorboard, self._note))
-        self._console = open_console() if first else None
+        self._console = open_console(self._console_lost) if first else None
         if self._console:
-            self._sinks += [JsonLines(paths.events), self._console]
+            self._sinks += [JsonLines(paths.events, self._note), self._console]
 
     def write(self, report: Report) -> None:
         """Give one report to every sink."""
@@ -104,9 +140,15 @@ class Sinks:
         for sink in self._sinks:
             sink.close()
 
+    def _console_lost(self, reason: str) -> None:
+        """The reader of standard output has gone, for example `| head`."""
+        text = f"warning: standard output is gone ({reason}): training goes on without it"
+        print_error_line(text)
+        self._note(text)
+
     def _note(self, text: str) -> None:
         """Report a fault of a sink; only rank 0 has a console."""
         if self._rank == 0:
             self.write(Note(text))
         else:
-            print(f"rank {self._rank}: {text}", file=sys.stderr, flush=True)
+            print_error_line(f"rank {self._rank}: {text}")

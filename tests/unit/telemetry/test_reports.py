@@ -52,7 +52,7 @@ def test_all_kinds_are_made() -> None:
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.kind)
 def test_keys_of_an_event(report: Report, tmp_path: Path) -> None:
-    sink = JsonLines(tmp_path / "events.jsonl")
+    sink = JsonLines(tmp_path / "events.jsonl", print)
     sink.write(report)
     sink.close()
     [line] = (tmp_path / "events.jsonl").read_text().splitlines()

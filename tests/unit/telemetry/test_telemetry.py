@@ -12,6 +12,7 @@ import torch
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.errors import ResourceError
+from hvdtrain.streams import Output
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import BadCounts, Meter
@@ -106,7 +107,7 @@ def test_the_busiest_interface_is_the_one_in_use(tmp_path: Path) -> None:
 def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     for text in ("one", "two"):
-        sink = JsonLines(path)
+        sink = JsonLines(path, print)
         sink.write(Note(text))
         sink.close()
     events = [json.loads(line) for line in path.read_text().splitlines()]
@@ -115,7 +116,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ("note", "two"),
     ]
     with pytest.raises(ResourceError, match="cannot be written: Is a directory"):
-        JsonLines(tmp_path)
+        JsonLines(tmp_path, print)
 
 
 def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +131,7 @@ def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
     lost = {"cause": "straggling", "straggler": 3, "lost": {"straggling": 0.3}}
     assert "  lost to straggling 30%  by rank 3" in train_text(train(**lost))
     assert "  noise scale 1,310  " in train_text(train(gradient_noise_scale=1310.4))
-    plain = Plain()
+    plain = Plain(Output(print))
     plain.write(well)
     plain.write(well)  # too soon after the first
     plain.write(EVAL)

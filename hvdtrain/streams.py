@@ -1,0 +1,83 @@
+"""Standard output and error whose reader may go away, or that cannot show every character."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+def prepare_streams() -> None:
+    """Have both streams escape what their encoding lacks, for example names in an ASCII terminal.
+
+    One that was closed (`>&-`) becomes the null device: the next file would take its descriptor.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard(stream: TextIO) -> None:
+    """Send all further output of this stream nowhere, so that no later write or flush fails."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
+
+
+def print_error_line(text: str) -> None:
+    """One line on standard error, if somebody still reads it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        discard(sys.stderr)
+
+
+def say(text: str) -> None:
+    """One text on standard output, if somebody still reads it."""
+    output = Output(lambda _reason: None)
+    output.write(text + "\n")
+    output.flush()
+
+
+class Output:
+    """Standard output for a run: when its reader goes away, `lost` gets the reason, once."""
+
+    def __init__(self, lost: Callable[[str], None]) -> None:
+        self._lost = lost
+
+    def write(self, text: str) -> int:
+        """Write `text`; what the encoding lacks is escaped."""
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            encoding = sys.stdout.encoding
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Have it read now."""
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def _give_up(self, error: OSError) -> None:
+        discard(sys.stdout)
+        self._lost(error.strerror or type(error).__name__)

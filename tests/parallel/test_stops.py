@@ -1,0 +1,185 @@
+"""A signal to any launcher's documented command leaves a checkpoint and the documented exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import load_config
+from hvdtrain.train import train
+from tests.launch import BIN, end_jobs, environment, free_port, mpirun, run
+
+TRAIN = [str(BIN / "hvdtrain"), "train"]
+CONFIG = """
+name: stops
+data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
+model: {{name: resnet8_gn}}
+lr: {{base: 0.02, warmup: none, schedule: constant}}
+phases: [{{epochs: 500, image_size: 16, batch_per_worker: 8}}]
+train: {{log_every: 100000, evaluate_every: 1000}}
+metrics: {{port: {port}}}
+"""
+COMMANDS = {
+    "alone": TRAIN,
+    "mpirun": ["mpirun", "-np", "2", *TRAIN],
+    "horovodrun": ["horovodrun", "-np", "2", *TRAIN],
+    "launch": [str(BIN / "hvdtrain"), "launch", "--hosts", "localhost:2", "--", "train"],
+}
+
+
+@pytest.fixture
+def config(digits_root: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "stops.yaml"
+    path.write_text(CONFIG.format(root=digits_root, port=free_port()))
+    return path
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    end_jobs(started)
+
+
+def start(
+    words: list[str], config: Path, jobs: list[subprocess.Popen[str]], *more: str
+) -> subprocess.Popen[str]:
+    """Start a training, and return once it has trained for an epoch."""
+    job = subprocess.Popen(
+        [*words, str(config), "--run-dir", "run", *more],
+        cwd=config.parent,
+        env=environment(),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    jobs.append(job)
+    events = config.parent / "run/events.jsonl"
+    deadline = time.monotonic() + 120
+    while not events.exists() or '"kind": "train"' not in events.read_text():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return job
+
+
+def kinds(config: Path) -> list[str]:
+    lines = (config.parent / "run/events.jsonl").read_text().splitlines()
+    return [json.loads(line)["kind"] for line in lines]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("launcher", COMMANDS)
+def test_a_signal_to_the_command(
+    launcher: str, number: signal.Signals, config: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    job = start(COMMANDS[launcher], config, jobs)
+    everyone = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(number)
+    out, _ = job.communicate(timeout=60)
+    assert "Traceback" not in out or launcher == "horovodrun", out
+    assert kinds(config)[-2:] == ["checkpoint", "stop"]
+    assert len(list((config.parent / "run/checkpoints").iterdir())) == 1
+    if launcher != "horovodrun":
+        assert job.returncode == 75, out
+    _, alive = psutil.wait_procs(everyone, timeout=30)
+    assert alive == []
+
+
+@pytest.mark.parametrize("words", [TRAIN, ["mpirun", "-np", "2", *TRAIN]])
+def test_a_stop_during_evaluation_leaves_the_evaluation_to_the_next_attempt(
+    words: list[str], config: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    """Evaluation of many one-image batches is most of the time here."""
+    slow = ["phases.0.batch_per_worker=1", "train.evaluate_every=1", "data.shuffle=full"]
+    slow += [f"data.train={config.parent}/few"]
+    few = config.parent / "few"
+    root = load_config(str(config), []).data.train
+    for name in map(str, range(10)):
+        (few / name).mkdir(parents=True)
+        image = min((Path(str(root)) / name).iterdir())
+        (few / name / image.name).write_bytes(image.read_bytes())
+    job = start(words, config, jobs, *slow)
+    time.sleep(1)
+    for rank in [p for p in psutil.Process(job.pid).children() if "train" in p.cmdline()] or [job]:
+        os.kill(rank.pid, signal.SIGUSR1)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 75, out
+    before = [kind for kind in kinds(config) if kind in ("train", "eval")]
+    epochs = len([kind for kind in before if kind == "train"])
+    done = run(
+        [*words, str(config), "--resume", "run", *slow, f"phases.0.epochs={epochs + 2}"],
+        cwd=config.parent,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = (config.parent / "run/events.jsonl").read_text().splitlines()
+    evals = [json.loads(line)["epoch"] for line in events if '"kind": "eval"' in line]
+    assert evals == [float(epoch) for epoch in range(1, epochs + 3)]
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(
+    config: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    job = start(["mpirun", "-np", "2", *TRAIN], config, jobs)
+    ranks = psutil.Process(job.pid).children(recursive=True)
+    job.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert alive == []
+
+
+@pytest.mark.parametrize("launcher", ["alone", "mpirun", "launch"])
+def test_a_reader_that_goes_away(
+    launcher: str, config: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    job = start(COMMANDS[launcher], config, jobs, "phases.0.epochs=8", "train.log_every=1")
+    assert job.stdout is not None
+    job.stdout.close()
+    assert job.wait(timeout=180) == 0
+    assert (config.parent / "run/summary.json").exists()
+    assert kinds(config)[-1] == "end"
+
+
+def test_training_in_a_thread(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the main thread can handle signals: elsewhere training works without."""
+    monkeypatch.chdir(config.parent)
+    cfg = load_config(str(config), ["phases.0.epochs=1", "phases.0.batch_per_worker=64"])
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(train(cfg, Solo())["epochs"]))
+    thread.start()
+    thread.join()
+    assert found == [1]
+
+
+def test_a_stop_before_training_leaves_no_folder(config: Path) -> None:
+    config.write_text(config.read_text().replace("resnet8_gn", "resnet8_gn, weights: no/such.pt"))
+    for words in (TRAIN, mpirun(2, *TRAIN)):
+        done = run([*words, str(config), "--run-dir", "run"], cwd=config.parent)
+        assert done.returncode != 0
+        assert not (config.parent / "run").exists()
+
+
+def test_a_full_disk_and_ascii_only(config: Path) -> None:
+    """events.jsonl on a full device, and a name that an ASCII terminal cannot show."""
+    config.write_text(config.read_text().replace("name: stops", "name: größe"))
+    (config.parent / "run").mkdir()
+    (config.parent / "run/events.jsonl").symlink_to("/dev/full")
+    done = run(
+        [*TRAIN, str(config), "--run-dir", "run", "phases.0.epochs=1", "output=größe"],
+        cwd=config.parent,
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("No space left on device; training goes on") == 1
+    assert (config.parent / "run/summary.json").exists()
