@@ -67,7 +67,7 @@ def scan(
     manifest = output or (None if isinstance(source, Packed) else manifest_path(path))
     if manifest is not None:
         try:
-            write_manifest(manifest, source, findings.columns, findings.bad)
+            write_manifest(manifest, source, path, findings.columns, findings.bad)
         except OSError as error:
             raise ResourceError(
                 f"--output: {manifest}: cannot be written: {error.strerror}; name another file"
