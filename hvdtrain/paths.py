@@ -31,6 +31,16 @@ class RunPaths:
         return self.root / "environment.json"
 
     @property
+    def classes(self) -> Path:
+        """The names of the classes in the order of their numbers, one a line."""
+        return self.root / "classes.txt"
+
+    @property
+    def dataset(self) -> Path:
+        """Names, classes and sizes of all images that the run began with."""
+        return self.root / "dataset.npz"
+
+    @property
     def events(self) -> Path:
         """All reports of the run, one JSON object per line."""
         return self.root / "events.jsonl"
@@ -90,8 +100,14 @@ class RunPaths:
 
 
 def run_root(path: Path) -> Path:
-    """The run directory of `path`, which is a run directory or one of its checkpoints."""
-    return path.parent.parent if (path / "meta.json").is_file() else path
+    """The run directory of `path`, which is a run directory or one of its checkpoints.
+
+    A checkpoint may be named from inside its folder, as `.`, or by a link to it.
+    """
+    if not (path / "meta.json").is_file():
+        return path
+    root = Path(os.path.abspath(path)).parent.parent  # noqa: PTH100 - keeps links
+    return root if RunPaths(root).config.is_file() else path.resolve().parent.parent
 
 
 def run_config(path: Path) -> Path:

@@ -34,16 +34,23 @@ from pipelines.loader import Batch
 
 
 def train(
-    cfg: Config, comm: Comm, *, resume: str = "never", run_dir: Path | None = None
+    cfg: Config,
+    comm: Comm,
+    *,
+    resume: str = "never",
+    run_dir: Path | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Train `cfg` on all ranks of `comm`; returns the contents of `summary.json`.
 
     `resume`: never, auto (the newest unfinished run of this name and config), or a run directory.
+    `accept_changes`: resume also if the images are others than when the run began.
     Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1, SIGINT
     or SIGHUP; in a thread that is not the main one no signal is noticed.
     """
     began = time.perf_counter()
-    with contextlib.closing(prepare(cfg, comm, resume, run_dir)) as run, StopSignals() as signals:
+    prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
+    with contextlib.closing(prepared) as run, StopSignals() as signals:
         _start(run, time.perf_counter() - began)
         efficiency, stops = Efficiency(run), Stops(signals, comm)
         last = len(run.plan.epochs)
@@ -93,6 +100,7 @@ def train_epoch(
         step_s = meter.add(sums, loaders.data_wait_s)
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
         if due:
+            run.bad.add_changed(loaders.take_changed())
             waiting, bad = state.reducer.clock.waiting, run.bad.counts()
             interval = meter.drain(run.comm, waiting, stops.requested, bad, state.noise.rows())
             stops.agreed |= interval.stopping
@@ -215,7 +223,9 @@ def save(run: Run) -> None:
         return
     began = time.perf_counter()
     labels = checkpoint_labels(run.cfg, run.loaders)
-    path = save_checkpoint(run.state, run.paths.checkpoints, run.cfg.checkpoint.keep, labels)
+    about = {"data": run.data.as_dict(), "config": run.cfg.model_dump(mode="json")}
+    keep = run.cfg.checkpoint.keep
+    path = save_checkpoint(run.state, run.paths.checkpoints, keep, labels, about)
     seconds = time.perf_counter() - began
     size = sum(file.stat().st_size for file in path.iterdir())
     run.sinks.write(Checkpoint(str(path), seconds, size, run.state.progress.step))

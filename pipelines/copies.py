@@ -30,6 +30,7 @@ from hvdtrain.config.data import Data
 from pipelines.images import augment
 from pipelines.reading import Reading
 from pipelines.sources.base import Source
+from pipelines.sources.classes import Relabelled
 from pipelines.sources.packed import ORIGINAL, Copy, Packed
 
 _ENLARGEMENT = 1.05
@@ -68,6 +69,9 @@ def evaluation_side(image_size: int, crop_ratio: float) -> int:
 
 def view(source: Source, short_side: int | None) -> Source:
     """The copy to read for `short_side` (None: the largest); `source` itself if it has no copies."""
+    if isinstance(source, Relabelled):
+        copy = view(source.source, short_side)
+        return source if copy is source.source else source.over(copy)
     return source.at(short_side) if isinstance(source, Packed) else source
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +20,7 @@ from hvdtrain.errors import DataError
 from pipelines.bad import PIXEL_LEVEL, BadSample, Quarantine
 from pipelines.cache import Cache
 from pipelines.cached_prefetcher import CachedPrefetcher
+from pipelines.datasets import open_datasets
 from pipelines.exchange import Exchange, Place
 from pipelines.images.colour import ColourJitter
 from pipelines.images.decoder import Decoder
@@ -36,8 +37,9 @@ from pipelines.sampling import (
     TrainingSampler,
     shard_starts,
 )
-from pipelines.sources import Source, check_same_classes, open_source
+from pipelines.sources import Source
 from pipelines.stream import READERS, Batch
+from pipelines.watched import Watched, watched
 
 __all__ = ["Batch", "EpochSpec", "Loaders"]
 
@@ -67,14 +69,14 @@ class Loaders:
     """Evaluation images, over all ranks; 0 without `data.val`."""
     classes: list[str]
     """Names of the classes; labels index them."""
-    fingerprint: str
-    """Equal on two ranks if and only if they list the same samples in the same order."""
     sources: dict[str, Source]
     """`train`, `val` or both: the samples by number."""
-    # Of this rank:
+    fingerprints: dict[str, str]
+    """Of each source: equal on two ranks if and only if they list the same samples in one order."""
+    warnings: list[str]
     decode_threads: int
     data_wait_s: float
-    """Seconds the consumer has waited for batches so far."""
+    """Seconds the consumer of this rank has waited for batches so far."""
     bytes_read: int
     """Encoded bytes of all batches delivered so far."""
 
@@ -89,9 +91,11 @@ class Loaders:
         local_size: int = 1,
         device: torch.device,
         rect_val: bool = False,
+        classes: Sequence[str] | None = None,
     ) -> None:
         """List the datasets; no image is read yet. Raises DataError where there is none.
 
+        `classes`: those of the checkpoint that the run goes on from, see `open_datasets`.
         `rect_val`: some epoch evaluates on rectangles. With it or with a cache, give the `offer`
         of every rank to `accept` before the first pass.
         """
@@ -104,11 +108,14 @@ class Loaders:
         self.data_wait_s = 0.0
         self.bytes_read = 0
         self._in_use: deque[tuple[torch.cuda.Event, Batch]] = deque()
-        sources = _open(data)
+        datasets = open_datasets(data, classes)
+        self.sources = datasets.sources
+        sources = {kind: watched(source) for kind, source in self.sources.items()}
+        self._watched = [source for source in sources.values() if isinstance(source, Watched)]
         self.num_train = len(sources["train"]) if "train" in sources else 0
         self.num_val = len(sources["val"]) if "val" in sources else 0
-        self.classes = next(iter(sources.values())).classes
-        self.fingerprint = " ".join(source.fingerprint for source in sources.values())
+        self.classes, self.warnings = datasets.classes, datasets.warnings
+        self.fingerprints = datasets.fingerprints
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
         self._quarantine = Quarantine() if data.on_bad == "mask" else None
         evaluation = EvaluationSampler(data, self.num_val, rank=rank, world_size=world_size)
@@ -122,7 +129,7 @@ class Loaders:
             quarantine=self._quarantine,
         )
         self._samplers: dict[str, Sampler] = {"train": training, "val": evaluation}
-        self._training, self.sources = training, sources
+        self._training = training
         self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
         self._prefetchers: dict[str, Passes] = {
@@ -204,6 +211,10 @@ class Loaders:
         if "train" not in self.sources:
             return None
         return self._training.order_warning(self.sources["train"].labels)
+
+    def take_changed(self) -> list[str]:
+        """Files that this rank has found to be changed in mid-run since the last call."""
+        return [name for source in self._watched for name in source.take_changed()]
 
     def mask(self, samples: Iterable[BadSample]) -> None:
         """Mask bad training samples that any rank, or an earlier attempt of the run, has found.
@@ -287,17 +298,3 @@ class Loaders:
         self._in_use.append((event, batch))
         while self._in_use and self._in_use[0][0].query():
             self._in_use.popleft()
-
-
-def _open(data: Data) -> dict[str, Source]:
-    """The datasets that are set, training first. Raises DataError if their classes differ."""
-    sources = {
-        kind: open_source(path, f"data.{kind}", columns=data.columns)
-        for kind, path in (("train", data.train), ("val", data.val))
-        if path is not None
-    }
-    if not sources:
-        raise DataError("data.train: not set; expected a folder with one sub-folder per class")
-    if len(sources) == 2:
-        check_same_classes(sources["train"], sources["val"], str(data.val))
-    return sources

@@ -1,9 +1,36 @@
-"""What training reads of a packed dataset, for the plan. Imports neither numpy nor torch."""
+"""What a plan says of a dataset. Imports neither numpy nor torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a dataset."""
+
+    number: int
+    first: list[str]
+    """Names of the first few."""
+    smallest: int
+    """Images in the smallest class."""
+    largest: int
+    """The same of the largest."""
+
+    def text(self) -> str:
+        """All of it in one line."""
+        # As `readable` in pipelines.sources.base, which imports numpy.
+        names = ", ".join(n if n.isprintable() else repr(n)[1:-1] for n in self.first)
+        more = ", …" if self.number > len(self.first) else ""
+        images = f"{self.smallest:,}"
+        if self.largest > self.smallest:
+            images += f"–{self.largest:,}"
+        return f"{self.number:,} ({names}{more}), {images} images each"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from hvdtrain.errors import DataError
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source
+from pipelines.sources.classes import as_listed
 from pipelines.sources.packed import Packed
 
 _AT_ONCE = 64  # images read by one task
@@ -21,6 +22,7 @@ def read_sizes(source: Source, ids: np.ndarray, readers: ThreadPoolExecutor) -> 
     Reads the images, except of a packed dataset, whose index has the sizes. Raises DataError
     naming a bad image.
     """
+    source = as_listed(source)
     if isinstance(source, Packed):
         return np.stack([source.column(side)[ids] for side in ("height", "width")], axis=1)
 

@@ -60,6 +60,14 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option(help="Run directory. Default: OUTPUT/<name>-<time>.")
     ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Resume although images were added, changed or removed since the run began. "
+            "The run records what they were.",
+        ),
+    ] = False,
 ) -> None:
     """Train a model.
 
@@ -70,7 +78,9 @@ def train(
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.train import train as run_training
 
-        summary = run_training(cfg, comm, resume=resume, run_dir=run_dir)
+        summary = run_training(
+            cfg, comm, resume=resume, run_dir=run_dir, accept_changes=accept_changes
+        )
         if comm.rank == 0:
             say(_summary_text(summary))
 
@@ -85,15 +95,17 @@ def evaluate(
 ) -> None:
     """Evaluate the newest checkpoint of a run.
 
-    On any number of ranks, every validation image is counted exactly once.
+    On any number of ranks, every validation image is counted exactly once. Training images are not
+    needed. Other validation images: data.val=DIR; their classes are matched by name.
     """
     with job(str(run_config(run)), overrides) as comm:
         from hvdtrain.run.evaluation import evaluate_run
 
         result = evaluate_run(run, overrides or [], comm)
         if comm.rank == 0:
-            text = json.dumps(result) if as_json else _eval_text(result)
-            typer.echo(text)
+            for warning in result["warnings"]:
+                typer.echo(f"hvdtrain: warning: {warning}", err=True)
+            typer.echo(json.dumps(result) if as_json else _eval_text(result))
 
 
 @app.command()
@@ -109,14 +121,16 @@ def plan(
     nor a GPU.
     """
     from hvdtrain.plan.epochs import make_plan
-    from hvdtrain.plan.images import images_and_readings
+    from hvdtrain.plan.images import look_at_dataset
     from hvdtrain.plan.text import plan_dict, plan_text
 
     cfg = load_config(config, overrides)
-    num_images, reads = images_and_readings(cfg)
-    epochs = make_plan(cfg, world_size, num_images)
-    text = json.dumps(plan_dict(cfg, epochs, reads)) if as_json else plan_text(cfg, epochs, reads)
-    typer.echo(text)
+    images, reads, classes = look_at_dataset(cfg)
+    epochs = make_plan(cfg, world_size, images)
+    if as_json:
+        typer.echo(json.dumps(plan_dict(cfg, epochs, reads, classes)))
+    else:
+        typer.echo(plan_text(cfg, epochs, reads, classes))
 
 
 app.command()(report)

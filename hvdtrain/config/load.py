@@ -23,15 +23,18 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises ConfigError with one line for every fault.
     """
-    source = _read_extended(Path(path), ())
+    return _overridden(_read_extended(Path(path), ()), overrides)
+
+
+def parse_config(text: str, name: str = "config", overrides: list[str] | None = None) -> Config:
+    """Read a config from YAML text without `extends:`. Raises ConfigError like `load_config`."""
+    return _overridden(parse_yaml(text, name), overrides)
+
+
+def _overridden(source: Source, overrides: list[str] | None) -> Config:
     for override in overrides or []:
         apply_override(source, override, is_text)
     return _validate(source)
-
-
-def parse_config(text: str, name: str = "config") -> Config:
-    """Read a config from YAML text without `extends:`. Raises ConfigError like `load_config`."""
-    return _validate(parse_yaml(text, name))
 
 
 def _read_extended(path: Path, children: tuple[Path, ...]) -> Source:

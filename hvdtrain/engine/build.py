@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,24 +44,51 @@ class Parts:
         self.loaders.close()
 
 
-def set_up(cfg: Config, comm: Comm) -> Parts:
+def set_up(cfg: Config, comm: Comm, classes: Sequence[str] | None = None) -> Parts:
     """Open the datasets and build the initial state, which depends on the seed only.
 
+    `classes`: those of the checkpoint that will be loaded, see `pipelines.datasets`.
     An error on any rank is raised on all of them.
     """
-    device = choose_device(comm)
-    cores = cores_for_rank(comm)
-    torch.set_num_threads(cores)
     with together(comm):
         if cfg.data.train is None:
             raise ConfigError("data.train: not set: name the training images with data.train=DIR")
-        loaders = open_loaders(cfg, comm, device, cores)
-    require_equal(comm, "data.train: the list of images", loaders.fingerprint, DataError)
-    share_data(comm, loaders)
+    loaders, device = _open_shared(cfg, comm, classes)
     with together(comm):
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
     return Parts(plan, loaders, state)
+
+
+def set_up_evaluation(cfg: Config, comm: Comm, classes: Sequence[str]) -> Parts:
+    """The same for evaluation: `data.train` is not opened, and the plan, of a made-up number of
+    images, only serves to say how an epoch evaluates."""
+    with together(comm):
+        if cfg.data.val is None:
+            raise DataError("data.val: no validation images: name them with data.val=DIR")
+    alone = cfg.data.model_copy(update={"train": None})
+    cfg = cfg.model_copy(update={"data": alone})
+    loaders, device = _open_shared(cfg, comm, classes)
+    with together(comm):
+        largest = max(phase.batch_per_worker for phase in cfg.phases)
+        plan = make_plan(cfg, comm.size, largest * cfg.train.accumulate * comm.size)
+        state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
+    return Parts(plan, loaders, state)
+
+
+def _open_shared(
+    cfg: Config, comm: Comm, classes: Sequence[str] | None
+) -> tuple[Loaders, torch.device]:
+    """The loaders, ready for the first batch, and the device of this rank."""
+    device = choose_device(comm)
+    cores = cores_for_rank(comm)
+    torch.set_num_threads(cores)
+    with together(comm):
+        loaders = open_loaders(cfg, comm, device, cores, classes)
+    for kind, found in loaders.fingerprints.items():
+        require_equal(comm, f"data.{kind}: the list of images", found, DataError)
+    share_data(comm, loaders)
+    return loaders, device
 
 
 def choose_device(comm: Comm) -> torch.device:
@@ -81,8 +109,14 @@ def choose_device(comm: Comm) -> torch.device:
     return torch.device("cuda", comm.local_rank)
 
 
-def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> Loaders:
-    """The loaders of this rank.
+def open_loaders(
+    cfg: Config,
+    comm: Comm,
+    device: torch.device,
+    cores: int,
+    classes: Sequence[str] | None = None,
+) -> Loaders:
+    """The loaders of this rank; `classes`: see `set_up`.
 
     Raises DataError if the number of images or classes differs from the config's.
     """
@@ -96,13 +130,16 @@ def open_loaders(cfg: Config, comm: Comm, device: torch.device, cores: int) -> L
         local_size=comm.local_size,
         device=device,
         rect_val=any(phase.rect_val for phase in cfg.phases),
+        classes=classes,
     )
-    expected = {"data.train_size": (cfg.data.train_size, loaders.num_train)}
-    expected["model.num_classes"] = (cfg.model.num_classes, len(loaders.classes))
+    expected = {"model.num_classes": (cfg.model.num_classes, len(loaders.classes))}
+    if cfg.data.train is not None:
+        expected["data.train_size"] = (cfg.data.train_size, loaders.num_train)
     for key, (wanted, found) in expected.items():
         if wanted is not None and wanted != found:
             loaders.close()
-            raise DataError(f"{key}: the config says {wanted}, {cfg.data.train} has {found}")
+            path = cfg.data.train or cfg.data.val
+            raise DataError(f"{key}: the config says {wanted}, {path} has {found}")
     return loaders
 
 
@@ -190,10 +227,14 @@ def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
     data = cfg.data
     order = data.shuffle if data.shuffle == "full" else f"shards, {data.shuffle_window}"
     return {
-        "model": cfg.model.name,
-        "classes": len(loaders.classes),
+        **model_labels(cfg, loaders),
         "train_images": loaders.num_train,
         "seed": cfg.seed,
         "optimizer": cfg.optimizer.name,
         "order": order,
     }
+
+
+def model_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
+    """What must be equal where a checkpoint is only evaluated."""
+    return {"model": cfg.model.name, "classes": len(loaders.classes)}

@@ -29,10 +29,17 @@ FILES = ("model.safetensors", "optimizer.safetensors")
 EMA_FILE = "ema.safetensors"
 
 
-def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, Any]) -> Path:
+def save_checkpoint(
+    state: State,
+    directory: Path,
+    keep: int,
+    labels: dict[str, Any],
+    about: dict[str, Any] | None = None,
+) -> Path:
     """Write `directory/e<epoch>-s<sample>`, then delete all but the newest `keep` checkpoints.
 
-    `labels` (such as model and classes) are compared on load. Call it on one rank only.
+    `labels` (such as model and classes) are compared on load; `about` is only kept. Call it on one
+    rank only.
     Raises ResourceError if the disk refuses; older checkpoints are then untouched.
     """
     at = state.progress.position
@@ -56,6 +63,7 @@ def save_checkpoint(state: State, directory: Path, keep: int, labels: dict[str, 
             "noise_scale": state.noise.scale.state(),
             "labels": labels,
             "sha256": digests,
+            **(about or {}),
         }
         with whole_file(part / "meta.json") as file:
             file.write(_sealed(meta))
@@ -94,7 +102,7 @@ def verify(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError that names the damaged file and what is wrong with it.
     """
-    meta = _read_meta(path)
+    meta = read_meta(path)
     for name in sorted({*FILES, *meta["sha256"]}):
         try:
             found = hashlib.sha256((path / name).read_bytes()).hexdigest()
@@ -157,7 +165,8 @@ def _sealed(meta: dict[str, Any]) -> bytes:
     return json.dumps({"meta": meta, "seal": hashlib.sha256(body.encode()).hexdigest()}).encode()
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint; its other files are not looked at. Raises CheckpointError."""
     file = path / "meta.json"
     try:
         sealed = json.loads(file.read_bytes())
@@ -176,6 +185,15 @@ def _read_meta(path: Path) -> dict[str, Any]:
             f"{file}: format {meta['format']}, this version reads {FORMAT}: use the hvdtrain that wrote it"
         )
     return meta
+
+
+def classes_beside(weights: Path) -> list[str] | None:
+    """The names of the classes of a weights file in a checkpoint; None if it is of another kind."""
+    try:
+        names: list[str] | None = read_meta(weights.parent).get("data", {}).get("classes")
+    except CheckpointError:
+        return None
+    return names
 
 
 def _remove(path: Path) -> None:

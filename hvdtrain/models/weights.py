@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -42,10 +43,13 @@ _FAULTS = (
 """What the readers raise on a file of another kind."""
 
 
-def load_weights(model: nn.Module, path: str | Path) -> list[str]:
+def load_weights(
+    model: nn.Module, path: str | Path, rows: Sequence[int] | None = None
+) -> list[str]:
     """Copy the weights in `path` into `model`; returns notes for the log, one a line.
 
-    A classifier of another size keeps its starting weights. Everything else must fit: raises
+    A classifier of another size keeps its starting weights. `rows`: for each class, the number it
+    has in the file; empty: the file's classes are others; None: it does not name them. Everything else must fit: raises
     CheckpointError naming what does not, and then leaves `model` unchanged.
     """
     tensors = read_tensors(Path(path))
@@ -60,7 +64,7 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
         )
     target = {k: v for k, v in model.state_dict().items() if not _is_counter(k)}
     tensors = {k: v for k, v in tensors.items() if not _is_counter(k)}
-    if note := _without_other_head(model, tensors, target):
+    if note := _without_other_head(model, tensors, target, rows):
         notes.append(f"{path}: {note}")
     _check(path, tensors, target)
     with torch.no_grad():
@@ -123,18 +127,28 @@ def _converted(model: NFNet, tensors: Tensors, path: str | Path) -> Tensors:
         ) from None
 
 
-def _without_other_head(model: nn.Module, tensors: Tensors, target: Tensors) -> str | None:
-    """Remove a classifier that does not fit from both; returns a note about it, or None."""
+def _without_other_head(
+    model: nn.Module, tensors: Tensors, target: Tensors, rows: Sequence[int] | None
+) -> str | None:
+    """Remove a classifier that does not fit from both, or put its classes in this model's order;
+    returns a note about it, or None."""
     head = classifier_of(model)
     name = next((name for name, module in model.named_modules() if module is head), None)
     if head is None or name is None:
         return None
     weight = tensors.get(f"{name}.weight")
-    if weight is not None and weight.shape == head.weight.shape:
+    same_size = weight is not None and weight.shape == head.weight.shape
+    if same_size and (rows is None or list(rows) == list(range(len(rows))) != []):
         return None
-    for key in ("weight", "bias"):
-        tensors.pop(f"{name}.{key}", None)
-        target.pop(f"{name}.{key}", None)
+    keys = [f"{name}.{key}" for key in ("weight", "bias")]
+    if same_size and rows:
+        tensors.update({key: tensors[key][list(rows)] for key in keys if key in tensors})
+        return f"{name}: the file has the same classes in another order; they are matched by name"
+    for key in keys:
+        tensors.pop(key, None)
+        target.pop(key, None)
+    if same_size:
+        return f"{name} keeps its starting weights: the file's classes have other names"
     in_file = "none" if weight is None else " → ".join(map(str, reversed(weight.shape)))
     return (
         f"{name} keeps its starting weights: the file has {in_file}, this model "

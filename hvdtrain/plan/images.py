@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from hvdtrain.config.schema import Config
-from pipelines.reading import Reading
+from pipelines.reading import Classes, Reading
 
 
 def num_images(cfg: Config) -> int | None:
@@ -18,19 +20,36 @@ def num_images(cfg: Config) -> int | None:
     return len(open_source(cfg.data.train, "data.train", columns=cfg.data.columns))
 
 
-def images_and_readings(cfg: Config) -> tuple[int | None, list[Reading]]:
-    """`num_images`, and what each phase reads from a packed dataset (`pipelines.copies.readings`).
+class Dataset(NamedTuple):
+    """What a plan says of the training images."""
 
-    With `data.train_size` only a packed dataset is opened: its index is quick to read.
+    images: int | None
+    """`num_images`."""
+    reads: list[Reading]
+    """What each phase reads from a packed dataset (`pipelines.copies.readings`)."""
+    classes: Classes | None
+    """None where the dataset was not opened."""
+
+
+def look_at_dataset(cfg: Config) -> Dataset:
+    """Open the training images for a plan.
+
+    With `data.train_size` only a packed dataset is opened: its index is quick to read. Raises
+    DataError where the dataset cannot be read.
     """
     path, count = cfg.data.train, cfg.data.train_size
     if path is None:
-        return count, []
+        return Dataset(count, [], None)
     from pipelines.copies import readings
     from pipelines.sources import open_source
+    from pipelines.sources.classes import describe_classes
     from pipelines.sources.packed import is_packed
 
     if count is not None and not is_packed(path):
-        return count, []
+        return Dataset(count, [], None)
     source = open_source(path, "data.train", columns=cfg.data.columns)
-    return len(source) if count is None else count, readings(source, cfg.data, cfg.phases)
+    return Dataset(
+        len(source) if count is None else count,
+        readings(source, cfg.data, cfg.phases),
+        describe_classes(source.classes, source.labels),
+    )

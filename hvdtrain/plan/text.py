@@ -10,15 +10,18 @@ from hvdtrain.config.schema import Config
 from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import has_batch_norm, recipe_warnings
 from hvdtrain.plan.schedules import FASTAI_FINAL_DIV, lr_scale, turns
-from pipelines.reading import Reading
+from pipelines.reading import Classes, Reading
 
 
-def plan_text(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> str:
+def plan_text(
+    cfg: Config, plan: Plan, reads: Sequence[Reading] = (), classes: Classes | None = None
+) -> str:
     """A table of phases, the facts of the run, its rates where they change, and warnings.
 
-    `reads`: of a packed dataset, what each phase reads.
+    `reads`: of a packed dataset, what each phase reads. `classes`: if the dataset was opened.
     """
     facts = _facts(cfg, plan)
+    facts[2:2] = [] if classes is None else [("classes", classes.text())]
     facts += [
         (f"epochs {epochs[0].index}-{epochs[-1].index + 1} read", read.text())
         for epochs, read in zip(plan.phases, reads, strict=False)
@@ -31,11 +34,14 @@ def plan_text(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> str:
     return "\n".join(lines)
 
 
-def plan_dict(cfg: Config, plan: Plan, reads: Sequence[Reading] = ()) -> dict[str, Any]:
+def plan_dict(
+    cfg: Config, plan: Plan, reads: Sequence[Reading] = (), classes: Classes | None = None
+) -> dict[str, Any]:
     """The same for programs: one entry per phase, with the rates of its first and last step."""
     return {
         "world_size": plan.world_size,
         "num_samples": plan.num_samples,
+        "classes": classes and classes.as_dict(),
         "total_steps": plan.total_steps,
         "warnings": recipe_warnings(cfg, plan),
         "phases": [

@@ -88,6 +88,15 @@ class RunRecord:
         return str(self.config.get("name") or self.paths.root.resolve().name)
 
     @property
+    def classes(self) -> list[str]:
+        """Their names in the order of their numbers; empty for a run of an old version."""
+        try:
+            content = self.paths.classes.read_bytes()
+        except OSError:
+            return []
+        return content.decode("utf-8", "replace").removesuffix("\n").split("\n")
+
+    @property
     def finished(self) -> bool:
         """Whether the run is complete."""
         return bool(self.summary) or any(attempt.finished for attempt in self.attempts)

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
-from hvdtrain.config.load import load_config
-from hvdtrain.engine.build import checkpoint_labels, set_up
+from hvdtrain.config.load import load_config, parse_config
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.build import model_labels, set_up_evaluation
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.evaluate import evaluate
-from hvdtrain.errors import CheckpointError, DataError
+from hvdtrain.errors import CheckpointError
 from hvdtrain.paths import RunPaths, run_root
 
 
 def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]:
     """Evaluate `path`: a checkpoint, or a run directory, whose newest checkpoint is taken.
 
-    Returns loss, top1 and top5 (0–1) over all validation images, their number `images`, and the
-    path of the `checkpoint`. Every rank reads the checkpoint. Raises CheckpointError or DataError,
-    the same on all ranks.
+    Training images are not needed: classes, preprocessing and precision are those of the
+    checkpoint and of the run's config. Returns loss, top1 and top5 (0–1) over all validation
+    images, their number `images`, the path of the `checkpoint`, and `warnings`. Every rank reads
+    the checkpoint. Raises CheckpointError or DataError, the same on all ranks.
     """
     with together(comm):
         checkpoint, root = _find(path)
-        cfg = load_config(RunPaths(root).config, overrides)
         meta = verify(checkpoint)
+        cfg = _config(root, meta, overrides)
     require_equal(comm, "the checkpoint", meta["sha256"]["model.safetensors"], CheckpointError)
-    with set_up(cfg, comm) as parts:
+    classes = meta.get("data", {}).get("classes", [])
+    with set_up_evaluation(cfg, comm, classes) as parts:
         plan, loaders, state = parts.plan, parts.loaders, parts.state
         with together(comm):
-            if not loaders.num_val:
-                raise DataError("data.val: no validation images: name them with data.val=DIR")
-            load_checkpoint(state, checkpoint, meta, checkpoint_labels(cfg, loaders))
+            load_checkpoint(state, checkpoint, meta, model_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         result = evaluate(state, loaders.val(epoch), loaders.num_val)
-        return {**result, "images": loaders.num_val, "checkpoint": str(checkpoint)}
+        warnings = [*loaders.warnings, *([] if classes else [_NO_NAMES.format(checkpoint)])]
+        return {
+            **result,
+            "images": loaders.num_val,
+            "checkpoint": str(checkpoint),
+            "warnings": warnings,
+        }
+
+
+_NO_NAMES = "{}: written by an older version, without the names of its classes: their order is taken to be that of data.val"
 
 
 def _find(path: Path) -> tuple[Path, Path]:
@@ -47,3 +60,19 @@ def _find(path: Path) -> tuple[Path, Path]:
     if not newest:
         raise CheckpointError(f"{path}: neither a run directory with checkpoints nor a checkpoint")
     return newest[0], path
+
+
+def _config(root: Path, meta: Mapping[str, Any], overrides: list[str]) -> Config:
+    """The run's config, or where a checkpoint lies alone its own copy, with the overrides."""
+    file = RunPaths(root).config
+    if file.is_file() or "config" not in meta:
+        cfg = load_config(file, overrides)
+    else:
+        cfg = parse_config(json.dumps(meta["config"]), "the checkpoint's config", overrides)
+    val = cfg.data.val
+    begun = meta.get("data", {}).get("val", {}).get("path")
+    own = not any(override.split("=")[0].strip() == "data.val" for override in overrides)
+    if val is None or not own or begun is None or not os.path.exists(begun):  # noqa: PTH110
+        return cfg
+    # A relative path was meant from where the run was started.
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"val": begun})})

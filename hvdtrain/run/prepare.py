@@ -16,7 +16,7 @@ from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import checkpoint_labels, set_up
-from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
+from hvdtrain.engine.checkpoint import classes_beside, list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
@@ -26,11 +26,18 @@ from hvdtrain.launch.placement import RankPlace, actual_placement, placement_tex
 from hvdtrain.models.weights import load_weights
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.paths import RunPaths
-from hvdtrain.plan.epochs import Plan
+from hvdtrain.plan.epochs import Plan, Position
 from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
+from hvdtrain.run.dataset import (
+    DatasetWriter,
+    RunData,
+    check_data,
+    classes_of,
+    recorded_data,
+)
 from hvdtrain.run.directory import discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.telemetry.bad_samples import BadSamples
@@ -39,6 +46,7 @@ from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
+from pipelines.sources.classes import describe_classes, matched_rows
 from pipelines.sources.left_out import left_out_of
 
 
@@ -56,32 +64,42 @@ class Run:
     bad: BadSamples
     hosts: list[str]
     """The host of every rank."""
+    data: RunData
+    writer: DatasetWriter
     begun: bool = False
     """Whether this attempt has had its first batch; until then the pipelines are filling."""
 
     def close(self) -> None:
         """Stop loaders and sinks."""
+        self.writer.close()
+        if self.writer.fault:
+            self.sinks.write(Note(f"warning: {self.writer.fault}"))
         self.loaders.close()
         self.sinks.close()
 
 
-def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
+def prepare(
+    cfg: Config, comm: Comm, resume: str, run_dir: Path | None, accept_changes: bool = False
+) -> Run:
     """Choose the run directory, check the ranks, build all parts, and restore a resumed run.
 
-    An error on any rank is raised on all of them.
+    `accept_changes`: go on with other images than the run began with. An error on any rank is
+    raised on all of them.
     """
     paths, resumed = run_directory(cfg, comm, resume, run_dir)
     with discarded_if_unused(paths, comm):
-        return _prepare(cfg, comm, paths, resumed)
+        return _prepare(cfg, comm, paths, resumed, accept_changes)
 
 
-def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool) -> Run:
+def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_changes: bool) -> Run:
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
     findings = judge(facts)
     raise_faults(findings)
     tuning = tune(cfg, comm, paths.tuning)
     cfg = tuning.config
-    parts = set_up(cfg, comm)
+    recorded = recorded_data(paths, comm)
+    parts = set_up(cfg, comm, classes_of(recorded))
+    data = check_data(cfg, comm, parts.loaders, paths, recorded, accept_changes)
     with together(comm):
         if comm.rank == 0:
             paths.create()
@@ -91,7 +109,10 @@ def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool) -> Run:
     with together(comm):
         sinks = Sinks(cfg, comm, paths, hosts)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
-    run = Run(cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts)
+    writer = DatasetWriter(paths.dataset, parts.loaders, data)
+    run = Run(
+        cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts, data, writer
+    )
     for finding in findings:
         sinks.write(Note(f"warning: {finding}"))
     if comm.size > 1:
@@ -100,10 +121,12 @@ def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool) -> Run:
         sinks.write(Note(f"preflight: {measured(facts)}"))
     restore(run, must=resumed)
     if comm.rank == 0:
+        writer.start(resumed=recorded is not None)
         _describe(run)
         tuning.write(paths.tuning)
         if comm.size > 1:
             sinks.write(Note(tuning.text))
+    _describe_data(run)
     publish(cfg.metrics, comm, paths, sinks)
     return run
 
@@ -126,6 +149,8 @@ def _describe(run: Run) -> None:
         "threads_per_rank": torch.get_num_threads(),
         "command": sys.argv,
     }
+    names = "".join(f"{name!r}\n" if "\n" in name else f"{name}\n" for name in run.loaders.classes)
+    write_atomically(run.paths.classes, names.encode("utf-8", "surrogateescape"))
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
     for text in recipe_warnings(run.cfg, run.plan):
         run.sinks.write(Note(f"warning: {text}"))
@@ -134,6 +159,17 @@ def _describe(run: Run) -> None:
             run.sinks.write(Note(f"data.{kind}: {left_out.text()}"))
     if order := run.loaders.order_warning():
         run.sinks.write(Note(f"warning: {order}"))
+
+
+def _describe_data(run: Run) -> None:
+    """Tell the classes, and what is unusual about the datasets."""
+    classes = describe_classes(run.loaders.classes, run.loaders.sources["train"].labels)
+    run.sinks.write(Note(f"classes: {classes.text()}"))
+    for text in run.loaders.warnings:
+        run.sinks.write(Note(f"warning: {text}"))
+    if run.data.changed:
+        text = "; ".join(run.data.accepted)
+        run.sinks.write(Note(f"warning: other images than before, by --accept-changes: {text}"))
 
 
 def restore(run: Run, *, must: bool) -> None:
@@ -152,13 +188,17 @@ def restore(run: Run, *, must: bool) -> None:
                     f"{run.paths.checkpoints}: no usable checkpoint to resume from"
                 )
             if not loaded and run.cfg.model.weights is not None:
-                for text in load_weights(state.model, run.cfg.model.weights):
+                weights = run.cfg.model.weights
+                theirs = classes_beside(Path(weights))
+                rows = None if theirs is None else matched_rows(theirs, run.loaders.classes)
+                for text in load_weights(state.model, weights, rows):
                     run.sinks.write(Note(text))
     header = {
         "progress": state.progress.as_dict(),
         "scaler": state.scaler.state_dict(),
         "noise_scale": state.noise.scale.state(),
-        "bad": run.bad.read(),
+        # The list has numbers, which other images have now.
+        "bad": [] if run.data.changed else run.bad.read(),
     }
     header = json.loads(comm.gather_text(json.dumps(header))[0])
     state.progress = Progress.from_dict(header["progress"])
@@ -181,8 +221,14 @@ def _load_newest(run: Run) -> bool:
         except CheckpointError as error:
             run.sinks.write(Note(f"warning: {error}"))
             continue
-        load_checkpoint(run.state, path, meta, checkpoint_labels(run.cfg, run.loaders))
+        labels = checkpoint_labels(run.cfg, run.loaders)
+        if run.data.changed:
+            del labels["train_images"]
+        load_checkpoint(run.state, path, meta, labels)
         at = run.state.progress.position
+        if at.sample >= run.loaders.num_train:  # fewer images than before
+            at = Position(at.epoch + 1, 0)
+            run.state.progress = run.state.progress.at(at)
         run.sinks.write(Note(f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"))
         return True
     return False

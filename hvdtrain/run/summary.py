@@ -34,6 +34,8 @@ def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s
         noise_scale=advice(noise, batch) if noise is not None else None,
         train_seconds=progress.train_seconds,
         wall_seconds=wall_s,
+        classes=run.data.classes,
+        accepted_changes=run.data.accepted,
     )
     if run.comm.rank == 0:
         write_atomically(run.paths.summary, json.dumps(end.values(), indent=1).encode())

@@ -34,6 +34,7 @@ class BadSamples:
         self._path = path
         self._listed: dict[int, BadSample] = {}
         self._unlisted: dict[int, BadSample] = {}
+        self._changed: list[str] = []
         self._masked = 0
         self._masked_in_epoch = 0
 
@@ -60,9 +61,13 @@ class BadSamples:
                 self._unlisted[bad.index] = bad
             sinks.observe_bad(bad.reason)
 
+    def add_changed(self, names: Iterable[str]) -> None:
+        """Files that this rank has found to change while the run uses them."""
+        self._changed += names
+
     def counts(self) -> BadCounts:
         """The counts of this rank since the last `settle`."""
-        return BadCounts(self._masked, len(self._unlisted))
+        return BadCounts(self._masked, len(self._unlisted) + len(self._changed))
 
     def settle(self, counts: BadCounts, num_samples: int, sinks: Sinks) -> list[BadSample]:
         """List and report the new bad images of all ranks, and return them.
@@ -72,7 +77,9 @@ class BadSamples:
         """
         self._masked = 0
         self._masked_in_epoch += counts.masked
-        new = self._exchange() if counts.unlisted else []
+        new, changed = self._exchange() if counts.unlisted else ([], [])
+        if changed:
+            sinks.write(Note(_changed_note(changed)))
         if new:
             sinks.write(Note(_note(new, self._path)))
             if self._comm.rank == 0:
@@ -87,14 +94,22 @@ class BadSamples:
             raise fault
         return new
 
-    def _exchange(self) -> list[BadSample]:
-        mine = json.dumps([asdict(bad) for bad in self._unlisted.values()])
-        texts = self._comm.gather_text(mine)
-        entries = [BadSample(**entry) for text in texts for entry in json.loads(text)]
+    def _exchange(self) -> tuple[list[BadSample], list[str]]:
+        """The new bad images and the changed files of all ranks."""
+        mine = {"bad": [asdict(bad) for bad in self._unlisted.values()], "changed": self._changed}
+        found = [json.loads(text) for text in self._comm.gather_text(json.dumps(mine))]
+        entries = [BadSample(**entry) for each in found for entry in each["bad"]]
         new = {bad.index: bad for bad in sorted(entries, key=lambda bad: bad.index)}
         self._listed.update(new)
         self._unlisted.clear()
-        return list(new.values())
+        self._changed = []
+        return list(new.values()), sorted({name for each in found for name in each["changed"]})
+
+
+def _changed_note(names: list[str]) -> str:
+    shown = ", ".join(name if name.isprintable() else repr(name)[1:-1] for name in names[:NAMED])
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"warning: changed while the run reads them (size or date): {shown}{more}"
 
 
 def _note(new: list[BadSample], path: Path) -> str:

@@ -199,6 +199,10 @@ class End(Report):
     """`noise_scale.advice`."""
     train_seconds: float
     wall_seconds: float
+    classes: list[str] = field(default_factory=list)
+    """Their names, in the order of their numbers."""
+    accepted_changes: list[str] = field(default_factory=list)
+    """Changes of the datasets that --accept-changes has let pass."""
 
     def values(self) -> dict[str, Any]:
         """Without an evaluation there are no keys for it."""

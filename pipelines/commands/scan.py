@@ -79,7 +79,7 @@ def scan(
     fault = None
     if manifest is not None:
         try:
-            write_manifest(manifest, source, findings.columns, findings.bad)
+            write_manifest(manifest, source, path, findings.columns, findings.bad)
         except OSError as error:
             fault = f"{manifest}: cannot be written: {error.strerror}"
     return findings.report(path, None if fault else manifest, fault)

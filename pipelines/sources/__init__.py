@@ -3,8 +3,8 @@
 Read `base.py` (what a source is) first, then `opening.py` (which source reads a path).
 """
 
-from pipelines.sources.base import Source, check_same_classes
+from pipelines.sources.base import Source
 from pipelines.sources.folder import ImageFolder
 from pipelines.sources.opening import open_source
 
-__all__ = ["ImageFolder", "Source", "check_same_classes", "open_source"]
+__all__ = ["ImageFolder", "Source", "open_source"]

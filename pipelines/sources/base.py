@@ -105,19 +105,12 @@ def read_file(path: bytes) -> np.ndarray:
     return content
 
 
-def check_same_classes(train: Source, val: Source, path: str) -> None:
-    """Raise DataError, naming the differences, unless both have the same classes in one order."""
-    missing = sorted(set(train.classes) - set(val.classes))
-    extra = sorted(set(val.classes) - set(train.classes))
-    if missing or extra:
-        differences = {"missing": missing, "extra": extra}
-        text = "; ".join(f"{word} {some(names)}" for word, names in differences.items() if names)
-        raise DataError(f"data.val: {path}: classes differ from data.train: {text}")
-    if train.classes != val.classes:
-        raise DataError(f"data.val: {path}: the classes of data.train in another order")
-
-
 def some(names: Sequence[str], most: int = _SHOWN) -> str:
     """The first few names, and how many there are in all."""
     more = f", … ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(readable, names[:most])) + more
+
+
+def readable(name: str) -> str:
+    """`name` for one line of text: what cannot be printed, or is not UTF-8, is escaped."""
+    return name if name.isprintable() else repr(name)[1:-1]

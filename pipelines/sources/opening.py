@@ -9,6 +9,7 @@ from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError
 from pipelines.sources import cifar, guess, listing, packed, scanned, tar
 from pipelines.sources.base import Source, some
+from pipelines.sources.classes import natural_order, renumbered, require_distinct
 from pipelines.sources.folder import ImageFolder, Unlabelled
 from pipelines.sources.left_out import printable
 from pipelines.sources.walk import Glance, glance, has_image
@@ -30,12 +31,15 @@ def open_source(
     folder with a label file; otherwise a folder with one sub-folder of images per class. With
     `unlabelled` a flat folder needs no labels; then the source has no classes. If `hvdtrain data
     scan` has left a manifest, every image is checked against it, unless `check` is False.
-    Raises DataError where there is no dataset to read.
+    Class folders that are all numbers are classes in the order of the numbers; the order of samples
+    is that of the names. Raises DataError where there is no dataset to read.
     """
     source = _open(path, key, columns, unlabelled)
-    if not check or isinstance(source, packed.Packed):  # a packed dataset has its own checksums
-        return source
-    return scanned.checked(source, path, key)
+    require_distinct(source.classes, f"{key}: {path}")
+    folders = isinstance(source, ImageFolder)
+    if check and not isinstance(source, packed.Packed):  # a packed dataset has its own checksums
+        source = scanned.checked(source, path, key)
+    return renumbered(source, natural_order(source.classes)) if folders else source
 
 
 def _open(path: str, key: str, columns: Columns | None, unlabelled: bool) -> Source:

@@ -11,9 +11,12 @@ from hvdtrain.errors import DataError
 from hvdtrain.files import whole_file
 from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import Source
+from pipelines.sources.classes import as_listed
+from pipelines.sources.inventory import UNKNOWN, Inventory, compare, names_below
 from pipelines.sources.left_out import left_out_of, printable
 
 MANIFEST = ".hvdtrain-scan.npz"
+_KIND = "scan"  # of the inventory in it
 
 
 def manifest_path(path: str) -> Path:
@@ -36,10 +39,24 @@ def checked(source: Source, path: str, key: str) -> Source:
         raise DataError(f"{key}: {manifest}: {error}; scan again or delete it") from None
     if str(arrays["fingerprint"]) != source.fingerprint:
         raise DataError(
-            f"{key}: {printable(path)}: other images than when it was scanned; scan again, or delete {manifest}"
+            f"{key}: {printable(path)}: other images than when it was scanned"
+            f"{_change(source, path, manifest)}; scan again, or delete {manifest}"
         )
     bad = dict(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
     return Checked(source, arrays["crc32"], bad)
+
+
+def _change(source: Source, path: str, manifest: Path) -> str:
+    """What differs; empty where the manifest is of an old version, without names."""
+    unknown = np.full(len(source), UNKNOWN, dtype=np.int64)
+    names = names_below(source, path)
+    now = Inventory(source.classes, source.labels, names, unknown, unknown)
+    try:
+        arrays = read_arrays(manifest, *Inventory.columns(_KIND))
+        text = compare(Inventory.of(arrays, _KIND), now).text()
+    except (DamagedError, KeyError, IndexError, ValueError):
+        return ""
+    return f": {text}" if text else ""
 
 
 class Checked:
@@ -51,8 +68,7 @@ class Checked:
         self.fingerprint = source.fingerprint
         self.shard_starts: np.ndarray | None = getattr(source, "shard_starts", None)
         self.left_out = left_out_of(source)
-        self._source = source
-        self._crc32 = crc32
+        self.source, self.crc32 = source, crc32
         self._bad = bad
 
     def __len__(self) -> int:
@@ -60,26 +76,31 @@ class Checked:
 
     def name(self, i: int) -> str:
         """The name that the source gives it."""
-        return self._source.name(i)
+        return self.source.name(i)
 
     def read(self, i: int) -> np.ndarray:
         """The bytes of image `i`. Raises DataError naming it: bad, or changed since the scan."""
         if i in self._bad:
             raise DataError(f"{self.name(i)}: {self._bad[i]} (found by data scan)")
-        encoded = self._source.read(i)
-        if zlib.crc32(encoded.data) != self._crc32[i]:
+        encoded = self.source.read(i)
+        if zlib.crc32(encoded.data) != self.crc32[i]:
             raise DataError(f"{self.name(i)}: damaged or changed: its checksum differs")
         return encoded
 
 
 def write_manifest(
-    manifest: Path, source: Source, columns: dict[str, np.ndarray], bad: dict[int, str]
+    manifest: Path, source: Source, path: str, columns: dict[str, np.ndarray], bad: dict[int, str]
 ) -> None:
-    """Write the manifest of `source`, whole or not at all; raises OSError."""
+    """Write the manifest of `source`, opened from `path`, whole or not at all; raises OSError."""
+    source = as_listed(source)
+    size, crc32 = (columns[name].astype(np.int64) for name in ("size", "crc32"))
+    names = names_below(source, path)
+    inventory = Inventory(source.classes, source.labels, names, size, crc32)
     with whole_file(manifest) as file:
-        np.savez(
+        np.savez_compressed(
             file,
             fingerprint=np.array(source.fingerprint),
+            **inventory.arrays(_KIND),  # type: ignore[arg-type]
             bad=np.array(list(bad), dtype=np.int64),
             reasons=np.array(list(bad.values()), dtype=np.str_),
             **columns,  # type: ignore[arg-type]

@@ -80,6 +80,16 @@ class TarShards:
         """The shard and the member of sample `i`."""
         return f"{self._reader.paths[self._places[i][0]]}:{os.fsdecode(self._names[i])}"
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """[len] int64: bytes of each image."""
+        return self._places.sizes
+
+    def shard_of(self, i: int) -> tuple[int, str]:
+        """Number and path of the shard that sample `i` is in."""
+        shard = self._places[i][0]
+        return shard, self._reader.paths[shard]
+
     def read(self, i: int) -> np.ndarray:
         """The bytes of image `i`, [bytes] uint8. Raises DataError naming it."""
         try:

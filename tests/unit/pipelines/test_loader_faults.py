@@ -66,9 +66,9 @@ def test_a_missing_dataset_is_named(make_loaders, folder):
 
 def test_ranks_that_list_other_files_have_another_fingerprint(make_loaders, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "images")
-    assert make_loaders(folder).fingerprint == make_loaders(tmp_path / "images").fingerprint
+    assert make_loaders(folder).fingerprints == make_loaders(tmp_path / "images").fingerprints
     (tmp_path / "images" / "ant" / "2.JPEG").unlink()
-    assert make_loaders(folder).fingerprint != make_loaders(tmp_path / "images").fingerprint
+    assert make_loaders(folder).fingerprints != make_loaders(tmp_path / "images").fingerprints
 
 
 def test_an_order_that_keeps_classes_together_gives_a_warning(make_loaders, tmp_path):

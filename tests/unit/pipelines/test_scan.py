@@ -89,7 +89,10 @@ def test_a_manifest_of_other_images_is_refused(folder, tmp_path):
     root = shutil.copytree(folder, tmp_path / "images")
     scan(str(root), None, 1)
     shutil.copy(root / "ant/0.JPEG", root / "ant/new.jpg")
-    with pytest.raises(DataError, match="other images than when it was scanned; scan again"):
+    with pytest.raises(
+        DataError,
+        match=r"other images than when it was scanned: 1 added \(ant/new\.jpg\); scan again",
+    ):
         open_source(str(root), "data.train")
     scan(str(root), None, 1)
     assert len(open_source(str(root), "data.train")) == len(CLASSES) * PER_CLASS + 1

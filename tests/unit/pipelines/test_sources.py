@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hvdtrain.errors import DataError
-from pipelines.sources import ImageFolder, check_same_classes, open_source
+from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.samples import tree
 
 
@@ -97,17 +97,6 @@ def test_a_deleted_file_is_named(tmp_path):
     assert str(error.value) == f"{tmp_path}/a/1.jpg: cannot read: No such file or directory"
 
 
-def test_differing_classes_are_named(tmp_path):
-    train = ImageFolder(str(tree(tmp_path / "t", *(f"{c}/1.jpg" for c in "abcdef"))), "data.train")
-    val = ImageFolder(str(tree(tmp_path / "v", "a/1.jpg", "x/1.jpg")), "data.val")
-    with pytest.raises(DataError) as error:
-        check_same_classes(train, val, "v")
-    assert str(error.value) == (
-        "data.val: v: classes differ from data.train: missing b, c, d, … (5 in all); extra x"
-    )
-    check_same_classes(train, train, "t")
-
-
 def test_a_large_listing_is_compact(tmp_path):
     root = tree(tmp_path, *(f"a/n0123456_{i}.jpg" for i in range(2000)))
     source = ImageFolder(str(root), "data.train")
@@ -186,11 +175,3 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):
     with pytest.raises(DataError) as error:
         open_source(str(table), "data.val")
     assert str(error.value).startswith("data.val: " + message.format(table))
-
-
-def test_classes_in_another_order_are_refused(tmp_path):
-    train = ImageFolder(str(tree(tmp_path / "t", "a/1.jpg", "b/1.jpg")), "data.train")
-    val = ImageFolder(str(tree(tmp_path / "v", "a/1.jpg", "b/1.jpg")), "data.val")
-    val.classes = ["b", "a"]
-    with pytest.raises(DataError, match=r"data\.val: v: the classes of data\.train in another"):
-        check_same_classes(train, val, "v")

@@ -1,0 +1,240 @@
+"""What data a run began with: written beside its results, and compared when it is resumed.
+
+Checkpoints hold the names of the classes and a fingerprint of each dataset: a hash of names, labels
+and order. `dataset.npz` has the lists themselves with the sizes of the files, so that a resumed run
+can say what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hvdtrain.comm.agreement import together
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.checkpoint import list_checkpoints, read_meta
+from hvdtrain.errors import CheckpointError, DataError
+from hvdtrain.files import whole_file
+from hvdtrain.paths import RunPaths
+from pipelines.inventory import file_sizes, has_files, take
+from pipelines.loader import Loaders
+from pipelines.sources.arrays import DamagedError, read_arrays
+from pipelines.sources.inventory import UNKNOWN, Inventory, compare
+
+THREADS = 16
+"""That ask for the sizes of files when a run is resumed: a network disk answers many at once."""
+_MANY = 50_000  # images whose list is written before their sizes are known, which may take minutes
+
+
+@dataclass
+class RunData:
+    """The datasets of a run, as its checkpoints and its summary record them."""
+
+    classes: list[str]
+    fingerprints: dict[str, str]
+    images: dict[str, int]
+    paths: dict[str, str]
+    """Absolute."""
+    accepted: list[str] = field(default_factory=list)
+    """Changes that --accept-changes has let pass, one line each."""
+    changed: bool = False
+    """Whether there are such changes since the last attempt."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        kinds = {
+            kind: {"fingerprint": value, "images": self.images[kind], "path": self.paths[kind]}
+            for kind, value in self.fingerprints.items()
+        }
+        return {"classes": self.classes, "accepted": self.accepted, **kinds}
+
+
+def recorded_data(paths: RunPaths, comm: Comm) -> dict[str, Any] | None:
+    """What the newest checkpoint says of the data: None without one, {} if an old version wrote it.
+
+    Only rank 0 needs to see the files. Every rank must call.
+    """
+    found: dict[str, Any] | None = None
+    for path in list_checkpoints(paths.checkpoints) if comm.rank == 0 else []:
+        try:
+            found = read_meta(path).get("data", {})
+        except CheckpointError:
+            continue  # the run says so when it loads one
+        break
+    answer: dict[str, Any] | None = json.loads(comm.gather_text(json.dumps(found))[0])
+    return answer
+
+
+def classes_of(recorded: Mapping[str, Any] | None) -> list[str] | None:
+    """The classes of the checkpoint, as `open_datasets` takes them."""
+    return None if recorded is None else list(recorded.get("classes", []))
+
+
+def check_data(
+    cfg: Config,
+    comm: Comm,
+    loaders: Loaders,
+    paths: RunPaths,
+    recorded: Mapping[str, Any] | None,
+    accept: bool,
+) -> RunData:
+    """Compare the datasets with those that the run began with.
+
+    Raises DataError on every rank, with what differs, unless there is no difference or it is to be
+    accepted. Every rank must call.
+    """
+    given = {"train": cfg.data.train, "val": cfg.data.val}
+    data = RunData(
+        loaders.classes,
+        loaders.fingerprints,
+        {kind: len(source) for kind, source in loaders.sources.items()},
+        {kind: os.path.abspath(given[kind] or "") for kind in loaders.sources},  # noqa: PTH100
+    )
+    if recorded is None:
+        return data
+    begun = _read(paths.dataset) if comm.rank == 0 else None
+    known = _recorded_fingerprints(recorded, begun)
+    data.accepted = [*(begun.accepted if begun else recorded.get("accepted", []))]
+    wanted = [kind for kind in loaders.sources if begun and _needs_sizes(begun, kind)]
+    wanted = json.loads(comm.gather_text(json.dumps(wanted))[0])
+    differ: list[str] = []
+    for kind, source in loaders.sources.items():
+        sizes = None
+        if kind in wanted and has_files(source):
+            ids = np.arange(comm.rank, len(source), comm.size)
+            part = json.dumps(file_sizes(source, ids, THREADS).tolist())
+            sizes = np.full(len(source), UNKNOWN, dtype=np.int64)
+            for rank, text in enumerate(comm.gather_text(part)):
+                sizes[rank :: comm.size] = json.loads(text)
+        if comm.rank == 0 and kind in known:
+            before = begun.inventories.get(kind) if begun else None
+            same = known[kind] == loaders.fingerprints[kind]
+            text = _difference(loaders, kind, given[kind] or "", before, same, sizes)
+            differ += [f"data.{kind}: {given[kind]}: {text}"] if text else []
+    with together(comm):
+        if differ and not accept:
+            raise DataError(
+                f"not the images that this run began with: {'; '.join(differ)}: put them back, or go "
+                "on with these by --accept-changes"
+            )
+    differ = json.loads(comm.gather_text(json.dumps(differ))[0])
+    data.changed = bool(differ)
+    data.accepted += differ
+    return data
+
+
+@dataclass
+class _Begun:
+    """The contents of `dataset.npz`."""
+
+    fingerprints: dict[str, str]
+    accepted: list[str]
+    inventories: dict[str, Inventory]
+
+
+def _read(file: Path) -> _Begun | None:
+    """None if there is no such file, or it is damaged: the fingerprints are left then."""
+    try:
+        about = json.loads(read_arrays(file, "about")["about"].tobytes())
+        kinds = list(about["fingerprints"])
+        arrays = read_arrays(file, *(name for kind in kinds for name in Inventory.columns(kind)))
+        inventories = {kind: Inventory.of(arrays, kind) for kind in kinds}
+        return _Begun(about["fingerprints"], about["accepted"], inventories)
+    except (DamagedError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _recorded_fingerprints(recorded: Mapping[str, Any], begun: _Begun | None) -> dict[str, str]:
+    """Those of the run directory, if it has them: they include what was accepted last."""
+    if begun is not None:
+        return begun.fingerprints
+    return {kind: recorded[kind]["fingerprint"] for kind in ("train", "val") if kind in recorded}
+
+
+def _needs_sizes(begun: _Begun, kind: str) -> bool:
+    inventory = begun.inventories.get(kind)
+    return inventory is not None and bool((inventory.sizes != UNKNOWN).any())
+
+
+def _difference(
+    loaders: Loaders,
+    kind: str,
+    path: str,
+    before: Inventory | None,
+    same: bool,
+    sizes: np.ndarray | None,
+) -> str:
+    """What differs; empty if nothing does. `same`: whether names, labels and order do not."""
+    if before is None:
+        return "" if same else "what differs is not known without dataset.npz of the run"
+    if same and sizes is not None:
+        known = (before.sizes != UNKNOWN) & (sizes != UNKNOWN)
+        same = not (known & (before.sizes != sizes)).any()
+    if same:
+        return ""
+    return compare(before, take(loaders.sources[kind], path, sizes)).text()
+
+
+class DatasetWriter:
+    """Writes `dataset.npz` in a thread of rank 0 while the run trains.
+
+    The sizes of a million files take seconds on a local disk and minutes on a network disk. One
+    thread asks for them, and sleeps while the disk looks, so that training hardly notices.
+    """
+
+    def __init__(self, file: Path, loaders: Loaders, data: RunData) -> None:
+        self._file = file
+        self._sources = loaders.sources
+        self._data = data
+        self._stop = threading.Event()
+        self.fault: str | None = None
+        """Why the file could not be written."""
+        self._thread = threading.Thread(target=self._run, name="hvdtrain-dataset", daemon=True)
+
+    def start(self, *, resumed: bool) -> None:
+        """Write the file, unless the run is `resumed` and its file is whole and still right."""
+        begun = _read(self._file) if resumed and not self._data.changed else None
+        complete = begun is not None and begun.fingerprints.keys() == self._sources.keys()
+        if begun is None or not complete or any(map(self._lacks_sizes, begun.inventories.items())):
+            self._thread.start()
+
+    def close(self) -> None:
+        """Write what is known, and end the thread."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)  # a disk that hangs must not hold the end of the run
+
+    def _lacks_sizes(self, item: tuple[str, Inventory]) -> bool:
+        kind, inventory = item
+        return has_files(self._sources[kind]) and bool((inventory.sizes == UNKNOWN).all())
+
+    def _run(self) -> None:
+        try:
+            paths = self._data.paths
+            found = {kind: take(source, paths[kind]) for kind, source in self._sources.items()}
+            if sum(map(len, self._sources.values())) > _MANY:
+                self._write(found)
+            for kind, source in self._sources.items():
+                if has_files(source):
+                    ids = np.arange(len(source))
+                    sizes = file_sizes(source, ids, stop=self._stop.is_set)
+                    found[kind] = Inventory(**{**vars(found[kind]), "sizes": sizes})
+            self._write(found)
+        except OSError as error:
+            self.fault = f"{self._file}: cannot be written: {error.strerror}"
+
+    def _write(self, inventories: dict[str, Inventory]) -> None:
+        about = {"fingerprints": self._data.fingerprints, "accepted": self._data.accepted}
+        arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        for kind, inventory in inventories.items():
+            arrays |= inventory.arrays(kind)
+        with whole_file(self._file) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
