@@ -17,6 +17,15 @@ import safetensors
 import safetensors.torch
 import torch
 
+from hvdtrain.checkpoint_files import (
+    EMA_FILE,
+    FILES,
+    FORMAT,
+    META,
+    list_checkpoints,
+    read_meta,
+    verify,
+)
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
@@ -24,9 +33,7 @@ from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.files import sync_folder, whole_file
 from hvdtrain.optim import optimizer_tensors
 
-FORMAT = 1
-FILES = ("model.safetensors", "optimizer.safetensors")
-EMA_FILE = "ema.safetensors"
+__all__ = ["list_checkpoints", "load_checkpoint", "save_checkpoint", "verify"]
 
 
 def save_checkpoint(
@@ -65,7 +72,7 @@ def save_checkpoint(
             "sha256": digests,
             **(about or {}),
         }
-        with whole_file(part / "meta.json") as file:
+        with whole_file(part / META) as file:
             file.write(_sealed(meta))
         _remove(final)
         part.rename(final)
@@ -92,30 +99,6 @@ def _contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
     return contents
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints in `directory`, the furthest position first; not verified."""
-    return sorted(directory.glob("e[0-9]*-s[0-9]*/"), reverse=True)
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """Check every byte of a checkpoint and return its metadata.
-
-    Raises CheckpointError that names the damaged file and what is wrong with it.
-    """
-    meta = read_meta(path)
-    for name in sorted({*FILES, *meta["sha256"]}):
-        try:
-            found = hashlib.sha256((path / name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"{path / name}: cannot be read: {error.strerror}") from None
-        if found != meta["sha256"][name]:
-            raise CheckpointError(
-                f"{path / name}: damaged: sha256 is {found[:12]}…, "
-                f"written was {meta['sha256'][name][:12]}…; delete {path} to go on from an older one"
-            )
-    return meta
-
-
 def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict[str, Any]) -> None:
     """Load a checkpoint into `state`; `meta` is what `verify` returned for it.
 
@@ -132,7 +115,7 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
         raise CheckpointError(
             f"{path}: has no {missing[0]}: it was made without train.ema_decay; leave that out"
         )
-    loaded = {name: safetensors.torch.load_file(path / name) for name in targets}
+    loaded = {name: _tensors(path / name) for name in targets}
     for name, target in targets.items():
         _check_fit(path / name, loaded[name], target)
     with torch.no_grad():
@@ -143,6 +126,13 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
         state.scaler.load_state_dict(meta["scaler"])
     state.noise.scale = NoiseScale(**meta.get("noise_scale", {}))
     state.progress = Progress.from_dict(meta)
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{file}: not written by hvdtrain: {error}") from None
 
 
 def _check_fit(
@@ -163,28 +153,6 @@ def _check_fit(
 def _sealed(meta: dict[str, Any]) -> bytes:
     body = json.dumps(meta, sort_keys=True)
     return json.dumps({"meta": meta, "seal": hashlib.sha256(body.encode()).hexdigest()}).encode()
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint; its other files are not looked at. Raises CheckpointError."""
-    file = path / "meta.json"
-    try:
-        sealed = json.loads(file.read_bytes())
-        meta: dict[str, Any] = sealed["meta"]
-        body = json.dumps(meta, sort_keys=True)
-        whole = hashlib.sha256(body.encode()).hexdigest() == sealed["seal"]
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        whole = False
-        meta = {}
-    if not whole:
-        raise CheckpointError(f"{file}: damaged; delete {path} to go on from an older checkpoint")
-    if meta["format"] != FORMAT:
-        raise CheckpointError(
-            f"{file}: format {meta['format']}, this version reads {FORMAT}: use the hvdtrain that wrote it"
-        )
-    return meta
 
 
 def classes_beside(weights: Path) -> list[str] | None:

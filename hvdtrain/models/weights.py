@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +14,8 @@ from hvdtrain.models.convert import resnet_to_nf
 from hvdtrain.models.nfnet import NFNet
 from hvdtrain.models.options import classifier_of
 from hvdtrain.models.resnet import ResNet
-
-Tensors = dict[str, Tensor]
+from hvdtrain.models.weights_file import read_file
+from hvdtrain.models.weights_names import Tensors, find_tensors, fitting
 
 RENAMED = (
     (r"^conv1\.weight$", "stem.0.weight"),
@@ -30,18 +27,6 @@ RENAMED = (
 )
 """Names in ResNets of torchvision and timm → our names; `layer1` … `layer4` count from 0."""
 
-_FAULTS = (
-    safetensors.SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
-"""What the readers raise on a file of another kind."""
-
 
 def load_weights(
     model: nn.Module, path: str | Path, rows: Sequence[int] | None = None
@@ -49,53 +34,53 @@ def load_weights(
     """Copy the weights in `path` into `model`; returns notes for the log, one a line.
 
     A classifier of another size keeps its starting weights. `rows`: for each class, the number it
-    has in the file; empty: the file's classes are others; None: it does not name them. Everything else must fit: raises
-    CheckpointError naming what does not, and then leaves `model` unchanged.
+    has in the file; empty: the file's classes are others; None: it does not name them. Everything
+    else must fit: raises CheckpointError naming what does not, and then leaves `model` unchanged.
     """
-    tensors = read_tensors(Path(path))
-    notes = []
-    if isinstance(model, (ResNet, NFNet)):
-        tensors = rename_resnet(tensors)
-    if isinstance(model, NFNet) and "stem.1.running_var" in tensors:
-        tensors = _converted(model, tensors, path)
-        notes.append(
-            f"{path}: batch norms folded into an NF-ResNet; kernel means and inner ReLUs differ: "
-            "fine-tune it"
-        )
+    try:
+        return [f"{path}: {note}" for note in _load(model, Path(path), rows)]
+    except CheckpointError as error:
+        raise CheckpointError(f"model.weights: {path}: {error}") from None
+
+
+def _load(model: nn.Module, path: Path, rows: Sequence[int] | None) -> list[str]:
+    tensors, notes = _read(path)
     target = {k: v for k, v in model.state_dict().items() if not _is_counter(k)}
     tensors = {k: v for k, v in tensors.items() if not _is_counter(k)}
+    rename = rename_resnet if isinstance(model, (ResNet, NFNet)) else dict
+    tensors, left_out = fitting(tensors, target, rename)
+    notes += left_out
+    if isinstance(model, NFNet) and "stem.1.running_var" in tensors:
+        tensors = _converted(model, tensors)
+        notes.append(
+            "batch norms folded into an NF-ResNet; kernel means and inner ReLUs differ: "
+            "fine-tune it"
+        )
     if note := _without_other_head(model, tensors, target, rows):
-        notes.append(f"{path}: {note}")
-    _check(path, tensors, target)
+        notes.append(note)
+    _check(tensors, target, path)
     with torch.no_grad():
+        ready = {name: _converted_to(name, tensors[name], target[name]) for name in target}
         for name, tensor in target.items():
-            tensor.copy_(tensors[name])
-    return [f"{path}: {len(target)} tensors loaded", *notes]
+            tensor.copy_(ready[name])
+    return [f"{len(target)} tensors loaded", *notes]
 
 
 def read_tensors(path: Path) -> Tensors:
-    """The tensors of a safetensors or torch file by name; nothing in the file is run.
+    """The tensors of a weights file, checkpoint or run by name; nothing in it is run.
 
-    They may be in a dictionary `state_dict` or `model`, and have the prefix `module.` of
-    data-parallel wrappers. Raises CheckpointError if the file is of another kind.
+    They may be in dictionaries such as `state_dict`. Raises CheckpointError if there are none.
     """
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"model.weights: {path}: {error.strerror or error}") from None
-    except _FAULTS as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"model.weights: {path}: not a safetensors file, nor a torch file with tensors only: {reason}"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"model.weights: {path}: expected a dictionary of tensors by name")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+        return _read(path)[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"model.weights: {path}: {error}") from None
+
+
+def _read(path: Path) -> tuple[Tensors, list[str]]:
+    content, notes = read_file(path)
+    tensors, more = find_tensors(content)
+    return tensors, [*notes, *more]
 
 
 def rename_resnet(tensors: Tensors) -> Tensors:
@@ -114,7 +99,7 @@ def rename_resnet(tensors: Tensors) -> Tensors:
     return renamed
 
 
-def _converted(model: NFNet, tensors: Tensors, path: str | Path) -> Tensors:
+def _converted(model: NFNet, tensors: Tensors) -> Tensors:
     last = f"stages.{len(model.depths) - 1}.{model.depths[-1]}.conv1.weight"
     try:
         if last in tensors or model.activation != "relu":
@@ -122,8 +107,7 @@ def _converted(model: NFNet, tensors: Tensors, path: str | Path) -> Tensors:
         return resnet_to_nf(tensors, model.depths)
     except KeyError as error:
         raise CheckpointError(
-            f"model.weights: {path}: a ResNet that is not of this NF-ResNet's depths, "
-            f"{model.depths} ({error.args[0]})"
+            f"a ResNet that is not of this NF-ResNet's depths, {model.depths} ({error.args[0]})"
         ) from None
 
 
@@ -156,8 +140,9 @@ def _without_other_head(
     )
 
 
-def _check(path: str | Path, tensors: Tensors, target: Tensors) -> None:
-    wrong = [f"{name} is missing" for name in target.keys() - tensors.keys()]
+def _check(tensors: Tensors, target: Tensors, path: Path) -> None:
+    missing = sorted(target.keys() - tensors.keys())
+    wrong = [f"{name} is missing" for name in missing]
     wrong += [f"{name} is not in this model" for name in tensors.keys() - target.keys()]
     wrong += [
         f"{name} is {list(tensors[name].shape)}, this model's is {list(tensor.shape)}"
@@ -166,9 +151,33 @@ def _check(path: str | Path, tensors: Tensors, target: Tensors) -> None:
     ]
     if wrong:
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        if missing and re.search(r"-\d+-of-\d+\.", path.name):
+            more += "; it is one part of several: name their .index.json"
+        raise CheckpointError(f"made by another model: {'; '.join(sorted(wrong)[:4])}{more}")
+
+
+def _converted_to(name: str, tensor: Tensor, target: Tensor) -> Tensor:
+    """`tensor` in the type of `target`. Raises CheckpointError unless it is finite there."""
+    usable = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if (
+        not usable
+        or tensor.is_complex()
+        or tensor.is_floating_point() != target.is_floating_point()
+    ):
+        kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
         raise CheckpointError(
-            f"model.weights: {path}: made by another model: {'; '.join(sorted(wrong)[:4])}{more}"
+            f"{name} is {str(kind).removeprefix('torch.')}, this model's is "
+            f"{str(target.dtype).removeprefix('torch.')}: quantized, sparse or other weights that "
+            "are no plain numbers are not converted"
         )
+    converted = tensor.to(device=target.device, dtype=target.dtype)
+    if not torch.isfinite(converted).all():
+        count = int((~torch.isfinite(converted)).sum())
+        raise CheckpointError(
+            f"{name} has {count:,} of {converted.numel():,} values that are not finite (NaN, "
+            "infinite or too large): a run that diverged? Use older weights of it"
+        )
+    return converted
 
 
 def _is_counter(name: str) -> bool:

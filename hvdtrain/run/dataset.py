@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.checkpoint import list_checkpoints, read_meta
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.files import whole_file
 from hvdtrain.paths import RunPaths

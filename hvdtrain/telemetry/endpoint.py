@@ -61,6 +61,8 @@ class Endpoint:
         self._pages = pages
         self._token = self._read_token(cfg.token_file) if cfg.token_file is not None else None
         self._tls = _tls_context(cfg) if cfg.tls_cert is not None else None
+        if cfg.tls_key is not None:
+            self._warn_if_open("metrics.tls_key", cfg.tls_key, Path(cfg.tls_key).stat().st_mode)
         self._local = cfg.on_loopback
         self._names = ("", cfg.bind, *LOCAL_NAMES)
         self._listener = _listen(cfg.bind, port)
@@ -147,11 +149,12 @@ class Endpoint:
                 f"metrics.token_file: {name}: expected one line of ASCII text without spaces, as "
                 "`openssl rand -hex 32` prints"
             )
-        if mode & (stat.S_IRGRP | stat.S_IROTH):
-            self.warnings.append(
-                f"metrics.token_file: {name} can be read by other users: chmod 600 {name}"
-            )
+        self._warn_if_open("metrics.token_file", name, mode)
         return token
+
+    def _warn_if_open(self, key: str, name: str, mode: int) -> None:
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            self.warnings.append(f"{key}: {name} can be read by other users: chmod 600 {name}")
 
 
 def _host(header: str) -> str:
@@ -166,9 +169,10 @@ def _token_sent(authorization: bytes) -> bytes:
     """The bearer token of a program, or the password that a browser asked its user for; empty if
     there is neither."""
     scheme, _, sent = authorization.partition(b" ")
-    if scheme == b"Bearer":
+    scheme, sent = scheme.lower(), sent.strip(b" ")  # RFC 9110: any case, one blank or more
+    if scheme == b"bearer":
         return sent
-    if scheme != b"Basic":
+    if scheme != b"basic":
         return b""
     try:
         return base64.b64decode(sent, validate=True).partition(b":")[2]

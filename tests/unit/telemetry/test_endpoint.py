@@ -141,8 +141,9 @@ def test_token(serve: Open, tmp_path: Path) -> None:
     token.chmod(0o600)
     made = serve(token_file=str(token))
     assert made.warnings == []
-    assert ask(made.port, Authorization="Bearer s3cret") == (200, b"hello")
-    for wrong in ("Bearer s3cre", "Bearer s3crets", "bearer s3cret", "s3cret", "", "Bearer é"):
+    for right in ("Bearer s3cret", "bearer s3cret", "BEARER  s3cret"):
+        assert ask(made.port, Authorization=right) == (200, b"hello"), right
+    for wrong in ("Bearer s3cre", "Bearer s3crets", "bearer S3cret", "s3cret", "", "Bearer é"):
         assert ask(made.port, Authorization=wrong)[0] == 401, wrong
     assert ask(made.port)[0] == 401
     assert ask(made.port, "/nowhere")[0] == 401
@@ -197,7 +198,14 @@ def test_mutual_tls(serve: Open, certificates: Path) -> None:
         "tls_key": f"{certificates}/server.key",
         "tls_client_ca": f"{certificates}/ca.pem",
     }
-    port = serve(**server).port
+    key = Path(server["tls_key"])
+    key.chmod(0o640)
+    warning = f"metrics.tls_key: {key} can be read by other users: chmod 600 {key}"
+    assert serve(**server).warnings == [warning]
+    key.chmod(0o600)
+    made = serve(**server)
+    assert made.warnings == []
+    port = made.port
 
     def client(name: str | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=f"{certificates}/ca.pem")

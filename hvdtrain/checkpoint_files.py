@@ -1,0 +1,170 @@
+"""The files of a checkpoint, checked before anything in them is used.
+
+A checkpoint is a folder that may come from anywhere: only files of known names are opened, only
+regular ones, and only after `meta.json` was found to be what a run writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hvdtrain.errors import CheckpointError
+
+FORMAT = 1
+META = "meta.json"
+MODEL_FILE = "model.safetensors"
+FILES = (MODEL_FILE, "optimizer.safetensors")
+EMA_FILE = "ema.safetensors"
+MAX_META_BYTES = 2**26
+"""Far more than the names of a million classes."""
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Position(_Part):
+    epoch: Count
+    sample: Count
+
+
+class _NoiseScale(_Part):
+    trace: Number = 0.0
+    square: Number = 0.0
+    measured: Count = 0
+
+
+class _Scaler(_Part):
+    scale: Number
+    growth_factor: Number
+    backoff_factor: Number
+    growth_interval: Count
+    growth_tracker: Annotated[int, Field(strict=True, ge=0, lt=2**31, alias="_growth_tracker")]
+
+
+class _NoScaler(_Part):
+    pass
+
+
+class _Meta(BaseModel):
+    """What a run writes. Later versions may write more."""
+
+    format: Literal[1]
+    position: _Position
+    step: Count
+    samples: Count
+    train_seconds: Number
+    world_size: Count = 1
+    scaler: _NoScaler | _Scaler
+    noise_scale: _NoiseScale = _NoiseScale()
+    labels: dict[str, Any]
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints in `directory`, the furthest position first; not verified."""
+    return sorted(directory.glob("e[0-9]*-s[0-9]*/"), reverse=True)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check every byte of a checkpoint and return its metadata.
+
+    Raises CheckpointError that names the damaged file and what is wrong with it.
+    """
+    meta = read_meta(path)
+    for name in sorted(meta["sha256"]):
+        found = _digest(path / name)
+        if found != meta["sha256"][name]:
+            raise CheckpointError(
+                f"{path / name}: damaged: sha256 is {found[:12]}…, "
+                f"written was {meta['sha256'][name][:12]}…; delete {path} to go on from an older one"
+            )
+    return meta
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The validated metadata of a checkpoint; its other files are not read. Raises CheckpointError."""
+    file = path / META
+    meta = _unsealed(path)
+    written = meta.get("format")
+    if isinstance(written, int) and written != FORMAT:
+        raise CheckpointError(
+            f"{file}: format {str(written)[:20]}, this version reads {FORMAT}: use the hvdtrain "
+            "that wrote it"
+        )
+    try:
+        _Meta.model_validate(meta)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"][:2])[:60]
+        raise CheckpointError(
+            f"{file}: not written by hvdtrain: {place or 'it'}: {first['msg'][:80]}; delete {path} "
+            "to go on from an older checkpoint"
+        ) from None
+    names = set(meta["sha256"])
+    if not set(FILES) <= names <= {*FILES, EMA_FILE}:
+        raise CheckpointError(
+            f"{file}: not written by hvdtrain: sha256 names {', '.join(sorted(names))[:80] or 'none'}, "
+            f"expected {', '.join(FILES)} and perhaps {EMA_FILE}"
+        )
+    return meta
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    """The content of `meta.json`, if its seal is right."""
+    file = path / META
+    try:
+        with _open(file) as opened:
+            data = opened.read(MAX_META_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(data) > MAX_META_BYTES:
+        raise CheckpointError(f"{file}: not written by hvdtrain: longer than 64 MiB")
+    try:
+        sealed = json.loads(data)
+        meta = sealed["meta"]
+        body = json.dumps(meta, sort_keys=True)
+        whole = hashlib.sha256(body.encode()).hexdigest() == sealed["seal"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{file}: damaged; delete {path} to go on from an older checkpoint")
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{file}: not written by hvdtrain: {META} holds no dictionary")
+    return meta
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with _open(file) as opened:
+            while chunk := opened.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _open(file: Path) -> BinaryIO:
+    """Open a regular file, no link; a pipe is not waited for. Raises OSError, CheckpointError."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CheckpointError(f"{file}: a link, expected the file itself") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{file}: not a regular file")
+    return os.fdopen(descriptor, "rb")
