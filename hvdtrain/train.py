@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
@@ -17,10 +14,11 @@ from hvdtrain.engine.build import checkpoint_labels, free_parts, whiten
 from hvdtrain.engine.checkpoint import save_checkpoint
 from hvdtrain.engine.evaluate import average_buffers, evaluate
 from hvdtrain.engine.step import train_step
-from hvdtrain.errors import Preempted, TrainingError
+from hvdtrain.errors import Preempted
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import restarts
 from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.guard.numbers import check_evaluation, check_loss, check_state, finite
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
@@ -55,6 +53,7 @@ def train(
                 save(run)
             if stopping and done < last:
                 raise _preempted(run)
+        run.skips.end_run(run.state)
         evaluation = report_evaluation(run, run.plan.epochs[-1])
         save(run)
         end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
@@ -96,6 +95,7 @@ def train_epoch(
             if stopping and state.progress.position.epoch == epoch.index:
                 save(run)
                 raise _preempted(run)
+    run.skips.end_epoch(state, epoch.steps)
     return stopping
 
 
@@ -125,24 +125,22 @@ def _report(
 ) -> None:
     """Report the interval that ends with step `i` of `epoch`.
 
-    Raises TrainingError if the loss is not finite.
+    Raises TrainingError if the loss is not finite, or too many updates were skipped.
     """
     state, epochs, measured = run.state, len(run.plan.epochs), interval.measured
     state.progress = state.progress.after_report(round(measured.samples), measured.seconds)
     done = epoch.index + epoch.samples_after(i) / epoch.num_samples
-    if not math.isfinite(measured.loss):
-        raise TrainingError(
-            f"the loss is {measured.loss} at epoch {done:.2f}, step {state.progress.step}, learning "
-            f"rate {lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm "
-            "or agc"
-        )
+    run.skips.add(state, interval.step_s.shape[1])
+    at = f"epoch {done:.2f}, step {state.progress.step}, learning rate {lr:.4g}"
+    check_loss(measured.loss, state, run.skips, at)
+    speed = measured.images_per_second
     run.sinks.write(
         Train(
             step=state.progress.step,
             epoch=done,
             epochs=epochs,
             progress=done / epochs,
-            eta_s=(epochs - done) * epoch.num_samples / measured.images_per_second,
+            eta_s=(epochs - done) * epoch.num_samples / speed if speed else None,
             phase=epoch.phase_index,
             image_size=epoch.image_size,
             batch_per_worker=epoch.batch_per_worker,
@@ -150,8 +148,8 @@ def _report(
             total_samples=state.progress.samples,
             lr=lr,
             momentum=epoch.momentum(i),
-            gradient_norm=_finite(state.gradient_norm),
-            skipped_updates=_finite(state.skipped),
+            gradient_norm=finite(state.gradient_norm),
+            skipped_updates=finite(state.skipped),
             loss_scale=state.scaler.get_scale() if state.scaler.is_enabled() else None,
             measured=measured,
             gradient_noise_scale=noise_scale,
@@ -160,26 +158,28 @@ def _report(
     )
 
 
-def _finite(value: torch.Tensor | None) -> float | None:
-    """The value as a number; None for NaN and infinities, which JSON does not have."""
-    number = math.nan if value is None else value.item()
-    return number if math.isfinite(number) else None
-
-
 def report_evaluation(run: Run, epoch: Epoch) -> Eval | None:
-    """Evaluate on all ranks and report; None without a validation set."""
+    """Evaluate on all ranks and report; None without a validation set.
+
+    Raises TrainingError if the loss is not finite.
+    """
     images = run.loaders.num_val
     if not images:
         return None
     result = evaluate(run.state, run.loaders.val(epoch), images)
     evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
     run.sinks.write(evaluation)
+    check_evaluation(evaluation, run.paths)
     return evaluation
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the present state, on rank 0; every rank must call."""
+    """Write a checkpoint of the present state, on rank 0; every rank must call.
+
+    Raises TrainingError if the state is not finite; the older checkpoints are then untouched.
+    """
     average_buffers(run.state)
+    check_state(run.state, run.paths)
     if run.comm.rank > 0:
         return
     began = time.perf_counter()

@@ -13,6 +13,8 @@ from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.paths import RunPaths, run_root
+from hvdtrain.run.guard.numbers import check_evaluation
+from hvdtrain.telemetry.reports import Eval
 
 
 def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
             load_checkpoint(state, checkpoint, meta, checkpoint_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         result = evaluate(state, loaders.val(epoch), loaders.num_val)
+        check_evaluation(Eval(epoch.index + 1.0, state.progress.step, loaders.num_val, **result))
         return {**result, "images": loaders.num_val, "checkpoint": str(checkpoint)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from hvdtrain.telemetry.lost_time import LostTime
 from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.outputs import Pushgateway, TensorBoard, TextFile
 from hvdtrain.telemetry.prometheus import Exporter
-from hvdtrain.telemetry.reports import Note, Report
+from hvdtrain.telemetry.reports import Note, Report, json_text
 
 
 class Sink(Protocol):
@@ -44,7 +43,7 @@ class JsonLines:
     def write(self, report: Report) -> None:
         """Append one line."""
         record = {"time": round(time.time(), 3), "kind": report.kind, **report.values()}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json_text(record) + "\n")
 
     def close(self) -> None:
         """Close the file."""
