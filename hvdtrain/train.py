@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hvdtrain.comm.agreement import Stops, any_rank
 from hvdtrain.comm.ranks import Comm
@@ -19,10 +16,11 @@ from hvdtrain.engine.build import checkpoint_labels, free_parts, whiten
 from hvdtrain.engine.checkpoint import save_checkpoint
 from hvdtrain.engine.evaluate import average_buffers, evaluate
 from hvdtrain.engine.step import train_step
-from hvdtrain.errors import Preempted, TrainingError
+from hvdtrain.errors import Preempted
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import evaluated, restarts
 from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.guard.numbers import check_evaluation, check_loss, check_state, finite
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
@@ -66,6 +64,7 @@ def train(
                 raise _preempted(run, stops)
             if done % cfg.checkpoint.every_epochs == 0 and done < last:
                 save(run)
+        run.skips.end_run(run.state)
         evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
         if stops.agreed and evaluation is None and run.loaders.num_val:
             raise _preempted(run, stops)
@@ -110,6 +109,7 @@ def train_epoch(
             sinks.observe_interval(interval, efficiency.lost)
             if stops.agreed and state.progress.position.epoch == epoch.index:
                 raise _preempted(run, stops)
+    run.skips.end_epoch(state, epoch.steps)
 
 
 def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: Meter) -> None:
@@ -138,24 +138,22 @@ def _report(
 ) -> None:
     """Report the interval that ends with step `i` of `epoch`.
 
-    Raises TrainingError if the loss is not finite.
+    Raises TrainingError if the loss is not finite, or too many updates were skipped.
     """
     state, epochs, measured = run.state, len(run.plan.epochs), interval.measured
     state.progress = state.progress.after_report(round(measured.samples), measured.seconds)
     done = epoch.index + epoch.samples_after(i) / epoch.num_samples
-    if not math.isfinite(measured.loss):
-        raise TrainingError(
-            f"the loss is {measured.loss} at epoch {done:.2f}, step {state.progress.step}, learning "
-            f"rate {lr:.4g}: lower lr.base, lengthen lr.warmup_epochs, or set optimizer.clip_norm "
-            "or agc"
-        )
+    run.skips.add(state, interval.step_s.shape[1])
+    at = f"epoch {done:.2f}, step {state.progress.step}, learning rate {lr:.4g}"
+    check_loss(measured.loss, state, run.skips, at)
+    speed = measured.images_per_second
     run.sinks.write(
         Train(
             step=state.progress.step,
             epoch=done,
             epochs=epochs,
             progress=done / epochs,
-            eta_s=(epochs - done) * epoch.num_samples / measured.images_per_second,
+            eta_s=(epochs - done) * epoch.num_samples / speed if speed else None,
             phase=epoch.phase_index,
             image_size=epoch.image_size,
             batch_per_worker=epoch.batch_per_worker,
@@ -163,8 +161,8 @@ def _report(
             total_samples=state.progress.samples,
             lr=lr,
             momentum=epoch.momentum(i),
-            gradient_norm=_finite(state.gradient_norm),
-            skipped_updates=_finite(state.skipped),
+            gradient_norm=finite(state.gradient_norm),
+            skipped_updates=finite(state.skipped),
             loss_scale=state.scaler.get_scale() if state.scaler.is_enabled() else None,
             measured=measured,
             gradient_noise_scale=noise_scale,
@@ -173,18 +171,15 @@ def _report(
     )
 
 
-def _finite(value: torch.Tensor | None) -> float | None:
-    """The value as a number; None for NaN and infinities, which JSON does not have."""
-    number = math.nan if value is None else value.item()
-    return number if math.isfinite(number) else None
-
-
 class _Stopped(Exception):
     """The ranks agreed to stop."""
 
 
 def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
-    """Evaluate on all ranks and report; None without a validation set, or if the run is to stop."""
+    """Evaluate on all ranks and report; None without a validation set, or if the run is to stop.
+
+    Raises TrainingError if the loss is not finite.
+    """
     images = run.loaders.num_val
     if not images or stops.agreed:
         return None
@@ -195,6 +190,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
         return None
     evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
     run.sinks.write(evaluation)
+    check_evaluation(evaluation, run.paths)
     return evaluation
 
 
@@ -217,8 +213,12 @@ def owes_evaluation(run: Run) -> bool:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the present state, on rank 0; every rank must call."""
+    """Write a checkpoint of the present state, on rank 0; every rank must call.
+
+    Raises TrainingError if the state is not finite; the older checkpoints are then untouched.
+    """
     average_buffers(run.state)
+    check_state(run.state, run.paths)
     if run.comm.rank > 0:
         return
     began = time.perf_counter()

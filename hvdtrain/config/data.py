@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hvdtrain.config.fields import (
+    CropAspect,
     Fraction,
     PathText,
     Positive,
-    PositiveFloat,
-    Ratio,
     Section,
     Threads,
 )
@@ -42,7 +41,7 @@ class Data(Section):
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
     """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad by
     reflection (4 px for images of 32 px), then crop (CIFAR). `none`: the whole image, resized."""
-    crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] = [0.75, 4 / 3]
+    crop_aspect: CropAspect = [0.75, 4 / 3]
     """Smallest and largest width/height of a random resized crop."""
     flip: bool = True
     """Mirror training images left to right, each with probability 1/2."""
@@ -58,12 +57,16 @@ class Data(Section):
     rand_augment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """RandAugment on training images: [number of random operations on each image, magnitude from 0
     to 30]; [2, 9] is usual. null: off."""
-    val_crop_ratio: Ratio = 0.875
+    val_crop_ratio: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Evaluation: side of the centre crop divided by the short side of the resized image
     (224/256)."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.485, 0.456, 0.406]
     """Mean of each RGB channel (0–1), subtracted from every image."""
-    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
+    std: Annotated[list[Annotated[float, Field(ge=0.001)]], Field(min_length=3, max_length=3)] = [
+        0.229,
+        0.224,
+        0.225,
+    ]
     """Standard deviation of each RGB channel (0–1); every image is divided by it."""
     on_bad: Literal["fail", "mask"] = "fail"
     """What happens if a training image cannot be read or decoded. `fail`: the run ends. `mask`: a
@@ -83,9 +86,9 @@ class Data(Section):
     @model_validator(mode="after")
     def _check(self) -> Data:
         operations, magnitude = self.rand_augment or (1, 0)
-        if operations < 1 or not 0 <= magnitude <= 30:
+        if not 1 <= operations <= 16 or not 0 <= magnitude <= 30:
             raise ValueError(
-                f"rand_augment: expected [operations ≥ 1, magnitude 0-30], found {self.rand_augment}"
+                f"rand_augment: expected [operations 1-16, magnitude 0-30], found {self.rand_augment}"
             )
         for key in ("mean", "std"):
             if (largest := max(getattr(self, key))) > 1:

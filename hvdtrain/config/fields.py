@@ -22,6 +22,22 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 InsideUnit = Annotated[float, Field(gt=0, lt=1)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _rising(pair: list[float]) -> list[float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"expected [smallest, largest], found {pair}")
+    return pair
+
+
+CropAspect = Annotated[
+    list[Annotated[float, Field(ge=0.01, le=100)]],
+    Field(min_length=2, max_length=2),
+    AfterValidator(_rising),
+]
+"""Smallest and largest width/height of a crop."""
+LossScale = Annotated[float, Field(ge=1e-6, le=1e38)]
+"""Within the range of fp32."""
 ImageSide = Annotated[int, Field(ge=8, le=8192)]
 
 

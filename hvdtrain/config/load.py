@@ -74,7 +74,8 @@ def _explain(errors: ValidationError, source: Source) -> list[str]:
         else:
             message = wrong_value(path, error["type"], error["msg"], error["input"])
         key = ".".join(map(printable, path))
-        lines.setdefault(key, f"{source.where(path)}: {key}: {message}")
+        where = f"{source.where(path)}: {key}" if key else source.where(path)
+        lines.setdefault(key, f"{where}: {message}")
     return list(lines.values())
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hvdtrain.config.fields import (
     AtLeastOne,
     BatchSize,
+    CropAspect,
     Epochs,
     ImageSide,
     InsideUnit,
@@ -136,7 +137,7 @@ class Phase(Section):
     """Images of one rank in one forward pass. Batch norm computes its statistics over these images."""
     min_crop_area: Ratio = 0.08
     """Smallest share of the image's area that a random resized crop keeps."""
-    crop_aspect: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
+    crop_aspect: CropAspect | None = None
     """Smallest and largest width/height of a random resized crop. null: `data.crop_aspect`."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Filter for resizing, with antialiasing. Bicubic gives sharper images where small ones are

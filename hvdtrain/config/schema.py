@@ -12,6 +12,7 @@ from hvdtrain.config.data import Data
 from hvdtrain.config.fields import (
     MAX_EPOCHS,
     Fraction,
+    LossScale,
     Momentum,
     NotNegative,
     PathText,
@@ -119,7 +120,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number type of autocast. `auto`: bf16 if the GPU supports it, fp16 on older GPUs, fp32 without a
     GPU."""
-    loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
+    loss_scale: Literal["dynamic"] | LossScale = "dynamic"
     """Factor of the loss that keeps fp16 gradients from becoming 0. `dynamic`: halved after an
     overflow, doubled after 2000 updates. A number: fixed. All ranks skip an update that overflowed."""
     accumulate: Annotated[int, Field(gt=0, le=2**16)] = 1

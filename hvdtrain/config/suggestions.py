@@ -47,6 +47,8 @@ FIRST_FIELDS = {
 def is_text(path: KeyPath) -> bool:
     """Whether the field at `path` holds free text; such values need no quotes on a command line."""
     annotation = _annotation(path)
+    if get_origin(annotation) is list:  # of texts: written in brackets
+        return False
     kinds = {_plain(kind) for kind in get_args(annotation) or (annotation,)}
     return kinds in ({str}, {str, type(None)})
 

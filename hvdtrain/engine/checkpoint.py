@@ -52,12 +52,12 @@ def save_checkpoint(
     at = state.progress.position
     final = directory / f"e{at.epoch:04d}-s{at.sample:010d}"
     part = directory / f".{final.name}.part"
-    contents = _contents(state)
+    files = contents(state)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         digests = {}
-        for name, tensors in contents.items():
+        for name, tensors in files.items():
             data = safetensors.torch.save({k: t.cpu().contiguous() for k, t in tensors.items()})
             digests[name] = hashlib.sha256(data).hexdigest()
             with whole_file(part / name) as file:
@@ -88,7 +88,7 @@ def save_checkpoint(
     return final
 
 
-def _contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
+def contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of each file, sharing memory with `state`."""
     contents = {
         FILES[0]: dict(state.model.state_dict()),
@@ -110,7 +110,7 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
             raise CheckpointError(
                 f"{path}: made by another run: its {key} is {found}, this run's is {expected}"
             )
-    targets = _contents(state)
+    targets = contents(state)
     if missing := sorted(targets.keys() - meta["sha256"].keys()):
         raise CheckpointError(
             f"{path}: has no {missing[0]}: it was made without train.ema_decay; leave that out"

@@ -17,6 +17,8 @@ from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.errors import CheckpointError
 from hvdtrain.paths import RunPaths, run_root
+from hvdtrain.run.guard.numbers import check_evaluation
+from hvdtrain.telemetry.reports import Eval
 
 
 def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
             load_checkpoint(state, checkpoint, meta, model_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         result = evaluate(state, loaders.val(epoch), loaders.num_val)
+        check_evaluation(Eval(epoch.index + 1.0, state.progress.step, loaders.num_val, **result))
         warnings = [*loaders.warnings, *([] if classes else [_NO_NAMES.format(checkpoint)])]
         return {
             **result,
@@ -48,7 +51,10 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
         }
 
 
-_NO_NAMES = "{}: written by an older version, without the names of its classes: their order is taken to be that of data.val"
+_NO_NAMES = (
+    "{}: written by an older version, without the names of its classes: their order is taken to be "
+    "that of data.val"
+)
 
 
 def _find(path: Path) -> tuple[Path, Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from hvdtrain.run.dataset import (
 )
 from hvdtrain.run.directory import discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
+from hvdtrain.run.guard.numbers import Skips
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
 from hvdtrain.telemetry.reports import Note
@@ -48,6 +50,8 @@ from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
 from pipelines.sources.classes import describe_classes, matched_rows
 from pipelines.sources.left_out import left_out_of
+
+SLOW_FP16 = "train.precision fp16 on a CPU takes up to 100 times as long as fp32: set it to fp32, bf16 or auto"
 
 
 @dataclass
@@ -68,6 +72,8 @@ class Run:
     writer: DatasetWriter
     begun: bool = False
     """Whether this attempt has had its first batch; until then the pipelines are filling."""
+    skips: Skips = field(default_factory=Skips)
+    """The updates that the loss scale has skipped in this attempt."""
 
     def close(self) -> None:
         """Stop loaders and sinks."""
@@ -113,21 +119,25 @@ def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_cha
     run = Run(
         cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts, data, writer
     )
-    for finding in findings:
-        sinks.write(Note(f"warning: {finding}"))
-    if comm.size > 1:
-        sinks.write(Note(f"placement: {placement_text(actual_placement(ranks))}"))
-    if comm.size > 1 and facts:
-        sinks.write(Note(f"preflight: {measured(facts)}"))
-    restore(run, must=resumed)
-    if comm.rank == 0:
-        writer.start(resumed=recorded is not None)
-        _describe(run)
-        tuning.write(paths.tuning)
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(run.close)
+        notes = [f"warning: {finding}" for finding in findings]
         if comm.size > 1:
-            sinks.write(Note(tuning.text))
-    _describe_data(run)
-    publish(cfg.metrics, comm, paths, sinks)
+            notes.append(f"placement: {placement_text(actual_placement(ranks))}")
+        if comm.size > 1 and facts:
+            notes.append(f"preflight: {measured(facts)}")
+        for text in notes:
+            sinks.write(Note(text))
+        restore(run, must=resumed)
+        if comm.rank == 0:
+            writer.start(resumed=recorded is not None)
+            _describe(run)
+            tuning.write(paths.tuning)
+            if comm.size > 1:
+                sinks.write(Note(tuning.text))
+        _describe_data(run)
+        publish(cfg.metrics, comm, paths, sinks)
+        on_error.pop_all()
     return run
 
 
@@ -152,6 +162,9 @@ def _describe(run: Run) -> None:
     names = "".join(f"{name!r}\n" if "\n" in name else f"{name}\n" for name in run.loaders.classes)
     write_atomically(run.paths.classes, names.encode("utf-8", "surrogateescape"))
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
+    settings = run.state.settings
+    if settings.autocast == torch.float16 and settings.device.type == "cpu":
+        run.sinks.write(Note(f"warning: {SLOW_FP16}"))
     for text in recipe_warnings(run.cfg, run.plan):
         run.sinks.write(Note(f"warning: {text}"))
     for kind, source in run.loaders.sources.items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from hvdtrain.engine.noise_scale import advice
 from hvdtrain.files import write_atomically
 from hvdtrain.run.prepare import Run
-from hvdtrain.telemetry.reports import End, Eval, RunScaling
+from hvdtrain.telemetry.reports import End, Eval, RunScaling, json_text
 
 
 def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s: float) -> End:
@@ -38,6 +36,6 @@ def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s
         accepted_changes=run.data.accepted,
     )
     if run.comm.rank == 0:
-        write_atomically(run.paths.summary, json.dumps(end.values(), indent=1).encode())
+        write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())
     run.sinks.write(end)
     return end

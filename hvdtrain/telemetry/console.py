@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from hvdtrain.launch.variables import launched
 from hvdtrain.report.text import duration
 from hvdtrain.streams import Output
-from hvdtrain.telemetry.reports import Eval, Note, Report, Train
+from hvdtrain.telemetry.reports import Eval, Measured, Note, Report, Train
 
 PLAIN_INTERVAL_S = 5.0
 """Shortest time between two plain progress lines."""
@@ -53,11 +53,10 @@ def train_text(report: Train) -> str:
     measured, scaling = report.measured, report.scaling
     parts = [
         f"epoch {report.epoch:6.2f}/{report.epochs}",
-        f"{duration(report.eta_s)} left",
+        f"{duration(report.eta_s)} left" if report.eta_s is not None else "time left unknown",
         f"phase {report.phase + 1}",
         f"{report.image_size} px",
-        f"loss {measured.loss:.4f}",
-        f"top-1 {measured.top1:.4f}",
+        *_results(measured),
         f"lr {report.lr:.4g}",
         f"{measured.images_per_second:,.0f} images/s",
     ]
@@ -72,6 +71,12 @@ def train_text(report: Train) -> str:
     elif measured.data_wait_ratio >= 0.05:
         parts.append(f"waits for data {measured.data_wait_ratio:.0%}")
     return "  ".join(parts)
+
+
+def _results(measured: Measured) -> list[str]:
+    if measured.loss is None or measured.top1 is None:
+        return ["no loss: every image was masked as bad"]
+    return [f"loss {measured.loss:.4f}", f"top-1 {measured.top1:.4f}"]
 
 
 def eval_text(report: Eval) -> str:

@@ -162,14 +162,14 @@ class Meter:
 
 def _measured(sums: _Sums, ranks: int, data_s: np.ndarray, wait_s: np.ndarray) -> Measured:
     """Means and ratios; `data_s` and `wait_s` are [ranks, steps]."""
-    images, seconds = max(1.0, sums.images), sums.seconds / ranks
+    images, seconds = sums.images, sums.seconds / ranks
     return Measured(
-        loss=sums.loss / images,
-        top1=sums.top1 / images,
-        top5=sums.top5 / images,
-        samples=sums.images,
+        loss=sums.loss / images if images else None,
+        top1=sums.top1 / images if images else None,
+        top5=sums.top5 / images if images else None,
+        samples=images,
         seconds=seconds,
-        images_per_second=sums.images * ranks / sums.seconds,
+        images_per_second=images * ranks / sums.seconds,
         step_seconds=seconds / data_s.shape[1],
         network_bytes_per_second=sums.sent_bytes / max(1, sums.machines) / seconds,
         data_wait_ratio=float(data_s.sum()) / sums.seconds,

@@ -6,11 +6,26 @@ and the order of the values do not change. Sums and means are over all ranks.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 Kind = Literal["start", "train", "eval", "checkpoint", "note", "stop", "end"]
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """`values` as JSON, with null for NaN and infinities, which JSON does not have."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 class _Values:
@@ -34,11 +49,11 @@ class Report(_Values):
 class Measured(_Values):
     """The training steps since the last report."""
 
-    loss: float
-    """Per image."""
-    top1: float
+    loss: float | None
+    """Per image; None if every image was masked, as top1 and top5."""
+    top1: float | None
     """0-1, as are all accuracies."""
-    top5: float
+    top5: float | None
     samples: float
     """Images, without padding."""
     seconds: float
@@ -108,7 +123,8 @@ class Train(Report):
     epochs: int
     progress: float
     """Share of the epochs that is done, 0-1."""
-    eta_s: float
+    eta_s: float | None
+    """None if every image of the interval was masked."""
     phase: int
     image_size: int
     batch_per_worker: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from hvdtrain.telemetry.lost_time import LostTime
 from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.outputs import Pushgateway, TensorBoard, TextFile
 from hvdtrain.telemetry.prometheus import Exporter
-from hvdtrain.telemetry.reports import Note, Report
+from hvdtrain.telemetry.reports import Note, Report, json_text
 
 
 class Sink(Protocol):
@@ -54,7 +53,7 @@ class JsonLines:
     def write(self, report: Report) -> None:
         """Append one line."""
         record = {"time": round(time.time(), 3), "kind": report.kind, **report.values()}
-        line = json.dumps(record).encode() + b"\n"
+        line = json_text(record).encode() + b"\n"
         try:
             self._append(b"\n" + line if self._torn else line)
         except OSError as error:
