@@ -201,6 +201,8 @@ def test_train_then_eval_agree(config: Path) -> None:
     for command in (
         [*HVDTRAIN, "eval", "run", "--json"],
         mpirun(2, *HVDTRAIN, "eval", "run", "--json"),
+        # Two batches are more than the training images, which evaluation does not look at.
+        mpirun(2, *HVDTRAIN, "eval", "run", "--json", "phases.0.batch_per_worker=500"),
     ):
         done = run(command, cwd=folder)
         assert done.returncode == 0, done.stderr

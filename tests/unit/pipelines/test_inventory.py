@@ -89,6 +89,24 @@ def test_names_stay_when_a_dataset_moves(tmp_path):
     assert compare(before, after).text() == ""
 
 
+def test_names_are_the_same_from_every_folder(tmp_path, monkeypatch):
+    tree(tmp_path / "t", ant=2, bee=1)
+    (tmp_path / "list.csv").write_text("t/ant/0.jpg,ant\nt/bee/0.jpg,bee\n")
+    image = (tmp_path / "t/ant/0.jpg").read_bytes()
+    make(tmp_path / "a-0.tar", *sample("0", 0, image))
+    expected = {
+        "t": [b"ant/0.jpg", b"ant/1.jpg", b"bee/0.jpg"],
+        "list.csv": [b"t/ant/0.jpg", b"t/bee/0.jpg"],
+        "a-{0..0}.tar": [b"a-0.tar:0.jpg"],
+    }
+    for folder, begin in ((tmp_path, ""), (tmp_path, "./"), (tmp_path / "t", "../")):
+        monkeypatch.chdir(folder)
+        for path, names in expected.items():
+            for place in (begin + path, f"{tmp_path}/{path}"):
+                found = take(open_source(place, "data.train"), place).names
+                assert [found[i] for i in range(len(found))] == names
+
+
 def test_sizes_come_from_where_they_are_known(tmp_path):
     root = tree(tmp_path / "t", ant=2, bee=1)
     folder = open_source(root, "data.train")

@@ -145,7 +145,7 @@ def test_evaluation_finds_the_images_where_the_run_did(
     monkeypatch.chdir("/")
     assert evaluate_run(work / "run", [], Solo())["images"] == 6
     (work / "val").rename(work / "elsewhere")
-    with pytest.raises(DataError, match=r"data\.val: val: no such folder"):
+    with pytest.raises(DataError, match=f"data\\.val: {work}/val: no such folder"):
         evaluate_run(work / "run", [], Solo())
     assert evaluate_run(work / "run", [f"data.val={work}/elsewhere"], Solo())["images"] == 6
     with pytest.raises(DataError, match=r"data\.val: no validation images: name them"):
