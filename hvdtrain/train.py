@@ -223,7 +223,7 @@ def save(run: Run) -> None:
         return
     began = time.perf_counter()
     labels = checkpoint_labels(run.cfg, run.loaders)
-    about = {"data": run.data.as_dict(), "config": run.cfg.model_dump(mode="json")}
+    about = {"data": run.data.as_dict(), "config": run.cfg.model_dump()}
     keep = run.cfg.checkpoint.keep
     path = save_checkpoint(run.state, run.paths.checkpoints, keep, labels, about)
     seconds = time.perf_counter() - began

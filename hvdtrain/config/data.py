@@ -32,7 +32,8 @@ class Data(Section):
     """Training images: a folder with one sub-folder per class, or another kind of dataset from
     docs/how-to/data.md (packed, tar shards, CSV of path,label, CIFAR-10)."""
     val: PathText | None = None
-    """Validation images with the same classes, any kind of dataset. null: no evaluation."""
+    """Validation images, any kind of dataset; classes are matched by name, and some may lack. null:
+    no evaluation."""
     train_size: Positive | None = None
     """Number of training images. With it `plan` works without the dataset; a run checks it against
     the dataset."""

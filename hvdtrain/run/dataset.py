@@ -41,8 +41,10 @@ class RunData:
     classes: list[str]
     fingerprints: dict[str, str]
     images: dict[str, int]
+    given: dict[str, str]
+    """`data.train` and `data.val`."""
     paths: dict[str, str]
-    """Absolute."""
+    """The same, absolute."""
     accepted: list[str] = field(default_factory=list)
     """Changes that --accept-changes has let pass, one line each."""
     changed: bool = False
@@ -91,12 +93,13 @@ def check_data(
     Raises DataError on every rank, with what differs, unless there is no difference or it is to be
     accepted. Every rank must call.
     """
-    given = {"train": cfg.data.train, "val": cfg.data.val}
+    given = {"train": cfg.data.train or "", "val": cfg.data.val or ""}
     data = RunData(
         loaders.classes,
         loaders.fingerprints,
         {kind: len(source) for kind, source in loaders.sources.items()},
-        {kind: os.path.abspath(given[kind] or "") for kind in loaders.sources},  # noqa: PTH100
+        given,
+        {kind: os.path.abspath(given[kind]) for kind in loaders.sources},  # noqa: PTH100
     )
     if recorded is None:
         return data
@@ -117,7 +120,7 @@ def check_data(
         if comm.rank == 0 and kind in known:
             before = begun.inventories.get(kind) if begun else None
             same = known[kind] == loaders.fingerprints[kind]
-            text = _difference(loaders, kind, given[kind] or "", before, same, sizes)
+            text = _difference(loaders, kind, given[kind], before, same, sizes)
             differ += [f"data.{kind}: {given[kind]}: {text}"] if text else []
     with together(comm):
         if differ and not accept:
@@ -218,8 +221,8 @@ class DatasetWriter:
 
     def _run(self) -> None:
         try:
-            paths = self._data.paths
-            found = {kind: take(source, paths[kind]) for kind, source in self._sources.items()}
+            given = self._data.given
+            found = {kind: take(source, given[kind]) for kind, source in self._sources.items()}
             if sum(map(len, self._sources.values())) > _MANY:
                 self._write(found)
             for kind, source in self._sources.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
@@ -74,11 +75,17 @@ def _config(root: Path, meta: Mapping[str, Any], overrides: list[str]) -> Config
     if file.is_file() or "config" not in meta:
         cfg = load_config(file, overrides)
     else:
-        cfg = parse_config(json.dumps(meta["config"]), "the checkpoint's config", overrides)
-    val = cfg.data.val
+        cfg = parse_config(yaml.safe_dump(meta["config"]), "the checkpoint's config", overrides)
+    own = not any(override.partition("=")[0].strip() == "data.val" for override in overrides)
     begun = meta.get("data", {}).get("val", {}).get("path")
-    own = not any(override.split("=")[0].strip() == "data.val" for override in overrides)
-    if val is None or not own or begun is None or not os.path.exists(begun):  # noqa: PTH110
+    if cfg.data.val is None or not own or begun is None or not _is_there(begun, cfg.data.val):
         return cfg
-    # A relative path was meant from where the run was started.
     return cfg.model_copy(update={"data": cfg.data.model_copy(update={"val": begun})})
+
+
+def _is_there(begun: str, val: str) -> bool:
+    """Whether the validation images are where the run had them, at the absolute path `begun`, and
+    not at `val` below the present folder. Neither needs to be a file: it may be a pattern."""
+    if os.path.exists(val) and not os.path.exists(begun):  # noqa: PTH110
+        return False
+    return Path(begun).parent.is_dir()

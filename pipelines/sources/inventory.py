@@ -69,8 +69,8 @@ class Inventory:
 
 def names_below(source: Source, path: str) -> Names:
     """Names of all samples, without the path of the dataset before them."""
-    begins = [os.fsencode(str(Path(path))), os.fsencode(str(Path(path).parent))]
-    prefixes = [begin + sign for begin in begins for sign in (b"/", b":")]
+    begins = [path.rstrip("/"), str(Path(path)), os.path.dirname(path), str(Path(path).parent)]  # noqa: PTH120
+    prefixes = [os.fsencode(begin + sign) for begin in begins if begin for sign in "/:"]
     blocks, lengths = [], []
     for first in range(0, len(source), _CHUNK):
         chunk = []

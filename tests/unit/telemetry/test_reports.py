@@ -29,7 +29,7 @@ RESULT = ["loss", "top1", "top5"]
 RUN = ["name", "run_dir", "world_size", "epochs", "steps", "samples"]
 COSTS = [
     *("images_per_second", "scaling_efficiency", "lost_time", "comm", "noise_scale"),
-    *("train_seconds", "wall_seconds"),
+    *("train_seconds", "wall_seconds", "classes", "accepted_changes"),
 ]
 RESTARTS = ["restarts_after_signal", "restarts_after_crash"]
 KEYS: dict[str, list[str]] = {
