@@ -133,9 +133,12 @@ def test_two_links_that_lead_to_each_other_end(tmp_path):
 
 
 def test_deep_folders(tmp_path):
-    inner = tmp_path / "d/a" / "/".join("x" * 1 for _ in range(1100))
-    inner.mkdir(parents=True)
-    (inner / "1.jpg").write_bytes(b"x")
+    inner = tmp_path / "d/a"
+    (tmp_path / "d").mkdir()
+    for _ in range(1100):
+        inner.mkdir()
+        inner /= "x"
+    inner.with_name("1.jpg").write_bytes(b"x")
     assert len(open_source(str(tmp_path / "d"), "data.train")) == 1
 
 
