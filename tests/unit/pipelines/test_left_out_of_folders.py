@@ -63,6 +63,7 @@ def test_everything_else_is_counted_and_named(tmp_path):
         tmp_path / "d",
         "ant/1.jpg",
         "ant/deep/2.png",
+        "cow/1.jpg",
         "ant/3.gif",
         "ant/deep/4.GIF",
         "ant/.5.jpg",
@@ -97,7 +98,7 @@ def test_everything_else_is_counted_and_named(tmp_path):
     assert found.first["dangling class folder bee"] == ["bee"]
     assert set(found.first["dangling links"]) == {"ant/gone.jpg", "ant/loop"}
     files = sum(len(files) for _, _, files in os.walk(root))
-    assert sum(found.counts.values()) + 2 == files - 1  # two samples, and our own manifest
+    assert sum(found.counts.values()) + 3 == files - 1  # three samples, and our own manifest
 
 
 def open_source_unchecked(root):
