@@ -148,7 +148,7 @@ def _classes(labels: list[str], path: str, where: str) -> tuple[list[str], np.nd
     synsets = _synsets(Path(path).parent, where) if numbered else None
     if synsets is not None:
         largest = max(names, key=_number)
-        if _number(largest) >= _number(str(len(synsets))):
+        if _number(largest)[:2] >= _number(str(len(synsets)))[:2]:
             raise DataError(
                 f"{where}: label {largest[:40]}, but the synset file next to it has "
                 f"{len(synsets)} lines, for labels from 0"

@@ -135,7 +135,7 @@ class Refusing:
         self.folders = folders
 
     def __call__(self, path, *rest, **more):
-        if Path(path).absolute().parent in self.folders:
+        if Path(os.fsdecode(path)).absolute().parent in self.folders:
             raise OSError(30, "Read-only file system", str(path))
         return os_open(path, *rest, **more)
 
