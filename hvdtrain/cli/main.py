@@ -104,11 +104,13 @@ def plan(
     Phases, steps, batch sizes, learning rates, and warnings about the recipe. Needs neither torch
     nor a GPU.
     """
+    from hvdtrain.config.networks import check_name
     from hvdtrain.plan.epochs import make_plan
     from hvdtrain.plan.images import images_and_readings
     from hvdtrain.plan.text import plan_dict, plan_text
 
     cfg = load_config(config, overrides)
+    check_name(cfg.model.name)
     num_images, reads = images_and_readings(cfg)
     epochs = make_plan(cfg, world_size, num_images)
     text = json.dumps(plan_dict(cfg, epochs, reads)) if as_json else plan_text(cfg, epochs, reads)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hvdtrain.config.schema import Config
+from hvdtrain.errors import DataError
 from pipelines.reading import Reading
 
 
@@ -18,19 +21,33 @@ def num_images(cfg: Config) -> int | None:
     return len(open_source(cfg.data.train, "data.train"))
 
 
+def check_counts(cfg: Config, images: int, classes: int) -> None:
+    """Raise DataError if a number that the config gives is not that of `data.train`."""
+    for key, wanted, found in (
+        ("data.train_size", cfg.data.train_size, images),
+        ("model.num_classes", cfg.model.num_classes, classes),
+    ):
+        if wanted is not None and wanted != found:
+            raise DataError(
+                f"{key}: the config says {wanted}, {cfg.data.train} has {found}: set {key}=null to "
+                "count them"
+            )
+
+
 def images_and_readings(cfg: Config) -> tuple[int | None, list[Reading]]:
     """`num_images`, and what each phase reads from a packed dataset (`pipelines.copies.readings`).
 
-    With `data.train_size` only a packed dataset is opened: its index is quick to read.
+    With `data.train_size` the dataset need not be here. Raises DataError if it is here and differs
+    from what the config says of it.
     """
     path, count = cfg.data.train, cfg.data.train_size
     if path is None:
         return count, []
     from pipelines.copies import readings
     from pipelines.sources import open_source
-    from pipelines.sources.packed import is_packed
 
-    if count is not None and not is_packed(path):
+    if count is not None and not Path(path).exists():
         return count, []
     source = open_source(path, "data.train")
+    check_counts(cfg, len(source), len(source.classes))
     return len(source) if count is None else count, readings(source, cfg.data, cfg.phases)

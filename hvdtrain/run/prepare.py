@@ -77,7 +77,7 @@ def prepare(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Run:
     """
     paths, resumed = run_directory(cfg, comm, resume, run_dir)
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
-    findings = judge(facts)
+    findings = judge(facts) if facts else []
     raise_faults(findings)
     tuning = tune(cfg, comm, paths.tuning)
     cfg = tuning.config
