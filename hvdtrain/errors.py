@@ -55,7 +55,7 @@ class ResourceError(HvdtrainError):
 
 
 class TrainingError(HvdtrainError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot go on: a loss or the state is not finite, or every update is skipped."""
 
     exit_code = 7
     meaning = "loss not finite"

@@ -120,11 +120,13 @@ def plan(
     Phases, steps, batch sizes, learning rates, and warnings about the recipe. Needs neither torch
     nor a GPU.
     """
+    from hvdtrain.config.networks import check_name
     from hvdtrain.plan.epochs import make_plan
     from hvdtrain.plan.images import look_at_dataset
     from hvdtrain.plan.text import plan_dict, plan_text
 
     cfg = load_config(config, overrides)
+    check_name(cfg.model.name)
     images, reads, classes = look_at_dataset(cfg)
     epochs = make_plan(cfg, world_size, images)
     if as_json:

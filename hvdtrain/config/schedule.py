@@ -73,7 +73,7 @@ class LearningRate(Section):
     """`onecycle` ends at the rate base / div_factor / final_div_factor."""
     anneal: Literal["cos", "linear"] = "cos"
     """Shape of the rise and the fall of `onecycle`."""
-    cycle_epochs: PositiveFloat | None = None
+    cycle_epochs: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] | None = None
     """Length of one triangle of `cyclical` (rise and fall together) in epochs."""
     cycle_mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
     """Height of the triangles of `cyclical`: all equal (`triangular`), halved each time

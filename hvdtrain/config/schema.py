@@ -86,7 +86,7 @@ class Optimizer(Section):
     """Use Nesterov momentum in SGD."""
     betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """Decay of the running means of the gradient and of its square, in LAMB and AdamW."""
-    eps: PositiveFloat = 1e-8
+    eps: Annotated[float, Field(ge=1e-30, allow_inf_nan=False)] = 1e-8
     """Added to the root of the mean square, in LAMB and AdamW. LAMB's paper uses 1e-6."""
     trust_coefficient: PositiveFloat = 0.001
     """LARS: norm of a layer's step at learning rate 1, divided by the norm of its weights."""

@@ -17,6 +17,7 @@ from hvdtrain.engine.allocator import keep_freed_memory
 from hvdtrain.engine.mixing import Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.sizes import check_sizes
 from hvdtrain.engine.step import State, StepSettings, resolve_precision
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models import build_model
@@ -26,6 +27,7 @@ from hvdtrain.optim import build_optimizer, set_trained
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.ema import Ema
 from hvdtrain.plan.epochs import Epoch, Plan, make_plan
+from hvdtrain.plan.images import check_counts
 from pipelines.loader import Loaders
 
 
@@ -132,14 +134,12 @@ def open_loaders(
         rect_val=any(phase.rect_val for phase in cfg.phases),
         classes=classes,
     )
-    expected = {"model.num_classes": (cfg.model.num_classes, len(loaders.classes))}
-    if cfg.data.train is not None:
-        expected["data.train_size"] = (cfg.data.train_size, loaders.num_train)
-    for key, (wanted, found) in expected.items():
-        if wanted is not None and wanted != found:
-            loaders.close()
-            path = cfg.data.train or cfg.data.val
-            raise DataError(f"{key}: the config says {wanted}, {path} has {found}")
+    try:
+        images = loaders.num_train if cfg.data.train is not None else None
+        check_counts(cfg, images, len(loaders.classes))
+    except DataError:
+        loaders.close()
+        raise
     return loaders
 
 
@@ -158,6 +158,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
     model = build_model(cfg.model, num_classes).to(device)
     for phase in cfg.phases:  # reducer and optimizer hold every parameter that a phase trains
         unfreeze(model, phase.unfreeze)
+    check_sizes(model, cfg)
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     autocast = resolve_precision(cfg, device)

@@ -1,16 +1,17 @@
 """The networks by name, and how the one of a config is built. Read `resnet.py` first.
 
-To add a network, write a function like those named in `MODELS`, and add its line there.
+To add a network, write a function like those named in `MODELS`, and add its line there, and one in
+`config/networks.py`.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 
 from torch import nn
 
+from hvdtrain.config.networks import unknown_model
 from hvdtrain.config.schema import Model as ModelConfig
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import external, nfnet, options, resnet, resnet_cifar, small, wide_resnet
@@ -84,11 +85,7 @@ def describe_models() -> list[str]:
 
 def _build_own(model: ModelConfig, num_classes: int) -> nn.Module:
     if model.name not in MODELS:
-        nearest = difflib.get_close_matches(model.name, MODELS, n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise ConfigError(
-            f"model.name: {model.name}: unknown model; {hint}known: {', '.join(MODELS)}"
-        )
+        raise unknown_model(model.name, MODELS)
     make = MODELS[model.name]
     accepted = inspect.signature(make).parameters
     arguments: dict[str, int | bool] = {"num_classes": num_classes}

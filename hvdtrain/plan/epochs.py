@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from hvdtrain.config.networks import NETWORKS
 from hvdtrain.config.schema import Config, LearningRate, Phase
 from hvdtrain.errors import ConfigError
 from hvdtrain.plan.schedules import cycled_momentum, lr_scale, ramp, scheduled_lr
@@ -186,7 +187,9 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
             momentum_value=cfg.optimizer.first_momentum,
         )
         _check_batch(first_epoch)
-        epochs += [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
+        of_phase = [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
+        _check_features(cfg, min(of_phase, key=lambda epoch: epoch.image_size))
+        epochs += of_phase
     _check_momentum(cfg, epochs[0].momentum_value)
     return Plan(tuple(epochs), world_size, samples)
 
@@ -197,6 +200,32 @@ def _check_momentum(cfg: Config, constant: float) -> None:
     for key, value in [("lr.cycle_momentum", cfg.lr.cycle_momentum), *changing]:
         if value is not None and constant == 0:
             raise ConfigError(f"{key}: {value} needs optimizer.momentum above 0, found 0")
+
+
+def _check_features(cfg: Config, smallest: Epoch) -> None:
+    """Refuse images that a network shrinks to nothing, or to one value per channel of a batch norm,
+    whose deviation would be 0. Networks of other libraries are tried when they are built."""
+    network, size = NETWORKS.get(cfg.model.name), smallest.image_size
+    if network is None:
+        return
+    side, phase = network.last_side(size), f"phases.{smallest.phase_index}"
+    if side == 0:
+        raise ConfigError(
+            f"{phase}.image_size: {cfg.model.name} shrinks images of {size} px to nothing: use "
+            f"{network.smallest} px or more"
+        )
+    single = side == 1 and smallest.batch_per_worker == 1
+    if single and network.batch_norm and not cfg.model.freeze:
+        raise ConfigError(one_value(phase, cfg.model.name, size))
+
+
+def one_value(phase: str, model: str, image_size: int) -> str:
+    """The message for a batch norm that sees one value per channel. `phase`: its key."""
+    return (
+        f"{phase}.batch_per_worker: 1 image of {image_size} px is 1 × 1 px in the last stage of "
+        f"{model}: batch norm needs more than one value per channel: use a larger batch_per_worker "
+        "or image_size, or a model without batch norm"
+    )
 
 
 def _check_batch(epoch: Epoch) -> None:

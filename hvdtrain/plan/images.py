@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from hvdtrain.config.schema import Config
+from hvdtrain.errors import DataError
 from pipelines.reading import Classes, Reading
 
 
@@ -31,11 +33,27 @@ class Dataset(NamedTuple):
     """None where the dataset was not opened."""
 
 
+def check_counts(cfg: Config, images: int | None, classes: int) -> None:
+    """Raise DataError if a number that the config gives is not that of the dataset.
+
+    `images`: training images; None if only evaluation images are there.
+    """
+    path = cfg.data.train or cfg.data.val
+    for key, wanted, found in (
+        ("data.train_size", cfg.data.train_size, images),
+        ("model.num_classes", cfg.model.num_classes, classes),
+    ):
+        if wanted is not None and found is not None and wanted != found:
+            raise DataError(
+                f"{key}: the config says {wanted}, {path} has {found}: set {key}=null to count them"
+            )
+
+
 def look_at_dataset(cfg: Config) -> Dataset:
     """Open the training images for a plan.
 
-    With `data.train_size` only a packed dataset is opened: its index is quick to read. Raises
-    DataError where the dataset cannot be read.
+    With `data.train_size` the dataset need not be here. Raises DataError if it is here and differs
+    from what the config says of it, or cannot be read.
     """
     path, count = cfg.data.train, cfg.data.train_size
     if path is None:
@@ -43,11 +61,11 @@ def look_at_dataset(cfg: Config) -> Dataset:
     from pipelines.copies import readings
     from pipelines.sources import open_source
     from pipelines.sources.classes import describe_classes
-    from pipelines.sources.packed import is_packed
 
-    if count is not None and not is_packed(path):
+    if count is not None and not Path(path).exists():
         return Dataset(count, [], None)
     source = open_source(path, "data.train", columns=cfg.data.columns)
+    check_counts(cfg, len(source), len(source.classes))
     return Dataset(
         len(source) if count is None else count,
         readings(source, cfg.data, cfg.phases),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hvdtrain.config.networks import NETWORKS
 from hvdtrain.config.schema import Config, LearningRate
 from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.schedules import lr_scale
@@ -15,7 +16,16 @@ AGC_BATCH = 1024
 batch norm train well unclipped at small batches and become unstable at 2048 to 4096."""
 LARGE_BATCH = 1024
 """From this batch on a warmup without effect gives a warning."""
-WITHOUT_BATCH_NORM = ("resnet8_gn", "vgg_small")
+FEW_UPDATES = 500
+"""Runs with fewer updates give a warning if their epochs are short, too."""
+SHORT_EPOCH = 20
+"""Updates of a short epoch: a smaller batch would give many more."""
+VERY_FEW_UPDATES = 150
+"""Runs with fewer updates give a warning in any case. The three numbers are chosen: the recipes in
+configs/ make 490 updates or more, the demo 276 in epochs of 23."""
+MUCH_SMOOTHING = 0.5
+"""Label smoothing from which the other classes have about as much of the target as the true one.
+Source of the usual 0.1: Szegedy et al. 2015, arXiv 1512.00567, 7."""
 GOYAL_WARMUP_EPOCHS = 5.0
 """Source: Goyal et al. 2017, 2.2."""
 
@@ -203,6 +213,40 @@ def schedule_unused(cfg: Config, _: Plan) -> str | None:
     return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has its own rate"
 
 
+def few_updates(_: Config, plan: Plan) -> str | None:
+    """Too few updates for any rate to learn much."""
+    updates, steps = plan.total_steps, max(epoch.steps for epoch in plan.epochs)
+    if updates >= (FEW_UPDATES if steps < SHORT_EPOCH else VERY_FEW_UPDATES):
+        return None
+    return (
+        f"{updates} updates in all, at most {steps} an epoch, are few for training: use a smaller "
+        "batch_per_worker or more epochs, or start from model.weights"
+    )
+
+
+def log_beyond_run(cfg: Config, plan: Plan) -> str | None:
+    """Reports so rare that only the ends of epochs are reported."""
+    if cfg.train.log_every <= plan.total_steps:
+        return None
+    return (
+        f"train.log_every {cfg.train.log_every} is more than the {plan.total_steps} updates of the "
+        "run: only the last one of each epoch is reported"
+    )
+
+
+def much_smoothing(cfg: Config, _: Plan) -> str | None:
+    """Label smoothing that leaves little of the target to the true class."""
+    smoothing, classes = cfg.train.label_smoothing, cfg.model.num_classes
+    if smoothing < MUCH_SMOOTHING:
+        return None
+    true = f"{1 - smoothing + smoothing / classes:.2g}" if classes else f"{1 - smoothing:g}"
+    share = f"{true} of the target" if classes else f"little more than {true} of the target"
+    return (
+        f"train.label_smoothing {smoothing:g} leaves {share} to the true class and spreads the rest "
+        "over the others: 0.1 is usual (Szegedy et al. 2015, arXiv 1512.00567, 7)"
+    )
+
+
 RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
     sgd_beyond_limit,
     batch_norm_batch_changes,
@@ -219,6 +263,9 @@ RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
     warmup_longer_than_run,
     turns_beyond_end,
     schedule_unused,
+    few_updates,
+    log_beyond_run,
+    much_smoothing,
 )
 """All rules, in the order of their warnings. Another rule cannot be broken here, so the plan only
 states it: gradients are averaged over micro-batches, too."""
@@ -246,4 +293,5 @@ def is_normalizer_free(cfg: Config) -> bool:
 
 def has_batch_norm(cfg: Config) -> bool:
     """Whether the model takes statistics over its batch, judged by its name."""
-    return not is_normalizer_free(cfg) and cfg.model.name not in WITHOUT_BATCH_NORM
+    network = NETWORKS.get(cfg.model.name)
+    return not is_normalizer_free(cfg) if network is None else network.batch_norm

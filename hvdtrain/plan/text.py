@@ -82,7 +82,7 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("batch-norm batch", statistics if has_batch_norm(cfg) else "no batch norm"),
         ("averaged over", "all images of the global batch, micro-batches included"),
         ("optimizer", _optimizer(cfg)),
-        ("momentum", _momentum(cfg, plan)),
+        _momentum(cfg, plan),
         ("clipping", _clipping(cfg)),
         *_frozen(cfg, plan),
         ("decayed", _decay(cfg)),
@@ -131,6 +131,7 @@ def _turns(cfg: Config, plan: Plan) -> list[str]:
     """The rate before and at each epoch where its formula changes, with a changing momentum."""
     total = len(plan.epochs)
     low, high = _momentum_range(cfg, plan)
+    name = "β1" if cfg.optimizer.name in ("lamb", "adamw") else "momentum"
     places = {float(epochs[0].index) for epochs in plan.phases}
     if any(phase.lr is None for phase in cfg.phases):
         places.update(turns(cfg.lr, total))
@@ -143,7 +144,7 @@ def _turns(cfg: Config, plan: Plan) -> list[str]:
         if 0 < t < end:
             text = f"{plan.epochs[int(t - 1e-9)].lr_at(t - 1e-9):.5g} → {text}"
         if low < high:
-            text += f", momentum {epoch.momentum_at(t):.4g}"
+            text += f", {name} {epoch.momentum_at(t):.4g}"
         lines.append(f"  epoch {total if t == end else t:>6g}  {text}")
     return [*lines[:-1], f"{lines[-1]} (last step)"]
 
@@ -201,13 +202,18 @@ def _momentum_range(cfg: Config, plan: Plan) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _momentum(cfg: Config, plan: Plan) -> str:
+def _momentum(cfg: Config, plan: Plan) -> tuple[str, str]:
+    """Name and value: the momentum, or the betas of LAMB and AdamW, whose β1 may change like it."""
     low, high = _momentum_range(cfg, plan)
     if low == high:
-        return f"{low:g}"
-    if cfg.lr.cycle_momentum:
-        return f"{low:g} at the highest rate, {high:g} at the lowest"
-    return f"{low:g}-{high:g} by phase"
+        value = f"{low:g}"
+    elif cfg.lr.cycle_momentum:
+        value = f"{low:g} at the highest rate, {high:g} at the lowest"
+    else:
+        value = f"{low:g}-{high:g} by phase"
+    if cfg.optimizer.name in ("lamb", "adamw"):
+        return "betas", f"{value}{',' if low == high else ';'} {cfg.optimizer.betas[1]:g}"
+    return "momentum", value
 
 
 def _clipping(cfg: Config) -> str:

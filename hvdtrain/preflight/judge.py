@@ -34,12 +34,7 @@ Findings = Iterator[Finding]
 
 
 def judge(facts: Sequence[Facts]) -> list[Finding]:
-    """Compare the facts of all ranks (or hosts) and return all findings, faults first.
-
-    Without facts (`comm.preflight: false`) there is nothing to find.
-    """
-    if not facts:
-        return []
+    """Compare the facts of all ranks (or hosts) and return all findings, faults first."""
     names = Names(facts)
     of_ranks = (_own, _placement, _gpus, _versions, _config, _data, _disk)
     between = (_network, _links, _clocks, _storage)

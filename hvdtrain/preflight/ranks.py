@@ -10,9 +10,10 @@ from typing import Any
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.preflight.facts import Facts
-from hvdtrain.preflight.finding import Finding, as_dicts, findings_text
+from hvdtrain.preflight.finding import Finding, as_dicts, faults_first, findings_text
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.machine import Machine, examine, machine_text
+from hvdtrain.preflight.sense import config_findings
 from hvdtrain.preflight.survey import survey
 
 
@@ -50,7 +51,10 @@ def check_ranks(cfg: Config | None, comm: Comm) -> RanksReport:
     # `ranks_text` on rank 0 shows the checks of its own machine in full.
     faults = machine.faults if machine is not None and comm.rank > 0 else ()
     facts = survey(cfg, comm, output, whole=True, own=tuple(faults))
-    return RanksReport(machine, facts, judge(facts))
+    findings = judge(facts)
+    if cfg is not None:
+        findings = faults_first([*findings, *config_findings(cfg, facts)])
+    return RanksReport(machine, facts, findings)
 
 
 def ranks_text(report: RanksReport) -> str:

@@ -47,6 +47,8 @@ class Dataset:
     """Hash of the names in its top folder, or of all names and labels."""
     count: int = 0
     """Number of names in its top folder, or of images."""
+    classes: int = 0
+    """Number of classes, where all images are listed; else 0."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def list_images(key: str, path: str, columns: Columns) -> Dataset:
         source = open_source(path, key, columns=columns)
     except HvdtrainError as error:
         return Dataset(key, path, str(error).removeprefix(f"{key}: ").removeprefix(f"{path}: "))
-    return Dataset(key, path, None, source.fingerprint[:12], len(source))
+    return Dataset(key, path, None, source.fingerprint[:12], len(source), len(source.classes))
 
 
 def datasets(cfg: Config) -> Iterator[tuple[str, str]]:

@@ -99,7 +99,7 @@ def prepare(
 
 def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_changes: bool) -> Run:
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
-    findings = judge(facts)
+    findings = judge(facts) if facts else []
     raise_faults(findings)
     tuning = tune(cfg, comm, paths.tuning)
     cfg = tuning.config

@@ -68,13 +68,14 @@ def _central(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray:
     """Height and width of the largest window whose aspect is within `aspect`: [N, 2]."""
     height, width = sizes[:, 0], sizes[:, 1]
     ratio = width / height
-    return np.stack(
+    window = np.stack(
         [
             np.where(ratio < aspect[0], np.rint(width / aspect[0]), height),
             np.where(ratio > aspect[1], np.rint(height * aspect[1]), width),
         ],
         axis=1,
     )
+    return np.maximum(window, 1.0)  # a small image and an extreme aspect
 
 
 def whole(sizes: np.ndarray) -> np.ndarray:

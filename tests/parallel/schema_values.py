@@ -46,8 +46,8 @@ MORE: dict[str, list[Any]] = {
     "metrics.tls_key": ["server.key", "missing"],
     "metrics.tls_client_ca": ["ca.pem", "missing"],
     "metrics.calibration": ["calibration.json", "missing"],
-    "metrics.file_sd_dir": ["served", "deep/served", "train/0/0.png"],
-    "metrics.textfile_dir": ["texts", "deep/texts", "train/0/0.png"],
+    "metrics.file_sd_dir": ["served", "missing", "train/0/0.png"],
+    "metrics.textfile_dir": ["texts", "missing", "train/0/0.png"],
     "metrics.pushgateway": ["http://127.0.0.1:9", "gateway", "http://[::1", ""],
 }
 """Free text, lists, and forms of a value that the schema gives no ends for."""

@@ -23,8 +23,11 @@ from PIL import Image
 from hvdtrain import train
 from hvdtrain.cli.main import main
 from hvdtrain.models import MODELS
+from tests.launch import REPOSITORY, mpirun
+from tests.launch import run as launch
 from tests.parallel.schema_values import ENDS, MORE, fields, override, values
 
+WORKER = REPOSITORY / "tests/parallel/every_value_worker.py"
 CONFIG = """
 name: every
 data: {train: train, val: val, augment: none, flip: false, decode_threads: 1}
@@ -104,7 +107,9 @@ REFUSED: dict[str, tuple[int, str]] = {
     'model.freeze=["head"]': (2, "head: no such part"),
     "optimizer.weight_decay=1.7976931348623157e+308": NOT_FINITE,
     "lr.base=1.7976931348623157e+308": NOT_FINITE,
+    "optimizer.trust_coefficient=1.7976931348623157e+308": NOT_FINITE,
     "lr.points=[]": (2, "schedule piecewise needs points"),
+    "lr.cycle_epochs=null": (2, "schedule cyclical needs cycle_epochs"),
     "phases.0.lr=1.7976931348623157e+308": NOT_FINITE,
     'phases.0.unfreeze=["stages"]': (2, "stages is not frozen"),
     "train.loss_scale=1e+38": (7, "all 2 updates were skipped"),
@@ -114,17 +119,23 @@ REFUSED: dict[str, tuple[int, str]] = {
     "metrics.tls_key=missing": (6, "missing"),
     "metrics.tls_client_ca=missing": (6, "missing"),
     "metrics.calibration=missing": (6, "missing"),
+    "metrics.file_sd_dir=train/0/0.png": (6, "no such folder"),
+    "metrics.file_sd_dir=missing": (6, "no such folder"),
+    "metrics.textfile_dir=train/0/0.png": (6, "cannot be written"),
+    "metrics.textfile_dir=missing": (6, "cannot be written"),
     "metrics.pushgateway=gateway": (2, "expected a URL"),
     "metrics.pushgateway=http://[::1": (2, "expected a URL"),
     "metrics.pushgateway=": (2, "expected a URL"),
 }
 """`field=value`: exit code and a part of the line, for values that do not fit this run."""
+ON_TWO: dict[str, tuple[int, str]] = {}
+"""The same where two ranks differ from one."""
 LIBRARIES = {
-    "metrics.tensorboard=true": "tensorboard",
-    "model.name=timm:resnet18": "timm",
-    "model.name=torchvision:resnet18": "torchvision",
+    "metrics.tensorboard=true": ("tensorboard", 6),
+    "model.name=timm:resnet18": ("timm", 2),
+    "model.name=torchvision:resnet18": ("torchvision", 2),
 }
-"""Values that need a library, without which they are refused."""
+"""Values that need a library, and the exit code without it."""
 
 CASES = [
     (field, override(field, value))
@@ -148,6 +159,8 @@ def images(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Path
     safetensors.torch.save_file(model.state_dict(), root / "weights.safetensors")
     (root / "token").write_text("a-secret-of-some-length\n")
     (root / "token").chmod(0o600)
+    for folder in ("served", "texts"):
+        (root / folder).mkdir()
     for name in ("ca.pem", "server.pem", "server.key"):
         shutil.copy(certificates / name, root)
     entry = {"image_size": 16, "batch": 4, "trained": 0, "accumulate": 1}
@@ -174,6 +187,14 @@ def run(settings: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     return int(end.value.code or 0), capsys.readouterr().err
 
 
+def refusal(setting: str, more: dict[str, tuple[int, str]]) -> tuple[int, str]:
+    """Expected exit code and a part of the line; 0 for a value that trains."""
+    library, code = LIBRARIES.get(setting, ("", 0))
+    if library and importlib.util.find_spec(library) is None:
+        return (code, f"pip install {library}")
+    return {**REFUSED, **more}.get(setting, (0, ""))
+
+
 def test_every_field_has_values() -> None:
     known = fields()
     assert [field for field, node in known.items() if len(values(field, node)) < 2] == []
@@ -197,11 +218,31 @@ def test_a_value_trains_or_is_refused_in_one_line(
     extra = WITH.get(field, []) + WITH.get(setting, [])
     code, err = run([*extra, setting], capsys)
     shutil.rmtree("runs", ignore_errors=True)
-    expected, line = REFUSED.get(setting, (0, ""))
-    library = LIBRARIES.get(setting)
-    if library is not None and importlib.util.find_spec(library) is None:
-        expected, line = (2, f"pip install {library}")
+    expected, line = refusal(setting, {})
     assert code == expected, err
     lines = [text for text in err.splitlines() if text.startswith("hvdtrain: error: ")]
     assert len(lines) == (1 if code else 0), err
     assert re.search(line, err)
+
+
+TWO_RANKS = [
+    (field, setting)
+    for field, setting in CASES
+    if field.startswith(("comm.", "metrics.", "checkpoint.", "train.noise", "train.acc"))
+    or field in ("data.cache", "data.shuffle", "phases.0.rect_val", "train.precision")
+]
+
+
+def test_values_that_concern_several_ranks_on_two(images: Path) -> None:
+    lines = [
+        [*WITH.get(field, []), *WITH.get(setting, []), setting] for field, setting in TWO_RANKS
+    ]
+    half = "phases.0.batch_per_worker=2"
+    (images / "settings.json").write_text(json.dumps([[half, *line] for line in lines]))
+    done = launch(mpirun(2, sys.executable, WORKER, "settings.json"), cwd=images)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads((images / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    for (_, setting), one, two in zip(TWO_RANKS, *results, strict=True):
+        code, line = refusal(setting, ON_TWO)
+        assert one[0] == two[0] == code, (setting, one, two)
+        assert re.search(line, one[1]), (setting, one)

@@ -135,7 +135,10 @@ def test_columns_named_by_the_user(root):
         ("filename, cat, dog\n0.jpg, 0, 1\n1.jpg, 1, 0\n", "l.csv:1: columns filename, cat, dog: "),
         ("a,b,c\n0.jpg,1,2\n", "l.csv:1: columns a, b, c: which ones are path and label?"),
         ("path,class,label\n0.jpg,1,2\n", "several could be meant, class and label"),
-        ("id,filename\n0,0.jpg\n", "l.csv:1: columns id, filename: none of them is known as the label"),
+        (
+            "id,filename\n0,0.jpg\n",
+            "l.csv:1: columns id, filename: none of them is known as the label",
+        ),
         ("path,w,label\n0.jpg,dog\n", "l.csv:2: expected 3 cells with a path and a label"),
         ("0.jpg,dog\n1.jpg,\n", 'l.csv:2: expected "path,label", found "1.jpg,"'),
         ("0.jpg\n1.jpg\n", 'l.csv:1: expected "path,label", found "0.jpg"'),

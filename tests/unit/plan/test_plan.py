@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hvdtrain.cli.main import main
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
@@ -247,6 +248,58 @@ def test_the_text_shows_what_the_phases_change() -> None:
     assert [phase["image_size_last"] for phase in phases] == [64, 96]
     assert phases[0]["momentum_first"] == 0.8
     assert phases[0]["momentum_last"] == pytest.approx(0.8 + 0.1 * 39 / 40)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "more", "fact"),
+    [
+        ("{name: adamw}", "", "betas             0.9, 0.999\n"),
+        ("{name: lamb, betas: [0.8, 0.99]}", "", "betas             0.8, 0.99\n"),
+        ("{name: adamw}", ", momentum: [0.8, 0.9]", "betas             0.8-0.9 by phase; 0.999\n"),
+        ("{name: sgd}", "", "momentum          0.9\n"),
+        ("{name: lars, momentum: 0.8}", "", "momentum          0.8\n"),
+    ],
+)
+def test_the_text_names_what_the_optimizer_has(optimizer: str, more: str, fact: str) -> None:
+    cfg = parse_config(f"optimizer: {optimizer}\nphases: [{{epochs: 9{more}}}]")
+    text = plan_text(cfg, make_plan(cfg, 1, 10**5))
+    assert fact in text
+    assert ("\nmomentum" in text) == ("momentum" in fact)
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("model.num_classes=1000", "model.num_classes: the config says 1000, {} has 2"),
+        ("data.train_size=1281167", "data.train_size: the config says 1281167, {} has 22"),
+        ("model.num_classes=2", None),
+        ("data.train_size=22", None),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "doctor"])
+def test_another_dataset_than_the_config_says(
+    command: str,
+    setting: str,
+    line: str | None,
+    small_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train = small_root / "train"
+    (tmp_path / "c.yaml").write_text(
+        "model: {name: resnet8_cifar}\nphases: [{epochs: 1, batch_per_worker: 8}]"
+    )
+    argv = ["hvdtrain", command, str(tmp_path / "c.yaml"), f"data.train={train}", setting]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit) as end:
+        main()
+    out = capsys.readouterr()
+    if line is not None:
+        assert end.value.code == (3 if command == "plan" else 1)
+        assert line.format(train) in out.out + out.err
+    else:
+        assert "the config says" not in out.out + out.err
 
 
 def test_plan_and_help_import_neither_torch_nor_horovod_nor_dali() -> None:

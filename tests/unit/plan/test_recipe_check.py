@@ -65,6 +65,21 @@ BROKEN = [
         ["phases.0.lr=0.1", "lr.schedule=cosine"],
         "lr.schedule cosine has no effect",
     ),
+    (
+        "few_updates",
+        GOYAL,
+        8,
+        ["data.train_size=4000", "lr.warmup_epochs=0", "phases.0.epochs=10", "lr.milestones=[5]"],
+        "^160 updates in all, at most 16 an epoch, are few",
+    ),
+    ("log_beyond_run", GOYAL, 8, ["train.log_every=1000000"], "than the 450,?450 updates"),
+    (
+        "much_smoothing",
+        GOYAL,
+        8,
+        ["train.label_smoothing=0.5", "model.num_classes=2"],
+        "0.5 leaves 0.75 of the target to the true class",
+    ),
 ]
 
 
@@ -142,6 +157,44 @@ def test_piecewise_points_and_broken_cycles() -> None:
     assert "after 2.5 cycles" in of("{warmup: none, schedule: cyclical, cycle_epochs: 4}")[0]
 
 
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch", "warned"),
+    [
+        (1437, 12, 64, False),  # the demo
+        (2000, 14, 256, True),  # a recipe for 50,000 images: 8 updates an epoch
+        (2000, 14, 32, False),
+        (50000, 2, 512, False),
+        (50000, 1, 512, True),
+        (300, 100, 64, False),
+        (300, 99, 64, True),
+    ],
+)
+def test_when_updates_are_few(images: int, epochs: int, batch: int, warned: bool) -> None:
+    cfg = parse_config(f"phases: [{{epochs: {epochs}, batch_per_worker: {batch}}}]")
+    text = recipe_check.few_updates(cfg, make_plan(cfg, 1, images))
+    assert (text is not None) == warned
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "classes", "share"),
+    [
+        (0.49, 2, None),
+        (0.5, None, "little more than 0.5 of"),
+        (0.9, 2, " 0.55 of"),
+        (0.9, 1000, " 0.1 of"),
+        (0.99, 10, " 0.11 of"),
+    ],
+)
+def test_what_smoothing_leaves(smoothing: float, classes: int | None, share: str | None) -> None:
+    known = "null" if classes is None else classes
+    cfg = parse_config(
+        f"model: {{num_classes: {known}}}\ntrain: {{label_smoothing: {smoothing}}}\n"
+        "phases: [{epochs: 9}]"
+    )
+    text = recipe_check.much_smoothing(cfg, make_plan(cfg, 1, 10**5))
+    assert (text is None) if share is None else (text is not None and share in text)
+
+
 def test_a_run_reports_its_warnings_first(small_root: Path, tmp_path: Path) -> None:
     cfg = parse_config(
         f"data: {{train: {small_root}/train, augment: pad_crop, decode_threads: 1}}\n"
@@ -153,5 +206,5 @@ def test_a_run_reports_its_warnings_first(small_root: Path, tmp_path: Path) -> N
     lines = (tmp_path / "run/events.jsonl").read_text().splitlines()
     notes = [event["text"] for event in map(json.loads, lines) if event["kind"] == "note"]
     warnings = recipe_warnings(cfg, make_plan(cfg, 1, 22))
-    assert len(warnings) == 3
-    assert notes[:3] == [f"warning: {text}" for text in warnings]
+    assert len(warnings) == 5
+    assert notes[:5] == [f"warning: {text}" for text in warnings]

@@ -1,0 +1,41 @@
+"""Whether a config fits its data, its model and the number of ranks: for `hvdtrain doctor CONFIG`.
+
+A run finds the same faults when it builds these parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from hvdtrain.config.schema import Config
+from hvdtrain.errors import HvdtrainError
+from hvdtrain.models import build_model
+from hvdtrain.plan.epochs import make_plan
+from hvdtrain.plan.images import check_counts
+from hvdtrain.plan.recipe_check import recipe_warnings
+from hvdtrain.preflight.facts import Facts
+from hvdtrain.preflight.finding import Finding
+
+
+def config_findings(cfg: Config, facts: Sequence[Facts]) -> Iterator[Finding]:
+    """What is wrong with the config itself; the same on all ranks."""
+    seen = [data for one in facts for data in one.data if data.key == "data.train"]
+    train = next((data for data in seen if data.classes), None)
+    try:
+        with torch.device("meta"):  # no memory
+            build_model(cfg.model, cfg.model.num_classes or (train.classes if train else 0) or 1000)
+    except HvdtrainError as error:
+        yield Finding("model", "model", str(error), "", type(error))
+    except (RuntimeError, NotImplementedError):
+        pass  # a network of another library that needs its memory
+    try:
+        if train is not None:
+            check_counts(cfg, train.count, train.classes)
+        if train is not None or cfg.data.train_size is not None:
+            plan = make_plan(cfg, len(facts), train.count if train is not None else None)
+            for text in recipe_warnings(cfg, plan):
+                yield Finding("recipe", "recipe", text, "")
+    except HvdtrainError as error:
+        yield Finding("plan", "plan", str(error), "", type(error))
