@@ -123,11 +123,14 @@ def index(
     """
     from pipelines.sources.tar import write_index
 
-    file, shards, images = write_index(path)
+    file, shards, images, left_out = write_index(path)
     if as_json:
-        typer.echo(json.dumps({"index": str(file), "shards": shards, "images": images}))
-    else:
-        typer.echo(f"{path}: {images:,} images in {shards:,} shards\n  index  {file}")
+        counts = {"shards": shards, "images": images, "left_out": left_out.counts}
+        typer.echo(json.dumps({"index": str(file), **counts}))
+        return
+    typer.echo(f"{path}: {images:,} images in {shards:,} shards\n  index  {file}")
+    if left_out:
+        typer.echo(f"  {left_out.text()}")
 
 
 @data_app.command()
@@ -187,15 +190,19 @@ def _cores() -> int:
 
 
 def _pack_text(report: PackReport) -> str:
+    from pipelines.sources.left_out import printable
+
     lines = [f"{report.path}: {report.images:,} images of {report.classes:,} classes"]
     for name, copy in report.copies.items():
         each = copy.size_bytes / report.images / 1e3
         lines.append(f"  {name:<6} {copy.size_bytes / 1e9:10.3f} GB  {each:6.1f} kB an image")
-    lines += [f"  left out: {bad.name}: {bad.reason}" for bad in report.skipped]
+    lines += [f"  left out: {printable(bad.name)}: {bad.reason}" for bad in report.skipped]
     return "\n".join(lines)
 
 
 def _scan_text(report: ScanReport) -> str:
+    from pipelines.sources.left_out import printable
+
     counts, sides = report.class_counts, report.short_side
     lines = [
         f"{report.path}: {report.images:,} images of {len(counts):,} classes "
@@ -206,8 +213,9 @@ def _scan_text(report: ScanReport) -> str:
         f"  duplicates  {sum(len(d.names) - 1 for d in report.duplicates):,}"
         f" ({report.conflicts} sets with different labels)",
         f"  bad         {len(report.bad):,}",
-        *(f"    {bad.name}: {bad.reason}" for bad in report.bad),
+        *(f"    {printable(bad.name)}: {bad.reason}" for bad in report.bad),
         f"  manifest    {report.manifest}",
+        *([f"  {report.left_out_text}"] if report.left_out else []),
     ]
     return "\n".join(lines)
 

@@ -73,6 +73,10 @@ class ScanReport:
     conflicts: int
     """Groups of duplicates in more than one class."""
     bad: list[BadImage]
+    left_out: dict[str, int]
+    """How many files or members are no sample, by the reason."""
+    left_out_text: str
+    """The same in one line, with the name of the first; empty if there are none."""
 
 
 @dataclass(frozen=True)

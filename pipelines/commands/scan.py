@@ -19,6 +19,7 @@ from pipelines.commands.reports import BadImage, Duplicates, ScanReport, ShortSi
 from pipelines.commands.resizer import Resizer, Size
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
+from pipelines.sources.left_out import left_out_of
 from pipelines.sources.packed import Packed
 from pipelines.sources.scanned import manifest_path, write_manifest
 
@@ -157,6 +158,8 @@ class _Findings:
             ],
             conflicts=sum(len(set(source.labels[group].tolist())) > 1 for group in duplicates),
             bad=[BadImage(source.name(i), reason) for i, reason in sorted(self.bad.items())],
+            left_out=left_out_of(source).counts,
+            left_out_text=left_out_of(source).text(),
         )
 
     def _duplicates(self, good: np.ndarray) -> list[list[int]]:
