@@ -142,11 +142,14 @@ def index(
     """
     from pipelines.sources.tar import write_index
 
-    file, shards, images = write_index(path)
+    file, shards, images, left_out = write_index(path)
     if as_json:
-        typer.echo(json.dumps({"index": str(file), "shards": shards, "images": images}))
-    else:
-        typer.echo(f"{path}: {images:,} images in {shards:,} shards\n  index  {file}")
+        counts = {"shards": shards, "images": images, "left_out": left_out.counts}
+        typer.echo(json.dumps({"index": str(file), **counts}))
+        return
+    typer.echo(f"{path}: {images:,} images in {shards:,} shards\n  index  {file}")
+    if left_out:
+        typer.echo(f"  {left_out.text()}")
 
 
 @data_app.command()

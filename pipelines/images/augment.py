@@ -75,7 +75,8 @@ def _central(sizes: np.ndarray, aspect: tuple[float, float]) -> np.ndarray:
         ],
         axis=1,
     )
-    return np.maximum(window, 1.0)  # a small image and an extreme aspect
+    largest: np.ndarray = np.maximum(window, 1.0)  # a small image and an extreme aspect
+    return largest
 
 
 def whole(sizes: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdtrain.errors import DataError
+from pipelines.sources import archives
 from pipelines.sources.base import Names, fingerprint
 
 _SIDE = 32
@@ -18,7 +19,9 @@ _PIXELS = 3 * _SIDE * _SIDE
 _HEADER = np.frombuffer(b"P6\n32 32\n255\n", dtype=np.uint8)  # PPM, which decoders read
 _TRAIN = [f"data_batch_{k}" for k in range(1, 6)]
 _TEST = ["test_batch"]
-_ARCHIVES = (".tar.gz", ".tgz")
+_LONGEST = 64 << 20  # bytes of a batch; the published ones have 31 MB
+_FIRST = {*_TRAIN, *_TEST, "batches.meta", "batches.meta.txt", "readme.html"}
+"""What the first file in an archive may be."""
 _CLASSES = [
     "airplane",
     "automobile",
@@ -35,9 +38,15 @@ _INTEGERS = frozenset(["INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"])
 
 
 def is_cifar(path: str) -> bool:
-    """Whether `path` is an archive, or a folder with CIFAR-10's first batch."""
-    first = Path(_place(path)[0], _TRAIN[0])
-    return _place(path)[0].endswith(_ARCHIVES) or first.is_file() or Path(f"{first}.bin").is_file()
+    """Whether `path` is an archive or a folder with CIFAR-10's first batch.
+
+    Only the first names in an archive are read.
+    """
+    place = _place(path)[0]
+    if Path(place).is_file():
+        return any(_base(name) in _FIRST for name in archives.first_names(place)[:1])
+    first = Path(place, _TRAIN[0])
+    return first.is_file() or Path(f"{first}.bin").is_file()
 
 
 class Cifar10:
@@ -56,15 +65,13 @@ class Cifar10:
         place, part = _place(path)
         names = _TEST if part == "test" or (not part and key == "data.val") else _TRAIN
         where = f"{key}: {place}"
-        contents = {name: content for name, content in _files(place, where) if name in names}
+        contents = dict(_files(place, names, where))
         if missing := [name for name in names if name not in contents]:
             raise DataError(f"{where}: not CIFAR-10: no {missing[0]} in it")
         batches = [_parsed(contents.pop(name), f"{where}: {name}") for name in names]
         self.classes = list(_CLASSES)
         self._pixels = [pixels for pixels, _labels in batches]
         self.labels = np.concatenate([labels for _pixels, labels in batches]).astype(np.int32)
-        if self.labels.max() >= len(_CLASSES) or self.labels.min() < 0:
-            raise DataError(f"{where}: label {self.labels.max()}; expected 0 to 9")
         self._starts = np.cumsum([0] + [len(pixels) for pixels in self._pixels])
         self._batches = names
         self._path = place
@@ -97,22 +104,40 @@ def _place(path: str) -> tuple[str, str]:
     return path, ""
 
 
-def _files(place: str, where: str) -> Iterator[tuple[str, bytes]]:
-    """The batches: name without folder and `.bin`, and content."""
+def _base(name: str) -> str:
+    return os.path.basename(name).removesuffix(".bin")  # noqa: PTH119
+
+
+def _files(place: str, names: list[str], where: str) -> Iterator[tuple[str, bytes]]:
+    """The batches `names`: name without folder and `.bin`, and content."""
+    missing = set(names)
     try:
         if Path(place).is_dir():
-            for file in Path(place).iterdir():
-                if file.name.removesuffix(".bin") in (*_TRAIN, *_TEST):
-                    yield file.name.removesuffix(".bin"), file.read_bytes()
+            for file in sorted(Path(place).iterdir()):
+                if _base(file.name) in names and file.is_file():
+                    _check_length(file.stat().st_size, f"{where}: {file.name}")
+                    yield _base(file.name), file.read_bytes()
             return
         with tarfile.open(place) as archive:
             for member in archive:
-                name = os.path.basename(member.name).removesuffix(".bin")  # noqa: PTH119
-                content = archive.extractfile(member) if name in (*_TRAIN, *_TEST) else None
+                name = _base(member.name)
+                content = archive.extractfile(member) if name in missing else None
                 if content is not None:
+                    _check_length(member.size, f"{where}: {member.name}")
+                    missing.remove(name)
                     yield name, content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{where}: cannot read: {error}") from None
+                if not missing:
+                    return
+    # zlib.error, LZMAError and whatever else a damaged archive raises
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise DataError(f"{where}: cannot read: {str(error) or type(error).__name__}") from None
+
+
+def _check_length(size: int, where: str) -> None:
+    if size > _LONGEST:
+        raise DataError(f"{where}: {size:,} bytes; a batch of CIFAR-10 has 31 MB")
 
 
 def _parsed(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -121,11 +146,15 @@ def _parsed(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         pixels, numbers = _from_pickle(content, where)
     elif content and len(content) % (1 + _PIXELS) == 0:
         rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + _PIXELS)
+        if rows[:, 0].max() >= len(_CLASSES):
+            raise DataError(f"{where}: label {rows[:, 0].max()}; expected 0 to 9")
         return rows[:, 1:], rows[:, 0]
     else:
         raise DataError(f"{where}: {len(content)} bytes are no whole number of CIFAR-10 images")
     if not numbers or len(pixels) != len(numbers) * _PIXELS:
         raise DataError(f"{where}: {len(pixels)} bytes of pixels for {len(numbers)} labels")
+    if max(numbers) >= len(_CLASSES) or min(numbers) < 0:
+        raise DataError(f"{where}: label {str(max(numbers))[:20]}; expected 0 to 9")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(-1, _PIXELS), np.array(numbers)
 
 

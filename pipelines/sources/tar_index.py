@@ -7,25 +7,27 @@ SHARDS/.hvdtrain-index.npz   names, labels, offsets and sizes of all images, and
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hvdtrain.errors import DataError
 from hvdtrain.files import whole_file
 from pipelines.sources.arrays import DamagedError, read_arrays
-from pipelines.sources.base import EXTENSIONS, Names
-from pipelines.sources.shards import Member, ShardReader, members
+from pipelines.sources.base import Names
+from pipelines.sources.left_out import LeftOut, printable
+from pipelines.sources.shards import ShardReader
+from pipelines.sources.tar_grouping import DOTS, read_shard
+from pipelines.sources.tar_labels import numbered
 
 INDEX = ".hvdtrain-index.npz"
-_FORMAT = 1
-_COLUMNS = ("starts", "names", "name_ends", "offsets", "sizes", "numbers", "texts")
+_FORMAT = 2
+_COLUMNS = ("starts", "names", "name_ends", "offsets", "sizes", "numbers", "texts", "left_out")
 _STATES = ("shards", "lengths", "changed")
 _FIX = "run hvdtrain data index again, or delete it"
-_LABEL_KEYS = ("cls", "label", "class")
 _THREADS = 8  # hide the latency of a network disk while indexing
 
 
@@ -43,6 +45,8 @@ class TarIndex(NamedTuple):
     """[len] int64: class numbers, or indices into `texts` if that is not empty."""
     texts: list[str]
     """The different labels, sorted; empty if all are numbers."""
+    left_out: LeftOut
+    """The members that belong to no sample."""
 
 
 def index_path(path: str) -> Path:
@@ -52,11 +56,23 @@ def index_path(path: str) -> Path:
 
 
 def read_headers(reader: ShardReader) -> TarIndex:
-    """Read all headers of all shards. Raises DataError if one is damaged or a label is missing."""
+    """Read all headers of all shards.
+
+    Raises DataError if one is damaged, a label is missing, or images are in no sample because of
+    dots in their names.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        shards = list(pool.map(lambda k: _read_shard(reader, k), range(len(reader.paths))))
-    labels = [label for shard in shards for label in shard.labels]
-    numbers, texts = _numbered(labels)
+        shards = list(pool.map(lambda k: read_shard(reader, k), range(len(reader.paths))))
+    left_out = LeftOut()
+    for shard in shards:
+        left_out.merge(shard.left_out)
+    if DOTS in left_out.counts:
+        raise DataError(
+            f"{reader.paths[0]}{', …' if len(shards) > 1 else ''}: {left_out.counts[DOTS]:,} images "
+            f"are in no sample, first {printable(left_out.first[DOTS][0])}: the key of a sample ends "
+            "at the first dot of the file's name; rename them"
+        )
+    numbers, texts = numbered([label for shard in shards for label in shard.labels])
     return TarIndex(
         np.cumsum([0] + [len(shard.labels) for shard in shards[:-1]]),
         Names(
@@ -67,6 +83,7 @@ def read_headers(reader: ShardReader) -> TarIndex:
         np.concatenate([shard.sizes for shard in shards]),
         numbers,
         texts,
+        left_out,
     )
 
 
@@ -85,6 +102,7 @@ def write(reader: ShardReader, file: Path) -> TarIndex:
             sizes=index.sizes,
             numbers=index.numbers,
             texts=np.array(index.texts, dtype=np.str_),
+            left_out=np.array(json.dumps(asdict(index.left_out))),
             **states,  # type: ignore[arg-type]
         )
     return index
@@ -97,6 +115,7 @@ def load(file: Path, reader: ShardReader, where: str) -> TarIndex:
         if version != _FORMAT:
             raise DamagedError(f"format {version}; this version reads {_FORMAT}")
         arrays = read_arrays(file, *_COLUMNS, *_STATES)
+        left_out = _checked(arrays)
     except DamagedError as error:
         raise DataError(f"{where}: {file}: {error}; {_FIX}") from None
     states = _states(reader.paths)
@@ -109,7 +128,31 @@ def load(file: Path, reader: ShardReader, where: str) -> TarIndex:
         arrays["sizes"],
         arrays["numbers"],
         arrays["texts"].tolist(),
+        left_out,
     )
+
+
+def _checked(arrays: dict[str, np.ndarray]) -> LeftOut:
+    """What was left out. Raises DamagedError unless all arrays fit together."""
+    count, ends, starts = len(arrays["sizes"]), arrays["name_ends"], arrays["starts"]
+    numbers, texts = arrays["numbers"], arrays["texts"]
+    whole = (
+        all(len(arrays[name]) == count for name in ("name_ends", "offsets", "numbers"))
+        and len(starts) == len(arrays["shards"]) == len(arrays["lengths"])
+        and (np.diff(ends, prepend=0) >= 0).all()
+        and len(arrays["names"]) == (ends[-1] if count else 0)
+        and (np.diff(starts, prepend=0) >= 0).all()
+        and (starts <= count).all()
+        and (not len(texts) or not count or 0 <= numbers.min() <= numbers.max() < len(texts))
+        and (arrays["offsets"] >= 0).all()
+    )
+    try:
+        left_out = LeftOut(**json.loads(str(arrays["left_out"])))
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise DamagedError("damaged (its parts do not fit together)")
+    return left_out
 
 
 def _states(paths: list[str]) -> dict[str, np.ndarray]:
@@ -120,88 +163,3 @@ def _states(paths: list[str]) -> dict[str, np.ndarray]:
         "lengths": np.array([state.st_size for state in states], dtype=np.int64),
         "changed": np.array([state.st_mtime_ns for state in states], dtype=np.int64),
     }
-
-
-class _Shard(NamedTuple):
-    """What is in one shard."""
-
-    names: Names
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: list[int | str]
-
-
-def _read_shard(reader: ShardReader, shard: int) -> _Shard:
-    path = reader.paths[shard]
-    images: list[Member] = []
-    labels: list[int | str] = []
-    last_key, image, label = b"", None, None
-    for member in members(reader, shard):
-        key, extension = _split(member.name)
-        if key != last_key:
-            _append(images, labels, image, label, path)
-            last_key, image, label = key, None, None
-        if b"." + extension in EXTENSIONS:
-            image = member
-        elif extension in (b"cls", b"json"):
-            text = member.head
-            if len(text) < member.size:
-                text = reader.read(shard, member.offset, member.size).tobytes()
-            parsed = _label(text, is_json=extension == b"json")
-            label = label if parsed is None else parsed
-    _append(images, labels, image, label, path)
-    return _Shard(
-        Names.of([image.name for image in images]),
-        np.array([image.offset for image in images], dtype=np.int64),
-        np.array([image.size for image in images], dtype=np.uint32),
-        labels,
-    )
-
-
-def _append(
-    images: list[Member],
-    labels: list[int | str],
-    image: Member | None,
-    label: int | str | None,
-    path: str,
-) -> None:
-    """Add a complete sample; one without an image is ignored."""
-    if image is None:
-        return
-    if label is None:
-        raise DataError(
-            f"{path}: {os.fsdecode(image.name)}: no label; expected a .cls next to it, or a .json "
-            f"with one of {', '.join(_LABEL_KEYS)}"
-        )
-    images.append(image)
-    labels.append(label)
-
-
-def _split(name: bytes) -> tuple[bytes, bytes]:
-    """Key and lower-case extension. Source: webdataset 0.2, `tariterators.base_plus_ext`."""
-    folder, slash, base = name.rpartition(b"/")
-    stem, _, extension = base.partition(b".")
-    return folder + slash + stem, extension.lower()
-
-
-def _label(text: bytes, *, is_json: bool) -> int | str | None:
-    if not is_json:
-        word = text.decode(errors="replace").strip()
-        return int(word) if word.isdecimal() else word or None
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(content, dict):
-        return None
-    label: Any = next((content[key] for key in _LABEL_KEYS if key in content), None)
-    return label if isinstance(label, (int, str)) else None
-
-
-def _numbered(labels: list[int | str]) -> tuple[np.ndarray, list[str]]:
-    """Labels as numbers [len(labels)] int64, and the texts these stand for; [] if all are numbers."""
-    if all(isinstance(label, int) for label in labels):
-        return np.array(labels, dtype=np.int64), []
-    texts = sorted({str(label) for label in labels})
-    number_of = {text: number for number, text in enumerate(texts)}
-    return np.array([number_of[str(label)] for label in labels], dtype=np.int64), texts

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import pickle
 import struct
 import tarfile
@@ -157,12 +160,47 @@ def test_damaged_batches_are_named(tmp_path, content, message):
     assert message in str(error.value)
 
 
-def test_a_missing_batch_and_an_archive_of_something_else(tmp_path):
+def test_a_missing_batch(tmp_path):
     path = write(tmp_path / "cifar", "binary", archive=False)
     (path / "test_batch.bin").unlink()
     with pytest.raises(DataError, match="not CIFAR-10: no test_batch in it"):
         open_source(str(path), "data.val")
+
+
+def test_other_archives_are_refused_without_unpacking_them(tmp_path):
     other = tmp_path / "other.tar.gz"
     other.write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"data\.val: .*other\.tar\.gz: cannot read"):
+    with pytest.raises(DataError, match=r"other\.tar\.gz: at byte 0: cut short"):
         open_source(str(other), "data.val")
+    with gzip.open(other, "wb") as file:
+        file.write(b"x" * 5000)
+    other.write_bytes(other.read_bytes()[:20])  # the rest is not needed to say what it is
+    with pytest.raises(DataError, match=r"other\.tar\.gz: compressed by gzip; .* \(gunzip\)"):
+        open_source(str(other), "data.val")
+
+
+@pytest.mark.parametrize("ending", [".tar", ".dat", ".tar.xz", ".tbz2"])
+def test_an_archive_is_known_by_its_content(tmp_path, ending):
+    archive = write(tmp_path / "cifar", "binary", archive=True)
+    plain = gzip.decompress(archive.read_bytes())
+    pack = {".tar.xz": lzma.compress, ".tbz2": bz2.compress}.get(ending, bytes)
+    renamed = tmp_path / f"renamed{ending}"
+    renamed.write_bytes(pack(plain))
+    assert len(open_source(f"{renamed}:test", "data.train")) == ROWS
+
+
+@pytest.mark.parametrize("number", [10**30, -1, 10, 2**40])
+def test_labels_that_are_no_class_of_cifar(tmp_path, number):
+    path = write(tmp_path / "cifar", "binary", archive=False)
+    batch = pickle.dumps({b"labels": [number] * ROWS, b"data": bytes(3072 * ROWS)})
+    (path / "data_batch_2.bin").write_bytes(batch)
+    with pytest.raises(DataError, match=r"data_batch_2: label .*; expected 0 to 9"):
+        open_source(str(path), "data.train")
+
+
+def test_a_file_much_larger_than_a_batch_is_not_read(tmp_path):
+    path = write(tmp_path / "cifar", "binary", archive=False)
+    with (path / "data_batch_4.bin").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=r"data_batch_4\.bin: 1,099,511,627,776 bytes; a batch"):
+        open_source(str(path), "data.train")

@@ -15,8 +15,10 @@ import pytest
 
 from hvdtrain.errors import DataError
 from pipelines.sources import open_source
-from pipelines.sources.shards import ShardReader, members
+from pipelines.sources.left_out import LeftOut
+from pipelines.sources.shards import ShardReader
 from pipelines.sources.tar import TarShards
+from pipelines.sources.tar_links import members
 from tests.unit.pipelines.tar_samples import contents, make, sample
 
 
@@ -33,7 +35,7 @@ def test_members_are_those_that_tar_lists(tmp_path, form):
     with tarfile.open(path) as archive:
         expected = [(m.name.encode(), m.offset_data, m.size) for m in archive]
     reader = ShardReader([str(path)])
-    found = list(members(reader, 0))
+    found = list(members(reader, 0, LeftOut()))
     assert [tuple(member[:3]) for member in found] == expected
     for member, (_name, content) in zip(found, files, strict=True):
         assert reader.read(0, member.offset, member.size).tobytes() == content
@@ -102,22 +104,28 @@ def damage(path: Path, place: int, *, cut: bool) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: damage(path, 512, cut=True), "{}: cut short within b'1.jpg'"),
+        (
+            lambda path: damage(path, 512, cut=True),
+            "{}: at byte 0: cut short within '1.jpg': 0 of 1 bytes are there",
+        ),
         (
             lambda path: damage(path, 1024, cut=False),
-            "{}: not a tar file, or damaged, at byte 1024",
+            "{}: at byte 1024: not a tar file, or damaged",
         ),
         (
             lambda path: path.write_text("no tar file at all" * 99),
-            "{}: not a tar file, or damaged, at byte 0",
+            "{}: at byte 0: not a tar file, or damaged",
         ),
-        (lambda path: make(path, ("1.txt", b"")), "data.train: {}: no images in the tar files"),
+        (
+            lambda path: make(path, ("1.txt", b"")),
+            "data.train: {}: no images in the tar files; left out: .txt 1 (first: 1.txt)",
+        ),
         (
             lambda path: make(path, ("1.jpg", b"x")),
             "{}: 1.jpg: no label; expected a .cls next to it, or a .json with one of cls, label, class",
         ),
         (lambda path: make(path, *sample("1", -1)), None),
-        (lambda path: path.unlink(), "data.train: {}: no such file"),
+        (lambda path: path.unlink(), "data.train: {}: no such file; expected tar shards"),
     ],
 )
 def test_what_cannot_be_used_is_reported_in_one_line(tmp_path, spoil, message):

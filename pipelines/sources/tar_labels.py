@@ -1,0 +1,137 @@
+"""Labels as samples of tar shards have them: in a `.cls` or a `.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from hvdtrain.errors import DataError
+
+LABEL_KEYS = ("cls", "label", "class")
+_LONGEST = {"cls": 4096, "json": 4 << 20}  # bytes
+_DIGITS = 18  # of a class number that fits 64 bits
+_FEW = 1_000_000  # class numbers below are taken however many of them are unused
+_CLASSES_BYTES = 64 << 20
+
+
+class LabelError(Exception):
+    """What is wrong with a label; the caller knows where it is."""
+
+
+def check_length(kind: str, size: int) -> None:
+    """Raises LabelError if a label file of `size` bytes is too long to be read."""
+    if size > _LONGEST[kind]:
+        raise LabelError(f"{size:,} bytes; expected {_LONGEST[kind]:,} at most for a label")
+
+
+def label_in_cls(content: bytes) -> int | str | None:
+    """The class number or name; None if the file is empty. Raises LabelError."""
+    try:
+        word = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise LabelError(f"not UTF-8 at byte {error.start}") from None
+    return _checked(word) if word else None
+
+
+def label_in_json(content: bytes) -> int | str | None:
+    """The first of `LABEL_KEYS`; None if there is none of them. Raises LabelError."""
+    try:
+        about = json.loads(content, parse_int=_integer)
+    except RecursionError:
+        raise LabelError("nested too deeply") from None
+    except ValueError as error:
+        raise LabelError(f"not JSON: {error}") from None
+    if not isinstance(about, dict):
+        return None
+    found = {key: about[key] for key in LABEL_KEYS if about.get(key) is not None}
+    for key, label in found.items():
+        if isinstance(label, bool) or not isinstance(label, (int, str)):
+            raise LabelError(f"{key} is {_short(label)}; expected a class number or name")
+    if not found:
+        return None
+    if len({label for label in found.values() if isinstance(label, int)}) > 1:
+        raise LabelError(f"different class numbers in {' and '.join(found)}")
+    return _checked(next(iter(found.values())))
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
+
+
+def _checked(label: int | str) -> int | str:
+    """The label, a number where it is written as one. Raises LabelError."""
+    if isinstance(label, int):
+        return label
+    if any(ord(sign) < 32 or ord(sign) == 127 or 0xD800 <= ord(sign) < 0xE000 for sign in label):
+        raise LabelError(f"expected one class number or name, found {_short(label)}")
+    if not label.isascii() or not label.isdecimal():
+        return label
+    if len(label.lstrip("0")) > _DIGITS:
+        raise LabelError(f"a class number of {len(label)} digits")
+    return int(label)
+
+
+def _short(value: object) -> str:
+    text = ascii(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def numbered(labels: list[int | str]) -> tuple[np.ndarray, list[str]]:
+    """Labels as numbers [len(labels)] int64, and the texts these stand for; [] if all are numbers."""
+    if all(isinstance(label, int) for label in labels):
+        return np.array(labels, dtype=np.int64), []
+    texts = sorted({str(label) for label in labels})
+    number_of = {text: number for number, text in enumerate(texts)}
+    return np.array([number_of[str(label)] for label in labels], dtype=np.int64), texts
+
+
+def class_names(file: Path) -> list[str] | None:
+    """The lines of a `classes.txt`; None without one. Raises DataError naming the line."""
+    if not file.is_file():
+        return None
+    try:
+        if file.stat().st_size > _CLASSES_BYTES:
+            raise DataError(f"{file}: {file.stat().st_size:,} bytes; expected a name on each line")
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    line_of: dict[str, int] = {}
+    for line, name in enumerate(names, 1):
+        if not name or "\0" in name:
+            raise DataError(f"{file}:{line}: {'NUL' if name else 'empty'}; expected a class name")
+        if name in line_of:
+            raise DataError(f"{file}:{line}: {name!r} is on line {line_of[name]} too")
+        line_of[name] = line
+    return names
+
+
+def classes_of(
+    numbers: np.ndarray, texts: list[str], named: list[str] | None, where: str
+) -> tuple[list[str], np.ndarray]:
+    """Class names, and the class of every sample [len] int32, of what `numbered` returned.
+
+    `named`: the names of class numbers. Raises DataError if a label is none of them, or if class
+    numbers without names are so large that most would be classes without images.
+    """
+    if texts:
+        classes = named or texts
+        number_of = {name: number for number, name in enumerate(classes)}
+        if unknown := sorted(set(texts) - set(classes)):
+            raise DataError(f"{where}: class {unknown[0]!r} is not in classes.txt")
+        return classes, np.array([number_of[t] for t in texts], dtype=np.int32)[numbers]
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if lowest < 0 or (named is not None and highest >= len(named)):
+        known = f"0 to {len(named) - 1} (classes.txt)" if named else "0 or more"
+        raise DataError(f"{where}: class numbers {lowest} to {highest}; expected {known}")
+    used = len(np.unique(numbers))
+    if named is None and highest >= _FEW and used <= highest // 2:
+        raise DataError(
+            f"{where}: class numbers up to {highest}, of which {used:,} are used; expected numbers "
+            "from 0 with few gaps, or names"
+        )
+    return named or [str(k) for k in range(highest + 1)], numbers.astype(np.int32)
