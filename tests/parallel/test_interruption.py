@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -190,7 +191,8 @@ def stopped(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stop
 
 
 def test_a_stopped_run_says_where_and_how_to_continue(stopped: Stopped) -> None:
-    assert "stopped by a signal at epoch 1, image " in stopped.output
+    # In which epoch depends on how busy the machine is; the second has begun.
+    assert re.search(r"stopped by a signal at epoch [12], image [\d,]+", stopped.output)
     assert "continue with --resume" in stopped.output
     assert "1 MiB, compression none (measured in " in stopped.output
 

@@ -236,16 +236,25 @@ def test_address_that_cannot_be_opened() -> None:
         Endpoint(Metrics(bind="203.0.113.1", insecure=True), 19400, {})
 
 
+def held_ports(count: int) -> Iterator[int]:
+    """The first of `count` ports in a row that are in use by this process meanwhile."""
+    for first in range(21000, 29000, count):
+        with contextlib.ExitStack() as held:
+            try:
+                for number in range(count):
+                    holder = held.enter_context(socket.socket())
+                    holder.bind(("127.0.0.1", first + number))
+                    holder.listen()
+            except OSError:
+                continue  # somebody else has one of them, and may give it back
+            yield first
+            return
+    pytest.fail(f"no {count} free ports in a row")
+
+
 def test_error_if_64_ports_in_a_row_are_in_use() -> None:
-    port = free_port()
-    with contextlib.ExitStack() as held:
-        for number in range(64):
-            holder = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):  # somebody else's already
-                holder.bind(("127.0.0.1", port + number))
-                holder.listen()
-        with pytest.raises(ResourceError) as caught:
-            Endpoint(Metrics(), port, {})
+    with contextlib.contextmanager(held_ports)(64) as port, pytest.raises(ResourceError) as caught:
+        Endpoint(Metrics(), port, {})
     assert str(caught.value) == (
         f"metrics.port: 127.0.0.1: all ports from {port} to {port + 63} are in use: choose another "
         "base with metrics.port=PORT, or metrics.enabled=false"
