@@ -37,6 +37,7 @@ from pipelines.sampling import (
     shard_starts,
 )
 from pipelines.sources import Source, check_same_classes, open_source
+from pipelines.sources.left_out import left_out_lines
 from pipelines.stream import READERS, Batch
 
 __all__ = ["Batch", "EpochSpec", "Loaders"]
@@ -75,6 +76,8 @@ class Loaders:
     """Seconds the consumer has waited for batches so far, on this rank."""
     bytes_read: int
     """Encoded bytes of all batches delivered so far, on this rank."""
+    left_out: list[str]
+    """One line for every dataset that holds more than its samples."""
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class Loaders:
         self.bytes_read = 0
         self._in_use: deque[tuple[torch.cuda.Event, Batch]] = deque()
         sources = _open(data)
+        self.left_out = left_out_lines(sources)
         self.num_train = len(sources["train"]) if "train" in sources else 0
         self.num_val = len(sources["val"]) if "val" in sources else 0
         self.classes = next(iter(sources.values())).classes
@@ -129,9 +133,9 @@ class Loaders:
         self._exchange = Exchange(
             Place(rank, world_size, local_rank, local_size),
             [
-                prefetcher
-                for prefetcher in self._prefetchers.values()
-                if isinstance(prefetcher, CachedPrefetcher)
+                cached
+                for cached in self._prefetchers.values()
+                if isinstance(cached, CachedPrefetcher)
             ],
             (sources["val"], evaluation) if rect_val and self.num_val else None,
             self._readers,

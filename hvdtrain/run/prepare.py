@@ -123,6 +123,8 @@ def _describe(run: Run) -> None:
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
     for text in recipe_warnings(run.cfg, run.plan):
         run.sinks.write(Note(f"warning: {text}"))
+    for text in run.loaders.left_out:
+        run.sinks.write(Note(text))
     if order := run.loaders.order_warning():
         run.sinks.write(Note(f"warning: {order}"))
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hvdtrain.errors import DataError
+from hvdtrain.errors import DataError, ResourceError
 
 EXTENSIONS = frozenset(b".jpg .jpeg .png .webp .bmp .tif .tiff .ppm .pgm .pbm .jp2".split())
 _SHOWN = 3  # names listed in a message before "..."
@@ -86,6 +87,8 @@ def read_file(path: bytes) -> np.ndarray:
                     raise DataError(f"{os.fsdecode(path)}: cut short while it was read")
                 done += count
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # the image is sound
+            raise ResourceError(f"{os.fsdecode(path)}: {error.strerror}: raise ulimit -n") from None
         raise DataError(f"{os.fsdecode(path)}: cannot read: {error.strerror}") from None
     return content
 

@@ -11,6 +11,7 @@ from hvdtrain.errors import DataError
 from hvdtrain.files import whole_file
 from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import Source
+from pipelines.sources.left_out import left_out_of
 
 MANIFEST = ".hvdtrain-scan.npz"
 
@@ -49,6 +50,7 @@ class Checked:
         self.classes, self.labels = source.classes, source.labels
         self.fingerprint = source.fingerprint
         self.shard_starts: np.ndarray | None = getattr(source, "shard_starts", None)
+        self.left_out = left_out_of(source)
         self._source = source
         self._crc32 = crc32
         self._bad = bad
