@@ -138,9 +138,9 @@ class Loaders:
         self._exchange = Exchange(
             Place(rank, world_size, local_rank, local_size),
             [
-                prefetcher
-                for prefetcher in self._prefetchers.values()
-                if isinstance(prefetcher, CachedPrefetcher)
+                cached
+                for cached in self._prefetchers.values()
+                if isinstance(cached, CachedPrefetcher)
             ],
             (sources["val"], evaluation) if rect_val and self.num_val else None,
             self._readers,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -13,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hvdtrain.errors import DataError
+from hvdtrain.errors import DataError, ResourceError
 
 EXTENSIONS = frozenset(
     b".jpg .jpeg .jpe .jfif .jfi .jif .mpo .png .apng .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm "
@@ -101,6 +102,8 @@ def read_file(path: bytes) -> np.ndarray:
                     raise DataError(f"{os.fsdecode(path)}: cut short while it was read")
                 done += count
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # the image is sound
+            raise ResourceError(f"{os.fsdecode(path)}: {error.strerror}: raise ulimit -n") from None
         raise DataError(f"{os.fsdecode(path)}: cannot read: {error.strerror}") from None
     return content
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _NAMED = 3  # examples kept for each reason
+_REASONS = 32  # more are counted as "other": any file may bring a new extension
 
 
 @dataclass
@@ -22,17 +24,19 @@ class LeftOut:
 
     def add(self, reason: str, name: str | bytes, count: int = 1) -> None:
         """Count `count` more for `reason`; `name` is the first of them."""
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        names = self.first.setdefault(reason, [])
-        if len(names) < _NAMED:
-            names.append(os.fsdecode(name))
+        self._add(reason, count, [os.fsdecode(name)])
 
     def merge(self, other: LeftOut) -> None:
         """Count what `other` has as well; its names come after those that are known."""
         for reason, count in other.counts.items():
-            self.counts[reason] = self.counts.get(reason, 0) + count
-            names = self.first.setdefault(reason, [])
-            names += other.first.get(reason, [])[: _NAMED - len(names)]
+            self._add(reason, count, other.first.get(reason, []))
+
+    def _add(self, reason: str, count: int, names: list[str]) -> None:
+        if reason not in self.counts and len(self.counts) >= _REASONS:
+            reason = "other"
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        known = self.first.setdefault(reason, [])
+        known += names[: _NAMED - len(known)]
 
     def text(self) -> str:
         """One line, such as `left out: .gif 5, links 2 (first: a/b.gif)`; empty if nothing was."""
@@ -48,6 +52,12 @@ def left_out_of(source: object) -> LeftOut:
     """What `source` left out; nothing for a source that does not leave out anything."""
     found = getattr(source, "left_out", None)
     return found if isinstance(found, LeftOut) else LeftOut()
+
+
+def left_out_lines(sources: Mapping[str, object]) -> list[str]:
+    """One line for each of the datasets `data.KEY` that left something out."""
+    found = {key: left_out_of(source) for key, source in sources.items()}
+    return [f"data.{key}: {left.text()}" for key, left in found.items() if left]
 
 
 def printable(name: str) -> str:
