@@ -4,12 +4,12 @@ Two real ranks under mpirun train one network on one batch in memory in hvdtrain
 On: a report every 20 steps (the default) to the event file and the console (/dev/null), text files
 for node_exporter, efficiency and lost time, and one metrics endpoint per rank. An HTTP client on
 the same cores requests metrics every 5 seconds and the live page every 2; its work counts, too.
-Off: no endpoint, and no report within the timed steps. The gradient noise scale is off in both.
+Off: no endpoint, and no report within the timed steps. The noise scale is off in both.
 
 On and off take short turns with the same weights. The result is the median over rounds of
-time on / time off - 1, with its 95 % confidence interval. The microseconds that the Python code
-takes for 2 and for 256 ranks are also printed. `--memory` trains `--steps` short steps with all
-telemetry on instead, and prints how much the memory of rank 0 grew after step 2,000.
+time on / time off - 1, with its 95 % confidence interval. Also printed are the microseconds of the
+Python code for 2 and 256 ranks. `--memory` trains `--steps` short steps with all telemetry on, and
+prints how much the memory of rank 0 grew after step 2,000.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from common import (
@@ -106,8 +106,9 @@ class Loop:
         epoch = next(self.epochs)
         self.efficiency.enter(epoch, self.batch)
         self.asked.clear()
+        stops = Stops(StopSignals(), self.run.comm)
         self.run.comm.sum_(torch.zeros(1), "start")
-        train_epoch(self.run, epoch, None, self.efficiency, Stops(StopSignals(), self.run.comm))
+        train_epoch(self.run, epoch, None, self.efficiency, stops)
         return 1e3 * (self.asked[-1] - self.asked[0]) / STEPS
 
 
@@ -176,16 +177,10 @@ def memory(args: argparse.Namespace, comm: Comm) -> dict[str, Any]:
     batch = random_batch(args.batch, args.image_size, 10, channels_last=True)
     with memory_run(cfg, comm, batch, args.steps) as run:
         scraper = scraper_of(run)
-        loaders: Any = WatchedLoaders(batch, look)
-        watched = dataclasses.replace(run, loaders=loaders)
+        watched = dataclasses.replace(run, loaders=cast("Any", WatchedLoaders(batch, look)))
         with scraper.at_work():
-            train_epoch(
-                watched,
-                run.plan.epochs[0],
-                None,
-                Efficiency(watched),
-                Stops(StopSignals(), watched.comm),
-            )
+            stops = Stops(StopSignals(), watched.comm)
+            train_epoch(watched, run.plan.epochs[0], None, Efficiency(watched), stops)
         return {"resident": sizes, "scrapes": scraper.close()}
 
 

@@ -10,6 +10,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import has_batch_norm, recipe_warnings
 from hvdtrain.plan.schedules import FASTAI_FINAL_DIV, lr_scale, turns
+from hvdtrain.plan.table import phase_table
 from pipelines.reading import Classes, Reading
 
 
@@ -27,7 +28,7 @@ def plan_text(
         for epochs, read in zip(plan.phases, reads, strict=False)
     ]
     width = max(len(name) for name, _ in facts)
-    lines = [_table(plan, cropped=cfg.data.augment == "random_resized_crop"), ""]
+    lines = [phase_table(plan, cropped=cfg.data.augment == "random_resized_crop"), ""]
     lines += [f"{name:<{width}}  {value}" for name, value in facts]
     lines += ["", "learning rate at the turns", *_turns(cfg, plan)]
     lines += [f"warning: {text}" for text in recipe_warnings(cfg, plan)]
@@ -88,43 +89,6 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("decayed", _decay(cfg)),
         ("evaluated", _evaluated(cfg)),
     ]
-
-
-def _table(plan: Plan, *, cropped: bool) -> str:
-    head = (
-        "epochs",
-        "image",
-        "val",
-        "batch/worker",
-        "global batch",
-        "steps/epoch",
-        "crop area",
-        "lr",
-    )
-    rows = [head]
-    for epochs in plan.phases:
-        first, last = epochs[0], epochs[-1]
-        rows.append(
-            (
-                f"{first.index}-{last.index + 1}",
-                _side(first.image_size, last.image_size),
-                f"{first.val_image_size} px{' rect' if first.rect_val else ''}",
-                str(first.batch_per_worker),
-                str(first.global_batch_size),
-                str(first.steps),
-                f"{first.min_crop_area:g}-1" if cropped else "-",
-                f"{first.lr(0):.4g} → {last.lr(last.steps - 1):.4g}",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-
-
-def _side(first: int, last: int) -> str:
-    return f"{first} px" if first == last else f"{first}-{last} px"
 
 
 def _turns(cfg: Config, plan: Plan) -> list[str]:

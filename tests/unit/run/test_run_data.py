@@ -13,68 +13,13 @@ from PIL import Image
 
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
-from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint import list_checkpoints, read_meta, verify
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models.weights import load_weights, read_tensors
 from hvdtrain.report.run import read_run
 from hvdtrain.run.evaluation import evaluate_run
 from hvdtrain.train import train
-
-COLOURS = {"ant": (250, 0, 0), "bee": (0, 250, 0), "cat": (0, 0, 250)}
-
-
-def write(root: Path, names: list[str], count: int = 4, begin: int = 0) -> None:
-    """Class folders with images of one colour, slightly different from each other."""
-    for name in names:
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for k in range(begin, begin + count):
-            colour = tuple(max(0, min(255, value + k)) for value in COLOURS[name])
-            Image.new("RGB", (20, 16), colour).save(root / name / f"{k}.jpg")
-
-
-def config(root: Path, epochs: int = 1, more: str = "") -> Config:
-    return parse_config(
-        f"data: {{train: {root}/train, val: {root}/val, augment: none, flip: false, "
-        f"decode_threads: 1{more}}}\n"
-        "model: {name: resnet8_cifar}\nmetrics: {enabled: false}\n"
-        "lr: {base: 0.01, warmup: none, schedule: constant}\ntrain: {log_every: 1}\n"
-        f"phases: [{{epochs: {epochs}, image_size: 16, batch_per_worker: 4}}]\n"
-    )
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    write(tmp_path / "train", list(COLOURS))
-    write(tmp_path / "val", list(COLOURS), 2, 10)
-    return tmp_path
-
-
-@pytest.fixture
-def trained(work: Path) -> Path:
-    train(config(work), Solo(), run_dir=work / "run")
-    return work
-
-
-def resume(work: Path, *, accept: bool = False, epochs: int = 2) -> dict[str, Any]:
-    return train(config(work, epochs), Solo(), resume=str(work / "run"), accept_changes=accept)
-
-
-def notes(work: Path) -> list[str]:
-    lines = map(json.loads, (work / "run/events.jsonl").read_text().splitlines())
-    return [event["text"] for event in lines if event["kind"] == "note"]
-
-
-def edit_meta(work: Path, **changes: Any) -> None:
-    """Change a checkpoint's metadata as another version would have written it."""
-    import hashlib
-
-    file = list_checkpoints(work / "run/checkpoints")[0] / "meta.json"
-    meta = {**json.loads(file.read_bytes())["meta"], **changes}
-    meta = {key: value for key, value in meta.items() if value is not None}
-    body = json.dumps(meta, sort_keys=True)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    file.write_text(json.dumps({"meta": meta, "seal": seal}))
+from tests.unit.run.data_runs import COLOURS, config, edit_meta, notes, resume, write
 
 
 def test_the_names_are_kept_wherever_a_result_is(trained: Path) -> None:
@@ -295,9 +240,9 @@ def test_weights_are_matched_by_name(trained: Path) -> None:
         trained,
         data={**read_meta(weights.parent)["data"], "classes": ["cat", "ant", "bee"]},
     )
-    other = config(trained).model_copy(deep=True)
-    other.model.weights = str(weights)
-    train(other, Solo(), run_dir=trained / "second")
+    plain = config(trained)
+    model = plain.model.model_copy(update={"weights": str(weights)})
+    train(plain.model_copy(update={"model": model}), Solo(), run_dir=trained / "second")
     lines = map(json.loads, (trained / "second/events.jsonl").read_text().splitlines())
     texts = [event["text"] for event in lines if event["kind"] == "note"]
     assert any("the same classes in another order" in text for text in texts)
