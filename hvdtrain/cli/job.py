@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hvdtrain.cli.crash import internal_error
+from hvdtrain.cli.misuse import only_settings
 from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
 from hvdtrain.launch.job import note_stop
+from hvdtrain.launch.variables import launched_size
 from hvdtrain.signals import ignore_repeats
 from hvdtrain.streams import discard, print_error_line
 
 if TYPE_CHECKING:
     from hvdtrain.comm.ranks import Comm
+
+RANKS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+"""Variables with the number of this rank, in order of precedence."""
+LATER_S = 2.0
+"""Time for a launcher to end the other ranks when rank 0 has ended."""
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file (YAML).")]
 Overrides = Annotated[
@@ -27,6 +35,7 @@ Overrides = Annotated[
     typer.Argument(
         metavar="[KEY=VALUE]...",
         help="Settings that replace values of the config, for example lr.base=0.2.",
+        callback=only_settings,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")]
@@ -47,14 +56,14 @@ def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
     """Join the launcher's ranks. If only this rank has a fault, its process ends at once.
 
     It must not wait for the others, which wait for it; the launcher ends them. From `config` only
-    `comm.interface` is used: it is needed before the ranks are connected.
+    `comm.interface` is used: it is needed before the ranks are connected. Its faults are raised
+    before anything slow is imported.
     """
-    from hvdtrain.comm.start import init_comm
-
     interface = "auto"
     if config is not None:
-        with contextlib.suppress(HvdtrainError):  # `load_on_all` reports it, once for all ranks
-            interface = load_config(config, overrides).comm.interface
+        interface = load_config(config, overrides).comm.interface
+    from hvdtrain.comm.start import init_comm
+
     comm = init_comm(interface)
     try:
         yield comm
@@ -93,6 +102,23 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
 
 
 def print_error(text: str) -> None:
-    """Print each line of `text` to stderr, marked as an error of hvdtrain."""
+    """Print each line of `text` to stderr, marked as an error of hvdtrain.
+
+    Characters that a terminal would obey are written out.
+    """
     for line in text.split("\n"):
-        print_error_line(f"hvdtrain: error: {line}")
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        print_error_line(f"hvdtrain: error: {shown}")
+
+
+def print_early_error(text: str, env: Mapping[str, str]) -> None:
+    """Print an error of a process that has not joined the others; all of them may have the same.
+
+    Ranks above 0 wait until the launcher has ended them because of rank 0. What is left has a fault
+    of its own.
+    """
+    rank = next((int(env[name]) for name in RANKS if env.get(name, "").isdigit()), 0)
+    if launched_size(env) > 1 and rank > 0:
+        time.sleep(LATER_S)
+        text = "\n".join(f"rank {rank}: {line}" for line in text.split("\n"))
+    print_error(text)

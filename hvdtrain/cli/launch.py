@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from hvdtrain.cli.job import ConfigFile, Overrides
 from hvdtrain.config.load import load_config
+from hvdtrain.errors import ConfigError
 from hvdtrain.launch import start
 from hvdtrain.launch.commands import Controller, named_config
 from hvdtrain.launch.forwarding import kept_back
@@ -75,6 +76,10 @@ def run(
     Prints the placement of the ranks and the launcher's command, then runs it.
     """
     env = dict(os.environ)
+    if arguments[0].endswith((".yaml", ".yml")) or "=" in arguments[0]:
+        raise ConfigError(
+            f"launch: after the two dashes: expected a command such as train, found {arguments[0]}"
+        )
     config, overrides = named_config(arguments)
     interface = "auto" if config is None else load_config(config, overrides).comm.interface
     request = start.launch_request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +14,17 @@ from hvdtrain import __version__
 from hvdtrain.cli.crash import internal_error
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
-from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all, print_error
+from hvdtrain.cli.job import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    job,
+    load_on_all,
+    print_early_error,
+    print_error,
+)
 from hvdtrain.cli.launch import launch_app
+from hvdtrain.cli.misuse import config_and_settings, explain
 from hvdtrain.cli.report import report
 from hvdtrain.cli.scaling import scaling_app
 from hvdtrain.cli.tune import tune_app
@@ -47,7 +57,12 @@ app.add_typer(launch_app, name="launch")
 
 @app.command()
 def train(
-    config: ConfigFile,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CONFIG", help="Config file (YAML). Default with --resume RUN: the run's own."
+        ),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         str,
@@ -74,6 +89,7 @@ def train(
     Without a launcher it trains in one process. For several ranks start it with hvdtrain launch,
     mpirun, horovodrun or srun: one process per rank.
     """
+    config, overrides = config_and_settings(config, overrides, resume)
     with job(config, overrides) as comm:
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.train import train as run_training
@@ -98,7 +114,8 @@ def evaluate(
     On any number of ranks, every validation image is counted exactly once. Training images are not
     needed. Other validation images: data.val=DIR; their classes are matched by name.
     """
-    with job(str(run_config(run)), overrides) as comm:
+    config = run_config(run)
+    with job(str(config) if config.is_file() else None, overrides) as comm:
         from hvdtrain.run.evaluation import evaluate_run
 
         result = evaluate_run(run, overrides or [], comm)
@@ -234,7 +251,11 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except HvdtrainError as error:
-        print_error(str(error))
+        # An error that all ranks share comes from rank 0 alone.
+        if error.everywhere:
+            print_error(str(error))
+        else:
+            print_early_error(str(error), os.environ)
         sys.exit(error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -254,7 +275,7 @@ def main() -> None:
         if text.startswith("Usage: "):  # a command without arguments: print its help
             typer.echo(text, err=True)
         else:
-            print_error(f"{text}; see hvdtrain --help")
+            print_early_error(explain(error), os.environ)
         sys.exit(2)
     sys.exit(code or 0)
 
