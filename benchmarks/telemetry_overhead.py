@@ -7,9 +7,9 @@ the same cores requests metrics every 5 seconds and the live page every 2; its w
 Off: no endpoint, and no report within the timed steps. The noise scale is off in both.
 
 On and off take short turns with the same weights. The result is the median over rounds of
-time on / time off - 1, with its 95 % confidence interval. Also printed are the microseconds of the
-Python code for 2 and 256 ranks. `--memory` trains `--steps` short steps with all telemetry on, and
-prints how much the memory of rank 0 grew after step 2,000.
+time on / time off - 1, with its 95 % confidence interval, and the microseconds of the Python code
+for 2 and 256 ranks. `--memory` trains `--steps` short steps with all on instead, and prints how
+much the memory of rank 0 grew after step 2,000.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ from pipelines.loader import Batch
 LOG_EVERY = 20
 STEPS = 2 * LOG_EVERY
 """Timed steps of one turn."""
-MEMORY_FROM = 2000
-"""Steps after which memory is expected to be flat."""
+MEMORY_FROM = 2000  # steps after which memory is expected to be flat
 CONFIG = """
 name: telemetry-overhead
 model: {{name: {model}, num_classes: 10}}

@@ -32,16 +32,25 @@ NO_RUNS = {
 def explain(error: Any) -> str:
     """The line for an error of the command-line library, a `click.UsageError`."""
     kind = type(error).__name__
-    command = error.ctx.command_path.replace("__main__.py", "hvdtrain") if error.ctx else "hvdtrain"
+    command = _command(error.ctx)
     if kind == "NoSuchOption":
         return _no_such_option(error, command)
     text = str(error.format_message()).rstrip(".")
-    if kind == "MissingParameter" and (name := error.param.make_metavar(error.ctx)):
+    if kind == "MissingParameter" and (name := error.param.metavar or error.param.name.upper()):
         text = f"{name.strip('[]').removesuffix('...')} is missing"
     unit = re.search(r"'(\d+)[A-Za-z]+' is not a valid", text)
     if unit:
         text = f"{text}: write {unit[1]}, without a unit"
     return f"{text}; see {command} --help"
+
+
+def _command(ctx: Any) -> str:
+    """The command that was typed, without its options, whatever the program is called."""
+    names: list[str] = []
+    while ctx is not None and ctx.parent is not None:
+        names.insert(0, ctx.info_name)
+        ctx = ctx.parent
+    return " ".join(["hvdtrain", *names])
 
 
 def _no_such_option(error: Any, command: str) -> str:
@@ -52,9 +61,11 @@ def _no_such_option(error: Any, command: str) -> str:
             f"{option}: not an option of launch; the command of the ranks comes after two dashes: "
             "hvdtrain launch --hosts localhost:2 -- train CONFIG …"
         )
-    if error.possibilities:
-        return f"{option}: no such option; did you mean {sorted(error.possibilities)[0]}?"
-    if not any(param.name == "overrides" for param in error.ctx.command.params):
+    near = min(error.possibilities or [""])
+    known = any(param.name == "overrides" for param in error.ctx.command.params)
+    if near and not (known and near == "--help"):
+        return f"{option}: no such option; did you mean {near}?"
+    if not known:
         return f"{option}: no such option; see {command} --help"
     field = _field(option.lstrip("-").replace("-", "_"))
     if field is None:

@@ -40,6 +40,8 @@ class PackOptions:
 def parse_short_sides(text: str) -> tuple[int | None, ...]:
     """`160,256,orig` as (160, 256, None). Raises ValueError."""
     words = [word.strip() for word in text.split(",")]
+    if odd := [word for word in words if word != ORIGINAL and not word.isdecimal()]:
+        raise ValueError(f"{odd[0]}: expected pixels without a unit, or {ORIGINAL}: 160,256,orig")
     sides = [None if word == ORIGINAL else int(word) for word in words]
     if len(set(sides)) < len(sides) or any(side is not None and side < 8 for side in sides):
         raise ValueError("expected different sizes of at least 8 pixels")

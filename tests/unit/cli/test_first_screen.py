@@ -38,5 +38,5 @@ def test_a_wrong_option_is_one_line(
     assert typed(monkeypatch, "plan", "--wrld-size", "2") == 2
     shown = capsys.readouterr().err
     assert shown.startswith("hvdtrain: error: ")
-    assert shown.endswith("; see hvdtrain --help\n")
+    assert shown.endswith("did you mean --world-size?\n")
     assert shown.count("\n") == 1
