@@ -177,8 +177,10 @@ BAD = {
     ),
     "bmp_cut": Kind(lambda: encode(picture(), "BMP")[:3000], "decode", suffix=".bmp"),
 }
-ON_DISK = {"missing": "read", "directory": "read", "broken_link": "read"}
+ON_DISK = {"missing": "read"}
 """Files that cannot be read at all; `write_on_disk` makes them."""
+LEFT_OUT = ("directory", "broken_link")
+"""Named like images, but no files: they are no samples, and counted as left out."""
 
 
 def write(kinds: dict[str, Kind], folder: Path) -> dict[str, Path]:
@@ -194,8 +196,8 @@ def write(kinds: dict[str, Kind], folder: Path) -> dict[str, Path]:
 def write_on_disk(folder: Path) -> dict[str, Path]:
     """Write paths that are not readable files. `missing` exists until the caller deletes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.jpg" for name in ON_DISK}
+    paths = {name: folder / f"{name}.jpg" for name in (*ON_DISK, *LEFT_OUT)}
     paths["missing"].write_bytes(jpeg())
     paths["directory"].mkdir()
     paths["broken_link"].symlink_to("nowhere.jpg")
-    return paths
+    return {name: paths[name] for name in ON_DISK}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -45,19 +46,36 @@ def open_source(
 def _open(path: str, key: str, columns: Columns | None, unlabelled: bool) -> Source:
     if "\0" in path:
         raise DataError(f"{key}: {printable(path)}: no path has a NUL character in it")
+    if _is_too_long(path):
+        return _open_pattern(path, key)
     if packed.is_packed(path):
         return packed.Packed(path, key)
     if cifar.is_cifar(path):
         return cifar.Cifar10(path, key)
     if Path(path).is_dir():
         return _open_folder(path, key, columns, unlabelled)
-    if tar.is_shards(path):
-        return tar.TarShards(path, key)
     if listing.is_listing(path):
         return listing.Listing(path, key, columns=columns)
+    if tar.is_shards(path):
+        return tar.TarShards(path, key)
     if os.path.lexists(path) and Path(path).exists():
         raise guess.refuse_file(path, key)
     return ImageFolder(path, key)  # which says that there is none
+
+
+def _is_too_long(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
+def _open_pattern(path: str, key: str) -> Source:
+    """The shards of a pattern that is longer than a path may be."""
+    if tar.is_shards(path):
+        return tar.TarShards(path, key)
+    raise DataError(f"{key}: {printable(path)}: longer than a path may be")
 
 
 def _open_folder(path: str, key: str, columns: Columns | None, unlabelled: bool) -> Source:
@@ -68,6 +86,8 @@ def _open_folder(path: str, key: str, columns: Columns | None, unlabelled: bool)
     tars = [name for name in seen.files if name.endswith(b".tar")]
     if tars and not _are_stray(path, key, seen, tars):
         return tar.TarShards(path, key)
+    if not tars and not seen.folders and not seen.images and tar.is_shards(path):
+        return tar.TarShards(path, key)  # compressed ones: it says so
     if seen.folders:
         guess.refuse_wrong_level(path, key, seen)
     elif labels := listing.label_files(path):

@@ -166,7 +166,7 @@ def read_description(root: Path, where: str) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads((root / DATASET).read_bytes())
         version = description["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
     if version != FORMAT:
         raise DataError(f"{where}: {DATASET}: format {version}; this version reads {FORMAT}")

@@ -1,6 +1,7 @@
 """Which tar files a path stands for: a file, a pattern, or a folder."""
 
-# ruff: noqa: PTH207 - `Path.glob` takes no absolute pattern
+# ruff: noqa: PTH110, PTH112, PTH113, PTH207 - `Path` raises for a pattern longer than a path may be,
+# and its `glob` takes no absolute pattern
 
 from __future__ import annotations
 
@@ -29,11 +30,10 @@ def is_shards(path: str) -> bool:
     with tar files is one of shards, unless a folder in it has images: then it has class folders,
     and the tar files are stray.
     """
-    place = Path(path)
-    if place.is_dir():
+    if os.path.isdir(path):
         files, folders, _others = _listed(path)
         return bool(files) and not any(_has_images(Path(path, name)) for name in folders)
-    if place.exists():
+    if os.path.exists(path):
         return _is_tar(path) or _is_compressed(path) or bool(archives.kind(path))
     return _is_pattern(path) or _is_tar(path) or _is_compressed(path)
 
@@ -44,15 +44,15 @@ def shard_paths(path: str, key: str, left_out: LeftOut) -> list[str]:
     Raises DataError where there are none, one is missing or compressed, or `path` stands for too
     many.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         paths = _in_folder(path, left_out)
-    elif Path(path).exists() or not _is_pattern(path):
+    elif os.path.exists(path) or not _is_pattern(path):
         paths = [path]
     else:
         paths = [shard for name in _expanded(path, key) for shard in _matches(name, key)]
     for shard in paths:
-        if not Path(shard).is_file():
-            problem = "not a regular file" if Path(shard).exists() else "no such file"
+        if not os.path.isfile(shard):
+            problem = "not a regular file" if os.path.exists(shard) else "no such file"
             raise DataError(f"{key}: {shard}: {problem}; expected tar shards")
         if refusal := archives.refusal(shard):
             raise DataError(f"{key}: {shard}: {refusal}")
@@ -135,7 +135,7 @@ def _reason(file: Path) -> str:
 
 def _matches(name: str, key: str) -> list[str]:
     """The file itself, or what a name with `*`, `?` or `[…]` matches, sorted."""
-    if Path(name).exists() or not any(sign in name for sign in "*?["):
+    if os.path.exists(name) or not any(sign in name for sign in "*?["):
         return [name]
     found = sorted(glob.glob(name))
     if not found:

@@ -18,6 +18,7 @@ MORE: dict[str, list[Any]] = {
     "output": ["runs", "deep/er/runs", "set #2", "2024", "no"],
     "data.train": ["train", "./train"],
     "data.val": ["val"],
+    "data.columns": [{"path": "photo", "label": "kind"}],
     "data.crop_aspect": [[0.01, 0.01], [0.01, 100.0], [1.5, 0.75]],
     "data.color_jitter": [[0.0] * 4, [1.0] * 4],
     "data.rand_augment": [[1, 0], [1, 30], [16, 30], [0, 0], [1, 31]],
@@ -104,6 +105,8 @@ def _from_schema(field: str, node: Node) -> list[Any]:
         return list(node["enum"])
     if "const" in node:
         return [node["const"]]
+    if "$ref" in node:  # a section that may be null: its values are in MORE
+        return []
     kind = node["type"]
     if kind == "boolean":
         return [False, True]

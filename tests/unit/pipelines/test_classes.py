@@ -193,7 +193,7 @@ def test_the_parts_of_a_dataset_are_not_its_classes(tmp_path, names, suggested):
         )
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("train", "tram")])
+@pytest.mark.parametrize("names", [("train", "tram"), ("valley", "test")])
 def test_classes_may_be_called_like_parts(tmp_path, names):
     root = tree(tmp_path, **dict.fromkeys(names, 1))
     assert open_source(root, "data.train").classes == sorted(names)

@@ -118,10 +118,10 @@ def test_class_folders_win_over_stray_tars(tmp_path):
 def test_archives_and_other_files(tmp_path):
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         archive.writestr("a/1.jpg", b"x")
-    assert "d.zip: a zip archive; unpack it (unzip -q " in refusal(tmp_path / "d.zip")
+    assert "d.zip: a zip archive; unpack it (unzip" in refusal(tmp_path / "d.zip")
     with tarfile.open(tmp_path / "d.tar.xz", "w:xz"):
         pass
-    assert "an xz archive; unpack it (tar -xJf " in refusal(tmp_path / "d.tar.xz")
+    assert "d.tar.xz: compressed by xz; " in refusal(tmp_path / "d.tar.xz")
     with tarfile.open(tmp_path / "noending", "w") as tar:
         tar.addfile(tarfile.TarInfo("a"))
     assert "a tar file; name it with the ending .tar" in refusal(tmp_path / "noending")
