@@ -6,16 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hvdtrain.config.fields import Fraction, Positive, PositiveFloat, Ratio, Section
+from hvdtrain.config.fields import (
+    Fraction,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Ratio,
+    Section,
+    Threads,
+)
 
 
 class Data(Section):
     """Where the images are and how they are turned into arrays."""
 
-    train: str | None = None
+    train: PathText | None = None
     """Training images: a folder with one sub-folder per class, or another kind of dataset from
     docs/how-to/data.md (packed, tar shards, CSV of path,label, CIFAR-10)."""
-    val: str | None = None
+    val: PathText | None = None
     """Validation images with the same classes, any kind of dataset. null: no evaluation."""
     train_size: Positive | None = None
     """Number of training images. With it `plan` works without the dataset; a run checks it against
@@ -56,7 +64,7 @@ class Data(Section):
     """Decode all images once before the first step, and keep the pixels: `ram` in memory that the
     ranks of a host share, `device` on each GPU. Needs images of one size, and `augment: pad_crop` or
     `none`."""
-    decode_threads: Positive | None = None
+    decode_threads: Threads | None = None
     """Decoding threads per rank. null: the cores of the host, divided among its ranks."""
     prefetch: Annotated[int, Field(ge=1, le=16)] = 2
     """Number of batches that are decoded ahead of the training step."""
@@ -68,6 +76,14 @@ class Data(Section):
             raise ValueError(
                 f"rand_augment: expected [operations ≥ 1, magnitude 0-30], found {self.rand_augment}"
             )
+        for key in ("mean", "std"):
+            if (largest := max(getattr(self, key))) > 1:
+                raise ValueError(
+                    f"{key}: {largest:g} is above 1; means and deviations are of RGB in 0-1: "
+                    "divide them by 255"
+                )
+        if min(self.mean) < 0:
+            raise ValueError(f"mean: {min(self.mean):g} is below 0; means are of RGB in 0-1")
         if self.cache != "none" and self.augment == "random_resized_crop":
             raise ValueError("cache needs augment: pad_crop or none, found random_resized_crop")
         return self

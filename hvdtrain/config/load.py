@@ -5,15 +5,16 @@ Unknown keys are refused. All faults are reported together, each as `file:line:c
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from hvdtrain.config.schema import Config, Phase
-from hvdtrain.config.yaml_source import KeyPath, Source, apply_override, parse_yaml, read_yaml
+from hvdtrain.config.overrides import apply_override, printable
+from hvdtrain.config.schema import Config
+from hvdtrain.config.suggestions import is_text, unknown_key, wrong_value
+from hvdtrain.config.yaml_source import KeyPath, Source, parse_yaml, read_yaml
 from hvdtrain.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """
     source = _read_extended(Path(path), ())
     for override in overrides or []:
-        apply_override(source, override)
+        apply_override(source, override, is_text)
     return _validate(source)
 
 
@@ -63,14 +64,13 @@ def _explain(errors: ValidationError, source: Source) -> list[str]:
     lines: dict[str, str] = {}
     for error in errors.errors(include_url=False):
         path = _written_path(error["loc"], source.data)
-        message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            message = "unknown key" + _nearest(path)
+            message = unknown_key(path)
         elif error["type"] == "missing":
             message = "required"
-        elif not isinstance(error["input"], (dict, list)):
-            message = f"{message[0].lower()}{message[1:]}, found {error['input']!r}"
-        key = ".".join(map(str, path))
+        else:
+            message = wrong_value(path, error["type"], error["msg"], error["input"])
+        key = ".".join(map(printable, path))
         lines.setdefault(key, f"{source.where(path)}: {key}: {message}")
     return list(lines.values())
 
@@ -86,16 +86,6 @@ def _written_path(loc: tuple[Any, ...], data: Any) -> KeyPath:
             continue
         path = (*path, part)
     return path
-
-
-def _nearest(path: KeyPath) -> str:
-    """Suggest the known key most similar to the last one of `path`, or list all known keys."""
-    section: Any = Config
-    for part in path[:-1]:
-        section = Phase if isinstance(part, int) else section.model_fields[part].annotation
-    known = list(section.model_fields)
-    match = difflib.get_close_matches(str(path[-1]), known, n=1)
-    return f"; did you mean {match[0]}?" if match else f"; known here: {', '.join(known)}"
 
 
 def config_hash(cfg: Config) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from hvdtrain.config.fields import Section
+from hvdtrain.config.fields import PathText, Section
 
 
 class Metrics(Section):
@@ -21,26 +21,26 @@ class Metrics(Section):
     bind: str = "127.0.0.1"
     """Address to listen on. An address other than loopback needs `token_file`, all three `tls_` files,
     or `insecure: true`."""
-    token_file: str | None = None
+    token_file: PathText | None = None
     """File with a token that every request must send: as bearer token, or as password from a
     browser. null: no token is needed."""
-    tls_cert: str | None = None
+    tls_cert: PathText | None = None
     """PEM file with the certificate and its chain; serves HTTPS. null: HTTP."""
-    tls_key: str | None = None
+    tls_key: PathText | None = None
     """PEM file with the private key of `tls_cert`."""
-    tls_client_ca: str | None = None
+    tls_client_ca: PathText | None = None
     """PEM file with the certificate authorities that may sign the certificates of clients. null:
     clients need no certificate."""
     insecure: bool = False
     """Let everyone who can reach `bind` read the metrics."""
-    calibration: str | None = None
+    calibration: PathText | None = None
     """The calibration.json of another run; only rank 0 reads it. Its single-worker speeds are the
     baseline of the scaling efficiency; sizes and batches that it lacks are measured. null: this run
     measures all."""
-    file_sd_dir: str | None = None
+    file_sd_dir: PathText | None = None
     """Folder in which a Prometheus server looks for addresses; rank 0 writes those of the run to
     `<run>.json` there, besides the run directory. null: off. See docs/metrics.md."""
-    textfile_dir: str | None = None
+    textfile_dir: PathText | None = None
     """Folder on every host that node_exporter's textfile collector reads; during the run each rank
     writes its metrics there, to `hvdtrain_<run>_<rank>.prom`. null: off."""
     pushgateway: str | None = None

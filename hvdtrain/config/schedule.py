@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from hvdtrain.config.fields import (
     AtLeastOne,
+    BatchSize,
+    Epochs,
     ImageSide,
     InsideUnit,
     Momentum,
@@ -122,7 +124,7 @@ class LearningRate(Section):
 class Phase(Section):
     """A number of epochs with the same image size, batch size and crop."""
 
-    epochs: Positive
+    epochs: Epochs
     """Number of epochs."""
     image_size: ImageSide | Annotated[list[ImageSide], Field(min_length=2, max_length=2)] = 224
     """Side of the training images in pixels. [from, to]: sizes change from epoch to epoch, starting
@@ -130,7 +132,7 @@ class Phase(Section):
     `size_multiple`."""
     size_multiple: Positive = 32
     """If `image_size` is [from, to]: sizes in between are rounded to multiples of this."""
-    batch_per_worker: Positive = 32
+    batch_per_worker: BatchSize = 32
     """Images of one rank in one forward pass. Batch norm computes its statistics over these images."""
     min_crop_area: Ratio = 0.08
     """Smallest share of the image's area that a random resized crop keeps."""

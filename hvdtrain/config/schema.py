@@ -10,9 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from hvdtrain.config.data import Data
 from hvdtrain.config.fields import (
+    MAX_EPOCHS,
     Fraction,
     Momentum,
     NotNegative,
+    PathText,
     Positive,
     PositiveFloat,
     Section,
@@ -45,12 +47,12 @@ class Model(Section):
     name: str = "resnet50"
     """A name that `hvdtrain models` lists, or `timm:NAME` or `torchvision:NAME` if that library is
     installed."""
-    num_classes: Positive | None = None
+    num_classes: Annotated[int, Field(gt=0, le=2**24)] | None = None
     """Number of outputs of the classifier. null: the number of classes in the dataset."""
     zero_gamma: bool = True
     """Initialize the last batch-norm scale of every residual block with 0 (Goyal et al. 2017); in
     normalizer-free networks the skip gain. No effect on networks without residual blocks."""
-    width: Positive | None = None
+    width: Annotated[int, Field(gt=0, le=100)] | None = None
     """Width factor of wide ResNets. null: the network's default."""
     pool: Literal["avg", "concat"] | None = None
     """Pooling before the classifier: the mean of each channel (`avg`), or its maximum and its mean
@@ -63,7 +65,7 @@ class Model(Section):
     i / L. null: the network's default, which is 0 except for NFNets."""
     blurpool: bool = False
     """Blur the inputs of strided convolutions."""
-    weights: str | None = None
+    weights: PathText | None = None
     """Start from the weights in this file (safetensors or torch). The number of classes may differ,
     and an NF-ResNet takes a ResNet's weights. See docs/reference/models.md."""
     freeze: list[str] = []
@@ -120,7 +122,7 @@ class Train(Section):
     loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
     """Factor of the loss that keeps fp16 gradients from becoming 0. `dynamic`: halved after an
     overflow, doubled after 2000 updates. A number: fixed. All ranks skip an update that overflowed."""
-    accumulate: Positive = 1
+    accumulate: Annotated[int, Field(gt=0, le=2**16)] = 1
     """Number of forward and backward passes whose gradients are averaged for one update."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Evaluate a moving average of weights and batch-norm statistics; this is the share of the old
@@ -154,7 +156,7 @@ class Comm(Section):
     compression: Literal["none", "fp16", "auto"] = "none"
     """Number type of gradients on the network. `none`: their own type. `fp16`: half the bytes, rounded.
     `auto`: fp16 if `tune: measure` finds that it saves at least a tenth of the time."""
-    group_mb: PositiveFloat | None = None
+    group_mb: Annotated[float, Field(gt=0, le=2**16)] | None = None
     """Gradients are exchanged in groups of about this size in MiB, while the backward pass is still
     running. null: 16, or what `tune: measure` chooses."""
     link_gbit: PositiveFloat | None = None
@@ -207,13 +209,13 @@ class Config(Section):
     """Name of the run; its directory is named after it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of initial weights, sample order and augmentation."""
-    output: str = "runs"
+    output: PathText = "runs"
     """Folder in which the run directory `<name>-<time>/` is created."""
     data: Data = Data()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     lr: LearningRate = LearningRate()
-    phases: Annotated[list[Phase], Field(min_length=1)]
+    phases: Annotated[list[Phase], Field(min_length=1, max_length=1000)]
     """The training phases, in order."""
     train: Train = Train()
     comm: Comm = Comm()
@@ -222,6 +224,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if (epochs := sum(phase.epochs for phase in self.phases)) > MAX_EPOCHS:
+            raise ValueError(f"phases: {epochs:,} epochs in all; expected at most {MAX_EPOCHS:,}")
         for number, phase in enumerate(self.phases):
             for part in phase.unfreeze:
                 frozen = self.model.freeze

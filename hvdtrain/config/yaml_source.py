@@ -2,11 +2,14 @@
 
 By itself PyYAML reads `1e-3` as text, `on` as True and `010` as 8, and a repeated key silently
 replaces the first. Here only `true/false`, `null/~`, decimal integers and floats are special.
+Size, depth and number of values are bounded, so no file makes the reader run for ever.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,34 @@ _FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?
 _SPECIAL_FLOAT = re.compile(r"^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
 
 
+MAX_BYTES = 2**20
+MAX_DEPTH = 32
+"""Lists and mappings inside each other."""
+MAX_VALUES = 100_000
+"""Values of a file, where an alias counts as all that it stands for."""
+MAX_DIGITS = 40
+"""Of a whole number: more than any field needs, and far below what Python refuses to convert."""
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader that leaves all plain words as text; `_scalar` resolves them."""
+    """SafeLoader that leaves all plain words as text, which `_scalar` resolves, and that refuses
+    more than MAX_DEPTH levels."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node and all nodes in it."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_DEPTH} levels inside each other", problem_mark=mark
+            )
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 @dataclass
@@ -67,7 +94,14 @@ class Source:
 def read_yaml(path: Path) -> Source:
     """Read one YAML file. Raises ConfigError with `file:line:col` unless it is a valid mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # O_NONBLOCK: opening a named pipe must not wait for its other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                kind = "a folder" if path.is_dir() else "not a regular file"
+                raise ConfigError(f"{path}: {kind}: expected the YAML file of a run")
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -76,7 +110,9 @@ def read_yaml(path: Path) -> Source:
 
 
 def parse_yaml(text: str, name: str) -> Source:
-    """Parse YAML text; `name` is the file name in messages."""
+    """Parse YAML text; `name` is the file name in messages. Raises ConfigError."""
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{name}: longer than {MAX_BYTES >> 20} MiB: this is no config of a run")
     try:
         node = yaml.compose(text, Loader=_PlainLoader)
     except yaml.MarkedYAMLError as error:
@@ -91,79 +127,51 @@ def parse_yaml(text: str, name: str) -> Source:
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{_place(node, name)}: expected `key: value` pairs at the top level")
     problems: list[str] = []
-    source.data = _construct(node, (), name, source.marks, problems, frozenset())
+    source.data = _Reader(name, source.marks, problems).read(node, (), frozenset())
     if problems:
         raise ConfigError(*problems)
     return source
 
 
-def apply_override(source: Source, text: str) -> None:
-    """Apply one override such as `phases.0.epochs=3`; a number in the key is the index of a list.
+class _Reader:
+    """Turns the nodes of one file into plain data, and notes where each value was written."""
 
-    Raises ConfigError for any other form, or if the list has no such item.
-    """
-    where = f"command line: {text}"
-    key, equals, value = text.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"{where}: expected key=value, for example train.precision=bf16")
-    parsed = parse_yaml(f"value: {value}" if value else "value: ''", where).data["value"]
-    inner: Any = source.data
-    path: KeyPath = ()
-    for depth, part in enumerate(parts):
-        step: str | int = part
-        if isinstance(inner, list):
-            if not (part.isdigit() and int(part) < len(inner)):
-                raise ConfigError(f"{where}: {part}: expected a number from 0 to {len(inner) - 1}")
-            step = int(part)
-        elif not isinstance(inner, dict):
-            raise ConfigError(f"{where}: {'.'.join(parts[:depth])} has no keys")
-        path = (*path, step)
-        if depth == len(parts) - 1:
-            inner[step] = parsed
-            source.forget(path)
-        elif isinstance(inner, dict):
-            inner = inner.setdefault(part, {})
-        else:
-            inner = inner[step]
-        source.marks.setdefault(path, where)
-    source.marks[path] = where
+    def __init__(self, name: str, marks: dict[KeyPath, str], problems: list[str]) -> None:
+        self._name, self._marks, self._problems = name, marks, problems
+        self._values = 0
 
+    def read(self, node: yaml.Node, path: KeyPath, parents: frozenset[int]) -> Any:
+        """The data of `node`, which is at `path` and inside of `parents` (ids of nodes)."""
+        self._values += 1
+        place = _place(node, self._name)
+        if self._values > MAX_VALUES:
+            raise ConfigError(f"{place}: more than {MAX_VALUES:,} values: do aliases multiply?")
+        self._marks.setdefault(path, place)
+        if id(node) in parents:
+            self._problems.append(f"{place}: an anchor must not contain itself")
+            return None
+        parents |= {id(node)}
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node, self._name, self._problems)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, i), parents) for i, item in enumerate(node.value)]
+        return self._mapping(node, path, parents)
 
-def _construct(
-    node: yaml.Node,
-    path: KeyPath,
-    name: str,
-    marks: dict[KeyPath, str],
-    problems: list[str],
-    parents: frozenset[int],
-) -> Any:
-    marks[path] = marks.get(path) or _place(node, name)
-    if id(node) in parents:
-        problems.append(f"{_place(node, name)}: an anchor must not contain itself")
-        return None
-    parents |= {id(node)}
-    if isinstance(node, yaml.ScalarNode):
-        return _scalar(node, name, problems)
-    if isinstance(node, yaml.SequenceNode):
-        return [
-            _construct(item, (*path, i), name, marks, problems, parents)
-            for i, item in enumerate(node.value)
-        ]
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = key_node.value
-        if not isinstance(key, str):
-            problems.append(f"{_place(key_node, name)}: a key must be a word")
-            continue
-        inner: KeyPath = (*path, key)
-        if key in result:
-            first = marks[inner].rsplit(":", 2)[1]
-            problems.append(f"{_place(key_node, name)}: {key}: repeated (first on line {first})")
-            continue
-        marks[inner] = _place(key_node, name)
-        result[key] = _construct(value_node, inner, name, marks, problems, parents)
-    return result
+    def _mapping(self, node: yaml.Node, path: KeyPath, parents: frozenset[int]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, place = key_node.value, _place(key_node, self._name)
+            if not isinstance(key, str):
+                self._problems.append(f"{place}: a key must be a word")
+                continue
+            inner: KeyPath = (*path, key)
+            if key in result:
+                first = self._marks[inner].rsplit(":", 2)[1]
+                self._problems.append(f"{place}: {key}: repeated (first on line {first})")
+                continue
+            self._marks[inner] = place
+            result[key] = self.read(value_node, inner, parents)
+        return result
 
 
 def _scalar(node: yaml.ScalarNode, name: str, problems: list[str]) -> Any:
@@ -178,6 +186,11 @@ def _scalar(node: yaml.ScalarNode, name: str, problems: list[str]) -> Any:
     if _BOOL.match(text):
         return text.lower() == "true"
     if _INT.match(text):
+        if len(text) > MAX_DIGITS:
+            problems.append(
+                f"{_place(node, name)}: a number of {len(text)} digits; none has more than {MAX_DIGITS}"
+            )
+            return None
         return int(text.replace("_", ""))
     if _FLOAT.match(text):
         return float(text)

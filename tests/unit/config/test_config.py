@@ -140,7 +140,8 @@ def test_overrides(tmp_path: Path) -> None:
         ("name.x=3", "name has no keys"),
         ("seed=x", "command line: seed=x: seed: input should be a valid integer, found 'x'"),
         ("name=", "command line: name=: name: string should match pattern"),
-        ("lr.base=[", "command line: lr.base=[:1:9: not valid YAML"),
+        ("lr.base=[", "command line: lr.base=[: not valid YAML"),
+        ("lr.base=[", "quotes: 'KEY=[2, 9]'"),
     ],
 )
 def test_faulty_overrides(tmp_path: Path, override: str, message: str) -> None:
