@@ -62,6 +62,13 @@ class TrainingError(HvdtrainError):
     everywhere = True
 
 
+class InternalError(HvdtrainError):
+    """An error that nobody foresaw: a bug of hvdtrain."""
+
+    exit_code = 70
+    meaning = "internal error: a bug of hvdtrain"
+
+
 class Preempted(HvdtrainError):
     """Stopped by a signal, after a checkpoint was written: the run can be resumed."""
 

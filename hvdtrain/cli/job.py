@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from hvdtrain.cli.crash import internal_error
 from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
@@ -76,9 +77,12 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
     if isinstance(error, HvdtrainError):
         print_error(f"rank {comm.rank}: {error}")
         code = error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        code = 130
     else:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        fault = internal_error(error)
+        print_error(f"rank {comm.rank}: {fault}")
+        code = fault.exit_code
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

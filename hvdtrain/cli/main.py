@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hvdtrain import __version__
+from hvdtrain.cli.crash import internal_error
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
 from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all, print_error
@@ -220,9 +221,11 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - users see no traceback
         if not hasattr(error, "format_message"):
-            raise
+            fault = internal_error(error)
+            print_error(str(fault))
+            sys.exit(fault.exit_code)
         text = error.format_message()
         if text.startswith("Usage: "):  # a command without arguments: print its help
             typer.echo(text, err=True)
