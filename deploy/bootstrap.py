@@ -44,9 +44,9 @@ PACKAGE_FILES = ("pyproject.toml", "setup.py", "hvdtrain/__init__.py")
 CHOICES = ("HVDTRAIN_TORCH", "HVDTRAIN_MPI", *BUILD_CHOICES)
 
 MPI_DEFAULTS = """
-# Set by hvdtrain: seconds from SIGTERM to SIGKILL when mpirun or horovodrun is stopped. A second, the
-# default, is too short to write a checkpoint.
-odls_base_sigkill_timeout = 10
+# Set by hvdtrain: when a job is stopped or a rank has failed, seconds until mpirun sends SIGTERM, and as
+# long again until SIGKILL. A second, the default, is too short to write a checkpoint.
+odls_base_sigkill_timeout = 3
 """
 
 

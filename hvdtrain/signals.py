@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,9 @@ REPEAT_S = 3.0
 Slurm signals a batch script and all processes it started."""
 PARENT = os.getppid()
 """The process that started this one."""
+MPI_STARTERS = ("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted")
+LISTEN_S = 0.5
+"""How often the thread that waits for mpirun's notice looks whether it is still needed."""
 
 
 def parent_gone() -> bool:
@@ -29,33 +34,76 @@ def stopping_signals() -> tuple[signal.Signals, ...]:
     return tuple(n for n in STOPPING if n != signal.SIGHUP or not ignored)
 
 
+def expect_notice() -> None:
+    """Keep SIGCONT for `StopSignals` if mpirun started this process; call it before other threads start.
+
+    When mpirun is interrupted, or another rank has failed, it sends SIGCONT at once, SIGTERM after
+    `odls_base_sigkill_timeout`, 1 s by default, and SIGKILL after as long again. So its SIGCONT is
+    the earliest notice of a stop. A process that was suspended goes on at SIGCONT as ever.
+    """
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{PARENT}/comm").read_text().strip() in MPI_STARTERS:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCONT])
+
+
+def wait_for_notice(seconds: float) -> bool:
+    """Wait until mpirun says that it ends this process, at most `seconds`; whether it did."""
+    if not _expects_notice():
+        time.sleep(seconds)
+        return False
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if _is_notice(signal.sigtimedwait([signal.SIGCONT], left)):
+            return True
+    return False
+
+
+def _expects_notice() -> bool:
+    return signal.SIGCONT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def _is_notice(found: signal.struct_siginfo | None) -> bool:
+    """Whether SIGCONT came from mpirun; None: there was none."""
+    return found is not None and found.si_pid == PARENT
+
+
 class StopSignals:
     """While active, SIGTERM, SIGUSR1, SIGINT or SIGHUP sets `requested`; a later second one kills.
 
+    So does SIGCONT from mpirun, after `expect_notice`; the signal that follows it is no second one.
     In a thread that is not the main one it does nothing: only the main thread can handle signals.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._first_s = 0.0
+        self._first_s: float | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._ended = threading.Event()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._before = {n: signal.signal(n, self._note) for n in stopping_signals()}
+            if _expects_notice():
+                threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if not self.requested:
+        if self._first_s is None:
             self.requested, self._first_s = True, now
         elif now - self._first_s > REPEAT_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+    def _listen(self) -> None:
+        while not self._ended.is_set():
+            if _is_notice(signal.sigtimedwait([signal.SIGCONT], LISTEN_S)):
+                self.requested = True
 
 
 def ignore_repeats() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -18,7 +17,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
 from hvdtrain.launch.job import note_stop
 from hvdtrain.launch.variables import launched_size
-from hvdtrain.signals import ignore_repeats
+from hvdtrain.signals import ignore_repeats, wait_for_notice
 from hvdtrain.streams import discard, print_error_line
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 RANKS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 """Variables with the number of this rank, in order of precedence."""
-LATER_S = 2.0
+LATER_S = 5.0
 """Time for a launcher to end the other ranks when rank 0 has ended."""
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file (YAML).")]
@@ -114,11 +113,12 @@ def print_error(text: str) -> None:
 def print_early_error(text: str, env: Mapping[str, str]) -> None:
     """Print an error of a process that has not joined the others; all of them may have the same.
 
-    Ranks above 0 wait until the launcher has ended them because of rank 0. What is left has a fault
-    of its own.
+    Ranks above 0 wait until the launcher ends them because of rank 0, which has told it already. One
+    that is left has a fault of its own.
     """
     rank = next((int(env[name]) for name in RANKS if env.get(name, "").isdigit()), 0)
     if launched_size(env) > 1 and rank > 0:
-        time.sleep(LATER_S)
+        if wait_for_notice(LATER_S):
+            return
         text = "\n".join(f"rank {rank}: {line}" for line in text.split("\n"))
     print_error(text)

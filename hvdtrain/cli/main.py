@@ -32,6 +32,7 @@ from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError, exit_codes
 from hvdtrain.paths import run_config
+from hvdtrain.signals import expect_notice
 from hvdtrain.streams import discard, prepare_streams, say
 
 EXIT_CODES = "Exit codes: 0 done; " + "; ".join(f"{n} {text}" for n, text in exit_codes().items())
@@ -247,6 +248,7 @@ def _summary_text(summary: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point: print one line for each fault, and end with a documented exit code."""
+    expect_notice()
     prepare_streams()
     try:
         code = app(standalone_mode=False)

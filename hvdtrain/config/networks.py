@@ -38,7 +38,7 @@ NETWORKS: dict[str, Network] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), Network(5)),
     **dict.fromkeys(("resnet18d", "resnet34d", "resnet50d", "resnet101d"), Network(5)),
     **dict.fromkeys(("nf_resnet26", "nf_resnet50", "nf_resnet101"), Network(5, batch_norm=False)),
-    "nf_resnet11_cifar": Network(3, batch_norm=False),
+    "nf_resnet11_cifar": Network(2, batch_norm=False),
     **{f"nfnet_f{size}": Network(5, batch_norm=False) for size in range(7)},
     "resnet8_cifar": Network(2),
     "resnet11_cifar": Network(3),

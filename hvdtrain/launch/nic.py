@@ -197,13 +197,21 @@ def route_source(peer: str) -> str | None:
 def _named(interface: str, candidates: Iterable[Interface]) -> Nic:
     for nic in candidates:
         address = _match([interface], nic)
-        # A bridge of containers is used only if the user gives its name.
-        if address is not None and nic.up and (nic.fault is None or nic.name == interface):
+        # What reaches no other host is used only if the user means it.
+        meant = nic.fault is None or nic.name == interface or _is_loopback(interface)
+        if address is not None and nic.up and meant:
             return _nic(nic, address)
     raise CommError(
         f"{socket.gethostname()}: comm.interface: no usable interface is {interface}: "
         f"found {_list(candidates)}"
     )
+
+
+def _is_loopback(subnet: str) -> bool:
+    try:
+        return ipaddress.ip_network(subnet, strict=False).is_loopback
+    except ValueError:
+        return False
 
 
 def _match(names: Iterable[str], nic: Interface) -> str | None:

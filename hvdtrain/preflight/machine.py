@@ -129,7 +129,7 @@ def _decode() -> str:
         folder = Path(root) / "class"
         folder.mkdir()
         Image.new("RGB", (64, 48), (200, 100, 50)).save(folder / "image.jpg")
-        cfg = Config(phases=[Phase(epochs=1, image_size=32, batch_per_worker=1)])
+        cfg = Config(phases=[Phase(epochs=1, image_size=64, batch_per_worker=1)])
         data = cfg.data.model_copy(update={"train": root, "decode_threads": 1})
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         with Loaders(data, seed=0, rank=0, world_size=1, device=device) as loaders:

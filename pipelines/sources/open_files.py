@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from hvdtrain.errors import DataError, ResourceError
@@ -38,6 +38,7 @@ class OpenFiles:
         self._files: OrderedDict[Key, _Open] = OrderedDict()
         self._states: dict[Key, tuple[int, int]] = {}
         self._lock = threading.Lock()
+        self._gone: deque[int] = deque()  # readers whose files are still to be closed
         self._limit = _FEWEST
 
     def make_room(self, more: int) -> None:
@@ -59,6 +60,7 @@ class OpenFiles:
 
     def acquire(self, key: Key, path: str) -> int:
         """A descriptor of `path`, which is kept open until `release`. Raises OSError, DataError."""
+        self._sweep()
         with self._lock:
             if known := self._files.get(key):
                 self._files.move_to_end(key)
@@ -87,13 +89,25 @@ class OpenFiles:
             self._files[key].users -= 1
 
     def forget(self, reader: int) -> None:
-        """Close all files of a reader that is no longer used."""
-        with self._lock:
-            keys = [key for key in self._files if key[0] == reader]
-            files = [self._files.pop(key).file for key in keys]
-            self._states = {k: state for k, state in self._states.items() if k[0] != reader}
-        for file in files:
-            os.close(file)
+        """Close all files of a reader that is no longer used, now or at the next `acquire`.
+
+        The garbage collector calls it, possibly in a thread that holds the lock: it never waits.
+        """
+        self._gone.append(reader)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        if not self._gone or not self._lock.acquire(blocking=False):
+            return
+        try:
+            while self._gone:
+                reader = self._gone.popleft()
+                for key in [key for key in self._files if key[0] == reader]:
+                    os.close(self._files.pop(key).file)
+                for key in [key for key in self._states if key[0] == reader]:
+                    del self._states[key]
+        finally:
+            self._lock.release()
 
     def _opened(self, path: str) -> int:
         """Open `path`; where no more files may be opened, close some of ours and try again."""

@@ -88,6 +88,23 @@ def test_a_reader_that_is_gone_leaves_no_descriptors(shards):
     assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
 
 
+def test_a_reader_that_is_collected_while_the_lock_is_held_is_closed_later(tmp_path):
+    """The garbage collector may run in the thread that holds the lock."""
+    files = OpenFiles()
+    (tmp_path / "a").write_bytes(b"a")
+    first = files.acquire((0, 0), str(tmp_path / "a"))
+    files.release((0, 0))
+    with files._lock:
+        files.forget(0)
+    os.fstat(first)
+    second = files.acquire((1, 0), str(tmp_path / "a"))
+    assert list(files._files) == [(1, 0)]
+    assert not files._states.keys() - {(1, 0)}
+    os.fstat(second)
+    files.forget(1)
+    assert not files._files
+
+
 @pytest.mark.parametrize("change", ["length", "time"])
 def test_a_shard_that_changed_before_it_was_opened_again_is_named(tmp_path, change):
     path = make(tmp_path / "s.tar", *sample("a", 0))
