@@ -43,7 +43,10 @@ CYCLICAL = ["lr.schedule=cyclical", "lr.cycle_epochs=1"]
 CROPPED = ["data.augment=random_resized_crop"]
 SERVED = ["metrics.enabled=true"]
 HTTPS = [*SERVED, "metrics.tls_cert=server.pem", "metrics.tls_key=server.key"]
+LISTED = ["data.train=list.csv"]
 WITH: dict[str, list[str]] = {
+    "data.columns.path": LISTED,
+    "data.columns.label": LISTED,
     "data.crop_aspect": CROPPED,
     "data.max_bad_ratio": ["data.on_bad=mask"],
     "data.shuffle_window": ["data.shuffle=shards"],
@@ -94,6 +97,8 @@ NOT_FINITE = (7, "the loss is nan at epoch")
 REFUSED: dict[str, tuple[int, str]] = {
     "data.train=null": (2, "data.train: not set"),
     "data.train_size=1": (3, "the config says 1, train has 8"),
+    "data.columns.path=missing": (3, "missing"),
+    "data.columns.label=missing": (3, "missing"),
     "data.crop_aspect=[1.5, 0.75]": (2, r"expected \[smallest, largest\], found \[1.5, 0.75\]"),
     "data.rand_augment=[0, 0]": (2, "operations 1-16"),
     "data.rand_augment=[1, 31]": (2, "magnitude 0-30"),
@@ -128,7 +133,10 @@ REFUSED: dict[str, tuple[int, str]] = {
     "metrics.pushgateway=": (2, "expected a URL"),
 }
 """`field=value`: exit code and a part of the line, for values that do not fit this run."""
-ON_TWO: dict[str, tuple[int, str]] = {}
+ON_TWO: dict[str, tuple[int, str]] = {
+    "comm.interface=10.9.8.0/24": (5, "no usable interface is 10.9.8.0/24"),
+    "comm.interface=nothing0": (5, "no usable interface is nothing0"),
+}
 """The same where two ranks differ from one."""
 LIBRARIES = {
     "metrics.tensorboard=true": ("tensorboard", 6),
@@ -154,6 +162,9 @@ def images(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Path
             for k in range(4):
                 pixels = np.random.default_rng([label, k]).integers(0, 255, (16, 16, 3), np.uint8)
                 Image.fromarray(pixels).save(root / part / str(label) / f"{k}.png")
+    rows = [(f"train/{k % 2}/{k // 2}.png", str(k % 2)) for k in range(8)]
+    lines = [f"{path},{path},{label},{label}\n" for path, label in rows]
+    (root / "list.csv").write_text("".join(["photo,path,label,kind\n", *lines]))
     (root / "every.yaml").write_text(CONFIG)
     model = MODELS["resnet8_cifar"](num_classes=2)
     safetensors.torch.save_file(model.state_dict(), root / "weights.safetensors")

@@ -67,6 +67,8 @@ FAULTS = {
 }
 """Settings after `hvdtrain train small.yaml`, with exit code and parts of the one line; `share` is
 the number of images that a rank has."""
+EARLY = ("unknown key", "wrong value", "open to others")
+"""Faults that are told before the ranks join; the launcher keeps the others from repeating them."""
 NUM_TRAIN = 22
 
 
@@ -104,7 +106,14 @@ def outcomes(folder: Path, request: pytest.FixtureRequest) -> dict[str, Outcome]
     """How every fault ends, and an evaluation of `first`."""
     commands = {name: ["train", "small.yaml", *words] for name, (words, _, _) in FAULTS.items()}
     commands["eval"] = ["eval", "first", "--json"]
-    return run_commands(request.param, commands, folder)
+    if request.param == 1:
+        return run_commands(1, commands, folder)
+    jobs = {name: mpirun(2, *HVDTRAIN, *commands.pop(name)) for name in EARLY}
+    found = run_commands(2, commands, folder)
+    for name, job in jobs.items():
+        done = run(job, cwd=folder)
+        found[name] = Outcome([done.returncode], done.stdout, done.stderr)
+    return found
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -195,9 +204,9 @@ def test_a_bad_image_is_named_by_its_rank_and_nobody_waits(config: Path, small_r
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train"], "Missing argument 'CONFIG'"),
+        (["train"], "CONFIG is missing: hvdtrain train CONFIG"),
         (["trane"], "No such command 'trane'"),
-        (["train", "c.yaml", "--resum"], "No such option"),
+        (["train", "c.yaml", "--resum"], "--resum: no such option; did you mean --resume?"),
         (["plan", "c.yaml", "--world-size", "0"], "--world-size"),
         (["train", "none.yaml"], "none.yaml: cannot read the config: No such file"),
         (["eval", "none"], "neither a run directory with checkpoints nor a checkpoint"),

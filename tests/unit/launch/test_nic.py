@@ -40,6 +40,7 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("10.0.0.0/8", [], "ens5f0"),
         ("192.168.1.7/32", [], "eno1"),
         ("docker0", [], "docker0"),  # asked for by name
+        ("127.0.0.0/8", [], "lo"),
     ],
 )
 def test_chosen(interface: str, peers: list[str], name: str) -> None:
