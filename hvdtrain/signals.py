@@ -18,7 +18,8 @@ REPEAT_S = 3.0
 Slurm signals a batch script and all processes it started."""
 PARENT = os.getppid()
 """The process that started this one."""
-MPI_STARTERS = ("mpirun", "mpiexec", "orterun", "orted", "prterun", "prted")
+MPI_STARTERS = ("mpirun", "mpiexec", "orte", "prte")
+"""How the names of Open MPI's programs that start ranks begin: orted, orterun_wrapper, prterun, …"""
 LISTEN_S = 0.5
 """How often the thread that waits for mpirun's notice looks whether it is still needed."""
 
@@ -42,7 +43,7 @@ def expect_notice() -> None:
     the earliest notice of a stop. A process that was suspended goes on at SIGCONT as ever.
     """
     with contextlib.suppress(OSError):
-        if Path(f"/proc/{PARENT}/comm").read_text().strip() in MPI_STARTERS:
+        if Path(f"/proc/{PARENT}/comm").read_text().startswith(MPI_STARTERS):
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCONT])
 
 

@@ -6,9 +6,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import digits
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # others may use the cores, too
+hypothesis.settings.load_profile("untimed")
 
 FOLDERS = ("unit", "parallel", "cluster", "gpu")
 SERIAL = (

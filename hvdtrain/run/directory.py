@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,17 +59,13 @@ def _require_writable(root: Path) -> None:
 
 @contextlib.contextmanager
 def discarded_if_unused(paths: RunPaths, comm: Comm) -> Iterator[None]:
-    """After an error, remove the directory if this attempt made it and wrote nothing to it."""
+    """After an error, remove the directory if this attempt made it and wrote no checkpoint to it."""
     made = comm.rank == 0 and not paths.root.exists()
     try:
         yield
     except BaseException:
-        if made:
-            with contextlib.suppress(OSError):
-                if paths.events.exists() and paths.events.stat().st_size == 0:
-                    paths.events.unlink()
-                paths.checkpoints.rmdir()
-                paths.root.rmdir()
+        if made and not list_checkpoints(paths.checkpoints):
+            shutil.rmtree(paths.root, ignore_errors=True)
         raise
 
 

@@ -109,7 +109,12 @@ def test_ranks_above_0_wait_for_rank_0s_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(job.time, "sleep", waits.append)
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        return False
+
+    monkeypatch.setattr(job, "wait_for_notice", wait)
     size = {"OMPI_COMM_WORLD_SIZE": "2"}
     for env, waited, line in (
         ({}, [], "a\x1b[31m"),

@@ -124,7 +124,7 @@ def test_archives_and_other_files(tmp_path):
     assert "d.tar.xz: compressed by xz; " in refusal(tmp_path / "d.tar.xz")
     with tarfile.open(tmp_path / "noending", "w") as tar:
         tar.addfile(tarfile.TarInfo("a"))
-    assert "a tar file; name it with the ending .tar" in refusal(tmp_path / "noending")
+    assert "noending: no images in the tar files" in refusal(tmp_path / "noending")
     (tmp_path / "1.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     assert "1.jpg: a single image; expected a folder with one sub-folder" in refusal(
         tmp_path / "1.jpg"

@@ -63,5 +63,5 @@ def test_a_report_that_fails_does_not_fail_the_run(
     summary = train(cfg, Solo(), run_dir=tmp_path)
     assert summary["epochs"] == 2
     notes = [note["text"] for note in read_run(tmp_path).notes]
-    assert notes == ["warning: no report.html: no ink"]
+    assert notes[-1] == "warning: no report.html: no ink"
     assert not (tmp_path / "report.html").exists()

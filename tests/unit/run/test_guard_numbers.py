@@ -21,7 +21,7 @@ from hvdtrain.train import train
 from tests.step_samples import network, state_of
 
 PHASE = "{{epochs: {epochs}, image_size: 16, batch_per_worker: {batch}, lr: {lr}}}"
-GOOD, HUGE = "0.01", "1e38"
+GOOD, HUGE = "0.01", "1e300"
 
 
 def config(root: Path, *phases: tuple[int, int, str], more: str = "") -> str:
