@@ -99,8 +99,10 @@ def test_a_signal_to_the_command(
     assert kinds(config)[-2:] == ["checkpoint", "stop"]
     saved = [event["path"] for event in read_events(config) if event["kind"] == "checkpoint"]
     assert (config.parent / saved[-1]).exists()
-    if launcher != "horovodrun":
+    if launcher in ("alone", "launch"):
         assert job.returncode == 75, out
+    else:  # mpirun's own code when it is interrupted
+        assert job.returncode != 0, out
     _, alive = psutil.wait_procs(everyone, timeout=30)
     assert alive == []
 
