@@ -1,0 +1,59 @@
+"""Random datasets with planted oddities: nothing is lost in silence, nothing is refused without cause.
+
+HVDTRAIN_ODD_DATASETS sets how many datasets are made of all kinds together (default 200).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+
+from hvdtrain.errors import DataError
+from pipelines.sources.left_out import left_out_of
+from pipelines.sources.opening import open_source
+from tests.unit.pipelines.odd_datasets import Odd, lists, trees, write_list, write_tree
+
+COUNT = int(os.environ.get("HVDTRAIN_ODD_DATASETS", "200"))
+ODD = settings(
+    max_examples=max(1, COUNT // 2),
+    deadline=None,
+    derandomize="HVDTRAIN_ODD_DATASETS" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def check(odd: Odd) -> None:
+    """Either a justified refusal in one line, or all that the plain reader found."""
+    try:
+        source = open_source(str(odd.path), "data.train")
+    except DataError as error:
+        assert odd.refused, f"refused without cause: {error}"
+        assert str(error).isprintable()
+        assert str(odd.path) in str(error)
+        return
+    assert not odd.refused, "not refused"
+    found = Counter(
+        (os.path.normpath(os.fsencode(source.name(i))), source.classes[source.labels[i]])
+        for i in range(len(source))
+    )
+    assert found == odd.samples
+    assert sum(left_out_of(source).counts.values()) == odd.left_out
+
+
+@given(plan=trees())
+@ODD
+def test_class_folders(plan):
+    with tempfile.TemporaryDirectory() as folder:
+        check(write_tree(plan, Path(folder)))
+
+
+@given(plan=lists())
+@ODD
+def test_lists_and_label_files(plan):
+    with tempfile.TemporaryDirectory() as folder:
+        check(write_list(plan, Path(folder)))
