@@ -1,5 +1,7 @@
 """Random datasets with planted oddities, and what a plain reader (os.walk, csv, tarfile) finds in them."""
 
+# ruff: noqa: PTH102, PTH103, PTH113, PTH114, PTH118, PTH119, PTH120, PTH122, PTH211 - names are bytes
+
 from __future__ import annotations
 
 import csv
