@@ -13,6 +13,7 @@ import numpy as np
 from hvdtrain.errors import DataError
 from pipelines.reading import Classes
 from pipelines.sources.base import Source, some
+from pipelines.sources.left_out import left_out_of
 
 _FIRST = 5  # names in a description of the classes
 
@@ -82,6 +83,7 @@ class Relabelled:
         names = "\0".join([source.fingerprint, *classes])
         self.fingerprint = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
         self.shard_starts: np.ndarray | None = getattr(source, "shard_starts", None)
+        self.left_out = left_out_of(source)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -49,7 +49,7 @@ class _Folder:
     def __init__(self, path: bytes) -> None:
         self.files: set[bytes] = set()
         self._path = path
-        self._stems: dict[bytes, list[bytes]] | None = None
+        self._stems: dict[str, list[bytes]] | None = None
         self._composed: dict[str, bytes] = {}
         try:
             with os.scandir(path) as entries:
@@ -64,14 +64,17 @@ class _Folder:
             for file in self.files:
                 stem, extension = os.path.splitext(file)
                 if extension.lower() in EXTENSIONS:
-                    self._stems[stem].append(file)
+                    self._stems[_composed(stem)].append(file)
                 self._composed[_composed(file)] = file
-        found = self._stems.get(name, [])
+        composed = self._composed.get(_composed(name))
+        if composed is not None:
+            return composed
+        found = self._stems.get(_composed(name), [])
         if len(found) > 1:
             shown = printable(os.fsdecode(os.path.join(self._path, name)))
             names = some([printable(os.fsdecode(file)) for file in sorted(found)])
             raise DataError(f"{where}: {shown}: several images have this name: {names}")
-        return found[0] if found else self._composed.get(_composed(name))
+        return found[0] if found else None
 
 
 def _is_file(entry: os.DirEntry[bytes]) -> bool:

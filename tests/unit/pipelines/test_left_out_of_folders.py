@@ -151,3 +151,12 @@ def test_a_folder_that_ends_like_an_image(tmp_path):
         "a/1.jpg",
         "a/2.jpg/3.jpg",
     ]
+
+
+def test_folders_that_are_numbers_keep_the_count(tmp_path):
+    for name in ("2", "10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "2" / "b.gif").write_bytes(b"GIF89a")
+    source = open_source(str(tmp_path), "data.train")
+    assert left_out_of(source).counts == {".gif": 1}

@@ -269,3 +269,10 @@ def test_both_datasets_of_a_run_use_the_columns(root, make_loaders):
         root / "train.csv", root / "val.csv", columns={"path": "photo", "label": "kind"}
     )
     assert (loaders.num_train, loaders.num_val, loaders.classes) == (2, 2, ["cat", "dog"])
+
+
+def test_a_decomposed_name_without_ending_is_the_composed_file(tmp_path):
+    (tmp_path / "\u00e9.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "list.csv").write_text("path,label\ne\u0301,ant\n", encoding="utf-8")
+    source = open_source(str(tmp_path / "list.csv"), "data.train")
+    assert source.name(0) == str(tmp_path / "\u00e9.jpg")

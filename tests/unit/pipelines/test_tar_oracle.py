@@ -7,6 +7,7 @@ tars are made (default 200).
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 import tempfile
@@ -137,7 +138,7 @@ def plain_reading(path: Path) -> tuple[list[tuple[bytes, int]], int, int]:
     for members in found.values():
         pictures = [members[e] for e in ("jpg", "png") if e in members]
         if pictures:
-            number = members.get("cls") or members["json"][16:-1]
+            number = members.get("cls") or json.loads(members["json"])["label"]
             samples.append((pictures[0], int(number)))
             used += 1 + ("cls" in members) + ("json" in members)
     return samples, used, total
