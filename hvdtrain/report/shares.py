@@ -78,14 +78,14 @@ def _plot(run: RunRecord, stem: str, named: bool) -> Shares:
     ]
     lost = names[0].startswith(LOST)
     rest = Layer(
-        "training as fast as a single worker" if lost else "the rest: computing",
-        1 - sum(layer.mean for layer in layers if not math.isnan(layer.mean)),
+        "not lost" if lost else "computing",
+        _drawn_mean([1 - sum(stack) for stack in stacks], groups),
         [1 - sum(stack) for stack in stacks],
         REST,
     )
     title = f"{'lost time by cause' if lost else 'share of time'}{f': {run.label}' * named}"
     below = any(value < 0 for values in means.values() for value in values)
-    note = "shares below zero, where time is gained, are not drawn" if below else ""
+    note = "gained time (shares below zero) is not drawn" if below else ""
     edges = [groups[0][0].began_at, *(group[-1].epoch for group in groups)]
     return Shares(stem, title, edges, [*layers, rest], note)
 
@@ -100,6 +100,14 @@ def _mean(name: str, points: list[Point]) -> float:
     known = [(v, p.seconds) for p in points if (v := number(p.values, f"{name}_ratio")) is not None]
     total = sum(seconds for _value, seconds in known)
     return sum(value * seconds for value, seconds in known) / total if total else math.nan
+
+
+def _drawn_mean(heights: list[float], groups: list[list[Point]]) -> float:
+    """Mean of the drawn heights, weighted by the bars' time."""
+    weights = [sum(point.seconds for point in group) for group in groups]
+    known = [(h, w) for h, w in zip(heights, weights, strict=True) if not math.isnan(h)]
+    total = sum(w for _h, w in known)
+    return sum(h * w for h, w in known) / total if total else math.nan
 
 
 def _stack(values: list[float]) -> list[float]:
