@@ -37,7 +37,8 @@ function nearest(xs, x) {
 }
 
 // spec: title; x (a column); lines [{from, key, name, color, style}]; stacked; zero (the y axis
-// includes 0); top (the y axis includes this value); format (value to text); unitX (last x to the unit's size and name); formatX.
+// includes 0); top (the y axis includes this value); format (value to text); unitX (last x to the
+// unit's size and name); formatX.
 // A chart without any value hides itself.
 class Chart {
   constructor(parent, spec) {
