@@ -27,8 +27,8 @@ LOST = ("data", "communication", "straggling", "padding", "other")
 def with_causes(root: Path, other: float = 0.05) -> Path:
     log = Log(root)
     for step in (10, 20, 30):
-        values = {f"lost_{cause}_ratio": 0.01 for cause in LOST[:-1]}
-        log.train(1000 + step, step, lost_other_ratio=other, **values)
+        values = {f"lost_{cause}_ratio": 0.01 for cause in LOST} | {"lost_other_ratio": other}
+        log.train(1000 + step, step, **values)
     return root
 
 
@@ -41,8 +41,8 @@ def assert_shows_all(figure: Figure) -> None:
             if line.get_transform() != axes.transData:
                 continue  # a line across the axes
             points = np.asarray(line.get_xydata())
-            assert (points[:, 0] >= left).all() and (points[:, 0] <= right).all()
-            assert (points[:, 1] >= bottom).all() and (points[:, 1] <= top).all()
+            assert (points >= (left, bottom)).all()
+            assert (points <= (right, top)).all()
     legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
     assert legends
     for legend, axes in itertools.product(legends, figure.axes):
