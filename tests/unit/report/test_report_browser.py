@@ -128,6 +128,8 @@ def test_nothing_sticks_out(tmp_path: Path, width: int) -> None:
         boxes = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)"
         assert set(tab.value(boxes)) == {0}
         assert {"lost other", "images/s"} <= set(tab.value(CELLS))
-        shown = "getComputedStyle(document.querySelector('td[data-name=epochs]'), '::before').content"
+        shown = (
+            "getComputedStyle(document.querySelector('td[data-name=epochs]'), '::before').content"
+        )
         assert tab.value(shown) == ('"epochs"' if width == 390 else "none")
         assert tab.complaints == []
