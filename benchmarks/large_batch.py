@@ -22,9 +22,14 @@ import statistics
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import print_machine, print_result
+
+from hvdtrain.report.palette import DASHES, LINES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONFIG = """
 name: large_batch
@@ -139,21 +144,26 @@ def print_experiment(name: str, trainings: dict[str, list[Any]]) -> None:
 
 def plot(experiments: dict[str, dict[str, list[Any]]], path: Path) -> None:
     """Plot top-1 over epochs of every training, one panel per experiment."""
+    draw(experiments).savefig(path, dpi=100)
+
+
+def draw(experiments: dict[str, dict[str, list[Any]]]) -> Figure:
+    """The figure of `plot`; each panel has its legend below it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(experiments), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(experiments), 4.8), layout="constrained")
     for axes, (name, trainings) in zip(
         figure.subplots(1, len(experiments), squeeze=False)[0], experiments.items(), strict=True
     ):
         for number, (key, results) in enumerate(trainings.items()):
+            style = {"color": LINES[number], "linestyle": DASHES[number], "lw": 1.2}
             for seed, result in enumerate(results):
                 epochs, top1 = zip(*result["curve"], strict=True) if result["curve"] else ((), ())
-                axes.plot(
-                    epochs, [100 * t for t in top1], f"C{number}", lw=1, label=None if seed else key
-                )
+                label = None if seed else key
+                axes.plot(epochs, [100 * t for t in top1], label=label, **style)
         axes.set(title=name, xlabel="epoch", ylabel="top-1, %")
-        axes.legend()
-    figure.savefig(path, dpi=100)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    return figure
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from hvdtrain.comm.start import init_comm
 from hvdtrain.engine.build import choose_device
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.optim import UpdateByGroup
+from hvdtrain.report.palette import DASHES, LINES
 
 MODEL = "resnet50"
 TRAINERS = ("hvdtrain", "DDP", "Horovod")
@@ -217,9 +218,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     fields = figure.subplots(1, len(compressions), squeeze=False, sharey=True)[0]
     for axes, compression in zip(fields, compressions, strict=True):
         mine = [row for row in rows if row["compression"] == compression]
-        for trainer in dict.fromkeys(row["trainer"] for row in rows):
+        for number, trainer in enumerate(dict.fromkeys(row["trainer"] for row in rows)):
             points = [(r["hosts"], r["step_s"]) for r in mine if r["trainer"] == trainer]
-            axes.plot(*zip(*points, strict=True), marker="o", label=trainer)
+            style = {"color": LINES[number], "linestyle": DASHES[number], "label": trainer}
+            axes.plot(*zip(*points, strict=True), marker="o", **style)
         computing = [(r["hosts"], r["compute_s"]) for r in mine if "compute_s" in r]
         axes.plot(*zip(*computing, strict=True), "k:", label="computation only")
         gbit = mine[0]["link_gbit"]
@@ -228,7 +230,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         )
         axes.set_xticks(sorted({row["hosts"] for row in mine}))
     fields[0].set_ylabel("seconds per step")
-    fields[-1].legend(loc="upper left")
+    handles, labels = fields[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=100)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +16,16 @@ from hvdtrain.engine.step import State, train_step
 from hvdtrain.errors import TrainingError
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.plan.schedules import lr_scale
+from hvdtrain.report.palette import BLUE, PURPLE, VERMILLION
 from pipelines.loader import Loaders
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SMOOTHING = 0.98
 """Decay of the moving average of the loss."""
+WIDE = 8.0
+"""The plot's loss axis is logarithmic if a loss is over this many times the smoothed minimum."""
 DIVERGED = 4.0
 """The test ends when the smoothed loss is this many times its minimum."""
 _SETTLED = 10  # steps before the smoothed loss is judged
@@ -102,22 +109,34 @@ def _batches(loaders: Loaders, epoch: Epoch) -> Iterator[Batch]:
 
 def plot(result: LRRange, path: Path) -> None:
     """Plot the losses over the rate."""
+    draw(result).savefig(path, dpi=120)
+
+
+def draw(result: LRRange) -> Figure:
+    """The figure of `plot`; its legend is below the axes, and the axes show every loss."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(result.rates, result.losses, color="0.75", linewidth=1, label="loss of each step")
-    axes.plot(result.rates, result.smoothed, label="moving average")
-    for name, rate in (("steepest", result.steepest), ("minimum / 10", result.tenth_of_minimum)):
-        axes.axvline(rate, linestyle="--", linewidth=1, color="C1" if "st" in name else "C2")
-        axes.annotate(f" {name} {rate:.3g}", (rate, max(result.smoothed)), rotation=90, va="top")
+    axes.plot(result.rates, result.losses, color="0.7", linewidth=1, label="loss of each step")
+    axes.plot(result.rates, result.smoothed, color=BLUE, linewidth=2, label="moving average")
+    named = (
+        ("steepest", result.steepest, VERMILLION, "--"),
+        ("minimum / 10", result.tenth_of_minimum, PURPLE, ":"),
+    )
+    for name, rate, color, style in named:
+        label = f"{name}: {rate:.3g}"
+        axes.axvline(rate, linestyle=style, linewidth=1.6, color=color, label=label)
     axes.set_xscale("log")
-    top = max(result.smoothed[: int(np.argmin(result.smoothed)) + 1])
-    axes.set_ylim(min(result.smoothed) * 0.9, top * 1.3)
+    lowest, highest = min(result.losses), max(result.losses)
+    if lowest > 0 and highest > WIDE * min(result.smoothed):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(f"learning rate at global batch {result.global_batch_size}")
     axes.set_ylabel("training loss")
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
 
 
 def as_dict(result: LRRange) -> dict[str, object]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from hvdtrain.report import text
 from hvdtrain.report.events import number
 from hvdtrain.report.plots import COLORS
+from hvdtrain.report.shares import percent
 
 DARK_COLORS = (
     *("#5ab0f5", "#ff9a56", "#4fc9ad", "#e58bc5", "#d8b545", "#9ed3f7", "#b3a1f0", "#a8b0bd"),
@@ -46,7 +47,11 @@ def _environment() -> Environment:
     )
     for write in (text.count, text.duration, text.plain, text.progress, text.ratio, text.when):
         made.filters[write.__name__] = write
-    made.filters |= {"number": number, "command": lambda words: shlex.join(map(str, words))}
+    made.filters |= {
+        "number": number,
+        "percent": percent,
+        "command": lambda words: shlex.join(map(str, words)),
+    }
     made.globals |= {"colors": {"light": COLORS, "dark": DARK_COLORS}, "missing": text.MISSING}
     return made
 

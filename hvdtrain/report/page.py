@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from hvdtrain import __version__
 from hvdtrain.report import plots as report_plots
 from hvdtrain.report.figures import Prices, RunFigures, TargetResult
 from hvdtrain.report.html import fill, label_svg, run_label
+from hvdtrain.report.phases import PhaseSpeed
 from hvdtrain.report.plan import plan_of
 from hvdtrain.report.run import RunRecord
+from hvdtrain.report.shares import LOST
 from hvdtrain.report.targets import Target
 from hvdtrain.report.text import (
     MISSING,
@@ -56,6 +58,7 @@ def render(
         costs=_costs(figures),
         prices=[f"${price:g} {name}" for name, price in named if price is not None],
         phases=_phases(figures),
+        shares=_shares(figures),
         sections={
             title: [(plot, label_svg(report_plots.svg(plot), plot.title)) for plot in plots]
             for title, plots in report_plots.sections(runs, targets)
@@ -174,23 +177,45 @@ def _costs(figures: list[RunFigures]) -> Table:
 
 
 def _phases(figures: list[RunFigures]) -> Table:
-    """Speed and shares of the time by phase."""
-    phases = [(index, run, phase) for index, run in enumerate(figures) for phase in run.phases]
-    names = list(dict.fromkeys(name for _i, _run, phase in phases for name in phase.ratios))
-    head = ["run", "epochs", "image size", "global batch", "images", "time", "images/s"]
-    head += ["efficiency", *(name.replace("_", " ") for name in names)]
+    """Speed by phase."""
+    head = ["images", "time", "images/s", "efficiency"]
+    return _by_phase(
+        figures,
+        head,
+        lambda phase: [
+            count(phase.images),
+            duration(phase.seconds),
+            count(phase.images_per_second),
+            ratio(phase.efficiency),
+        ],
+    )
+
+
+def _shares(figures: list[RunFigures]) -> Table:
+    """Shares of the time by phase: lost time first, then the waits."""
+    phases = [phase for run in figures for phase in run.phases]
+    found = dict.fromkeys(name for phase in phases for name in phase.ratios)
+    names = sorted(found, key=lambda name: not name.startswith(LOST))
+    head = [name.replace("_", " ") for name in names]
+    table = _by_phase(
+        figures, head, lambda phase: [ratio(phase.ratios.get(name)) for name in names]
+    )
+    return table if names else Table([], [], [])
+
+
+def _by_phase(
+    figures: list[RunFigures], head: list[str], cells: Callable[[PhaseSpeed], list[str]]
+) -> Table:
+    """A table with one row for each phase of each run; `cells` are those after the phase's own."""
     rows = [
         [
             run_label(index, run.run),
             f"{phase.first_epoch:.4g}–{phase.last_epoch:.4g}",
             MISSING if phase.image_size is None else f"{phase.image_size} px",
             count(phase.global_batch_size),
-            count(phase.images),
-            duration(phase.seconds),
-            count(phase.images_per_second),
-            ratio(phase.efficiency),
-            *(ratio(phase.ratios.get(name)) for name in names),
+            *cells(phase),
         ]
-        for index, run, phase in phases
+        for index, run in enumerate(figures)
+        for phase in run.phases
     ]
-    return _by_run(figures, head, rows)
+    return _by_run(figures, ["run", "epochs", "image size", "global batch", *head], rows)

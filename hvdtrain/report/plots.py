@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from hvdtrain.report.events import number
-from hvdtrain.report.phases import ratio_names
 from hvdtrain.report.run import Point, RunRecord
+from hvdtrain.report.shares import REST, Shares, add_legend, shares_plots
+from hvdtrain.report.shares import draw as draw_shares
 from hvdtrain.report.targets import Target
 
 COLORS = ("#0068b5", "#d55e00", "#00876c", "#b0468e", "#8f6b00", "#2f9bd8", "#6a51b8", "#6b7280")
@@ -60,14 +61,17 @@ class Plot:
     marks: tuple[float, ...] = ()
     """Heights of horizontal lines: the targets."""
     percent: bool = False
-    from_zero: bool = False
+    full: bool = False
+    """Whether the axis goes from 0 to at least 1."""
     log: bool = False
 
 
-def sections(runs: list[RunRecord], targets: list[Target]) -> list[tuple[str, list[Plot]]]:
+Picture = Plot | Shares
+
+
+def sections(runs: list[RunRecord], targets: list[Target]) -> list[tuple[str, list[Picture]]]:
     """The plots by section; plots without any point are left out."""
-    ratios = dict.fromkeys(name for run in runs for name in ratio_names(run))
-    found = [
+    found: list[tuple[str, list[Plot]]] = [
         ("Accuracy and loss", [*_accuracy(runs, targets), _loss(runs, targets)]),
         (
             "Learning rate, image size and batch",
@@ -80,20 +84,15 @@ def sections(runs: list[RunRecord], targets: list[Target]) -> list[tuple[str, li
         ("Throughput", [_of_train(runs, "images_per_second", "images/s, all ranks", "line")]),
         (
             "Efficiency",
-            [_of_train(runs, "efficiency", "scaling efficiency", "line", True)]
-            + [
-                _of_train(runs, f"{name}_ratio", f"share of time: {_words(name)}", "line", True)
-                for name in ratios
-            ],
+            [_of_train(runs, "efficiency", "scaling efficiency", "line", True)],
         ),
         ("Gradients", [_of_train(runs, key, title, "line") for key, title in GRADIENT.items()]),
     ]
-    drawn = [(title, [plot for plot in plots if plot.series]) for title, plots in found]
-    return [(title, plots) for title, plots in drawn if plots]
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+    drawn: dict[str, list[Picture]] = {
+        title: [plot for plot in plots if plot.series] for title, plots in found
+    }
+    drawn["Efficiency"] += shares_plots(runs)
+    return [(title, plots) for title, plots in drawn.items() if plots]
 
 
 def _accuracy(runs: list[RunRecord], targets: list[Target]) -> list[Plot]:
@@ -153,14 +152,13 @@ def _of_train(
     log = (
         key in GRADIENT and bool(heights) and min(heights) > 0 and max(heights) > 50 * min(heights)
     )
-    stem = key.removesuffix("_ratio").replace("_", "-")
     return Plot(
-        stem=re.sub(r"[^\w-]", "", stem),
+        stem=key.replace("_", "-"),
         title=title,
         xlabel="epochs",
         series=series,
         percent=percent,
-        from_zero=key.endswith("_ratio"),
+        full=key == "efficiency",
         log=log,
     )
 
@@ -190,47 +188,70 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
 
 
-def svg(plot: Plot) -> str:
+def svg(plot: Picture) -> str:
     """An `<svg>` element: its colours are CSS variables of the page, and it refers to no other file."""
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9.5}):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")
         FigureCanvasSVG(figure)
-        _draw(figure.add_subplot(), plot)
+        _draw_any(figure.add_subplot(), plot)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
-    return _for_page(buffer.getvalue(), plot.stem)
+    runs = {color: f"--run-{index}" for index, color in enumerate(COLORS)}
+    return _for_page(
+        buffer.getvalue(), plot.stem, runs if isinstance(plot, Plot) else {REST: "--rest"}
+    )
 
 
-def _for_page(text: str, stem: str) -> str:
+def _for_page(text: str, stem: str, colors: dict[str, str]) -> str:
+    """`colors` are the CSS variables in place of the plot's colours."""
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text[text.index("<svg") :])
     text = text.replace(' id="', f' id="{stem}-')
     text = re.sub(r'(url\(|href=")#', rf"\1#{stem}-", text)
-    names = {INK: "--ink-2", GRID: "--grid", MARK: "--ink"}
-    names |= {color: f"--run-{index}" for index, color in enumerate(COLORS)}
+    names = colors | {INK: "--ink-2", GRID: "--grid", MARK: "--ink"}
     for color, name in names.items():
         text = text.replace(color, f"var({name})")
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1).strip()
 
 
-def png(plot: Plot, labels: list[str], path: Path) -> None:
+def png(plot: Picture, labels: list[str], path: Path) -> None:
     """The plot as a PNG file, with a legend if there are several runs."""
     with matplotlib.rc_context({"font.size": 10}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the font may lack letters of a name
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
+        png_figure(plot, labels).savefig(path, dpi=140)
+
+
+def png_figure(plot: Picture, labels: list[str]) -> Figure:
+    """The plot with its title; legends are outside of the axes."""
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_any(axes, plot)
+    title = axes.set_title(plot.title + (f"\n{plot.note}" if plot.note else ""), fontsize=10)
+    title.set_parse_math(False)
+    if isinstance(plot, Shares):
+        add_legend(figure, plot)
+    elif len(labels) > 1:
+        _add_runs(figure, sorted({one.run for one in plot.series}), labels)
+    return figure
+
+
+def _add_runs(figure: Figure, shown: list[int], labels: list[str]) -> None:
+    lines = [Line2D([], [], color=COLORS[run % len(COLORS)]) for run in shown]
+    legend = figure.legend(
+        lines, [str(run) for run in shown], loc="outside lower center", frameon=False
+    )
+    for text, run in zip(legend.get_texts(), shown, strict=True):
+        text.set_parse_math(False)
+        text.set_text(labels[run])
+
+
+def _draw_any(axes: Axes, plot: Picture) -> None:
+    if isinstance(plot, Shares):
+        draw_shares(axes, plot)
+    else:
         _draw(axes, plot)
-        title = axes.set_title(plot.title + (f"\n{plot.note}" if plot.note else ""), fontsize=10)
-        title.set_parse_math(False)
-        shown = sorted({one.run for one in plot.series})
-        if len(labels) > 1:
-            lines = [Line2D([], [], color=COLORS[run % len(COLORS)]) for run in shown]
-            legend = axes.legend(lines, [str(run) for run in shown], frameon=False)
-            for text, run in zip(legend.get_texts(), shown, strict=True):
-                text.set_parse_math(False)
-                text.set_text(labels[run])
-        figure.savefig(path, dpi=140)
+    _dress(axes)
 
 
 def _draw(axes: Axes, plot: Plot) -> None:
@@ -248,8 +269,8 @@ def _draw(axes: Axes, plot: Plot) -> None:
         else:
             dot = "." if one.style == "marked" or len(one.xs) == 1 else ""
             axes.plot(one.xs, one.ys, marker=dot, color=color, linewidth=1.6)
-    if plot.from_zero:
-        axes.set_ylim(bottom=0)
+    if plot.full:
+        axes.set_ylim(0, 1.04 * max(1.0, *(max(one.ys) for one in plot.series)))
     if plot.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
@@ -257,8 +278,12 @@ def _draw(axes: Axes, plot: Plot) -> None:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     if plot.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 4, 5, 10]))
     axes.set_xlabel(plot.xlabel)
+
+
+def _dress(axes: Axes) -> None:
+    """Grid, spines and colours, the same in every plot."""
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 4, 5, 10]))
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

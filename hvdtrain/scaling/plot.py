@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.scaling.predict import Point
+from hvdtrain.report.palette import DASHES, LINES
+from hvdtrain.scaling.predict import Point, Setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plot(points: Sequence[Point], path: Path, title: str) -> None:
@@ -14,40 +20,27 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
 
     There is one line for each link. Raises ResourceError if the file cannot be written.
     """
+    try:
+        draw(points, title).savefig(path, dpi=110)
+    except (OSError, ValueError) as error:  # the latter: a format that matplotlib does not know
+        raise ResourceError(f"--plot {path}: cannot be written: {error}") from None
+
+
+def draw(points: Sequence[Point], title: str) -> Figure:
+    """The figure of `plot`; its legend is below the panels."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import ScalarFormatter
 
     settings = list(dict.fromkeys(p.setting for point in points for p in point.phases))
-    links = list(dict.fromkeys(point.cluster.network.link_gbit for point in points))
     panels = len(settings) + 1
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows + 0.3), layout="constrained")
     figure.suptitle(title)
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
     for setting, panel in zip(settings, axes, strict=False):
-        for link in links:
-            curve = [
-                (point.cluster.hosts, phase.step.efficiency)
-                for point in points
-                for phase in point.phases
-                if point.cluster.network.link_gbit == link and phase.setting == setting
-            ]
-            panel.plot(*zip(*curve, strict=True), marker=".", label=f"{link:g} Gbit/s")
-        panel.set_title(
-            f"{setting.image_size} px, {setting.batch * setting.accumulate} per rank",
-            fontsize="medium",
-        )
-        panel.set_ylim(0, 1.02)
-        panel.axhline(0.9, color="0.7", linewidth=0.8, linestyle=":")
-        panel.yaxis.set_major_formatter(PercentFormatter(1))
-        panel.set_ylabel("scaling efficiency")
-    for link in links:
-        own = [p for p in points if p.cluster.network.link_gbit == link]
-        axes[-1].plot([p.cluster.hosts for p in own], [p.seconds / 3600 for p in own], marker=".")
-    axes[-1].set_yscale("log")
-    axes[-1].set_title("the whole plan", fontsize="medium")
-    axes[-1].set_ylabel("hours of training")
+        _draw_efficiency(panel, points, setting)
+    _draw_hours(axes[-1], points)
     nodes = sorted({point.cluster.hosts for point in points})
     for panel in axes:
         panel.set_xscale("log", base=2)
@@ -55,8 +48,54 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
         panel.xaxis.set_major_formatter(ScalarFormatter())
         panel.set_xlabel("nodes")
         panel.grid(color="0.9")
-    axes[0].legend(fontsize="small", loc="lower left")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:  # the latter: a format that matplotlib does not know
-        raise ResourceError(f"--plot {path}: cannot be written: {error}") from None
+    handles, labels = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _by_link(points: Sequence[Point]) -> Iterator[tuple[list[Point], dict[str, Any]]]:
+    """The points of each link and its line. Later lines are thinner: those below stay visible."""
+    links = list(dict.fromkeys(point.cluster.network.link_gbit for point in points))
+    for index, link in enumerate(links):
+        style = {
+            "color": LINES[index % len(LINES)],
+            "linestyle": DASHES[index % len(DASHES)],
+            "linewidth": max(1.2, 3.2 - 0.6 * index),
+            "marker": ".",
+            "label": f"{link:g} Gbit/s",
+        }
+        yield [p for p in points if p.cluster.network.link_gbit == link], style
+
+
+def _draw_efficiency(panel: Axes, points: Sequence[Point], setting: Setting) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    highest = 1.0
+    for own, style in _by_link(points):
+        curve = [
+            (point.cluster.hosts, phase.step.efficiency)
+            for point in own
+            for phase in point.phases
+            if phase.setting == setting
+        ]
+        highest = max(highest, *(height for _hosts, height in curve))
+        panel.plot(*zip(*curve, strict=True), **style)
+    panel.set_title(
+        f"{setting.image_size} px, {setting.batch * setting.accumulate} per rank",
+        fontsize="medium",
+    )
+    panel.set_ylim(0, 1.04 * highest)
+    panel.axhline(0.9, color="0.7", linewidth=0.8, linestyle=":")
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    panel.set_ylabel("scaling efficiency")
+
+
+def _draw_hours(panel: Axes, points: Sequence[Point]) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
+    for own, style in _by_link(points):
+        panel.plot([p.cluster.hosts for p in own], [p.seconds / 3600 for p in own], **style)
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.set_title("the whole plan", fontsize="medium")
+    panel.set_ylabel("hours of training")

@@ -37,7 +37,8 @@ function nearest(xs, x) {
 }
 
 // spec: title; x (a column); lines [{from, key, name, color, style}]; stacked; zero (the y axis
-// includes 0); format (value to text); unitX (last x to the unit's size and name); formatX.
+// includes 0); top (the y axis includes this value); format (value to text); unitX (last x to the
+// unit's size and name); formatX.
 // A chart without any value hides itself.
 class Chart {
   constructor(parent, spec) {
@@ -93,6 +94,7 @@ class Chart {
     const ys = layers.flatMap(line => [...line.ys, ...(line.base ?? [])]).filter(isNumber);
     let low = Math.min(...ys), high = Math.max(...ys);
     if (this.spec.zero) [low, high] = [Math.min(0, low), Math.max(0, high)];
+    high = Math.max(high, this.spec.top ?? high);
     const room = high > low ? (high - low) * 0.06 : Math.abs(high) * 0.1 || 1;
     if (!this.spec.zero || low < 0) low -= room;
     high += room;

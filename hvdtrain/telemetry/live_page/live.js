@@ -40,7 +40,7 @@ const TILES = [
 ];
 
 const CAUSES = [
-  ["lost_data_ratio", "data", "ochre"],
+  ["lost_data_ratio", "data", "yellow"],
   ["lost_communication_ratio", "communication", "blue"],
   ["lost_straggling_ratio", "straggling", "orange"],
   ["lost_padding_ratio", "padding", "pink"],
@@ -54,10 +54,10 @@ const overEpochs = {x: "epoch", formatX: value => `epoch ${number(4)(value)}`, u
 const CHARTS = [
   {...overTime, title: "Throughput", zero: true, format: whole,
     lines: [line("images_per_second", "images/s", "blue")]},
-  {...overTime, title: "Efficiency", zero: true, format: percent,
+  {...overTime, title: "Efficiency", zero: true, top: 1, format: percent,
     lines: [line("efficiency", "scaling", "green"),
       line("efficiency_ceiling", "limit of the link", "gray", "dashed")]},
-  {...overTime, title: "Lost time", zero: true, stacked: true, format: percent,
+  {...overTime, title: "Lost time", zero: true, top: 1, stacked: true, format: percent,
     lines: CAUSES.map(([key, name, color]) => line(key, name, color))},
   {...overEpochs, title: "Loss", format: plain,
     lines: [line("loss", "training", "blue"),

@@ -63,7 +63,8 @@ def test_the_page_of_one_run(tmp_path: Path) -> None:
         "resumed from e1",
         "2 written in 1.0 s",
         "No plan: the run directory has no config.yaml.",
-        "share of time: data wait",
+        "share of time",
+        "data wait 10.0 %",
     ):
         assert expected in words, expected
     assert page.tags.count("svg") == 5 + 2 + 1 + 2

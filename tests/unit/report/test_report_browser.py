@@ -14,7 +14,8 @@ import pytest
 from hvdtrain.report.figures import Prices
 from hvdtrain.report.targets import Target
 from hvdtrain.report.write import write_report
-from tests.report_runs import restarted
+from tests.browser import opened
+from tests.report_runs import Log, restarted
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -94,3 +95,41 @@ def test_it_fits_every_width(report: Path, tmp_path: Path, scheme: str) -> None:
         assert seen["widest"] <= width
         assert "not reached" in seen["text"]
         assert seen["stroke"] == {"light": "rgb(0, 104, 181)", "dark": "rgb(90, 176, 245)"}[scheme]
+
+
+OUTSIDE = """(() => {
+    const width = document.documentElement.clientWidth;
+    return [...document.querySelectorAll("body *")]
+        .filter(e => !e.closest("pre") && e.getClientRects().length)
+        .filter(e => e.getBoundingClientRect().right > width + 0.5 || e.getBoundingClientRect().left < -0.5)
+        .map(e => `${e.tagName} ${e.textContent.slice(0, 40)}`);
+})()"""
+CELLS = "[...document.querySelectorAll('td')].map(cell => cell.dataset.name ?? '')"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_sticks_out(tmp_path: Path, width: int) -> None:
+    log = Log(tmp_path / "run")
+    causes = ("data", "communication", "straggling", "padding", "other")
+    shares = {f"lost_{cause}_ratio": 0.123 for cause in causes} | {"comm_wait_ratio": 0.2}
+    for step, size in ((10, 128), (20, 160), (30, 192), (40, 224)):
+        log.train(1000 + step, step, image_size=size, global_batch_size=1048576, **shares)
+    log.eval(1050, 40, 0.8)
+    log.write(1051, "checkpoint", path="e2", seconds=0.5, step=40)
+    write_report([log.root], tmp_path / "report.html")
+    with opened(tmp_path) as tab:
+        tab.size(width, 900)
+        tab.open((tmp_path / "report.html").as_uri())
+        tab.until(
+            "document.readyState === 'complete' && document.querySelector('.legend') !== null"
+        )
+        assert tab.value(OUTSIDE) == []
+        assert tab.value("document.querySelectorAll('.legend > span').length") == 6
+        boxes = "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)"
+        assert set(tab.value(boxes)) == {0}
+        assert {"lost other", "images/s"} <= set(tab.value(CELLS))
+        shown = (
+            "getComputedStyle(document.querySelector('td[data-name=epochs]'), '::before').content"
+        )
+        assert tab.value(shown) == ('"epochs"' if width == 390 else "none")
+        assert tab.complaints == []
