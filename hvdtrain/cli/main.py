@@ -229,8 +229,8 @@ def _summary_text(summary: dict[str, Any]) -> str:
         lines.append(f"top-1               {summary['top1']:.4f}  (top-5 {summary['top5']:.4f})")
     lines += [
         f"images/s            {summary['images_per_second']:,.0f} on {summary['world_size']} ranks",
-        f"time                {summary['train_seconds']:.1f} s training, "
-        f"{summary['wall_seconds']:.1f} s in total",
+        f"time                {summary['train_seconds']:.1f} s training (all attempts), "
+        f"{summary['wall_seconds']:.1f} s in total (this attempt)",
         f"files               {summary['run_dir']}",
     ]
     if summary["scaling_efficiency"] is not None:

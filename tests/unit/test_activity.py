@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -79,7 +80,7 @@ def test_parts_leave_in_a_fixed_order() -> None:
         {name for name, text in parts if text in bar_line(0.5, parts, width)}
         for width in range(220, 30, -1)
     ]
-    assert all(after <= before for before, after in zip(kept, kept[1:], strict=False))
+    assert all(after <= before for before, after in itertools.pairwise(kept))
 
 
 def test_a_fault_of_the_config_comes_before_anything_slow_is_imported() -> None:
