@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -36,8 +38,34 @@ def discard(stream: TextIO) -> None:
         stream.flush()
 
 
+_status = threading.Event()
+"""Set while a status line is on the terminal."""
+
+
+def show_status(text: str) -> None:
+    """Replace the status line, a line on standard error that the next output removes.
+
+    For terminals only; it is cut to their width.
+    """
+    width = shutil.get_terminal_size().columns - 1
+    with contextlib.suppress(OSError, ValueError):
+        _status.set()
+        sys.stderr.write(f"\r\x1b[K{text[:width]}")
+        sys.stderr.flush()
+
+
+def clear_status() -> None:
+    """Remove the status line, if there is one."""
+    if _status.is_set():
+        _status.clear()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
 def print_error_line(text: str) -> None:
     """One line on standard error, if somebody still reads it."""
+    clear_status()
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -58,7 +86,8 @@ class Output:
         self._lost = lost
 
     def write(self, text: str) -> int:
-        """Write `text`; what the encoding lacks is escaped."""
+        """Write `text`; what the encoding lacks is escaped. It replaces a status line."""
+        clear_status()
         try:
             sys.stdout.write(text)
         except UnicodeEncodeError:

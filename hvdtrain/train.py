@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from hvdtrain import activity
 from hvdtrain.comm.agreement import Stops, any_rank
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
@@ -88,6 +89,7 @@ def train_epoch(
     free_parts(state, run.cfg, epoch)
     meter.start(loaders.data_wait_s)
     stops.enter()
+    activity.enter("decoding the first images")
     for i, batch in loaders.train(epoch, following):
         if i == 0:
             _enter(run, epoch, batch, efficiency, meter)
@@ -97,6 +99,7 @@ def train_epoch(
         run.bad.add(batch.bad, sinks)
         state.progress = state.progress.at(epoch.position_after(i))
         step_s = meter.add(sums, loaders.data_wait_s)
+        activity.step(i + 1)
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
         if due:
             run.bad.add_changed(loaders.take_changed())
@@ -125,6 +128,7 @@ def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: 
     else:
         meter.start(run.loaders.data_wait_s)
     run.begun = True
+    activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
 
 
 def _report(
@@ -184,6 +188,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     if not images or stops.agreed:
         return None
     stops.enter()
+    activity.enter("evaluating")
     try:
         result = evaluate(run.state, _until_stopped(run.loaders.val(epoch), stops), images)
     except _Stopped:
@@ -217,6 +222,7 @@ def save(run: Run) -> None:
 
     Raises TrainingError if the state is not finite; the older checkpoints are then untouched.
     """
+    activity.enter("writing a checkpoint")
     average_buffers(run.state)
     check_state(run.state, run.paths)
     if run.comm.rank > 0:
@@ -242,6 +248,7 @@ def _write_page(run: Run) -> None:
     """Write `report.html` on rank 0; if that fails, the run does not fail, but a note says so."""
     if run.comm.rank > 0:
         return
+    activity.enter("writing report.html")
     try:
         from hvdtrain.report.write import write_report
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hvdtrain import activity
 from hvdtrain.analysis.largest_batch import noise
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
@@ -46,6 +47,7 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
     }
     entries = []
     for image_size, batch in sorted(settings):
+        activity.enter(f"calibrating: {batch} images of {image_size} px")
         comm.sum_(torch.zeros(1), "calibrate.start")  # all ranks at the same time
         images = noise(state, batch, image_size, classes)
         with _released(state) as released:

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import torch
 
+from hvdtrain import activity
 from hvdtrain.comm.agreement import any_rank
 from hvdtrain.engine.calibrate import calibrate
 from hvdtrain.engine.step import State
@@ -47,6 +48,7 @@ def largest_batch(
     trials: list[Trial] = []
 
     def fits(batch: int) -> bool:
+        activity.enter(f"trying a batch of {batch} at {image_size} px")
         trials.append(_try(state, memory, batch, image_size, num_classes))
         return trials[-1].images_per_s is not None
 

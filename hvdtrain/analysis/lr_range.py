@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hvdtrain import activity
 from hvdtrain.engine.calibrate import restored
 from hvdtrain.engine.mixing import Batch
 from hvdtrain.engine.step import State, train_step
@@ -75,12 +76,14 @@ def lr_range_test(
     losses: list[float] = []
     smoothed: list[float] = []
     average = 0.0
+    activity.enter("learning rate test", steps)
     with restored(state):
         for i, batch in zip(range(steps), _batches(loaders, epoch), strict=False):
             lr = lowest * (highest / lowest) ** (i / (steps - 1))
             sums = train_step(state, batch, lr, epoch.momentum(0)).double()
             loss_sum, _top1, _top5, count = state.comm.sum_(sums, "lr_range").tolist()
             loss = loss_sum / count
+            activity.step(i + 1)
             if not math.isfinite(loss):
                 break
             average = SMOOTHING * average + (1 - SMOOTHING) * loss

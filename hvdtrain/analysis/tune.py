@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from hvdtrain import activity
 from hvdtrain.analysis.largest_batch import Memory, Trial, best, largest_batch
 from hvdtrain.analysis.lr_range import LRRange, as_dict, lr_range_test, plot
 from hvdtrain.comm.agreement import together
@@ -61,6 +62,7 @@ def _start(parts: Parts, cfg: Config, comm: Comm) -> None:
             load_weights(state.model, cfg.model.weights)
     comm.broadcast_(dict(state.model.state_dict()))
     free_parts(state, cfg, epoch)
+    activity.enter("decoding the first images")
     _i, batch = next(iter(parts.loaders.train(epoch)))
     whiten(state, cfg, batch.images)
 

@@ -9,6 +9,7 @@ import typer
 
 from hvdtrain.cli.job import AsJson, Overrides, job, load_on_all
 from hvdtrain.config.load import load_config
+from hvdtrain.streams import say
 
 
 def doctor(
@@ -52,7 +53,7 @@ def doctor(
 
             report = check_ranks(cfg, comm)
             if comm.rank == 0:
-                typer.echo(json.dumps(report.as_dict()) if as_json else ranks_text(report))
+                say(json.dumps(report.as_dict()) if as_json else ranks_text(report))
             ok = report.ok
     if not ok:
         raise typer.Exit(1)

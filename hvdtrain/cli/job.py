@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from hvdtrain import activity
+from hvdtrain.activity import showing
 from hvdtrain.cli.crash import internal_error
 from hvdtrain.cli.misuse import only_settings
 from hvdtrain.config.load import config_hash, load_config
@@ -61,11 +63,22 @@ def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
     interface = "auto"
     if config is not None:
         interface = load_config(config, overrides).comm.interface
-    from hvdtrain.comm.start import init_comm
+    with showing() if _rank(os.environ) == 0 else contextlib.nullcontext():
+        activity.enter("importing torch and Horovod")
+        from hvdtrain.comm.start import init_comm
 
-    comm = init_comm(interface)
+        activity.enter("joining the ranks")
+        comm = init_comm(interface)
+        activity.enter("importing DALI and the trainer")
+        with _ended_with_its_ranks(comm):
+            yield comm
+
+
+@contextlib.contextmanager
+def _ended_with_its_ranks(comm: Comm) -> Iterator[None]:
+    """End this process, and how: see `job`."""
     try:
-        yield comm
+        yield
     except BaseException as error:
         if isinstance(error, Preempted):
             ignore_repeats()
@@ -100,6 +113,10 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
     os._exit(code)
 
 
+def _rank(env: Mapping[str, str]) -> int:
+    return next((int(env[name]) for name in RANKS if env.get(name, "").isdigit()), 0)
+
+
 def print_error(text: str) -> None:
     """Print each line of `text` to stderr, marked as an error of hvdtrain.
 
@@ -116,7 +133,7 @@ def print_early_error(text: str, env: Mapping[str, str]) -> None:
     Ranks above 0 wait until the launcher ends them because of rank 0, which has told it already. One
     that is left has a fault of its own.
     """
-    rank = next((int(env[name]) for name in RANKS if env.get(name, "").isdigit()), 0)
+    rank = _rank(env)
     if launched_size(env) > 1 and rank > 0:
         if wait_for_notice(LATER_S):
             return

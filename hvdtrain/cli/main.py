@@ -33,7 +33,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError, exit_codes
 from hvdtrain.paths import run_config
 from hvdtrain.signals import expect_notice
-from hvdtrain.streams import discard, prepare_streams, say
+from hvdtrain.streams import discard, prepare_streams, print_error_line, say
 
 EXIT_CODES = "Exit codes: 0 done; " + "; ".join(f"{n} {text}" for n, text in exit_codes().items())
 
@@ -122,8 +122,8 @@ def evaluate(
         result = evaluate_run(run, overrides or [], comm)
         if comm.rank == 0:
             for warning in result["warnings"]:
-                typer.echo(f"hvdtrain: warning: {warning}", err=True)
-            typer.echo(json.dumps(result) if as_json else _eval_text(result))
+                print_error_line(f"hvdtrain: warning: {warning}")
+            say(json.dumps(result) if as_json else _eval_text(result))
 
 
 @app.command()
@@ -222,19 +222,21 @@ def _eval_text(result: dict[str, Any]) -> str:
 
 
 def _summary_text(summary: dict[str, Any]) -> str:
+    from hvdtrain.report.text import efficiency_text
+
     lines = []
     if "top1" in summary:
         lines.append(f"top-1               {summary['top1']:.4f}  (top-5 {summary['top5']:.4f})")
     lines += [
         f"images/s            {summary['images_per_second']:,.0f} on {summary['world_size']} ranks",
-        f"time                {summary['train_seconds']:.1f} s training, "
-        f"{summary['wall_seconds']:.1f} s in total",
+        f"time                {summary['train_seconds']:.1f} s training (all attempts), "
+        f"{summary['wall_seconds']:.1f} s in total (this attempt)",
         f"files               {summary['run_dir']}",
     ]
     if summary["scaling_efficiency"] is not None:
         lost = sorted(summary["lost_time"].items(), key=lambda item: -item[1])
         causes = ", ".join(f"{cause} {share:.0%}" for cause, share in lost if share >= 0.01)
-        text = f"scaling efficiency  {summary['scaling_efficiency']:.0%}"
+        text = f"scaling efficiency  {efficiency_text(summary['scaling_efficiency'])}"
         lines.insert(-2, f"{text}  (lost to {causes})" if causes else text)
     if noise := summary["noise_scale"]:
         text = (

@@ -10,6 +10,7 @@ import typer
 
 from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
 from hvdtrain.config.load import load_config
+from hvdtrain.streams import say
 
 scaling_app = typer.Typer(
     help="Predict training time, efficiency and cost on a cluster.",
@@ -140,7 +141,7 @@ def scaling_calibrate(
         content = calibrate_plan(cfg, comm)
         write_calibration(content, output, comm)
         if comm.rank == 0:
-            typer.echo(f"{calibration_text(content)}; {output}")
+            say(f"{calibration_text(content)}; {output}")
 
 
 @scaling_app.command("compare")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
+from hvdtrain.streams import say
 
 if TYPE_CHECKING:
     from hvdtrain.analysis.largest_batch import Trial
@@ -45,7 +46,7 @@ def tune_lr(
         result = run_test(cfg, comm, lowest=lowest, highest=highest, steps=steps, output=output)
         if comm.rank == 0:
             figures = as_dict(result)
-            typer.echo(json.dumps(figures) if as_json else _lr_text(figures, output))
+            say(json.dumps(figures) if as_json else _lr_text(figures, output))
 
 
 @tune_app.command("batch")
@@ -78,7 +79,7 @@ def tune_batch(
         trials = run_trials(cfg, comm, most=most, memory_bytes=memory, write=write)
         if comm.rank == 0:
             as_dicts = {size: [asdict(trial) for trial in tried] for size, tried in trials.items()}
-            typer.echo(json.dumps(as_dicts) if as_json else _batch_text(trials))
+            say(json.dumps(as_dicts) if as_json else _batch_text(trials))
 
 
 def _lr_text(figures: dict[str, Any], output: Path) -> str:

@@ -8,6 +8,7 @@ import socket
 
 import torch
 
+from hvdtrain.comm.cores import idle_text, own_group, quota_cores, share_of
 from hvdtrain.comm.horovod import BrokenBuild, Horovod, settings
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.errors import CommError
@@ -15,6 +16,7 @@ from hvdtrain.launch.leftovers import require_counts, require_launcher
 from hvdtrain.launch.nic import use_interface
 from hvdtrain.launch.slurm_task import horovod_variables, report_joined
 from hvdtrain.launch.variables import launched_size
+from hvdtrain.streams import print_error_line
 from hvdtrain.versions import GET_HOROVOD
 
 
@@ -56,4 +58,14 @@ def cores_for_rank(comm: Comm) -> int:
     host = socket.gethostname()
     others = [text.split("\n") for text in comm.gather_text(f"{host}\n{mine}")]
     sets = [frozenset(json.loads(cores)) for name, cores in others if name == host]
-    return max(1, int(sum(1 / sum(core in cores for cores in sets) for core in mine)))
+    if comm.local_rank == 0 and (text := idle_text(_cores_of_launcher(), sets)):
+        print_error_line(f"hvdtrain: warning: {host}: {text}")
+    return share_of(mine, sets, quota_cores(own_group()))
+
+
+def _cores_of_launcher() -> set[int]:
+    """The cores that the process which started this one may use; mpirun does not bind itself."""
+    try:
+        return os.sched_getaffinity(os.getppid())
+    except OSError:
+        return set()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hvdtrain import activity
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
@@ -85,11 +86,13 @@ def _open_shared(
     device = choose_device(comm)
     cores = cores_for_rank(comm)
     torch.set_num_threads(cores)
+    activity.enter("listing the images")
     with together(comm):
         loaders = open_loaders(cfg, comm, device, cores, classes)
     for kind, found in loaders.fingerprints.items():
         require_equal(comm, f"data.{kind}: the list of images", found, DataError)
     share_data(comm, loaders)
+    activity.enter("building the network")
     return loaders, device
 
 

@@ -21,6 +21,7 @@ from hvdtrain.report.text import (
     count,
     dollars,
     duration,
+    exact_efficiency,
     metric_value,
     plain,
     progress,
@@ -75,7 +76,7 @@ def _tiles(run: RunFigures) -> list[tuple[str, str]]:
         ("training time", run.train_seconds or None, duration),
         ("wall time", run.wall_seconds, duration),
         ("images/s", run.images_per_second, count),
-        ("scaling efficiency", run.scaling_efficiency, ratio),
+        ("scaling efficiency", run.scaling_efficiency, exact_efficiency),
         ("cost on demand", run.cost.cost, dollars),
         ("cost on spot", run.cost.spot_cost, dollars),
     ]
@@ -92,7 +93,7 @@ def _comparison(figures: list[RunFigures]) -> Table:
         ("best top-1", [_best(f) for f in figures]),
         ("training images used", [count(f.samples) for f in figures]),
         ("images/s, all ranks", [count(f.images_per_second) for f in figures]),
-        ("scaling efficiency", [ratio(f.scaling_efficiency) for f in figures]),
+        ("scaling efficiency", [exact_efficiency(f.scaling_efficiency) for f in figures]),
         ("batch by the noise scale", [_noise(f.noise_scale) for f in figures]),
         ("ranks", [count(f.world_size) for f in figures]),
         ("training time", [duration(f.train_seconds) for f in figures]),
@@ -186,7 +187,7 @@ def _phases(figures: list[RunFigures]) -> Table:
             count(phase.images),
             duration(phase.seconds),
             count(phase.images_per_second),
-            ratio(phase.efficiency),
+            exact_efficiency(phase.efficiency),
         ],
     )
 

@@ -8,11 +8,27 @@ import time
 from hvdtrain.report.figures import Cost, RunFigures, TargetResult
 
 MISSING = "–"
+ABOVE_ONE = "nothing lost: calibration ran slower than training"
+"""What a scaling efficiency above 100 % means: its baseline was measured too low."""
 
 
 def ratio(value: float | None) -> str:
     """A ratio (0–1) as per cent."""
     return MISSING if value is None else f"{100 * value:.2f}\N{NO-BREAK SPACE}%"
+
+
+def efficiency_text(value: float | None) -> str:
+    """Scaling efficiency in whole per cent, and what it means above 100 %."""
+    if value is None:
+        return MISSING
+    text = f"{value:.0%}"
+    return f"{text} ({ABOVE_ONE})" if round(value, 2) > 1 else text
+
+
+def exact_efficiency(value: float | None) -> str:
+    """The same with the digits of `ratio`."""
+    text = ratio(value)
+    return f"{text} ({ABOVE_ONE})" if value is not None and round(value, 4) > 1 else text
 
 
 def count(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hvdtrain import activity
 from hvdtrain.comm.agreement import together
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.calibrate import WorkerSpeed, calibrate
@@ -114,6 +115,7 @@ class Efficiency:
 
 
 def _measure(run: Run, batch: Any) -> WorkerSpeed:
+    activity.enter("calibrating: the speed of a single worker")
     run.comm.sum_(torch.zeros(1), "calibrate.start")  # all at the same time
     mine = torch.tensor(calibrate(run.state, batch), dtype=torch.float64)
     by_speed = sorted(run.comm.gather(mine, "calibrate").tolist(), reverse=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hvdtrain import activity
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.load import load_config, parse_config
@@ -41,6 +42,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
         with together(comm):
             load_checkpoint(state, checkpoint, meta, model_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
+        activity.enter("evaluating")
         result = evaluate(state, loaders.val(epoch), loaders.num_val)
         check_evaluation(Eval(epoch.index + 1.0, state.progress.step, loaders.num_val, **result))
         warnings = [*loaders.warnings, *([] if classes else [_NO_NAMES.format(checkpoint)])]

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from hvdtrain import activity
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
@@ -98,9 +99,11 @@ def prepare(
 
 
 def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_changes: bool) -> Run:
+    activity.enter("checking hosts and datasets")
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
     findings = judge(facts) if facts else []
     raise_faults(findings)
+    activity.enter("measuring the gradient exchange")
     tuning = tune(cfg, comm, paths.tuning)
     cfg = tuning.config
     recorded = recorded_data(paths, comm)
@@ -128,6 +131,7 @@ def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_cha
             notes.append(f"preflight: {measured(facts)}")
         for text in notes:
             sinks.write(Note(text))
+        activity.enter("looking for a checkpoint")
         restore(run, must=resumed)
         if comm.rank == 0:
             writer.start(resumed=recorded is not None)

@@ -3,80 +3,76 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
+from rich.text import Text
 
-from hvdtrain.launch.variables import launched
-from hvdtrain.report.text import duration
+from hvdtrain import activity
+from hvdtrain.report.text import duration, efficiency_text
 from hvdtrain.streams import Output
 from hvdtrain.telemetry.reports import Eval, Measured, Note, Report, Train
 
-PLAIN_INTERVAL_S = 5.0
+PLAIN_INTERVAL_S = 2.0
 """Shortest time between two plain progress lines."""
+WIDEST_BAR, NARROW_BAR, LEAST_BAR = 24, 10, 4
+"""Characters of the bar: it shrinks to NARROW_BAR before a part is left out, and further, or vanishes
+below LEAST_BAR, before one of NEEDED is."""
+OPTIONAL = ("scaling", "noise", "px", "phase", "lr", "top1", "speed", "loss")
+NEEDED = ("epoch", "left")
+"""Parts of the line that are left out where the terminal is too narrow, in this order."""
+
+Part = tuple[str, str]
+"""Name, as in OPTIONAL and NEEDED, and text."""
 
 
 def open_console(lost: Callable[[str], None]) -> Bar | Plain:
-    """A bar if standard output is a terminal, plain lines otherwise.
+    """A bar if a person sees standard output, plain lines otherwise.
 
     `lost` gets the reason if nobody reads the output any more.
     """
     output = Output(lost)
-    return Bar(output) if _watched() else Plain(output)
-
-
-def _watched() -> bool:
-    """Whether a person sees the output. mpirun gives its ranks a terminal in any case, so under a
-    launcher the launcher's own output counts.
-
-    TTY_COMPATIBLE=1 or 0 overrides this; rich follows the same convention.
-    """
-    if os.environ.get("TTY_COMPATIBLE") in ("0", "1"):
-        return os.environ["TTY_COMPATIBLE"] == "1"
-    if not sys.stdout.isatty() or not launched(os.environ):
-        return sys.stdout.isatty()
-    try:
-        return str(Path(f"/proc/{os.getppid()}/fd/1").readlink()).startswith(
-            ("/dev/pts/", "/dev/tty")
-        )
-    except OSError:
-        return False
+    return Bar(output) if activity.watched(os.environ) else Plain(output)
 
 
 def train_text(report: Train) -> str:
     """One line of progress."""
+    return "  ".join(text for _name, text in train_parts(report))
+
+
+def train_parts(report: Train) -> list[Part]:
+    """The same by parts, in their order."""
     measured, scaling = report.measured, report.scaling
+    left = f"{duration(report.eta_s)} left" if report.eta_s is not None else "time left unknown"
     parts = [
-        f"epoch {report.epoch:6.2f}/{report.epochs}",
-        f"{duration(report.eta_s)} left" if report.eta_s is not None else "time left unknown",
-        f"phase {report.phase + 1}",
-        f"{report.image_size} px",
+        ("epoch", f"epoch {report.epoch:6.2f}/{report.epochs}"),
+        ("left", left),
+        ("phase", f"phase {report.phase + 1}"),
+        ("px", f"{report.image_size} px"),
         *_results(measured),
-        f"lr {report.lr:.4g}",
-        f"{measured.images_per_second:,.0f} images/s",
+        ("lr", f"lr {report.lr:.4g}"),
+        ("speed", f"{measured.images_per_second:,.0f} images/s"),
     ]
     if scaling.efficiency:
-        parts.append(f"efficiency {scaling.efficiency:.0%}")
+        parts.append(("scaling", f"efficiency {efficiency_text(scaling.efficiency)}"))
     if report.gradient_noise_scale:
-        parts.append(f"noise scale {report.gradient_noise_scale:,.0f}")
+        parts.append(("noise", f"noise scale {report.gradient_noise_scale:,.0f}"))
     if scaling.cause is not None:
-        parts.append(f"lost to {scaling.cause} {scaling.lost[scaling.cause]:.0%}")
+        parts.append(("scaling", f"lost to {scaling.cause} {scaling.lost[scaling.cause]:.0%}"))
         if scaling.straggler is not None:
-            parts.append(f"by rank {scaling.straggler}")
+            parts.append(("scaling", f"by rank {scaling.straggler}"))
     elif measured.data_wait_ratio >= 0.05:
-        parts.append(f"waits for data {measured.data_wait_ratio:.0%}")
-    return "  ".join(parts)
+        parts.append(("scaling", f"waits for data {measured.data_wait_ratio:.0%}"))
+    return parts
 
 
-def _results(measured: Measured) -> list[str]:
+def _results(measured: Measured) -> list[Part]:
     if measured.loss is None or measured.top1 is None:
-        return ["no loss: every image was masked as bad"]
-    return [f"loss {measured.loss:.4f}", f"top-1 {measured.top1:.4f}"]
+        return [("loss", "no loss: every image was masked as bad")]
+    return [("loss", f"loss {measured.loss:.4f}"), ("top1", f"top-1 {measured.top1:.4f}")]
 
 
 def eval_text(report: Eval) -> str:
@@ -85,6 +81,30 @@ def eval_text(report: Eval) -> str:
         f"epoch {report.epoch:6.2f}  evaluated {report.images:,} images: "
         f"top-1 {report.top1:.4f}  top-5 {report.top5:.4f}  loss {report.loss:.4f}"
     )
+
+
+def bar_line(progress: float, parts: list[Part], width: int, *, ascii_only: bool = False) -> str:
+    """Bar, percentage and parts in at most `width` characters.
+
+    The bar shrinks and parts are left out in the order of OPTIONAL and NEEDED. Percentage and
+    activity stay; the end of the activity is cut off if need be.
+    """
+    order, share, line = OPTIONAL + NEEDED, f"{progress:>4.0%}", ""
+    for left_out in range(len(order) + 1):
+        texts = [text for name, text in parts if name not in order[:left_out]]
+        line = "  ".join([share, *texts])
+        room = width - len(line) - 2
+        if room >= (NARROW_BAR if left_out < len(OPTIONAL) else -2):
+            return _bar(progress, min(room, WIDEST_BAR), ascii_only) + line
+    return line[:width]
+
+
+def _bar(progress: float, width: int, ascii_only: bool) -> str:
+    if width < LEAST_BAR:
+        return ""
+    done = round(min(max(progress, 0.0), 1.0) * width)
+    full, empty = ("#", ".") if ascii_only else ("━", "╌")
+    return full * done + empty * (width - done) + "  "
 
 
 class Plain:
@@ -110,34 +130,47 @@ class Plain:
     def _print(self, text: str) -> None:
         self._output.write(text + "\n")
         self._output.flush()
+        activity.shown()
 
 
 class Bar:
-    """A progress bar over the whole run, evaluations as lines above it."""
+    """A line that shows progress and what is being done, evaluations as lines above it."""
 
     def __init__(self, output: Output) -> None:
-        self._progress = Progress(
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.description}"),
-            console=Console(file=cast("IO[str]", output), soft_wrap=False),
+        activity.silence()
+        self._report: Train | None = None
+        self._console = Console(file=cast("IO[str]", output), soft_wrap=False)
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._line,
+            refresh_per_second=2,
             transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
-        self._task = self._progress.add_task("starting", total=1.0)
-        self._progress.start()
+        self._live.start()
 
     def write(self, report: Report) -> None:
         """Move the bar, or print a line above it."""
-        console = self._progress.console
         if isinstance(report, Train):
-            self._progress.update(
-                self._task, completed=report.progress, description=train_text(report)
-            )
+            self._report = report
         elif isinstance(report, Eval):
-            console.print(eval_text(report), highlight=False, soft_wrap=True)
+            self._console.print(eval_text(report), highlight=False, soft_wrap=True)
         elif isinstance(report, Note):
-            console.print(report.text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(report.text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar."""
-        self._progress.stop()
+        self._live.stop()
+
+    def _line(self) -> Text:
+        """The present line; called from a thread, twice a second."""
+        parts = [("activity", activity.text())]
+        progress = 0.0
+        if self._report is not None:
+            progress = self._report.progress
+            parts = train_parts(self._report)[:2] + parts + train_parts(self._report)[2:]
+        # One column stays free: some terminals break a line that fills the last one.
+        width = self._console.width - 1
+        line = bar_line(progress, parts, width, ascii_only=self._console.options.ascii_only)
+        return Text(line, no_wrap=True, overflow="crop")

@@ -121,7 +121,10 @@ function showHead({run, state, train}) {
 
 function showLost(train) {
   $("lost").hidden = !isNumber(train?.efficiency);
-  $("explanation").textContent = train?.explanation ?? "Too little is lost to name a cause.";
+  $("explanation").textContent = train?.explanation ??
+    (train?.efficiency > 1.005
+      ? "Above 100 % nothing is lost: calibration ran slower than training."
+      : "Too little is lost to name a cause.");
   CAUSES.forEach(([key], i) => showValue(causes[i], train?.[key], percent));
 }
 

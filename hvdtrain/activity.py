@@ -1,0 +1,125 @@
+"""What this process is doing, shown on standard error whenever nothing else was printed for a while.
+
+Importing, listing, decoding and calibrating take minutes on slow disks and large datasets. Only the
+process that talks to the user (rank 0) runs `showing()`; elsewhere `enter` and `step` print nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from hvdtrain.launch.variables import launched
+from hvdtrain.streams import clear_status, print_error_line, show_status
+
+INTERVAL_S = 1.8
+"""Longest time without a line. The promise is two seconds; the thread needs some time to wake up."""
+ELAPSED_FROM_S = 1.0
+"""Time after which a stage or a step shows how long it has taken."""
+TAGS = ("-tag-output", "--tag-output", "-timestamp-output", "--timestamp-output")
+"""Options with which mpirun writes a prefix before each line; horovodrun uses the second."""
+
+
+def watched(env: Mapping[str, str], parent: Path | None = None) -> bool:
+    """Whether a person sees standard output, in a terminal that can rewrite a line.
+
+    mpirun gives its ranks a terminal in any case, so under a launcher the launcher's own output
+    counts, and a prefix before each line counts against it. `parent`: the launcher's folder in
+    /proc. TTY_COMPATIBLE=1 or 0 overrides this; rich follows the same convention.
+    """
+    if env.get("TTY_COMPATIBLE") in ("0", "1"):
+        return env["TTY_COMPATIBLE"] == "1"
+    if env.get("TERM") in ("dumb", "unknown"):  # cannot rewrite a line
+        return False
+    if not sys.stdout.isatty() or not launched(env):
+        return sys.stdout.isatty()
+    parent = parent or Path(f"/proc/{os.getppid()}")
+    try:
+        words = (parent / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        output = str((parent / "fd/1").readlink())
+    except OSError:
+        return False
+    return output.startswith(("/dev/pts/", "/dev/tty")) and not set(TAGS) & set(words)
+
+
+class Activity:
+    """The present stage, its step, and when something was last shown."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._now = ("starting", 0, 0, clock())
+        """Stage, steps done, all steps (0: not known), when this began; replaced as a whole."""
+        self._shown_at = clock()
+
+    def enter(self, stage: str, steps: int = 0) -> None:
+        """Begin a stage, of `steps` steps if their number is known."""
+        self._now = (stage, 0, steps, self._clock())
+
+    def step(self, done: int) -> None:
+        """The number of steps that are done."""
+        stage, _done, steps, _began = self._now
+        self._now = (stage, done, steps, self._clock())
+
+    def text(self) -> str:
+        """Stage, step, and the time since either began."""
+        stage, done, steps, began = self._now
+        elapsed = self._clock() - began
+        parts = [stage] + ([f"step {done} of {steps}"] if steps else [])
+        parts += [f"{elapsed:.0f} s"] if elapsed >= ELAPSED_FROM_S else []
+        return ", ".join(parts)
+
+    def shown(self) -> None:
+        """Something was printed: the next line is due an interval later."""
+        self._shown_at = self._clock()
+
+    def due_in(self) -> float:
+        """Seconds until a line is due; 0 or less if it is."""
+        return self._shown_at + INTERVAL_S - self._clock()
+
+
+_activity = Activity()
+enter, step, text, shown = _activity.enter, _activity.step, _activity.text, _activity.shown
+_silent = threading.Event()
+
+
+def silence() -> None:
+    """Show nothing more here: a progress bar shows `text()` from now on."""
+    _silent.set()
+    clear_status()
+
+
+@contextlib.contextmanager
+def showing() -> Iterator[None]:
+    """Show from a thread what the process is doing, until the end of the context."""
+    _silent.clear()
+    _activity.shown()
+    rewrite = watched(os.environ) and sys.stderr.isatty()
+    thread = threading.Thread(
+        target=show_until,
+        args=(_silent, _activity, show_status if rewrite else _line),
+        name="activity",
+        daemon=True,
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        silence()
+        thread.join(timeout=INTERVAL_S)
+
+
+def show_until(ended: threading.Event, activity: Activity, show: Callable[[str], None]) -> None:
+    """Call `show` each time a line is due, until `ended` is set."""
+    while not ended.wait(max(activity.due_in(), 0.01)):
+        if activity.due_in() <= 0:
+            activity.shown()
+            show(activity.text())
+
+
+def _line(text: str) -> None:
+    print_error_line(f"hvdtrain: {text}")
