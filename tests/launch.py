@@ -30,7 +30,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     )
     if os.geteuid() == 0:
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    env.setdefault("OMPI_MCA_odls_base_sigkill_timeout", "1")  # mpirun waits twice as long at a fault
+    env.setdefault(
+        "OMPI_MCA_odls_base_sigkill_timeout", "1"
+    )  # mpirun waits twice as long at a fault
     return env | dict(extra or {})
 
 

@@ -57,9 +57,8 @@ def survey(
     data: tuple[Dataset, ...] = ()
     reads = None
     if cfg is not None and first_here:
-        columns = cfg.data.columns
         data = tuple(
-            list_images(key, path, columns) if whole else list_top_folder(key, path)
+            list_images(key, path, cfg) if whole else list_top_folder(key, path)
             for key, path in datasets(cfg)
         )
         reads = read_speed(cfg.data.train) if cfg.data.train is not None else None

@@ -21,7 +21,8 @@ class Split(NamedTuple):
     """The two parts of a dataset. Each image is in one of them."""
 
     train: Source
-    val: Source
+    val: Source | None
+    """None: nothing is held out."""
 
 
 def split(source: Source, share: float, *, path: str, seed: int) -> Split:

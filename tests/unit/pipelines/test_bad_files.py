@@ -127,8 +127,8 @@ def test_masking_leaves_all_other_pixels_as_they_are(make_loaders, mixed, tmp_pa
         (repaired / folder).mkdir(parents=True)
         for path in (mixed[""] / folder).iterdir():
             if path.stem in LEFT_OUT:
-                    continue
-                good = path.stem not in {**BAD, **ON_DISK}
+                continue
+            good = path.stem not in {**BAD, **ON_DISK}
             data = path.read_bytes() if good else bad_files.jpeg()
             (repaired / folder / path.name).write_bytes(data)
     loaders = make_loaders(repaired, **LEVELS)
