@@ -33,7 +33,7 @@ def open_datasets(
 ) -> Datasets:
     """Open `data.train` and `data.val`, as far as they are set; without `training` only the latter.
 
-    `classes`: those that a checkpoint has, in its order, which is kept; an empty list: it is of an
+    `classes`: those of the checkpoint that a run goes on from, in its order, which is kept; an empty list: it is of an
     old version without names, so the order is that of the listing; None: there is no checkpoint,
     the first dataset decides. A validation set may lack classes, which makes a warning.
     `seed`: of the split if `data.val` is a share of `data.train`.

@@ -94,13 +94,10 @@ class Loaders:
         classes: Sequence[str] | None = None,
         training: bool = True,
     ) -> None:
-        """List the datasets, without `training` only that for evaluation; no image is read yet.
+        """List the datasets; no image is read yet. Raises DataError where there is none.
 
-        Raises DataError where there is none.
-
-        `classes`: those of the checkpoint that the run goes on from, see `open_datasets`.
-        `rect_val`: some epoch evaluates on rectangles. With it or with a cache, give the `offer`
-        of every rank to `accept` before the first pass.
+        `classes`, `training`: see `open_datasets`. `rect_val`: some epoch evaluates on rectangles.
+        With it or with a cache, give the `offer` of every rank to `accept` before the first pass.
         """
         limit_arenas()
         if device == torch.device("cuda"):

@@ -92,8 +92,9 @@ def wrong_value(path: KeyPath, kind: str, text: str, value: Any) -> str:
 
 def _wrong_share(shown: str, value: Any) -> str:
     """The message for a value of data.val."""
-    folder = f"; a folder of that name is ./{value}" if isinstance(value, (int, float)) else ""
-    return f"expected a path, or the share of data.train to hold out, above 0 and below 1, found {shown}{folder}"
+    text = f"expected a path, or the share of data.train to hold out, above 0 and below 1, found {shown}"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{text}; a folder of that name is ./{value:g}" if is_number else text
 
 
 def _annotation(path: KeyPath) -> Any:
