@@ -11,12 +11,15 @@ from pipelines.reading import Classes, Reading
 
 
 def num_images(cfg: Config) -> int | None:
-    """Number of images to train on: `data.train_size`, else counted; None without a dataset.
+    """Number of images to train on: `data.train_size`, else counted, else `expected.images`.
 
     Raises DataError where the dataset cannot be read.
     """
-    if cfg.data.train_size is not None or cfg.data.train is None:
-        return cfg.data.train_size
+    path, count = cfg.data.train, cfg.planned_images
+    if cfg.data.train_size is not None or path is None:
+        return count
+    if count is not None and not Path(path).exists():
+        return count
     from pipelines.datasets import open_training
 
     return len(open_training(cfg.data, cfg.seed).train)
@@ -54,10 +57,10 @@ def check_counts(cfg: Config, images: int | None, classes: int) -> None:
 def look_at_dataset(cfg: Config) -> Dataset:
     """Open the training images for a plan.
 
-    With `data.train_size` the dataset need not be here. Raises DataError if it is here and differs
+    With `data.train_size` or `expected.images` the dataset need not be here. Raises DataError if it is here and differs
     from what the config says of it, or cannot be read.
     """
-    path, count = cfg.data.train, cfg.data.train_size
+    path, count = cfg.data.train, cfg.planned_images
     if path is None:
         return Dataset(count, [], None)
     from pipelines.copies import readings
@@ -69,7 +72,7 @@ def look_at_dataset(cfg: Config) -> Dataset:
     source, val = open_training(cfg.data, cfg.seed)
     check_counts(cfg, len(source), len(source.classes))
     return Dataset(
-        len(source) if count is None else count,
+        len(source),
         readings(source, cfg.data, cfg.phases),
         describe_classes(source.classes, source.labels),
         None if val is None else len(val),
