@@ -12,8 +12,8 @@ from hvdtrain.plan.schedules import lr_scale
 PLAIN_SGD_BATCH_LIMIT = 8192
 """Largest batch at which plain SGD kept its accuracy. Source: Goyal et al. 2017, fig. 1."""
 AGC_BATCH = 1024
-"""From this batch on a missing AGC gives a warning. Source: Brock et al. 2021, 4.1: networks without
-batch norm train well unclipped at small batches and become unstable at 2048 to 4096."""
+"""From this batch on a missing AGC gives a warning. Source: Brock et al. 2021, 4.1: without batch norm,
+unclipped training is good at small batches and unstable at 2048 to 4096."""
 LARGE_BATCH = 1024
 """From this batch on a warmup without effect gives a warning."""
 FEW_UPDATES = 500
@@ -21,8 +21,8 @@ FEW_UPDATES = 500
 SHORT_EPOCH = 20
 """Updates of a short epoch: a smaller batch would give many more."""
 VERY_FEW_UPDATES = 150
-"""Runs with fewer updates give a warning in any case; those that start from weights, only then. The
-three numbers are chosen: the recipes in configs/ make 490 updates or more."""
+"""Runs with fewer updates, also those from weights, give a warning. The three numbers are chosen: the
+recipes in configs/ make 490 updates or more."""
 MUCH_SMOOTHING = 0.5
 """Label smoothing from which the other classes have about as much of the target as the true one.
 Source of the usual 0.1: Szegedy et al. 2015, arXiv 1512.00567, 7."""
