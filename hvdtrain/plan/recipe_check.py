@@ -12,17 +12,16 @@ from hvdtrain.plan.schedules import lr_scale
 PLAIN_SGD_BATCH_LIMIT = 8192
 """Largest batch at which plain SGD kept its accuracy. Source: Goyal et al. 2017, fig. 1."""
 AGC_BATCH = 1024
-"""From this batch on a missing AGC gives a warning. Source: Brock et al. 2021, 4.1: without batch norm,
-unclipped training is good at small batches and unstable at 2048 to 4096."""
+"""Without AGC there is a warning from this batch on. Source: Brock et al. 2021, 4.1: unstable at 2048."""
 LARGE_BATCH = 1024
 """From this batch on a warmup without effect gives a warning."""
 FEW_UPDATES = 500
 """Runs with fewer updates give a warning if their epochs are short, too."""
 SHORT_EPOCH = 20
 """Updates of a short epoch: a smaller batch would give many more."""
+SMALL_BATCH = 8  # a smaller one is no advice: batch norm needs several images
 VERY_FEW_UPDATES = 150
-"""Runs with fewer updates, also those from weights, give a warning. The three numbers are chosen: the
-recipes in configs/ make 490 updates or more."""
+"""Runs with fewer updates give a warning, also from weights. All recipes in configs/ make 490 or more."""
 MUCH_SMOOTHING = 0.5
 """Label smoothing from which the other classes have about as much of the target as the true one.
 Source of the usual 0.1: Szegedy et al. 2015, arXiv 1512.00567, 7."""
@@ -220,9 +219,10 @@ def few_updates(cfg: Config, plan: Plan) -> str | None:
     if updates >= (FEW_UPDATES if new and steps < SHORT_EPOCH else VERY_FEW_UPDATES):
         return None
     batch = max(epoch.batch_per_worker for epoch in plan.epochs) * updates // FEW_UPDATES
+    smaller = f"a batch_per_worker of {batch} or less, or " if batch >= SMALL_BATCH else ""
     return (
         f"{updates} updates in all, at most {steps} an epoch, are few: the rate rises and falls faster "
-        f"than the network learns: use a batch_per_worker of {max(1, batch)} or less, or "
+        f"than the network learns: use {smaller}"
         f"{-(-len(plan.epochs) * FEW_UPDATES // updates)} epochs or more"
         f"{', or start from model.weights' if new else ''}; finetune_small is the recipe for few images"
     )
