@@ -19,7 +19,6 @@ FEW_UPDATES = 500
 """Runs with fewer updates give a warning if their epochs are short, too."""
 SHORT_EPOCH = 20
 """Updates of a short epoch: a smaller batch would give many more."""
-SMALL_BATCH = 8  # a smaller one is no advice: batch norm needs several images
 VERY_FEW_UPDATES = 150
 """Runs with fewer updates give a warning, also from weights. All recipes in configs/ make 490 or more."""
 MUCH_SMOOTHING = 0.5
@@ -219,7 +218,7 @@ def few_updates(cfg: Config, plan: Plan) -> str | None:
     if updates >= (FEW_UPDATES if new and steps < SHORT_EPOCH else VERY_FEW_UPDATES):
         return None
     batch = max(epoch.batch_per_worker for epoch in plan.epochs) * updates // FEW_UPDATES
-    smaller = f"a batch_per_worker of {batch} or less, or " if batch >= SMALL_BATCH else ""
+    smaller = f"a batch_per_worker of {batch} or less, or " if batch >= 8 else ""
     return (
         f"{updates} updates in all, at most {steps} an epoch, are few: the rate rises and falls faster "
         f"than the network learns: use {smaller}"
