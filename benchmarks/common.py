@@ -72,7 +72,7 @@ def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> I
 
     Standard output is discarded until the context closes.
     """
-    classes = cfg.model.num_classes
+    classes = cfg.planned_classes
     assert classes is not None
     device = torch.device("cpu")
     with (

@@ -14,7 +14,7 @@ NEXT = """
 What to try next (after `source .venv/bin/activate`):
   hvdtrain plan configs/imagenet_resnet50_goyal_32x8.yaml --world-size 256    plan a run on 256 GPUs
   hvdtrain doctor                                                             check this machine
-  hvdtrain train configs/cifar10_quick.yaml data.train=DIR data.val=DIR       train on your own JPEGs
+  hvdtrain train configs/finetune_small.yaml data.train=DIR                   train on your own JPEGs
 """
 
 

@@ -32,6 +32,7 @@ from pipelines.reading import Reading
 from pipelines.sources.base import Source
 from pipelines.sources.classes import Relabelled
 from pipelines.sources.packed import ORIGINAL, Copy, Packed
+from pipelines.sources.subset import Subset, origin
 
 _ENLARGEMENT = 1.05
 _PHOTOGRAPH = 4 / 3  # long side / short side
@@ -69,7 +70,7 @@ def evaluation_side(image_size: int, crop_ratio: float) -> int:
 
 def view(source: Source, short_side: int | None) -> Source:
     """The copy to read for `short_side` (None: the largest); `source` itself if it has no copies."""
-    if isinstance(source, Relabelled):
+    if isinstance(source, (Relabelled, Subset)):
         copy = view(source.source, short_side)
         return source if copy is source.source else source.over(copy)
     return source.at(short_side) if isinstance(source, Packed) else source
@@ -101,18 +102,20 @@ def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[Readin
 
     For a phase whose images grow it is what the epoch with the largest images reads.
     """
-    if not isinstance(source, Packed):
+    packed, ids = origin(source)
+    if not isinstance(packed, Packed):
         return []
-    step = -(-len(source) // _SAMPLED)
-    sides = [source.column(name)[::step].astype(np.int64) for name in ("height", "width")]
+    some = ids[:: -(-len(ids) // _SAMPLED)]
+    sides = [packed.column(name)[some].astype(np.int64) for name in ("height", "width")]
     sizes = np.stack(sides, axis=1)
     means = {
-        name: float(source.column(f"{name}.size").mean()) for name in source.description["copies"]
+        name: float(packed.column(f"{name}.size")[ids].mean())
+        for name in packed.description["copies"]
     }
     result: list[Reading] = []
     for phase in phases:
         side = training_side(phase.largest_image_size, phase.min_crop_area, data.augment)
-        copy: Copy = source.at(side)
+        copy: Copy = packed.at(side)
         factors = [enlargement(sizes, side, phase, data) for side in (copy.short_side, None)]
         result.append(
             Reading(

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pipelines.sources.base import Source
-from pipelines.sources.classes import as_listed
 from pipelines.sources.folder import ImageFolder
 from pipelines.sources.inventory import UNKNOWN, Inventory, names_below
 from pipelines.sources.listing import Listing
 from pipelines.sources.packed import Packed
 from pipelines.sources.scanned import Checked
+from pipelines.sources.subset import origin
 from pipelines.sources.tar import TarShards
 
 _CHUNK = 4096  # files whose sizes are taken at once
@@ -34,8 +34,8 @@ def take(source: Source, path: str, sizes: np.ndarray | None = None) -> Inventor
 
 def known_sizes(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Size and crc32 of every sample as far as the source's own index has them, [len] int64."""
-    base = as_listed(source)
-    sizes = crc32 = np.full(len(source), UNKNOWN, dtype=np.int64)
+    base, ids = origin(source)
+    sizes = crc32 = np.full(len(base), UNKNOWN, dtype=np.int64)
     if isinstance(base, Packed):
         copy = base.at(None).copy
         sizes, crc32 = base.column(f"{copy}.size"), base.column(f"{copy}.crc32")
@@ -44,12 +44,12 @@ def known_sizes(source: Source) -> tuple[np.ndarray, np.ndarray]:
         sizes, _crc = known_sizes(base.source)
     elif isinstance(base, TarShards):
         sizes = base.sizes
-    return sizes.astype(np.int64), crc32.astype(np.int64)
+    return sizes[ids].astype(np.int64), crc32[ids].astype(np.int64)
 
 
 def has_files(source: Source) -> bool:
     """Whether every sample is a file of its own, whose size only the file system knows."""
-    base = as_listed(source)
+    base, _ids = origin(source)
     return isinstance(base.source if isinstance(base, Checked) else base, (ImageFolder, Listing))
 
 

@@ -92,12 +92,12 @@ class Loaders:
         device: torch.device,
         rect_val: bool = False,
         classes: Sequence[str] | None = None,
+        training: bool = True,
     ) -> None:
         """List the datasets; no image is read yet. Raises DataError where there is none.
 
-        `classes`: those of the checkpoint that the run goes on from, see `open_datasets`.
-        `rect_val`: some epoch evaluates on rectangles. With it or with a cache, give the `offer`
-        of every rank to `accept` before the first pass.
+        `classes`, `training`: see `open_datasets`. `rect_val`: some epoch evaluates on rectangles.
+        With it or with a cache, give the `offer` of every rank to `accept` before the first pass.
         """
         limit_arenas()
         if device == torch.device("cuda"):
@@ -108,7 +108,7 @@ class Loaders:
         self.data_wait_s = 0.0
         self.bytes_read = 0
         self._in_use: deque[tuple[torch.cuda.Event, Batch]] = deque()
-        datasets = open_datasets(data, classes)
+        datasets = open_datasets(data, classes, seed=seed, training=training)
         self.sources = datasets.sources
         sources = {kind: watched(source) for kind, source in self.sources.items()}
         self._watched = [source for source in sources.values() if isinstance(source, Watched)]
@@ -119,7 +119,7 @@ class Loaders:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
         self._quarantine = Quarantine() if data.on_bad == "mask" else None
         evaluation = EvaluationSampler(data, self.num_val, rank=rank, world_size=world_size)
-        training = TrainingSampler(
+        trained = TrainingSampler(
             data,
             self.num_train,
             shard_starts(sources["train"]) if "train" in sources else np.zeros(1, np.int64),
@@ -128,8 +128,8 @@ class Loaders:
             world_size=world_size,
             quarantine=self._quarantine,
         )
-        self._samplers: dict[str, Sampler] = {"train": training, "val": evaluation}
-        self._training = training
+        self._samplers: dict[str, Sampler] = {"train": trained, "val": evaluation}
+        self._training = trained
         self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
         self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
         self._prefetchers: dict[str, Passes] = {

@@ -10,8 +10,8 @@ import numpy as np
 from hvdtrain.errors import DataError
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source
-from pipelines.sources.classes import as_listed
 from pipelines.sources.packed import Packed
+from pipelines.sources.subset import origin
 
 _AT_ONCE = 64  # images read by one task
 
@@ -22,7 +22,8 @@ def read_sizes(source: Source, ids: np.ndarray, readers: ThreadPoolExecutor) -> 
     Reads the images, except of a packed dataset, whose index has the sizes. Raises DataError
     naming a bad image.
     """
-    source = as_listed(source)
+    source, places = origin(source)
+    ids = places[ids]
     if isinstance(source, Packed):
         return np.stack([source.column(side)[ids] for side in ("height", "width")], axis=1)
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from pipelines.inventory import has_files
 from pipelines.sources import Source
-from pipelines.sources.classes import as_listed
 from pipelines.sources.scanned import Checked
+from pipelines.sources.subset import origin
 from pipelines.sources.tar import TarShards
 
 
 def watched(source: Source) -> Source:
     """`source`, watched if its samples are in files without checksums of their own."""
-    base = as_listed(source)
+    base, ids = origin(source)
     if isinstance(base, Checked) or not (isinstance(base, TarShards) or has_files(source)):
         return source
-    return Watched(source, base if isinstance(base, TarShards) else None)
+    if isinstance(base, TarShards):
+        return Watched(source, lambda i: base.shard_of(int(ids[i])), len(base.labels))
+    return Watched(source, lambda i: (i, source.name(i)), len(source))
 
 
 class Watched:
@@ -30,14 +33,17 @@ class Watched:
     date is after the start of the process's watch: other ranks may have read it before.
     """
 
-    def __init__(self, source: Source, shards: TarShards | None) -> None:
+    def __init__(
+        self, source: Source, file_of: Callable[[int], tuple[int, str]], most: int
+    ) -> None:
+        """`file_of`: number, below `most`, and path of the file that a sample is in."""
         self.source = source
         self.classes, self.labels = source.classes, source.labels
         self.fingerprint = source.fingerprint
         self.shard_starts: np.ndarray | None = getattr(source, "shard_starts", None)
-        self._shards = shards
-        self._seen = np.zeros(len(source), dtype=np.int64)
-        """A hash of size and date by sample or shard; 0: not read yet."""
+        self._file_of = file_of
+        self._seen = np.zeros(most, dtype=np.int64)
+        """A hash of size and date by file; 0: not read yet."""
         self._began_ns = time.time_ns()
         self._named: dict[int, int] = {}
         self._changed: list[str] = []
@@ -65,7 +71,7 @@ class Watched:
         return changed
 
     def _look(self, i: int) -> None:
-        place, file = self._shards.shard_of(i) if self._shards else (i, self.source.name(i))
+        place, file = self._file_of(i)
         try:
             found = os.stat(file)  # noqa: PTH116 - for every image
         except OSError:

@@ -33,9 +33,9 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
     a machine. The (lower) median of their speeds counts, and the times of release on rank 0.
     `groups`: bytes of the reducer's groups in fp32; `release_s` of each entry: seconds from the
     start of the last micro-batch's backward pass until each group is ready.
-    Raises ConfigError without model.num_classes.
+    Raises ConfigError without model.num_classes and expected.classes.
     """
-    classes = cfg.model.num_classes
+    classes = cfg.planned_classes
     if classes is None:
         raise ConfigError("model.num_classes: not set: the size of the classifier depends on it")
     device = choose_device(comm)

@@ -145,12 +145,13 @@ def plan(
 
     cfg = load_config(config, overrides)
     check_name(cfg.model.name)
-    images, reads, classes = look_at_dataset(cfg)
-    epochs = make_plan(cfg, world_size, images)
+    found = look_at_dataset(cfg)
+    epochs = make_plan(cfg, world_size, found.images)
+    about = (found.reads, found.classes, found.held_out)
     if as_json:
-        typer.echo(json.dumps(plan_dict(cfg, epochs, reads, classes)))
+        typer.echo(json.dumps(plan_dict(cfg, epochs, *about)))
     else:
-        typer.echo(plan_text(cfg, epochs, reads, classes))
+        typer.echo(plan_text(cfg, epochs, *about))
 
 
 app.command()(report)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hvdtrain.config.fields import (
     CropAspect,
     Fraction,
+    InsideUnit,
     PathText,
     Positive,
     Section,
@@ -31,12 +32,13 @@ class Data(Section):
     train: PathText | None = None
     """Training images: a folder with one sub-folder per class, or another kind of dataset from
     docs/how-to/data.md (packed, tar shards, CSV of path,label, CIFAR-10)."""
-    val: PathText | None = None
-    """Validation images, any kind of dataset; classes are matched by name, and some may lack. null:
-    no evaluation."""
+    val: InsideUnit | PathText | None = None
+    """Validation images, any kind of dataset; classes are matched by name, and some may lack. A number
+    such as 0.2: this share of each class of `train` is held out, chosen by the names of the images
+    and `seed`; a folder of such a name is ./0.2. null: no evaluation."""
     train_size: Positive | None = None
-    """Number of training images. With it `plan` works without the dataset; a run checks it against
-    the dataset."""
+    """Number of images to train on, without those that `val` holds out. With it `plan` works without
+    the dataset; a run checks it against the dataset."""
     columns: Columns = Columns()
     """For lists (.csv, .tsv, .txt) of `train` and `val` whose columns have names of their own."""
     augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
@@ -83,6 +85,16 @@ class Data(Section):
     """Decoding threads per rank. null: the cores of the host, divided among its ranks."""
     prefetch: Annotated[int, Field(ge=1, le=16)] = 2
     """Number of batches that are decoded ahead of the training step."""
+
+    @property
+    def val_share(self) -> float | None:
+        """The share of `train` that is held out; None if it is not split."""
+        return None if isinstance(self.val, str) else self.val
+
+    @property
+    def val_path(self) -> str | None:
+        """The dataset that the validation images are in, if any: that of `train` if it is split."""
+        return self.train if isinstance(self.val, float) else self.val
 
     @model_validator(mode="after")
     def _check(self) -> Data:

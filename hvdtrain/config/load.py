@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from hvdtrain.config.overrides import apply_override, printable
 from hvdtrain.config.schema import Config
-from hvdtrain.config.suggestions import is_text, unknown_key, wrong_value
+from hvdtrain.config.suggestions import is_text, takes_number, unknown_key, wrong_value
 from hvdtrain.config.yaml_source import KeyPath, Source, parse_yaml, read_yaml
 from hvdtrain.errors import ConfigError
 
@@ -33,7 +33,7 @@ def parse_config(text: str, name: str = "config", overrides: list[str] | None = 
 
 def _overridden(source: Source, overrides: list[str] | None) -> Config:
     for override in overrides or []:
-        apply_override(source, override, is_text)
+        apply_override(source, override, is_text, takes_number)
     return _validate(source)
 
 

@@ -10,14 +10,20 @@ from hvdtrain.config.yaml_source import MAX_DEPTH, KeyPath, Source, parse_yaml
 from hvdtrain.errors import ConfigError
 
 _QUOTED = re.compile(r"""\s*(?:'.*'|".*")\s*""", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NULL = ("null", "~")
 
 
-def apply_override(source: Source, text: str, is_text: Callable[[KeyPath], bool]) -> None:
+def apply_override(
+    source: Source,
+    text: str,
+    is_text: Callable[[KeyPath], bool],
+    takes_number: Callable[[KeyPath], bool],
+) -> None:
     """Apply one override such as `phases.0.epochs=3`; a number in the key is the index of a list.
 
-    The value of a key that `is_text` is taken as it is typed, unless it is in quotes; every other
-    value is YAML. Raises ConfigError for any other form, or if the list has no such item.
+    The value of a key that `is_text` is taken as it is typed, unless it is in quotes, or is a number
+    and the key `takes_number`; every other value is YAML. Raises ConfigError for any other form, or if the list has no such item.
     """
     where = f"command line: {printable(text)}"
     key, equals, value = text.partition("=")
@@ -47,7 +53,10 @@ def apply_override(source: Source, text: str, is_text: Callable[[KeyPath], bool]
             raise ConfigError(f"{where}: {'.'.join(parts[:depth])} has no keys")
         path = (*path, step)
         if depth == len(parts) - 1:
-            inner[step] = _value(value, where, text=is_text(path))
+            if takes_number(path) and _NUMBER.fullmatch(value):
+                inner[step] = float(value)
+            else:
+                inner[step] = _value(value, where, text=is_text(path))
             source.forget(path)
         elif isinstance(inner, dict):
             inner = inner.setdefault(part, {})

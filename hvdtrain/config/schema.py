@@ -203,6 +203,16 @@ class Checkpoint(Section):
     """Number of checkpoints to keep; older ones are deleted."""
 
 
+class Expected(Section):
+    """The dataset that a recipe was made for: what `plan`, `scaling` and `doctor` take where the dataset
+    is not at hand. A run, and a plan of a dataset that is there, counts and takes any other number."""
+
+    images: Positive | None = None
+    """Number of training images, where neither `data.train_size` nor the dataset says it."""
+    classes: Annotated[int, Field(gt=0, le=2**24)] | None = None
+    """Number of classes, where neither `model.num_classes` nor the dataset says it."""
+
+
 class Config(Section):
     """The whole configuration: name, seed and output of the run, and the sections below."""
 
@@ -212,6 +222,7 @@ class Config(Section):
     """Seed of initial weights, sample order and augmentation."""
     output: PathText = "runs"
     """Folder in which the run directory `<name>-<time>/` is created."""
+    expected: Expected = Expected()
     data: Data = Data()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
@@ -222,6 +233,16 @@ class Config(Section):
     comm: Comm = Comm()
     checkpoint: Checkpoint = Checkpoint()
     metrics: Metrics = Metrics()
+
+    @property
+    def planned_images(self) -> int | None:
+        """Number of training images as far as the config says it."""
+        return self.data.train_size or self.expected.images
+
+    @property
+    def planned_classes(self) -> int | None:
+        """Number of classes as far as the config says it."""
+        return self.model.num_classes or self.expected.classes
 
     @model_validator(mode="after")
     def _check(self) -> Config:

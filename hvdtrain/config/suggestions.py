@@ -50,7 +50,13 @@ def is_text(path: KeyPath) -> bool:
     if get_origin(annotation) is list:  # of texts: written in brackets
         return False
     kinds = {_plain(kind) for kind in get_args(annotation) or (annotation,)}
-    return kinds in ({str}, {str, type(None)})
+    return str in kinds <= {str, float, type(None)}
+
+
+def takes_number(path: KeyPath) -> bool:
+    """Whether the text field at `path` takes a number besides."""
+    annotation = _annotation(path)
+    return is_text(path) and float in {_plain(kind) for kind in get_args(annotation)}
 
 
 def unknown_key(path: KeyPath) -> str:
@@ -72,6 +78,8 @@ def wrong_value(path: KeyPath, kind: str, text: str, value: Any) -> str:
     if isinstance(value, (dict, list)):
         return text.removeprefix("Value error, ")
     shown = printable(repr(value))
+    if path == ("data", "val"):
+        return _wrong_share(shown, value)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         key = ".".join(map(str, path))
         meant = f"{key}.{FIRST_FIELDS[key]}" if key in FIRST_FIELDS else f"{key}.FIELD"
@@ -80,6 +88,13 @@ def wrong_value(path: KeyPath, kind: str, text: str, value: Any) -> str:
         return f'expected text, found {shown}: write it in quotes, "{printable(value)}"'
     text = text.removeprefix("Value error, ")
     return f"{text[0].lower()}{text[1:]}, found {shown}"
+
+
+def _wrong_share(shown: str, value: Any) -> str:
+    """The message for a value of data.val."""
+    text = f"expected a path, or the share of data.train to hold out, above 0 and below 1, found {shown}"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{text}; a folder of that name is ./{value:g}" if is_number else text
 
 
 def _annotation(path: KeyPath) -> Any:

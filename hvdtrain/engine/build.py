@@ -64,14 +64,12 @@ def set_up(cfg: Config, comm: Comm, classes: Sequence[str] | None = None) -> Par
 
 
 def set_up_evaluation(cfg: Config, comm: Comm, classes: Sequence[str]) -> Parts:
-    """The same for evaluation: `data.train` is not opened, and the plan, of a made-up number of
-    images, only serves to say how an epoch evaluates."""
+    """The same for evaluation: `data.train` is not opened, unless its images are held out, and the
+    plan, of a made-up number of images, only serves to say how an epoch evaluates."""
     with together(comm):
         if cfg.data.val is None:
             raise DataError("data.val: no validation images: name them with data.val=DIR")
-    alone = cfg.data.model_copy(update={"train": None})
-    cfg = cfg.model_copy(update={"data": alone})
-    loaders, device = _open_shared(cfg, comm, classes)
+    loaders, device = _open_shared(cfg, comm, classes, training=False)
     with together(comm):
         largest = max(phase.batch_per_worker for phase in cfg.phases)
         plan = make_plan(cfg, comm.size, largest * cfg.train.accumulate * comm.size)
@@ -80,7 +78,7 @@ def set_up_evaluation(cfg: Config, comm: Comm, classes: Sequence[str]) -> Parts:
 
 
 def _open_shared(
-    cfg: Config, comm: Comm, classes: Sequence[str] | None
+    cfg: Config, comm: Comm, classes: Sequence[str] | None, *, training: bool = True
 ) -> tuple[Loaders, torch.device]:
     """The loaders, ready for the first batch, and the device of this rank."""
     device = choose_device(comm)
@@ -88,7 +86,7 @@ def _open_shared(
     torch.set_num_threads(cores)
     activity.enter("listing the images")
     with together(comm):
-        loaders = open_loaders(cfg, comm, device, cores, classes)
+        loaders = open_loaders(cfg, comm, device, cores, classes, training=training)
     for kind, found in loaders.fingerprints.items():
         require_equal(comm, f"data.{kind}: the list of images", found, DataError)
     share_data(comm, loaders)
@@ -120,8 +118,10 @@ def open_loaders(
     device: torch.device,
     cores: int,
     classes: Sequence[str] | None = None,
+    *,
+    training: bool = True,
 ) -> Loaders:
-    """The loaders of this rank; `classes`: see `set_up`.
+    """The loaders of this rank, without `training` only for evaluation; `classes`: see `set_up`.
 
     Raises DataError if the number of images or classes differs from the config's.
     """
@@ -136,9 +136,10 @@ def open_loaders(
         device=device,
         rect_val=any(phase.rect_val for phase in cfg.phases),
         classes=classes,
+        training=training,
     )
     try:
-        images = loaders.num_train if cfg.data.train is not None else None
+        images = loaders.num_train if training else None
         check_counts(cfg, images, len(loaders.classes))
     except DataError:
         loaders.close()

@@ -161,11 +161,11 @@ class Plan:
 
 
 def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> Plan:
-    """The plan of `cfg` on `world_size` ranks over `num_samples` images (None: data.train_size).
+    """The plan of `cfg` on `world_size` ranks over `num_samples` images (None: as the config says).
 
     Raises ConfigError if the number of images is unknown or less than a global batch.
     """
-    samples = cfg.data.train_size if num_samples is None else num_samples
+    samples = cfg.planned_images if num_samples is None else num_samples
     if samples is None:
         raise ConfigError(
             "data.train_size: unknown number of training images: set it, or set data.train to a dataset"

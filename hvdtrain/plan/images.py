@@ -11,15 +11,18 @@ from pipelines.reading import Classes, Reading
 
 
 def num_images(cfg: Config) -> int | None:
-    """Number of training images: `data.train_size`, else counted; None without a dataset.
+    """Number of images to train on: `data.train_size`, else counted, else `expected.images`.
 
     Raises DataError where the dataset cannot be read.
     """
-    if cfg.data.train_size is not None or cfg.data.train is None:
-        return cfg.data.train_size
-    from pipelines.sources import open_source
+    path, count = cfg.data.train, cfg.planned_images
+    if cfg.data.train_size is not None or path is None:
+        return count
+    if count is not None and not Path(path).exists():
+        return count
+    from pipelines.datasets import open_training
 
-    return len(open_source(cfg.data.train, "data.train", columns=cfg.data.columns))
+    return len(open_training(cfg.data, cfg.seed).train)
 
 
 class Dataset(NamedTuple):
@@ -31,6 +34,8 @@ class Dataset(NamedTuple):
     """What each phase reads from a packed dataset (`pipelines.copies.readings`)."""
     classes: Classes | None
     """None where the dataset was not opened."""
+    held_out: int | None = None
+    """Images that `data.val` holds out of the dataset; None where it is not split or not opened."""
 
 
 def check_counts(cfg: Config, images: int | None, classes: int) -> None:
@@ -38,7 +43,7 @@ def check_counts(cfg: Config, images: int | None, classes: int) -> None:
 
     `images`: training images; None if only evaluation images are there.
     """
-    path = cfg.data.train or cfg.data.val
+    path = cfg.data.train or cfg.data.val_path
     for key, wanted, found in (
         ("data.train_size", cfg.data.train_size, images),
         ("model.num_classes", cfg.model.num_classes, classes),
@@ -52,22 +57,23 @@ def check_counts(cfg: Config, images: int | None, classes: int) -> None:
 def look_at_dataset(cfg: Config) -> Dataset:
     """Open the training images for a plan.
 
-    With `data.train_size` the dataset need not be here. Raises DataError if it is here and differs
+    With `data.train_size` or `expected.images` the dataset need not be here. Raises DataError if it is here and differs
     from what the config says of it, or cannot be read.
     """
-    path, count = cfg.data.train, cfg.data.train_size
+    path, count = cfg.data.train, cfg.planned_images
     if path is None:
         return Dataset(count, [], None)
     from pipelines.copies import readings
-    from pipelines.sources import open_source
+    from pipelines.datasets import open_training
     from pipelines.sources.classes import describe_classes
 
     if count is not None and not Path(path).exists():
         return Dataset(count, [], None)
-    source = open_source(path, "data.train", columns=cfg.data.columns)
+    source, val = open_training(cfg.data, cfg.seed)
     check_counts(cfg, len(source), len(source.classes))
     return Dataset(
-        len(source) if count is None else count,
+        len(source),
         readings(source, cfg.data, cfg.phases),
         describe_classes(source.classes, source.labels),
+        None if val is None else len(val),
     )

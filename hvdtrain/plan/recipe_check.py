@@ -12,8 +12,7 @@ from hvdtrain.plan.schedules import lr_scale
 PLAIN_SGD_BATCH_LIMIT = 8192
 """Largest batch at which plain SGD kept its accuracy. Source: Goyal et al. 2017, fig. 1."""
 AGC_BATCH = 1024
-"""From this batch on a missing AGC gives a warning. Source: Brock et al. 2021, 4.1: networks without
-batch norm train well unclipped at small batches and become unstable at 2048 to 4096."""
+"""Without AGC there is a warning from this batch on. Source: Brock et al. 2021, 4.1: unstable at 2048."""
 LARGE_BATCH = 1024
 """From this batch on a warmup without effect gives a warning."""
 FEW_UPDATES = 500
@@ -21,8 +20,7 @@ FEW_UPDATES = 500
 SHORT_EPOCH = 20
 """Updates of a short epoch: a smaller batch would give many more."""
 VERY_FEW_UPDATES = 150
-"""Runs with fewer updates give a warning in any case. The three numbers are chosen: the recipes in
-configs/ make 490 updates or more, the demo 276 in epochs of 23."""
+"""Runs with fewer updates give a warning, also from weights. All recipes in configs/ make 490 or more."""
 MUCH_SMOOTHING = 0.5
 """Label smoothing from which the other classes have about as much of the target as the true one.
 Source of the usual 0.1: Szegedy et al. 2015, arXiv 1512.00567, 7."""
@@ -213,14 +211,19 @@ def schedule_unused(cfg: Config, _: Plan) -> str | None:
     return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has its own rate"
 
 
-def few_updates(_: Config, plan: Plan) -> str | None:
+def few_updates(cfg: Config, plan: Plan) -> str | None:
     """Too few updates for any rate to learn much."""
     updates, steps = plan.total_steps, max(epoch.steps for epoch in plan.epochs)
-    if updates >= (FEW_UPDATES if steps < SHORT_EPOCH else VERY_FEW_UPDATES):
+    new = cfg.model.weights is None
+    if updates >= (FEW_UPDATES if new and steps < SHORT_EPOCH else VERY_FEW_UPDATES):
         return None
+    batch = max(epoch.batch_per_worker for epoch in plan.epochs) * updates // FEW_UPDATES
+    smaller = f"a batch_per_worker of {batch} or less, or " if batch >= 8 else ""
     return (
-        f"{updates} updates in all, at most {steps} an epoch, are few for training: use a smaller "
-        "batch_per_worker or more epochs, or start from model.weights"
+        f"{updates} updates in all, at most {steps} an epoch, are few: the rate rises and falls faster "
+        f"than the network learns: use {smaller}"
+        f"{-(-len(plan.epochs) * FEW_UPDATES // updates)} epochs or more"
+        f"{', or start from model.weights' if new else ''}; finetune_small is the recipe for few images"
     )
 
 
@@ -236,7 +239,7 @@ def log_beyond_run(cfg: Config, plan: Plan) -> str | None:
 
 def much_smoothing(cfg: Config, _: Plan) -> str | None:
     """Label smoothing that leaves little of the target to the true class."""
-    smoothing, classes = cfg.train.label_smoothing, cfg.model.num_classes
+    smoothing, classes = cfg.train.label_smoothing, cfg.planned_classes
     if smoothing < MUCH_SMOOTHING:
         return None
     true = f"{1 - smoothing + smoothing / classes:.2g}" if classes else f"{1 - smoothing:g}"

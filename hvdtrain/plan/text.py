@@ -15,14 +15,19 @@ from pipelines.reading import Classes, Reading
 
 
 def plan_text(
-    cfg: Config, plan: Plan, reads: Sequence[Reading] = (), classes: Classes | None = None
+    cfg: Config,
+    plan: Plan,
+    reads: Sequence[Reading] = (),
+    classes: Classes | None = None,
+    held_out: int | None = None,
 ) -> str:
     """A table of phases, the facts of the run, its rates where they change, and warnings.
 
-    `reads`: of a packed dataset, what each phase reads. `classes`: if the dataset was opened.
+    `reads`: of a packed dataset, what each phase reads. `classes`: if the dataset was opened;
+    `held_out`: and if it is split, its images for validation.
     """
     facts = _facts(cfg, plan)
-    facts[2:2] = [] if classes is None else [("classes", classes.text())]
+    facts[2:2] = _split(cfg, held_out) + ([] if classes is None else [("classes", classes.text())])
     facts += [
         (f"epochs {epochs[0].index}-{epochs[-1].index + 1} read", read.text())
         for epochs, read in zip(plan.phases, reads, strict=False)
@@ -36,12 +41,17 @@ def plan_text(
 
 
 def plan_dict(
-    cfg: Config, plan: Plan, reads: Sequence[Reading] = (), classes: Classes | None = None
+    cfg: Config,
+    plan: Plan,
+    reads: Sequence[Reading] = (),
+    classes: Classes | None = None,
+    held_out: int | None = None,
 ) -> dict[str, Any]:
     """The same for programs: one entry per phase, with the rates of its first and last step."""
     return {
         "world_size": plan.world_size,
         "num_samples": plan.num_samples,
+        "held_out": held_out,
         "classes": classes and classes.as_dict(),
         "total_steps": plan.total_steps,
         "warnings": recipe_warnings(cfg, plan),
@@ -89,6 +99,13 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("decayed", _decay(cfg)),
         ("evaluated", _evaluated(cfg)),
     ]
+
+
+def _split(cfg: Config, held_out: int | None) -> list[tuple[str, str]]:
+    if (share := cfg.data.val_share) is None:
+        return []
+    whose = f"{share:g} of each class of data.train, chosen by seed {cfg.seed}"
+    return [("validation", whose if held_out is None else f"{held_out:,} images: {whose}")]
 
 
 def _turns(cfg: Config, plan: Plan) -> list[str]:

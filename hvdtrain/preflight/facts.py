@@ -138,7 +138,7 @@ def of_host(request: Mapping[str, Any]) -> Facts:
             cfg = load_config(request["config"], request["overrides"])
             digest, link_gbit, interface = config_hash(cfg), cfg.comm.link_gbit, cfg.comm.interface
             if request["listing"]:
-                data = tuple(list_images(*named, cfg.data.columns) for named in datasets(cfg))
+                data = tuple(list_images(*named, cfg) for named in datasets(cfg))
             if request["first"]:
                 disk = disk_at(Path(cfg.output), keep=cfg.checkpoint.keep)
         if unknown := [peer for peer in peers if not _is_known(peer)]:

@@ -25,7 +25,8 @@ def config_findings(cfg: Config, facts: Sequence[Facts]) -> Iterator[Finding]:
     train = next((data for data in seen if data.classes), None)
     try:
         with torch.device("meta"):  # no memory
-            build_model(cfg.model, cfg.model.num_classes or (train.classes if train else 0) or 1000)
+            found = train.classes if train else None
+            build_model(cfg.model, cfg.model.num_classes or found or cfg.expected.classes or 1000)
     except HvdtrainError as error:
         yield Finding("model", "model", str(error), "", type(error))
     except (RuntimeError, NotImplementedError):
@@ -33,7 +34,7 @@ def config_findings(cfg: Config, facts: Sequence[Facts]) -> Iterator[Finding]:
     try:
         if train is not None:
             check_counts(cfg, train.count, train.classes)
-        if train is not None or cfg.data.train_size is not None:
+        if train is not None or cfg.planned_images is not None:
             plan = make_plan(cfg, len(facts), train.count if train is not None else None)
             for text in recipe_warnings(cfg, plan):
                 yield Finding("recipe", "recipe", text, "")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 
-from hvdtrain.config.data import Columns
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError
 
@@ -92,15 +91,19 @@ def list_top_folder(key: str, path: str) -> Dataset:
     return Dataset(key, path, None, hashlib.sha256(text).hexdigest()[:12], len(names))
 
 
-def list_images(key: str, path: str, columns: Columns) -> Dataset:
-    """List all images of a dataset; `columns`: those of a list."""
+def list_images(key: str, path: str, cfg: Config) -> Dataset:
+    """List all images of the dataset `key` of `cfg`; of one that is split, those for training."""
     dataset = list_top_folder(key, path)
     if dataset.error is not None:
         return dataset
+    from pipelines.datasets import open_training
     from pipelines.sources import open_source
 
     try:
-        source = open_source(path, key, columns=columns)
+        if key == "data.train":
+            source = open_training(cfg.data, cfg.seed).train
+        else:
+            source = open_source(path, key, columns=cfg.data.columns)
     except HvdtrainError as error:
         return Dataset(key, path, str(error).removeprefix(f"{key}: ").removeprefix(f"{path}: "))
     return Dataset(key, path, None, source.fingerprint[:12], len(source), len(source.classes))
@@ -109,7 +112,7 @@ def list_images(key: str, path: str, columns: Columns) -> Dataset:
 def datasets(cfg: Config) -> Iterator[tuple[str, str]]:
     """Key and path of each dataset of the config."""
     for key, path in (("data.train", cfg.data.train), ("data.val", cfg.data.val)):
-        if path is not None:
+        if isinstance(path, str):
             yield key, path
 
 

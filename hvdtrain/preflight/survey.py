@@ -57,9 +57,8 @@ def survey(
     data: tuple[Dataset, ...] = ()
     reads = None
     if cfg is not None and first_here:
-        columns = cfg.data.columns
         data = tuple(
-            list_images(key, path, columns) if whole else list_top_folder(key, path)
+            list_images(key, path, cfg) if whole else list_top_folder(key, path)
             for key, path in datasets(cfg)
         )
         reads = read_speed(cfg.data.train) if cfg.data.train is not None else None
@@ -103,7 +102,7 @@ def checkpoint_bytes(cfg: Config) -> int | None:
     """
     with contextlib.suppress(HvdtrainError, RuntimeError, NotImplementedError):
         with torch.device("meta"):
-            model = build_model(cfg.model, cfg.model.num_classes or DEFAULT_CLASSES)
+            model = build_model(cfg.model, cfg.planned_classes or DEFAULT_CLASSES)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         averages = 1 if cfg.train.ema_decay is not None else 0

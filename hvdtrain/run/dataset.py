@@ -42,7 +42,7 @@ class RunData:
     fingerprints: dict[str, str]
     images: dict[str, int]
     given: dict[str, str]
-    """`data.train` and `data.val`."""
+    """The paths of `data.train` and `data.val`; if the former is split, that of both."""
     paths: dict[str, str]
     """The same, absolute."""
     accepted: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ def check_data(
     Raises DataError on every rank, with what differs, unless there is no difference or it is to be
     accepted. Every rank must call.
     """
-    given = {"train": cfg.data.train or "", "val": cfg.data.val or ""}
+    given = {"train": cfg.data.train or "", "val": cfg.data.val_path or ""}
     data = RunData(
         loaders.classes,
         loaders.fingerprints,

@@ -17,7 +17,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import model_labels, set_up_evaluation
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.evaluate import evaluate
-from hvdtrain.errors import CheckpointError
+from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.run.guard.numbers import check_evaluation
 from hvdtrain.telemetry.reports import Eval
@@ -40,6 +40,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
     with set_up_evaluation(cfg, comm, classes) as parts:
         plan, loaders, state = parts.plan, parts.loaders, parts.state
         with together(comm):
+            _require_held_out(cfg, meta, loaders.fingerprints["val"])
             load_checkpoint(state, checkpoint, meta, model_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         activity.enter("evaluating")
@@ -78,11 +79,25 @@ def _config(root: Path, meta: Mapping[str, Any], overrides: list[str]) -> Config
         cfg = load_config(file, overrides)
     else:
         cfg = parse_config(yaml.safe_dump(meta["config"]), "the checkpoint's config", overrides)
-    own = not any(override.partition("=")[0].strip() == "data.val" for override in overrides)
+    key = "val" if cfg.data.val_share is None else "train"  # that names the images
+    own = not any(override.partition("=")[0].strip() == f"data.{key}" for override in overrides)
     begun = meta.get("data", {}).get("val", {}).get("path")
-    if cfg.data.val is None or not own or begun is None or not _is_there(begun, cfg.data.val):
+    path = cfg.data.val_path
+    if path is None or not own or begun is None or not _is_there(begun, path):
         return cfg
-    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"val": begun})})
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update={key: begun})})
+
+
+def _require_held_out(cfg: Config, meta: Mapping[str, Any], found: str) -> None:
+    """Raise DataError if `data.val` is a share, but of other images than those that the checkpoint
+    was not trained with. `found`: the fingerprint of the images."""
+    recorded = meta.get("data", {}).get("val", {}).get("fingerprint")
+    if cfg.data.val_share is not None and found != recorded:
+        raise DataError(
+            f"data.val: {cfg.data.val_share:g} of {cfg.data.train} are not the images that this run "
+            "held out, so it may have been trained with them: evaluate with the data.val, seed and "
+            "images of the run, or name other images with data.val=DIR"
+        )
 
 
 def _is_there(begun: str, val: str) -> bool:

@@ -30,7 +30,7 @@ def worker_speed(cfg: Config, given: GivenSpeed) -> Calibration:
     Raises ConfigError unless exactly one way is given, and ResourceError for another file.
     """
     group_bytes = cfg.comm.group_bytes
-    model, classes = cfg.model.name, cfg.model.num_classes or 1000
+    model, classes = cfg.model.name, cfg.planned_classes or 1000
     step_ms, image_size, batch = given.step_ms, given.image_size, given.batch
     if given.calibration is not None:
         if any(value is not None for value in (step_ms, image_size, batch)):

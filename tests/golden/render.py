@@ -22,6 +22,7 @@ WORLD_SIZES = {
     "cifar10_onecycle": 1,
     "cifar10_quick": 2,
     "demo_digits": 2,
+    "finetune_small": 1,
     "imagenet_nfnet_f0": 128,
     "imagenet_resnet50_diux_16": 128,
     "imagenet_resnet50_diux_4": 32,
@@ -36,8 +37,8 @@ WORLD_SIZES = {
     "imagenet_resnet50_nvidia_90": 8,
 }
 """Number of ranks of the published run."""
-NUM_IMAGES = {"cifar10_quick": 50000, "demo_digits": 1437}
-"""Number of training images, for configs without `data.train_size`."""
+NUM_IMAGES = {"cifar10_quick": 50000, "demo_digits": 1437, "finetune_small": 1600}
+"""Number of training images, for configs without `expected.images`."""
 
 
 def render(name: str) -> str:

@@ -54,6 +54,7 @@ MORE: dict[str, list[Any]] = {
 }
 """Free text, lists, and forms of a value that the schema gives no ends for."""
 ENDS: dict[str, tuple[Any, Any]] = {
+    "data.val": (0.25, 0.5),  # of 4 images of each class
     "data.train_size": (1, 8),  # the images that there are
     "model.num_classes": (1, 2),  # the classes that there are
     "phases.0.epochs": (1, 2),  # time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,33 @@ def test_columns_of_lists_are_text_as_it_is_typed(tmp_path):
             with pytest.raises(ConfigError) as error:
                 load_config(tmp_path / "c.yaml", [text])
             assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("0.2", 0.2),
+        (".25", 0.25),
+        ("2e-1", 0.2),
+        ("./0.2", "./0.2"),
+        ("'0.2'", "0.2"),
+        ("0.2x", "0.2x"),
+        ("null", None),
+        ("a: b", "a: b"),
+    ],
+)
+def test_validation_images_are_a_path_or_a_share(typed: str, value: object) -> None:
+    cfg = parse_config("phases: [{epochs: 1}]", overrides=[f"data.val={typed}"])
+    assert cfg.data.val == value
+    assert parse_config(f"{{phases: [{{epochs: 1}}], data: {{val: {json.dumps(value)}}}}}") == cfg
+
+
+@pytest.mark.parametrize("share", ["0", "1", "1.5", "-0.2", "20"])
+def test_a_share_of_all_or_nothing_is_refused(share: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config("phases: [{epochs: 1}]", overrides=[f"data.val={share}"])
+    number = float(share)
+    assert str(error.value) == (
+        f"command line: data.val={share}: data.val: expected a path, or the share of data.train to "
+        f"hold out, above 0 and below 1, found {number}; a folder of that name is ./{share}"
+    )

@@ -47,9 +47,17 @@ def make_loaders() -> Iterator[MakeLoaders]:
     made: list[Loaders] = []
 
     def make(
-        train: Path | None, val: Path | None = None, *, rank: int = 0, size: int = 1, **data: object
+        train: Path | None,
+        val: Path | float | None = None,
+        *,
+        rank: int = 0,
+        size: int = 1,
+        **data: object,
     ) -> Loaders:
-        paths = {"train": train and str(train), "val": val and str(val)}
+        paths = {
+            "train": train and str(train),
+            "val": str(val) if isinstance(val, Path | str) else val,
+        }
         config = Data.model_validate({**paths, "decode_threads": 1, **data})
         device = torch.device("cpu")
         made.append(Loaders(config, seed=5, rank=rank, world_size=size, device=device))

@@ -104,7 +104,7 @@ def test_a_validation_set_is_matched_by_name(tmp_path):
     train = tree(tmp_path / "t", ant=2, bee=2, cat=2)
     table = tmp_path / "v.csv"
     table.write_text("t/cat/0.jpg,cat\nt/ant/0.jpg,ant\nt/cat/1.jpg,cat\n")
-    found = open_datasets(Data(train=train, val=str(table)), None)
+    found = open_datasets(Data(train=train, val=str(table)), None, seed=0)
     assert found.classes == found.sources["val"].classes == ["ant", "bee", "cat"]
     assert found.sources["val"].labels.tolist() == [2, 0, 2]
     assert found.warnings == [f"data.val: {table}: has no images of 1 of 3 classes: bee"]
@@ -113,7 +113,7 @@ def test_a_validation_set_is_matched_by_name(tmp_path):
 def test_a_class_that_only_the_validation_set_has_is_refused(tmp_path):
     train, val = tree(tmp_path / "t", ant=1, bee=1), tree(tmp_path / "v", ant=1, wasp=1)
     with pytest.raises(DataError) as error:
-        open_datasets(Data(train=train, val=val), None)
+        open_datasets(Data(train=train, val=val), None, seed=0)
     assert str(error.value) == (
         f"data.val: {val}: classes differ from data.train: missing bee; extra wasp"
     )
@@ -122,7 +122,7 @@ def test_a_class_that_only_the_validation_set_has_is_refused(tmp_path):
 def test_both_unicode_forms_of_a_name_are_one_class(tmp_path):
     train = folders(tmp_path / "t", {CAFE: 1, "zoo": 1})
     val = folders(tmp_path / "v", {IN_TWO_PARTS: 1, "zoo": 1})
-    found = open_datasets(Data(train=train, val=val), None)
+    found = open_datasets(Data(train=train, val=val), None, seed=0)
     assert found.sources["val"].classes == [CAFE, "zoo"]
     assert labelled(found.sources["val"], val)[f"{IN_TWO_PARTS}/0.jpg"] == CAFE
 
@@ -135,10 +135,10 @@ def test_a_dataset_with_both_forms_of_a_name_is_refused(tmp_path):
 
 def test_the_order_of_a_checkpoint_is_kept(tmp_path):
     root = tree(tmp_path, **{str(k): 1 for k in range(11)})
-    old = open_datasets(Data(train=root), [])  # of a version that did not record the names
+    old = open_datasets(Data(train=root), [], seed=0)  # of a version that did not record the names
     assert old.classes == ImageFolder(root, "data.train").classes
     backwards = [str(k) for k in reversed(range(11))]
-    found = open_datasets(Data(train=root), backwards)
+    found = open_datasets(Data(train=root), backwards, seed=0)
     assert found.classes == found.sources["train"].classes == backwards
     assert labelled(found.sources["train"], root) == labelled(old.sources["train"], root)
     assert found.fingerprints == old.fingerprints
@@ -155,7 +155,7 @@ def test_the_order_of_a_checkpoint_is_kept(tmp_path):
 def test_other_classes_than_the_checkpoint_has_are_refused(tmp_path, classes, text):
     root = tree(tmp_path, ant=1, bee=1)
     with pytest.raises(DataError) as error:
-        open_datasets(Data(train=root), classes)
+        open_datasets(Data(train=root), classes, seed=0)
     assert str(error.value) == (
         f"data.train: {root}: classes differ from those the checkpoint was trained with: {text}"
     )

@@ -71,6 +71,8 @@ def test_the_text_names_what_the_optimizer_has(optimizer: str, more: str, fact: 
         ("data.train_size=1281167", "data.train_size: the config says 1281167, {} has 22"),
         ("model.num_classes=2", None),
         ("data.train_size=22", None),
+        ("expected.images=1281167", None),
+        ("expected.classes=1000", None),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "doctor"])
@@ -97,6 +99,27 @@ def test_another_dataset_than_the_config_says(
         assert line.format(train) in out.out + out.err
     else:
         assert "the config says" not in out.out + out.err
+
+
+RECIPE = "configs/imagenet_resnet50_goyal_32x8.yaml"
+
+
+def test_a_published_recipe_takes_another_dataset(
+    small_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    settings = ["data.val=0.2", "phases.0.batch_per_worker=4"]
+    for path, fact in ((f"{small_root}/train", "18 an epoch"), ("not/here", "1,281,167 an epoch")):
+        monkeypatch.setattr(
+            "sys.argv", ["hvdtrain", "plan", RECIPE, f"data.train={path}", *settings]
+        )
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        out = capsys.readouterr().out
+        assert fact in out
+        held = "4 images: " if "18" in fact else ""
+        assert f"  {held}0.2 of each class of data.train, chosen by seed 0\n" in out
 
 
 def test_plan_and_help_import_neither_torch_nor_horovod_nor_dali() -> None:

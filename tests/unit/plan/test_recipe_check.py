@@ -70,7 +70,8 @@ BROKEN = [
         GOYAL,
         8,
         ["data.train_size=4000", "lr.warmup_epochs=0", "phases.0.epochs=10", "lr.milestones=[5]"],
-        "^160 updates in all, at most 16 an epoch, are few",
+        "^160 updates in all, at most 16 an epoch, are few: .* use a batch_per_worker of 10 or less, "
+        "or 32 epochs or more, or start from model.weights; finetune_small is",
     ),
     ("log_beyond_run", GOYAL, 8, ["train.log_every=1000000"], "than the 450,?450 updates"),
     (
@@ -173,6 +174,15 @@ def test_when_updates_are_few(images: int, epochs: int, batch: int, warned: bool
     cfg = parse_config(f"phases: [{{epochs: {epochs}, batch_per_worker: {batch}}}]")
     text = recipe_check.few_updates(cfg, make_plan(cfg, 1, images))
     assert (text is not None) == warned
+
+
+def test_few_updates_from_weights_are_enough() -> None:
+    text = "{{phases: [{{epochs: {}, batch_per_worker: 32}}], model: {{weights: w.pt}}}}"
+    enough, few = parse_config(text.format(20)), parse_config(text.format(10))
+    assert recipe_check.few_updates(enough, make_plan(enough, 1, 300)) is None
+    found = recipe_check.few_updates(few, make_plan(few, 1, 300))
+    assert found is not None
+    assert "model.weights" not in found
 
 
 @pytest.mark.parametrize(

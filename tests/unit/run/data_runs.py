@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from PIL import Image
 
 from hvdtrain.comm.ranks import Solo
@@ -34,6 +35,12 @@ def config(root: Path, epochs: int = 1, more: str = "") -> Config:
         "lr: {base: 0.01, warmup: none, schedule: constant}\ntrain: {log_every: 1}\n"
         f"phases: [{{epochs: {epochs}, image_size: 16, batch_per_worker: 4}}]\n"
     )
+
+
+def split_config(root: Path, epochs: int = 1, *settings: str) -> Config:
+    """The same for a third of the training images held out."""
+    text = yaml.safe_dump(config(root, epochs).model_dump())
+    return parse_config(text, overrides=["data.val=0.34", *settings])
 
 
 def resume(work: Path, *, accept: bool = False, epochs: int = 2) -> dict[str, Any]:
