@@ -23,6 +23,12 @@ STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
 
 
+def _ended_with_this_process(program: str) -> list[str]:
+    """The words before `program` that let it get SIGTERM when this process ends, even if killed."""
+    setpriv = shutil.which("setpriv")  # of util-linux
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv and shutil.which(program) else []
+
+
 def run_job(
     command: Sequence[str], env: Mapping[str, str], checkpoint_signal: signal.Signals
 ) -> int:
@@ -57,7 +63,11 @@ def run_job(
     try:
         # A terminal sends Ctrl-C to its whole foreground group, and mpirun would end at once. In a
         # batch job the group stays as it is, because Slurm may track processes by it.
-        child = subprocess.Popen(command, env=env, start_new_session=sys.stdin.isatty())
+        child = subprocess.Popen(
+            [*_ended_with_this_process(command[0]), *command],
+            env=env,
+            start_new_session=sys.stdin.isatty(),
+        )
         for number in waiting[:1]:
             pass_on(number, None)
         code = child.wait()

@@ -93,7 +93,9 @@ def test_a_signal_to_the_command(
 ) -> None:
     job = start(COMMANDS[launcher], config, jobs)
     everyone = psutil.Process(job.pid).children(recursive=True)
-    if launcher == "horovodrun":  # it becomes a shell that waits for mpirun; a terminal signals both
+    if (
+        launcher == "horovodrun"
+    ):  # it becomes a shell that waits for mpirun; a terminal signals both
         os.killpg(job.pid, number)
     else:
         job.send_signal(number)
