@@ -251,7 +251,7 @@ def _scan_text(report: ScanReport) -> str:
     classes = (
         f"{len(counts):,} classes ({min(counts.values()):,} to {max(counts.values()):,} in a class)"
         if counts
-        else "no classes (a folder without labels: it can be scanned, not trained on)"
+        else "no classes (to train on them, put them into one folder per class, or write a list)"
     )
     lines = [
         f"{printable(report.path)}: {report.images:,} images of {classes}, "
@@ -262,7 +262,7 @@ def _scan_text(report: ScanReport) -> str:
         f" ({report.conflicts} sets with different labels)",
         f"  bad         {len(report.bad):,}",
         *(f"    {printable(bad.name)}: {printable(bad.reason)}" for bad in report.bad),
-        f"  manifest    {report.manifest}",
+        f"  manifest    {report.manifest or 'none: only a dataset with labels is checked against one'}",
         *([f"  {report.left_out.text()}"] if report.left_out else []),
     ]
     return "\n".join(lines)

@@ -10,17 +10,47 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from hvdtrain.errors import Preempted, ResourceError
 from hvdtrain.signals import REPEAT_S, stopping_signals
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
+COPY_S = 5.0
+"""Time for the last output after the command has ended; a process it left behind may keep it open."""
+
+
+def _ended_with_this_process(program: str) -> list[str]:
+    """The words before `program` that let it get SIGTERM when this process ends, even if killed."""
+    setpriv = shutil.which("setpriv")  # of util-linux
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv and shutil.which(program) else []
+
+
+def _copied(source: IO[bytes] | None, target: int) -> threading.Thread:
+    """A thread that copies `source` to a descriptor, and reads on when nobody reads that any more.
+
+    mpirun would abort when it cannot write.
+    """
+
+    def copy() -> None:
+        broken = False
+        with source or contextlib.nullcontext():
+            while source is not None and (text := os.read(source.fileno(), 1 << 16)):
+                while text and not broken:
+                    try:
+                        text = text[os.write(target, text) :]
+                    except OSError:
+                        broken = True
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    return thread
 
 
 def run_job(
@@ -57,10 +87,19 @@ def run_job(
     try:
         # A terminal sends Ctrl-C to its whole foreground group, and mpirun would end at once. In a
         # batch job the group stays as it is, because Slurm may track processes by it.
-        child = subprocess.Popen(command, env=env, start_new_session=sys.stdin.isatty())
+        child = subprocess.Popen(
+            [*_ended_with_this_process(command[0]), *command],
+            env=env,
+            start_new_session=sys.stdin.isatty(),
+            stdout=None if sys.stdout.isatty() else subprocess.PIPE,
+            stderr=None if sys.stderr.isatty() else subprocess.PIPE,
+        )
+        copies = [_copied(child.stdout, 1), _copied(child.stderr, 2)]
         for number in waiting[:1]:
             pass_on(number, None)
         code = child.wait()
+        for copy in copies:
+            copy.join(COPY_S)
         stopped = (folder / "stopped").exists()
     except OSError as error:
         raise ResourceError(f"{command[0]}: cannot be started: {error.strerror}") from None

@@ -31,6 +31,8 @@ def whole(values: Event, key: str) -> int | None:
 def read_lines(path: Path) -> tuple[list[Event], int]:
     """The objects of a file of JSON lines, and the number of damaged lines."""
     objects, damaged = [], 0
+    if path.exists() and not path.is_file():  # a device or pipe may never end
+        return [], 0
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -40,9 +40,10 @@ from hvdtrain.run.dataset import (
     classes_of,
     recorded_data,
 )
-from hvdtrain.run.directory import discarded_if_unused, run_directory
+from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.numbers import Skips
+from hvdtrain.run.lock import RunLock
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
 from hvdtrain.telemetry.reports import Note
@@ -71,6 +72,8 @@ class Run:
     """The host of every rank."""
     data: RunData
     writer: DatasetWriter
+    lock: RunLock | None = None
+    """On rank 0: no other job uses the directory."""
     begun: bool = False
     """Whether this attempt has had its first batch; until then the pipelines are filling."""
     skips: Skips = field(default_factory=Skips)
@@ -83,6 +86,8 @@ class Run:
             self.sinks.write(Note(f"warning: {self.writer.fault}"))
         self.loaders.close()
         self.sinks.close()
+        if self.lock is not None:
+            self.lock.release()
 
 
 def prepare(
@@ -93,12 +98,13 @@ def prepare(
     `accept_changes`: go on with other images than the run began with. An error on any rank is
     raised on all of them.
     """
-    paths, resumed = run_directory(cfg, comm, resume, run_dir)
-    with discarded_if_unused(paths, comm):
-        return _prepare(cfg, comm, paths, resumed, accept_changes)
+    directory = run_directory(cfg, comm, resume, run_dir)
+    with discarded_if_unused(directory):
+        return _prepare(cfg, comm, directory, accept_changes)
 
 
-def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_changes: bool) -> Run:
+def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool) -> Run:
+    paths = directory.paths
     activity.enter("checking hosts and datasets")
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
     findings = judge(facts) if facts else []
@@ -120,11 +126,22 @@ def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_cha
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     writer = DatasetWriter(paths.dataset, parts.loaders, data)
     run = Run(
-        cfg, comm, paths, parts.plan, parts.loaders, sinks, parts.state, bad, hosts, data, writer
+        cfg,
+        comm,
+        paths,
+        parts.plan,
+        parts.loaders,
+        sinks,
+        parts.state,
+        bad,
+        hosts,
+        data,
+        writer,
+        lock=directory.lock,
     )
     with contextlib.ExitStack() as on_error:
         on_error.callback(run.close)
-        notes = [f"warning: {finding}" for finding in findings]
+        notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
         if comm.size > 1:
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
         if comm.size > 1 and facts:
@@ -132,7 +149,7 @@ def _prepare(cfg: Config, comm: Comm, paths: RunPaths, resumed: bool, accept_cha
         for text in notes:
             sinks.write(Note(text))
         activity.enter("looking for a checkpoint")
-        restore(run, must=resumed)
+        restore(run, must=directory.must_resume)
         if comm.rank == 0:
             writer.start(resumed=recorded is not None)
             _describe(run)

@@ -25,7 +25,7 @@ def images(tmp_path: Path) -> Path:
     bad_files.write({**SOUND, **SILENT, **BAD}, root / "files")
     bad_files.write_on_disk(root / "files")
     plain = bad_files.write({"0": Kind(bad_files.jpeg)}, root / "plain")["0"]
-    for k in range(1, COUNT - len(list((root / "files").iterdir()))):
+    for k in range(1, COUNT - len({**SOUND, **SILENT, **BAD}) - len(ON_DISK)):
         os.link(plain, root / "plain" / f"{k}.jpg")
     return root
 

@@ -33,10 +33,10 @@ def test_word_for_word(reader: Path) -> None:
     printed = [command.words for command in commands(PAGE)]
     train, both = (
         next(words for words in printed if " ".join(words).startswith(begin))
-        for begin in ("hvdtrain train", "mpirun -np 2 hvdtrain train")
+        for begin in ("hvdtrain train", "hvdtrain launch --hosts localhost:2 -- train")
     )
     [evaluate] = (words for words in printed if words[:2] == ("hvdtrain", "eval"))
-    for words in (train, ("mpirun", "--oversubscribe", *both[1:])):
+    for words in (train, both):
         done = run(words, cwd=reader)
         assert done.returncode == 0, (words, done.stdout, done.stderr[-2000:])
     runs = sorted((reader / "runs").iterdir())

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hvdtrain.errors import ResourceError
@@ -176,3 +177,19 @@ def test_it_needs_no_torch() -> None:
         python(code), env=environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_the_command_ends_when_this_process_is_killed(tmp_path: Path) -> None:
+    code = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(100)"
+    outer = (
+        "import os, signal, sys; from hvdtrain.launch.job import run_job; "
+        f"run_job([sys.executable, '-c', {code!r}], os.environ, signal.SIGUSR1)"
+    )
+    with subprocess.Popen(
+        python(outer), env=environment(), stdout=subprocess.PIPE, text=True
+    ) as job:
+        assert job.stdout is not None
+        child = psutil.Process(int(job.stdout.readline()))
+        job.kill()
+    psutil.wait_procs([child], timeout=60)
+    assert not child.is_running()

@@ -194,4 +194,4 @@ def test_a_full_disk_does_not_lose_the_report(run, folder, tmp_path, monkeypatch
 def test_a_folder_without_labels_is_scanned(run, folder):
     code, out, _err = run("data", "scan", folder / "ant")
     assert code == 0
-    assert "7 images of no classes (a folder without labels: " in out
+    assert "7 images of no classes (to train on them, " in out

@@ -1,0 +1,126 @@
+"""Which directory a run writes to, and that no two jobs write to one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
+from hvdtrain.errors import ResourceError
+from hvdtrain.run import lock
+from hvdtrain.run.directory import discarded_if_unused, run_directory
+from hvdtrain.run.lock import RunLock
+from tests.launch import environment
+
+HOLDER = """
+import sys
+from pathlib import Path
+from hvdtrain.run.lock import RunLock
+held = RunLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def config(output: Path) -> Config:
+    return parse_config(f"name: t\noutput: {output}\nphases: [{{epochs: 1, batch_per_worker: 4}}]")
+
+
+def test_runs_of_one_name_in_the_same_second_have_directories_of_their_own(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: run_directory(cfg, Solo(), "never", None), range(16)))
+    assert len({directory.paths.root for directory in found}) == 16
+    assert all(directory.made for directory in found)
+
+
+@pytest.mark.parametrize("end", ["by itself", "killed"])
+def test_a_second_job_is_refused_until_the_first_has_ended(tmp_path: Path, end: str) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        env=environment({"SLURM_JOB_ID": "17"}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ResourceError) as error:
+        run_directory(config(tmp_path), Solo(), "never", tmp_path)
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path}: in use by another job (host ")
+    assert f"process {holder.pid}, Slurm job 17, since 2" in text
+    assert "\n" not in text
+    if end == "killed":
+        holder.kill()
+    holder.communicate("\n" if end == "by itself" else None)
+    directory = run_directory(config(tmp_path), Solo(), "never", tmp_path)
+    assert directory.lock is not None
+    directory.lock.release()
+    directory.lock.release()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    RunLock(tmp_path).release()
+
+
+def test_a_lock_file_never_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to("../other")
+    with pytest.raises(ResourceError, match="Too many levels of symbolic links"):
+        run_directory(config(tmp_path), Solo(), "never", tmp_path / "run")
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+def test_only_a_directory_of_this_attempt_is_removed_after_an_error(tmp_path: Path) -> None:
+    def fail(run_dir: Path | None) -> Path:
+        directory = run_directory(config(tmp_path), Solo(), "never", run_dir)
+        (directory.paths.root / "events.jsonl").write_text("{}\n")
+        with pytest.raises(KeyError), discarded_if_unused(directory):
+            raise KeyError
+        return directory.paths.root
+
+    assert not fail(None).exists()
+    (tmp_path / "there").mkdir()
+    assert fail(tmp_path / "there").exists()
+    made = run_directory(config(tmp_path), Solo(), "never", None)
+    (made.paths.checkpoints / "e0001-s0000000000").mkdir(parents=True)
+    (made.paths.checkpoints / "e0001-s0000000000/meta.json").write_text("{}")
+    with pytest.raises(KeyError), discarded_if_unused(made):
+        raise KeyError
+    assert made.paths.root.exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "name: t\nold_key: 1\n", "\0"])
+def test_auto_passes_over_a_run_that_it_cannot_read(tmp_path: Path, text: str | None) -> None:
+    broken = tmp_path / "t-20260101-000000"
+    (broken / "checkpoints/e0001-s0000000000").mkdir(parents=True)
+    (broken / "checkpoints/e0001-s0000000000/meta.json").write_text(json.dumps({}))
+    if text is not None:
+        (broken / "config.yaml").write_text(text)
+    directory = run_directory(config(tmp_path), Solo(), "auto", None)
+    assert directory.paths.root != broken
+    assert not directory.must_resume
+    [note] = directory.notes
+    assert note.startswith(f"--resume auto passes over {broken}: ")
+    assert "\n" not in note
+
+
+def test_a_run_directory_with_checkpoints_is_never_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/e0001-s0000000000").mkdir(parents=True)
+    (tmp_path / "checkpoints/e0001-s0000000000/meta.json").write_text("damaged")
+    assert run_directory(config(tmp_path), Solo(), "auto", tmp_path).must_resume
+    assert not run_directory(config(tmp_path), Solo(), "auto", tmp_path / "new").must_resume
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
