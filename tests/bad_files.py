@@ -170,7 +170,7 @@ BAD = {
     "no_end_marker": Kind(lambda: jpeg()[:-2], "truncated"),
     "lossless_jpeg": Kind(lambda: jpeg().replace(b"\xff\xc0", b"\xff\xc3", 1), "decode"),
     "flipped_codes": Kind(lambda: flipped(jpeg(), jpeg().index(b"\xff\xc4") + 6, 10), "decode"),
-    "png_cut_in_half": Kind(lambda: png()[: len(png()) // 2], "decode", suffix=".png"),
+    "png_cut_in_half": Kind(lambda: png()[: len(png()) // 2], "truncated", suffix=".png"),
     "png_flipped": Kind(lambda: flipped(png(), 60, 8), "decode", suffix=".png"),
     "webp_cut": Kind(
         lambda: encode(picture(), "WEBP", lossless=True)[:200], "header", suffix=".webp"

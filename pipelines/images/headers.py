@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -39,7 +40,7 @@ def image_size(encoded: np.ndarray) -> tuple[int, int]:
     """(height, width) in pixels of an encoded image, [bytes] uint8.
 
     Raises HeaderError if it is no image of a known format, has no pixels or more than
-    `MAX_PIXELS`, or is a JPEG without its end.
+    `MAX_PIXELS`, or is a JPEG or PNG without its end, or a PNG with a wrong checksum.
     """
     if not len(encoded):
         raise HeaderError("empty", "an empty file")
@@ -92,19 +93,30 @@ def _require_end(data: memoryview, frame: int) -> None:
 
 
 def _png_size(data: memoryview) -> tuple[int, int]:
-    """Walk the chunks to find an orientation, which may come after the pixels.
+    """Walk the chunks to the end, for an orientation, which may come after the pixels, and checksums.
 
-    Source: W3C PNG, third edition, sections 5 and 11.3.
+    DALI's decoders may crash at a damaged PNG instead of refusing it. Source: W3C PNG, third
+    edition, sections 5 and 11.3.
     """
     width, height = struct.unpack_from(">II", data, 16)
-    place, end = 8, len(data)
-    while place + 8 <= end:
+    if not 0 < height * width <= MAX_PIXELS:
+        return height, width  # which the caller refuses
+    place, end, turned = 8, len(data), False
+    while place + 12 <= end:
         (length,) = struct.unpack_from(">I", data, place)
-        if bytes(data[place + 4 : place + 8]) == b"eXIf":
-            turned = _orientation(data[place + 8 : place + 8 + length]) in _QUARTER_TURNS
+        name, after = bytes(data[place + 4 : place + 8]), place + 12 + length
+        if after > end:
+            break
+        critical = name[:1].isupper()
+        (checksum,) = struct.unpack_from(">I", data, after - 4)
+        if critical and zlib.crc32(data[place + 4 : after - 4]) != checksum:
+            raise HeaderError("decode", f"damaged PNG: checksum of {name!r} at byte {place}")
+        if name == b"IEND":
             return (width, height) if turned else (height, width)
-        place += 12 + length
-    return height, width
+        if name == b"eXIf":
+            turned = _orientation(data[place + 8 : place + 8 + length]) in _QUARTER_TURNS
+        place = after
+    raise HeaderError("truncated", "truncated PNG: no end chunk")
 
 
 def _orientation(tiff: memoryview) -> int:

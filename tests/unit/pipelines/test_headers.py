@@ -10,6 +10,7 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
 from pipelines.images.headers import image_size
+from tests import bad_files
 from tests.unit.pipelines.samples import photograph
 
 FORMATS = {
@@ -93,3 +94,22 @@ def test_damage_anywhere_in_a_header_gives_a_size_or_a_reason():
                 continue
             assert height > 0
             assert width > 0
+
+
+def test_a_damaged_png_never_reaches_the_decoder():
+    whole = bad_files.png()
+    assert image_size(np.frombuffer(whole, np.uint8)) == (bad_files.HEIGHT, bad_files.WIDTH)
+    assert image_size(np.frombuffer(whole + b"more", np.uint8)) == (
+        bad_files.HEIGHT,
+        bad_files.WIDTH,
+    )
+    end = whole.index(b"IEND")
+    for cut in range(34, end + 8):
+        with pytest.raises(ValueError, match="PNG"):
+            image_size(np.frombuffer(whole[:cut], np.uint8))
+    pixels = whole.index(b"IDAT")
+    for place in range(pixels + 4, end - 4):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        with pytest.raises(ValueError, match=r"damaged PNG: checksum of b'IDAT' at byte \d+"):
+            image_size(np.frombuffer(damaged, np.uint8))
