@@ -172,8 +172,7 @@ def _separator(sample: list[str], kind: str) -> str | None:
     """
     lines = [line for line in sample if line.strip()]
     before = [line.strip().rsplit(maxsplit=1)[0] for line in lines]
-    if kind == ".txt" and before and all(map(_is_file, before[1:] or before)):
-        return None  # the first line may be a header
+    words = kind == ".txt" and before and all(map(_is_file, before[1:] or before))
     usual = {".tsv": "\t", ".csv": ","}.get(kind)
     best, choice = (0, 0, False), usual
     for separator in _SEPARATORS:
@@ -187,7 +186,8 @@ def _separator(sample: list[str], kind: str) -> str | None:
         files = sum(any(_is_file(cell.strip()) for cell in row) for row in rows)
         if (score := (2 if len(widths) == 1 else 1, files, separator == usual)) > best:
             best, choice = score, separator
-    return choice
+    # The first line may be a header.
+    return None if words and best[:2] < (2, max(1, len(lines) - 1)) else choice
 
 
 def _is_file(text: str) -> bool:

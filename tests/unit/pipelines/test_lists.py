@@ -276,3 +276,14 @@ def test_a_decomposed_name_without_ending_is_the_composed_file(tmp_path):
     (tmp_path / "list.csv").write_text("path,label\ne\u0301,ant\n", encoding="utf-8")
     source = open_source(str(tmp_path / "list.csv"), "data.train")
     assert source.name(0) == str(tmp_path / "\u00e9.jpg")
+
+
+def test_a_txt_whose_first_label_stands_in_quotes(tmp_path):
+    for name in ("a 1.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "l.txt").write_text('a 1.jpg\t"the ""q"""\nb.jpg\tant\n')
+    source = open_source(str(tmp_path / "l.txt"), "data.train")
+    assert [source.classes[label] for label in source.labels] == ['the "q"', "ant"]
+    (tmp_path / "l.txt").write_text("a 1.jpg the\nb.jpg ant\n")
+    source = open_source(str(tmp_path / "l.txt"), "data.train")
+    assert [source.classes[label] for label in source.labels] == ["the", "ant"]
