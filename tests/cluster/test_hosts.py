@@ -108,7 +108,8 @@ def test_unmounted_dataset_full_disk_another_version(
     lines = [line for line in done.stderr.splitlines() if line.startswith("hvdtrain: error: ")]
     assert done.returncode == 5, done.stderr
     assert [line.removeprefix("hvdtrain: error: ") for line in lines[:2]] == reported[:2]
-    assert f"node0: {disk}: 0.1 MB free, one checkpoint needs 1.1 MB" in lines[2]
+    assert f"node0: {disk}/small-" in lines[2]
+    assert ": 0.1 MB free, one checkpoint needs 1.1 MB" in lines[2]
     assert not list(disk.glob("*"))
 
 
