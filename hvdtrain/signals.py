@@ -20,8 +20,6 @@ PARENT = os.getppid()
 """The process that started this one."""
 MPI_STARTERS = ("mpirun", "mpiexec", "orte", "prte")
 """How the names of Open MPI's programs that start ranks begin: orted, orterun_wrapper, prterun, …"""
-LISTEN_S = 0.5
-"""How often the thread that waits for mpirun's notice looks whether it is still needed."""
 
 
 def parent_gone() -> bool:
@@ -36,11 +34,12 @@ def stopping_signals() -> tuple[signal.Signals, ...]:
 
 
 def expect_notice() -> None:
-    """Keep SIGCONT for `StopSignals` if mpirun started this process; call it before other threads start.
+    """Keep SIGCONT for `wait_for_notice` if mpirun started this process; call it before other threads
+    start.
 
-    When mpirun is interrupted, or another rank has failed, it sends SIGCONT at once, SIGTERM after
-    `odls_base_sigkill_timeout`, 1 s by default, and SIGKILL after as long again. So its SIGCONT is
-    the earliest notice of a stop. A process that was suspended goes on at SIGCONT as ever.
+    When another rank has failed, mpirun sends SIGCONT at once, SIGTERM after
+    `odls_base_sigkill_timeout`, 1 s by default, and SIGKILL after as long again. In training it is no
+    notice: mpirun also passes on the SIGCONT of a job that was suspended.
     """
     with contextlib.suppress(OSError):
         if Path(f"/proc/{PARENT}/comm").read_text().startswith(MPI_STARTERS):
@@ -71,7 +70,6 @@ def _is_notice(found: signal.struct_siginfo | None) -> bool:
 class StopSignals:
     """While active, SIGTERM, SIGUSR1, SIGINT or SIGHUP sets `requested`; a later second one kills.
 
-    So does SIGCONT from mpirun, after `expect_notice`; the signal that follows it is no second one.
     In a thread that is not the main one it does nothing: only the main thread can handle signals.
     """
 
@@ -79,17 +77,13 @@ class StopSignals:
         self.requested = False
         self._first_s: float | None = None
         self._before: dict[signal.Signals, Any] = {}
-        self._ended = threading.Event()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             self._before = {n: signal.signal(n, self._note) for n in stopping_signals()}
-            if _expects_notice():
-                threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -100,11 +94,6 @@ class StopSignals:
         elif now - self._first_s > REPEAT_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-
-    def _listen(self) -> None:
-        while not self._ended.is_set():
-            if _is_notice(signal.sigtimedwait([signal.SIGCONT], LISTEN_S)):
-                self.requested = True
 
 
 def ignore_repeats() -> None:

@@ -37,6 +37,9 @@ def _overridden(source: Source, overrides: list[str] | None) -> Config:
     return _validate(source)
 
 
+MAX_EXTENDS = 32
+
+
 def _read_extended(path: Path, children: tuple[Path, ...]) -> Source:
     source = read_yaml(path)
     parent = source.data.pop("extends", None)
@@ -45,10 +48,16 @@ def _read_extended(path: Path, children: tuple[Path, ...]) -> Source:
     where = source.marks.pop(("extends",))
     if not isinstance(parent, str):
         raise ConfigError(f"{where}: extends: expected the name of one YAML file")
-    resolved = (path.parent / parent).resolve()
+    if len(children) >= MAX_EXTENDS:
+        raise ConfigError(f"{where}: extends: more than {MAX_EXTENDS} files that extend each other")
+    try:
+        resolved = (path.parent / parent).resolve()
+        found = resolved.is_file()
+    except (OSError, ValueError):  # a name that is too long, or with a NUL in it
+        raise ConfigError(f"{where}: extends: no file can have that name") from None
     if resolved in (*children, path.resolve()):
         raise ConfigError(f"{where}: extends: {parent} extends itself")
-    if not resolved.is_file():
+    if not found:
         raise ConfigError(f"{where}: extends: no such file: {resolved}")
     base = _read_extended(resolved, (*children, path.resolve()))
     base.merge(source)

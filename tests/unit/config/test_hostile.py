@@ -128,3 +128,15 @@ def test_a_tilde_is_the_home_folder(config: Path, monkeypatch: pytest.MonkeyPatc
     cfg = load_config(config, ["data.train=~/x", "output=~/runs", "model.weights=~/w.pt"])
     assert (cfg.data.train, cfg.output) == ("/home/me/x", "/home/me/runs")
     assert cfg.model.weights == "/home/me/w.pt"
+
+
+@pytest.mark.parametrize("name", ['"\\0"', "a" * 5000, "c0.yaml"])
+def test_extends_that_cannot_be_followed_is_one_line(tmp_path: Path, name: str) -> None:
+    for k in range(50):
+        (tmp_path / f"c{k}.yaml").write_text(f"extends: c{k + 1}.yaml\n")
+    (tmp_path / "a.yaml").write_text(f"extends: {name}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "a.yaml")
+    assert "extends: " in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
