@@ -49,6 +49,8 @@ def run_directory(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) ->
                 own = _choose_directory(cfg, resume, run_dir)
                 own.lock = RunLock(own.paths.root)
             except OSError as error:
+                if own.made:
+                    own.paths.root.rmdir()
                 place = error.filename or cfg.output
                 raise ResourceError(f"output: {place}: {error.strerror}") from None
     chosen = comm.gather_text(json.dumps([str(own.paths.root), own.must_resume, own.notes]))[0]

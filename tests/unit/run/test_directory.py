@@ -84,6 +84,19 @@ def test_a_lock_file_never_follows_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "other").read_text() == "mine"
 
 
+def test_a_lock_that_cannot_be_written_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "open", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        run_directory(config(tmp_path), Solo(), "never", None)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_a_directory_of_this_attempt_is_removed_after_an_error(tmp_path: Path) -> None:
     def fail(run_dir: Path | None) -> Path:
         directory = run_directory(config(tmp_path), Solo(), "never", run_dir)
