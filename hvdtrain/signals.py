@@ -13,6 +13,9 @@ from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 """SIGHUP comes when a terminal or an ssh connection is closed."""
+ENDING = (signal.SIGTERM, signal.SIGINT)
+"""A second signal ends the process only if it is one of these. The others come without a person: SIGUSR1
+from launchers and batch scripts that pass on a stop, on a busy host many seconds after the first."""
 REPEAT_S = 3.0
 """Signals within this time count as one: launchers repeat a signal that the ranks already have, and
 Slurm signals a batch script and all processes it started."""
@@ -68,7 +71,9 @@ def _is_notice(found: signal.struct_siginfo | None) -> bool:
 
 
 class StopSignals:
-    """While active, SIGTERM, SIGUSR1, SIGINT or SIGHUP sets `requested`; a later second one kills.
+    """While active, SIGTERM, SIGUSR1, SIGINT or SIGHUP sets `requested`.
+
+    Another SIGTERM or SIGINT more than `REPEAT_S` later kills.
 
     In a thread that is not the main one it does nothing: only the main thread can handle signals.
     """
@@ -91,7 +96,7 @@ class StopSignals:
         now = time.monotonic()
         if self._first_s is None:
             self.requested, self._first_s = True, now
-        elif now - self._first_s > REPEAT_S:
+        elif number in ENDING and now - self._first_s > REPEAT_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

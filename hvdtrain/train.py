@@ -49,7 +49,8 @@ def train(
     """
     began = time.perf_counter()
     prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
-    with contextlib.closing(prepared) as run, StopSignals() as signals:
+    # Signals last: one that is repeated while the run closes must not change how it ends.
+    with StopSignals() as signals, contextlib.closing(prepared) as run:
         _start(run, time.perf_counter() - began)
         efficiency, stops = Efficiency(run), Stops(signals, comm)
         last = len(run.plan.epochs)

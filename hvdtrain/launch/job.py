@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO, Any
 
 from hvdtrain.errors import Preempted, ResourceError
-from hvdtrain.signals import REPEAT_S, stopping_signals
+from hvdtrain.signals import ENDING, REPEAT_S, stopping_signals
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
@@ -59,7 +59,7 @@ def run_job(
     """Start `command`, wait for it, and return its exit code, or 128 + n if signal n killed it.
 
     When this process gets SIGTERM, SIGUSR1, SIGINT or SIGHUP, the command gets `checkpoint_signal` and
-    passes it on, so that the ranks write a checkpoint and stop. A second signal more than
+    passes it on, so that the ranks write a checkpoint and stop. A second SIGTERM or SIGINT more than
     `REPEAT_S` later sends SIGTERM. If rank 0 noted that it stopped after a checkpoint, the exit
     code is that of Preempted. Raises ResourceError if the command cannot be started.
     """
@@ -79,7 +79,7 @@ def run_job(
         elif first is None:
             first = time.monotonic()
             child.send_signal(checkpoint_signal)
-        elif time.monotonic() - first > REPEAT_S:
+        elif number in ENDING and time.monotonic() - first > REPEAT_S:
             child.send_signal(signal.SIGTERM)
 
     sys.stdout.flush()

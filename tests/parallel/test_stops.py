@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -163,6 +164,30 @@ def test_a_reader_that_goes_away(
     assert job.wait(timeout=180) == 0
     assert (config.parent / "run/summary.json").exists()
     assert kinds(config)[-1] == "end"
+
+
+CLOSING = """
+import os, signal, sys
+from hvdtrain.cli.main import main
+from hvdtrain.run.prepare import Run
+close = Run.close
+def closed(run):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    close(run)
+Run.close = closed
+main()
+"""
+
+
+def test_a_signal_repeated_while_the_run_closes(
+    config: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    """On a busy host a batch script's signal reaches a rank long after the launcher's."""
+    (config.parent / "closing.py").write_text(CLOSING)
+    job = start([sys.executable, "closing.py", "train"], config, jobs)
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 75, out
 
 
 def test_training_in_a_thread(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
