@@ -111,6 +111,8 @@ def train_epoch(
             loaders.mask(run.bad.settle(interval.bad, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, interval, noise_scale, efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
+            if run.other_work and (crowded := run.other_work.note()):
+                sinks.write(Note(f"warning: {crowded}"))
             if stops.agreed and state.progress.position.epoch == epoch.index:
                 raise _preempted(run, stops)
     run.skips.end_epoch(state, epoch.steps)

@@ -145,6 +145,9 @@ class Train(Section):
     """Epochs between two evaluations. The last epoch is always evaluated."""
     log_every: Positive = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
+    compute_threads: Annotated[int, Field(gt=0, le=256)] | None = None
+    """Threads of a rank that compute the network on a CPU. null: the cores of the rank. Fewer are faster
+    on a machine with other work; results then differ in their last digits."""
 
 
 class Comm(Section):

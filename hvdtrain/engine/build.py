@@ -83,7 +83,7 @@ def _open_shared(
     """The loaders, ready for the first batch, and the device of this rank."""
     device = choose_device(comm)
     cores = cores_for_rank(comm)
-    torch.set_num_threads(cores)
+    torch.set_num_threads(cfg.train.compute_threads or cores)
     activity.enter("listing the images")
     with together(comm):
         loaders = open_loaders(cfg, comm, device, cores, classes, training=training)

@@ -46,6 +46,7 @@ from hvdtrain.run.guard.numbers import Skips
 from hvdtrain.run.lock import RunLock
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
+from hvdtrain.telemetry.other_work import OtherWork, watch_for
 from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
@@ -78,6 +79,8 @@ class Run:
     """Whether this attempt has had its first batch; until then the pipelines are filling."""
     skips: Skips = field(default_factory=Skips)
     """The updates that the loss scale has skipped in this attempt."""
+    other_work: OtherWork | None = None
+    """Other programs on the cores of this run."""
 
     def close(self) -> None:
         """Stop loaders and sinks."""
@@ -138,6 +141,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         data,
         writer,
         lock=directory.lock,
+        other_work=watch_for(comm.size, parts.state.settings.device),
     )
     with contextlib.ExitStack() as on_error:
         on_error.callback(run.close)
