@@ -223,7 +223,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             style = {"color": LINES[number], "linestyle": DASHES[number], "label": trainer}
             axes.plot(*zip(*points, strict=True), marker="o", **style)
         computing = [(r["hosts"], r["compute_s"]) for r in mine if "compute_s" in r]
-        axes.plot(*zip(*computing, strict=True), "k:", label="computation only")
+        if computing:
+            axes.plot(*zip(*computing, strict=True), "k:", label="computation only")
         gbit = mine[0]["link_gbit"]
         axes.set(
             title=f"{gbit:g} Gbit/s, compression {compression}", xlabel="hosts", ylim=(0, None)
