@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from hvdtrain.cli.job import ConfigFile, Overrides
+from hvdtrain.cli.restarts import resumable, supervised
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch import start
@@ -66,6 +67,17 @@ def run(
             metavar="NAME", help="Also forward this environment variable; can be repeated."
         ),
     ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            metavar="N",
+            help="After a crash start train again from its last checkpoint, at most N times in "
+            "succession without a new checkpoint. Not after a fault of the config, the data or the "
+            "checkpoint, nor after a stop by a signal.",
+        ),
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print placement and command, but start nothing.")
     ] = False,
@@ -81,7 +93,10 @@ def run(
             f"launch: after the two dashes: expected a command such as train, found {arguments[0]}"
         )
     config, overrides = named_config(arguments)
-    interface = "auto" if config is None else load_config(config, overrides).comm.interface
+    cfg = None if config is None else load_config(config, overrides)
+    run_dir = None
+    if max_restarts:
+        arguments, run_dir = resumable(arguments, cfg)
     request = start.launch_request(
         arguments,
         env,
@@ -93,7 +108,7 @@ def run(
     )
     if request.needs_ssh and not dry_run:
         require_hosts(request.placement.hosts, HostQuery(config, overrides))
-    job = start.prepare(request, env, interface)
+    job = start.prepare(request, env, "auto" if cfg is None else cfg.comm.interface)
     typer.echo(f"placement: {placement_text(request.placement)}")
     if nic := job.request.nic:
         typer.echo(f"network:   {nic.subnet} ({nic.name} here)")
@@ -103,7 +118,7 @@ def run(
         typer.echo(f"warning: {text}", err=True)
     typer.echo(f"command:   {shlex.join(job.command.words)}")
     if not dry_run:
-        raise typer.Exit(job.run())
+        raise typer.Exit(supervised(job.run, max_restarts, run_dir))
 
 
 @launch_app.command("slurm")

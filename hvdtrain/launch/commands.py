@@ -20,8 +20,16 @@ Launcher = Literal["mpirun", "horovodrun", "srun"]
 Controller = Literal["mpi", "gloo"]
 """How ranks find each other and sum on CPUs."""
 
-END_S = 10
+END_S = 5
 """Seconds that mpirun waits before it sends SIGTERM to the ranks, and again before SIGKILL."""
+SLURM_END_S = 10
+"""The same in a Slurm job, which signals mpirun's daemons as well when it wants a checkpoint."""
+LOST_HOST = (
+    ("oob_tcp_keepalive_time", "10"),
+    ("oob_tcp_keepalive_intvl", "3"),
+    ("oob_tcp_keepalive_probes", "3"),
+)
+"""Open MPI 4.1: a daemon whose host has lost power or its link is missed after 19 s, not after minutes."""
 LATE_S = 60
 """Seconds after the first task has ended until srun kills the others."""
 
@@ -107,8 +115,10 @@ def mpirun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None)
         words += ["--mca" if five else "-mca", "btl_tcp_if_include", subnet]
         if not five:  # in 5 the daemons take only names, which differ between hosts
             words += [runtime, "oob_tcp_if_include", subnet]
-    # Used when mpirun itself gets SIGTERM. The default is 1 s: too short for a checkpoint.
-    words += [runtime, "odls_base_sigkill_timeout", str(END_S)]
+            words += [word for name, value in LOST_HOST for word in (runtime, name, value)]
+    # Used when mpirun itself gets SIGTERM, and when a rank has died. The default, 1 s, is too short for a
+    # checkpoint; the longer it is, the longer a job whose rank died waits for its end.
+    words += [runtime, "odls_base_sigkill_timeout", str(SLURM_END_S if request.in_slurm else END_S)]
     for name in request.names:
         words += ["-x", name]
     return Command((*words, *request.training), SIGUSR1)

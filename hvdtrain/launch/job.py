@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from hvdtrain.errors import Preempted, ResourceError
 from hvdtrain.signals import ENDING, REPEAT_S, stopping_signals
@@ -53,10 +53,19 @@ def _copied(source: IO[bytes] | None, target: int) -> threading.Thread:
     return thread
 
 
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    """Its exit code, or 128 + n if signal n killed it."""
+    signalled: bool
+    """This process had a signal to stop meanwhile."""
+
+
 def run_job(
     command: Sequence[str], env: Mapping[str, str], checkpoint_signal: signal.Signals
-) -> int:
-    """Start `command`, wait for it, and return its exit code, or 128 + n if signal n killed it.
+) -> Ended:
+    """Start `command` and wait for its end.
 
     When this process gets SIGTERM, SIGUSR1, SIGINT or SIGHUP, the command gets `checkpoint_signal` and
     passes it on, so that the ranks write a checkpoint and stop. A second SIGTERM or SIGINT more than
@@ -108,8 +117,8 @@ def run_job(
             signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
     if code != 0 and stopped:
-        return Preempted.exit_code
-    return code if code >= 0 else 128 - code
+        code = Preempted.exit_code
+    return Ended(code if code >= 0 else 128 - code, first is not None)
 
 
 def note_stop(env: Mapping[str, str]) -> None:

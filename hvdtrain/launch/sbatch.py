@@ -13,6 +13,8 @@ from typing import Literal
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch.commands import LATE_S
 
+RESTARTS = 3
+"""Restarts after a crash within one attempt of the job."""
 SIGNAL_S = 180
 """Seconds before the time limit when Slurm signals the job to stop."""
 
@@ -148,7 +150,7 @@ def _start(script: Script) -> str:
     train = 'train "$config" "${settings[@]}" --run-dir "$run" --resume auto &'
     if script.container is None:
         launcher = " --launcher mpirun" if script.launcher == "mpirun" else ""
-        return f"hvdtrain launch{launcher} -- \\\n    {train}"
+        return f"hvdtrain launch{launcher} --max-restarts {RESTARTS} -- \\\n    {train}"
     return f"""\
 # The ranks find each other through a store on this node; it closes when all have.
 store=$(mktemp ./.store-XXXXXX)

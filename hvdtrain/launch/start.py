@@ -15,7 +15,7 @@ from hvdtrain.launch.allocation import in_allocation, node_names, slurm_placemen
 from hvdtrain.launch.commands import Command, Controller, Launcher, LaunchRequest, launcher_command
 from hvdtrain.launch.forwarding import forwarded
 from hvdtrain.launch.hosts import given_hosts
-from hvdtrain.launch.job import own_command, run_job
+from hvdtrain.launch.job import Ended, own_command, run_job
 from hvdtrain.launch.nic import choose
 from hvdtrain.launch.placement import Placement, place
 from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
@@ -43,8 +43,8 @@ class Job:
     needs_store: bool
     """Ranks find each other through our own store, see `rendezvous`."""
 
-    def run(self) -> int:
-        """Run the launcher, wait for its end and return its exit code. Raises ResourceError."""
+    def run(self) -> Ended:
+        """Run the launcher and wait for its end. Raises ResourceError."""
         nic, size = self.request.nic, self.request.placement.size
         with contextlib.ExitStack() as stack:
             env = self.env

@@ -220,7 +220,9 @@ def test_mpirun_4() -> None:
         *("-mca", "plm_rsh_args", "-o BatchMode=yes -o ConnectTimeout=10", "--prefix", "/v"),
         *("-mca", "btl_tcp_if_include", "10.0.0.0/24"),
         *("-mca", "oob_tcp_if_include", "10.0.0.0/24"),
-        *("-mca", "odls_base_sigkill_timeout", "10", "-x", "PATH"),
+        *("-mca", "oob_tcp_keepalive_time", "10", "-mca", "oob_tcp_keepalive_intvl", "3"),
+        *("-mca", "oob_tcp_keepalive_probes", "3"),
+        *("-mca", "odls_base_sigkill_timeout", "5", "-x", "PATH"),
         *("/v/bin/hvdtrain", "train", "x.yaml"),
     )
     assert command.checkpoint_signal == SIGUSR1

@@ -72,9 +72,9 @@ def python(code: str) -> list[str]:
 
 
 def test_exit_codes() -> None:
-    assert run_job(python("exit(7)"), os.environ, signal.SIGUSR1) == 7
+    assert run_job(python("exit(7)"), os.environ, signal.SIGUSR1).code == 7
     killed = python("import os; os.kill(os.getpid(), 9)")
-    assert run_job(killed, os.environ, signal.SIGUSR1) == 137
+    assert run_job(killed, os.environ, signal.SIGUSR1).code == 137
     with pytest.raises(ResourceError, match="no-such-launcher: cannot be started"):
         run_job(["no-such-launcher"], os.environ, signal.SIGUSR1)
 
@@ -83,7 +83,7 @@ def test_an_orderly_stop_gives_75_whatever_the_launcher_returns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop = "from hvdtrain.launch.job import note_stop; import os; note_stop(os.environ); exit(205)"
-    assert run_job(python(stop), environment(), signal.SIGUSR1) == 75
+    assert run_job(python(stop), environment(), signal.SIGUSR1).code == 75
     monkeypatch.setenv(STOP_NOTE, "elsewhere:/tmp/never")
     note_stop(os.environ)
     assert not Path("/tmp/never").exists()
@@ -111,7 +111,7 @@ def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
     threading.Thread(target=send).start()
-    assert run_job(python(child), os.environ, signal.SIGUSR1) == 0
+    assert run_job(python(child), os.environ, signal.SIGUSR1).code == 0
     assert log.read_text() == "SIGUSR1 "
 
 

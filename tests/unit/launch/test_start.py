@@ -57,7 +57,7 @@ def test_a_host_elsewhere_needs_ssh(env: dict[str, str]) -> None:
 def test_ranks_of_srun_get_the_address_of_a_store(env: dict[str, str], tmp_path: Path) -> None:
     request = launch_request(TRAIN, env | slurm("n1"))
     assert (request.launcher, request.controller) == ("srun", "gloo")
-    assert prepare(request, env).run() == 0
+    assert prepare(request, env).run().code == 0
     given = variables(tmp_path)
     assert re.fullmatch(r"127\.0\.0\.1:\d+", given["HVDTRAIN_RENDEZVOUS"])
     assert given["HVDTRAIN_RANKS"] == "2"

@@ -1,0 +1,73 @@
+"""`hvdtrain launch --max-restarts`: the run directory of all attempts, and what is told of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hvdtrain.checkpoint_files import list_checkpoints
+from hvdtrain.config.schema import Config
+from hvdtrain.errors import ConfigError
+from hvdtrain.launch.job import Ended
+from hvdtrain.launch.supervise import Supervised, keep_note
+from hvdtrain.paths import RunPaths, run_root
+from hvdtrain.streams import print_error_line
+
+
+def resumable(arguments: Sequence[str], cfg: Config | None) -> tuple[list[str], Path]:
+    """The command of a rank, so that each attempt goes on with the same run, and its directory.
+
+    Raises ConfigError for another command than train.
+    """
+    words = list(arguments)
+    if words[0] != "train":
+        raise ConfigError(
+            f"--max-restarts: only train can go on from a checkpoint, found {words[0]}"
+        )
+    resume, run_dir = _option(words, "--resume"), _option(words, "--run-dir")
+    if resume not in (None, "auto", "never"):
+        return words, run_root(Path(resume))
+    if cfg is None:
+        raise ConfigError("--max-restarts: give train a CONFIG, or --resume RUN")
+    if resume == "never":
+        raise ConfigError("--max-restarts: not with --resume never: each attempt would start anew")
+    if resume == "auto" and run_dir is None:
+        raise ConfigError(
+            "--max-restarts with --resume auto: name the run by --run-dir DIR or by --resume RUN"
+        )
+    if run_dir is not None and resume is None and RunPaths(Path(run_dir)).events.exists():
+        raise ConfigError(
+            f"--run-dir {run_dir}: holds a run already: add --resume auto to go on with it"
+        )
+    if run_dir is None:
+        run_dir = str(Path(cfg.output) / f"{cfg.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        words += ["--run-dir", run_dir]
+    return words if resume else [*words, "--resume", "auto"], Path(run_dir)
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    """The value of an option, written as two words or as one with an equals sign."""
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word == name:
+            return value
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def supervised(start: Callable[[], Ended], max_restarts: int, run_dir: Path | None) -> int:
+    """Run a job, and again after a crash; returns its exit code."""
+    if run_dir is None:
+        return start().code
+    paths = RunPaths(run_dir)
+
+    def tell(text: str) -> None:
+        print_error_line(f"hvdtrain: launch: {text}")
+        keep_note(paths.events, text)
+
+    def newest() -> str | None:
+        found = list_checkpoints(paths.checkpoints)
+        return found[0].name if found else None
+
+    return Supervised(start, max_restarts, newest, tell).run()
