@@ -45,15 +45,20 @@ def label_in_json(content: bytes) -> int | str | None:
         raise LabelError(f"not JSON: {error}") from None
     if not isinstance(about, dict):
         return None
-    found = {key: about[key] for key in LABEL_KEYS if about.get(key) is not None}
-    for key, label in found.items():
+    found: dict[str, int | str] = {}
+    for key in LABEL_KEYS:
+        label = about.get(key)
+        label = label.strip() if isinstance(label, str) else label
+        if label is None or label == "":
+            continue
         if isinstance(label, bool) or not isinstance(label, (int, str)):
             raise LabelError(f"{key} is {_short(label)}; expected a class number or name")
-    if not found:
-        return None
-    if len({label for label in found.values() if isinstance(label, int)}) > 1:
-        raise LabelError(f"different class numbers in {' and '.join(found)}")
-    return _checked(next(iter(found.values())))
+        found[key] = _checked(label)
+    for kind, what in ((int, "numbers"), (str, "names")):
+        keys = [key for key, label in found.items() if isinstance(label, kind)]
+        if len({found[key] for key in keys}) > 1:
+            raise LabelError(f"different class {what} in {' and '.join(keys)}; expected one")
+    return next(iter(found.values()), None)
 
 
 def _integer(digits: str) -> int | float:
@@ -87,8 +92,11 @@ def numbered(labels: list[int | str]) -> tuple[np.ndarray, list[str]]:
     return np.array([number_of[str(label)] for label in labels], dtype=np.int64), texts
 
 
-def class_names(file: Path) -> list[str] | None:
-    """The lines of a `classes.txt`; None without one. Raises DataError naming the line."""
+def class_names(file: Path, *, first_word: bool = False) -> list[str] | None:
+    """The lines of a `classes.txt`, or the first words of a synset file's; None without the file.
+
+    Raises DataError naming a line that is empty or has the name of another.
+    """
     if not file.is_file():
         return None
     try:
@@ -100,12 +108,15 @@ def class_names(file: Path) -> list[str] | None:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
     names = [line.strip() for line in text.rstrip().split("\n")]
+    if first_word:
+        names = [name.split()[0] if name else "" for name in names]
     line_of: dict[str, int] = {}
     for line, name in enumerate(names, 1):
         if not name or "\0" in name:
             raise DataError(f"{file}:{line}: {'NUL' if name else 'empty'}; expected a class name")
         if name in line_of:
-            raise DataError(f"{file}:{line}: {name!r} is on line {line_of[name]} too")
+            more = " (a name ends at the first blank)" if first_word else ""
+            raise DataError(f"{file}:{line}: {name!r} is on line {line_of[name]} too{more}")
         line_of[name] = line
     return names
 

@@ -256,6 +256,26 @@ def test_a_synset_file_that_is_no_text(root):
     assert "synsets.txt: not UTF-8" in refusal(root / "l.csv", "0.jpg,0\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n1 a\n\nn2 b\n", "synsets.txt:2: empty; expected a class name"),
+        ("great white shark\ngreat owl\n", "synsets.txt:2: 'great' is on line 1 too (a name ends"),
+    ],
+)
+def test_a_synset_file_that_is_not_clear(root, text, message):
+    (root / "synsets.txt").write_text(text)
+    assert message in refusal(root / "l.csv", "0.jpg,0\n1.jpg,1\n")
+
+
+def test_an_image_with_several_labels(root):
+    message = refusal(root / "l.csv", "0.jpg,dog\n1.jpg,cat\n./0.jpg,cat\n0.jpg,cat\n")
+    assert "1 images have several labels, first 0.jpg: dog (line 1) and cat (line 3)" in message
+    (root / "synsets.txt").write_text("cat\ndog\n")
+    twice = listed(root / "l.csv", "0.jpg,1\n1.jpg,00\n0.jpg,01\n1.jpg,0\n")
+    assert twice == [*DOG_CAT, ("0.jpg", "dog"), ("1.jpg", "cat")]
+
+
 def test_class_numbers_are_in_the_order_of_their_values(root):
     (root / "l.csv").write_text("0.jpg,10\n1.jpg,9\n2.jpg,100000000000000000000\n")
     source = open_source(str(root / "l.csv"), "data.train")

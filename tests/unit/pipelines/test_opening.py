@@ -188,5 +188,10 @@ def test_images_that_the_list_of_their_folder_lacks(tmp_path):
         ".gif": 1,
         "label files beside the one in use": 1,
     }
+    (tmp_path / "val/val.txt").write_text("2.jpg 3\n")
+    counts = left_out_of(open_source(str(tmp_path / "val"), "data.val")).counts
+    assert counts[".gif"] == 1
+    assert counts["label files beside the one in use"] == 2
+    assert ".txt" not in counts
     (tmp_path / "val.txt").write_text("val/1.jpg 1\nval/3.jpg 2\n")
     assert "its paths begin beside the list: name the list itself" in refusal(tmp_path / "val")

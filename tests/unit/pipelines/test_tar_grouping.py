@@ -94,6 +94,12 @@ DEEP = b'{"label": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         ({"cls": b"1", "json": b'{"label": 2}'}, "a.json: label 2, but 1 in a.cls"),
         ({"cls": b"cat", "json": b'{"class": "dog"}'}, "a.json: label 'dog', but 'cat' in a.cls"),
         ({"json": b'{"label": 1, "cls": 2}'}, "a.json: different class numbers in cls and label"),
+        (
+            {"json": b'{"label": "cat", "class": "animal"}'},
+            "a.json: different class names in label",
+        ),
+        ({"json": b'{"label": "2", "cls": 1}'}, "a.json: different class numbers in cls and label"),
+        ({"json": b'{"label": " ", "class": ""}'}, "a.jpg: no label; expected a .cls"),
         ({"cls": b"caf\xe9"}, "a.cls: not UTF-8 at byte 3"),
         ({"cls": "3".encode("utf-16")}, "a.cls: not UTF-8 at byte 0"),
         ({"cls": b"1\n2"}, "a.cls: expected one class number or name, found '1\\n2'"),
@@ -131,6 +137,7 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path, label, problem):
         {"cls": b"\xef\xbb\xbf1"},
         {"json": b'{"cls": null, "label": 1}'},
         {"json": b'\xef\xbb\xbf{"label": 1}'},
+        {"json": b'{"label": " 1 ", "cls": 1, "class": "dog"}'},
     ],
 )
 def test_labels_that_agree(tmp_path, label):
