@@ -13,6 +13,7 @@ import numpy as np
 from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError
 from pipelines.sources.base import Names, fingerprint, read_file
+from pipelines.sources.classes import require_no_fractions
 from pipelines.sources.left_out import LeftOut, printable
 from pipelines.sources.listed import find_files
 from pipelines.sources.table import Row, read_table
@@ -131,10 +132,10 @@ def _count_unlisted(
     for name in images_below(root, b"", key, found):
         if name not in listed:
             left_out.add("images that the list lacks", name)
-    inside = {os.path.basename(name) for name in tables if _is_in(name, root)} | set(_SYNSETS)  # noqa: PTH119
-    for name in inside:
-        if Path(os.fsdecode(root), name).is_file():
-            found.take_back(os.path.splitext(name)[1].lower(), name)  # noqa: PTH122
+    inside = {Path(table).name for table in tables if _is_in(table, root)} | set(_SYNSETS)
+    for table in inside:
+        if Path(os.fsdecode(root), table).is_file():
+            found.take_back(Path(table).suffix.lower(), table)
     left_out.merge(found)
 
 
@@ -169,6 +170,7 @@ def _classes(labels: list[str], path: str, where: str) -> tuple[list[str], np.nd
     names = set(labels)
     for name in names:
         _check(name, where)
+    require_no_fractions(names, where)
     numbered = all(name.isascii() and name.isdecimal() for name in names)
     synsets = _synsets(Path(path).parent) if numbered else None
     if synsets is not None:

@@ -231,5 +231,5 @@ def write_wrong_level(
         return Odd(Path(inner), True, Counter(), 0, hint=f"name {places[0]}")
     likely = places[0]
     if wrong == "splits" and key == "data.val":
-        likely = next((place for place in places if place.name == "val"), places[0])
+        likely = root / next(name for name in ("val", "Test", "train") if name in above)
     return Odd(root, True, Counter(), 0, hint=str(likely))

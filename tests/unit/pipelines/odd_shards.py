@@ -220,7 +220,7 @@ def write_shards(plan: ShardPlan, folder: Path) -> Odd:
     for path in paths:
         try:
             found, used, total = plain_reading(path)
-        except (tarfile.ReadError, ValueError):  # of a damaged one
+        except (tarfile.ReadError, ValueError, KeyError):  # of a damaged one
             return Odd(named, True, Counter(), 0, by_content=True)
         largest = max([largest, *(number for _content, number in found)])
         left += max(1, total) - used  # an empty tar counts

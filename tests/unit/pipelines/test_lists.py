@@ -268,6 +268,35 @@ def test_a_synset_file_that_is_not_clear(root, text, message):
     assert message in refusal(root / "l.csv", "0.jpg,0\n1.jpg,1\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.jpg,0.5\n1.jpg,1\n", "labels are numbers with a fraction (0.5)"),
+        ("0.jpg,1.0\n1.jpg,-2e1\n", "labels are numbers with a fraction (-2e1)"),
+        ("0.jpg,01\n1.jpg,1\n", "classes whose names differ in leading zeros only: 01, 1"),
+        (
+            "path,label,Split\n0.jpg,cat,\n1.jpg,dog,train\n2.jpg,cat,test\n",
+            "l.csv:4: a row of test among rows of train: write one list for each part",
+        ),
+        ("name,label,is_valid\n0.jpg,a,False\n1.jpg,b,True\n", "l.csv:3: a row of True among"),
+    ],
+)
+def test_labels_and_parts_that_are_not_meant(root, text, message):
+    assert message in refusal(root / "l.csv", text)
+
+
+def test_labels_that_look_like_numbers_among_names(root):
+    assert listed(root / "l.csv", "0.jpg,0.5\n1.jpg,x\n") == [("0.jpg", "0.5"), ("1.jpg", "x")]
+    assert listed(root / "l.csv", "0.jpg,-1\n1.jpg,1\n") == [("0.jpg", "-1"), ("1.jpg", "1")]
+
+
+def test_a_column_of_parts_with_one_part_or_with_named_columns(root):
+    text = "path,label,split\n0.jpg,dog,train\n1.jpg,cat,{}\n"
+    assert listed(root / "l.csv", text.format("train")) == DOG_CAT
+    columns = Columns(path="path", label="label")
+    assert listed(root / "l.csv", text.format("val"), columns) == DOG_CAT
+
+
 def test_an_image_with_several_labels(root):
     message = refusal(root / "l.csv", "0.jpg,dog\n1.jpg,cat\n./0.jpg,cat\n0.jpg,cat\n")
     assert "1 images have several labels, first 0.jpg: dog (line 1) and cat (line 3)" in message
@@ -296,6 +325,17 @@ def test_a_decomposed_name_without_ending_is_the_composed_file(tmp_path):
     (tmp_path / "list.csv").write_text("path,label\ne\u0301,ant\n", encoding="utf-8")
     source = open_source(str(tmp_path / "list.csv"), "data.train")
     assert source.name(0) == str(tmp_path / "\u00e9.jpg")
+
+
+@pytest.mark.parametrize("name", ["\u00e9", "e\u0301"])
+def test_a_name_that_two_files_have_in_different_unicode_forms(tmp_path, name):
+    tree(tmp_path, "\u00e9.jpg", "e\u0301.png")
+    message = refusal(tmp_path / "l.csv", f"path,label\n{name},ant\n")
+    assert f"{tmp_path}/{name}: several images have this name: " in message
+    assert listed(tmp_path / "l.csv", f"path,label\n{name}.jpg,a\n{name}.png,b\n") == [
+        ("\u00e9.jpg", "a"),
+        ("e\u0301.png", "b"),
+    ]
 
 
 def test_a_txt_whose_first_label_stands_in_quotes(tmp_path):
