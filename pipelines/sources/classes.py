@@ -116,11 +116,7 @@ def renumbered(source: Source, classes: Sequence[str]) -> Source:
 
 
 def require_distinct(classes: Sequence[str], where: str) -> None:
-    """Raise DataError if two names are the same for a reader, or one does not stay on its line."""
-    if broken := [name for name in classes if "\n" in name or "\r" in name]:
-        raise DataError(
-            f"{where}: a class with a line break in its name: {some(broken)}; rename it"
-        )
+    """Raise DataError if two names are the same for a reader."""
     are_numbers = all(name.isascii() and name.isdigit() for name in classes)
     for what, form in _SAME:
         if form is int and not are_numbers:

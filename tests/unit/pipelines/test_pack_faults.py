@@ -145,6 +145,17 @@ def test_the_source_is_never_packed_into(tmp_path, where):
     assert sorted(p.name for p in (tmp_path / "src").iterdir()) == ["a"]
 
 
+def test_a_class_that_does_not_fit_a_line_is_refused(tmp_path):
+    for name in ("a\nb", "c"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        photograph(0, 24, 32).save(tmp_path / "src" / name / "0.jpg")
+    with pytest.raises(
+        DataError, match=r"classes with a line break in their names.*: a\\nb; rename"
+    ):
+        pack(str(tmp_path / "src"), str(tmp_path / "dst"), TWO)
+    assert not (tmp_path / "dst").exists()
+
+
 def test_a_folder_with_something_else_is_left_alone(folder, tmp_path):
     (tmp_path / "dst").mkdir()
     (tmp_path / "dst/thesis.tex").write_text("x")
