@@ -58,7 +58,7 @@ FILES = {
     "no ending": (b"img%d", JPEG),
     "other ending": (b"%d.photo", PNG),
     "gif": (b"%d.gif", b"GIF89a"),
-    "text": (b"%d.txt", b"text"),
+    "text": (b"note%d.txt", b"text"),
     "text without ending": (b"README%d", b"text"),
     "image called text": (b"%d.txt", JPEG),
     "backup": (b"%d.bak", JPEG),

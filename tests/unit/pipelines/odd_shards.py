@@ -213,7 +213,9 @@ def write_shards(plan: ShardPlan, folder: Path) -> Odd:
         plant(os.fsencode(root), kind, number)
     pattern = PATTERNS[plan.pattern].format(last=len(paths) - 1)
     named = root / pattern if pattern else root
-    if any(refused for _archives, refused in plan.shards) or plan.damage not in ("", "zeros"):
+    # Zeros from some place on may have overwritten what was to be refused in the first shard.
+    certain = plan.shards[plan.damage == "zeros" :]
+    if any(refused for _archives, refused in certain) or plan.damage not in ("", "zeros"):
         return Odd(named, True, Counter(), 0, by_content=True)
     samples: Counter[tuple[bytes, str]] = Counter()
     largest, left = 0, 0
