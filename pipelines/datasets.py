@@ -10,7 +10,7 @@ import numpy as np
 from hvdtrain.config.data import Data
 from hvdtrain.errors import DataError
 from pipelines.sources import Source, open_source
-from pipelines.sources.base import some
+from pipelines.sources.base import readable, some
 from pipelines.sources.classes import as_listed, difference, renumbered
 from pipelines.sources.split import Split, split
 
@@ -58,6 +58,11 @@ def open_datasets(
                 f"{len(found.classes)} classes: {some(differ.missing)}"
             )
         sources[kind] = renumbered(source, found.classes)
+    if len(found.classes) == 1 and "train" in sources:
+        found.warnings.append(
+            f"data.train: {data.train}: has one class only, {readable(found.classes[0])}: there is "
+            "nothing to tell it from; are the folders of classes elsewhere?"
+        )
     if data.val_share is not None:
         found.warnings += _not_held_out(sources["val"])
     return found

@@ -79,6 +79,14 @@ def sized(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def without_adobe_mark() -> bytes:
+    """A CMYK JPEG that does not say whether its inks are inverted."""
+    data = jpeg(picture().convert("CMYK"))
+    begin = data.index(b"\xff\xee")
+    (length,) = struct.unpack_from(">H", data, begin + 2)
+    return data[:begin] + data[begin + 2 + length :]
+
+
 def flipped(data: bytes, begin: int, count: int) -> bytes:
     """`data` with `count` bytes inverted, starting at `begin`."""
     middle = bytes(255 - byte for byte in data[begin : begin + count])
@@ -159,6 +167,16 @@ BAD = {
     "gif": Kind(lambda: encode(picture(), "GIF"), "format"),
     "avif": Kind(lambda: encode(picture(), "AVIF"), "format"),
     "ico": Kind(lambda: encode(picture(), "ICO"), "format"),
+    "cmyk_of_unknown_sense": Kind(without_adobe_mark, "format"),
+    "ppm_of_5_bits": Kind(
+        lambda: b"P6\n# a comment\n2 2\n31\n" + bytes(range(12)), "format", suffix=".ppm"
+    ),
+    "pgm_of_12_bits": Kind(lambda: b"P5 2 2 4095\n" + bytes(8), "format", suffix=".pgm"),
+    "tiff_gray_alpha": Kind(
+        lambda: encode(picture().convert("LA"), "TIFF"), "format", suffix=".tif"
+    ),
+    "tiff_float": Kind(lambda: encode(picture().convert("F"), "TIFF"), "format", suffix=".tif"),
+    "tiff_lab": Kind(lambda: encode(Image.new("LAB", (40, 30)), "TIFF"), "format", suffix=".tif"),
     "first_two_bytes": Kind(lambda: jpeg()[:2], "header"),
     "cut_in_header": Kind(lambda: jpeg()[:100], "header"),
     "flipped_header": Kind(lambda: flipped(jpeg(), 2, 40), "header"),

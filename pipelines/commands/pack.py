@@ -22,6 +22,7 @@ from pipelines.commands.resizer import BATCH, Resizer, Size
 from pipelines.commands.shard_writer import ShardWriter
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
+from pipelines.sources.base import some
 from pipelines.sources.left_out import left_out_of
 from pipelines.sources.shuffled import Shuffled
 
@@ -41,6 +42,11 @@ def pack(
     `skip_bad` is not set; ResourceError if `dst` cannot be written.
     """
     source: Source = open_source(src, "SRC", columns=columns)
+    if broken := [name for name in source.classes if "\n" in name or "\r" in name]:
+        raise DataError(
+            f"SRC: {src}: classes with a line break in their names, which classes.txt cannot have: "
+            f"{some(broken)}; rename them"
+        )
     left_out = left_out_of(source)
     if options.shuffle:
         source = Shuffled(source)

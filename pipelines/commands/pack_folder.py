@@ -23,6 +23,7 @@ from hvdtrain.files import whole_file
 from pipelines.commands.pack_options import PackOptions
 from pipelines.commands.reports import BadImage, PackedCopy, PackReport
 from pipelines.sources import Source
+from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import Names, fingerprint
 from pipelines.sources.left_out import printable
 from pipelines.sources.packed import DATASET, FORMAT, INDEX, read_description
@@ -31,6 +32,7 @@ _SETTINGS = ".packing.json"
 _PARTS = ".parts"
 _LOCK = ".lock"
 _BAD = "bad.txt"
+_COLUMNS = ("rows", "files", "bad", "reasons")
 _SHOWN = 10  # bad images named in a message
 
 
@@ -154,8 +156,12 @@ class PackingFolder:
         """Write index and description. Raises DataError with the bad images unless `skip_bad`."""
         parts = []
         for shard in range(self._shards):
-            with np.load(self._part(shard)) as arrays:
-                parts.append({name: arrays[name] for name in arrays})
+            try:
+                parts.append(read_arrays(self._part(shard), *_COLUMNS))
+            except DamagedError as error:
+                raise DataError(
+                    f"DST: {self._part(shard)}: {error}; delete it, and pack again"
+                ) from None
         bad = [
             (self._name(source, i), reason)
             for part in parts
@@ -195,8 +201,10 @@ class PackingFolder:
     def _is_made(self, shard: int, redo_bad: bool) -> bool:
         if not self._part(shard).is_file():
             return False
-        with np.load(self._part(shard)) as arrays:
-            return not (redo_bad and len(arrays["bad"]))
+        try:
+            return not (redo_bad and len(read_arrays(self._part(shard), *_COLUMNS)["bad"]))
+        except DamagedError:
+            return False
 
     def _check_contents(self) -> None:
         """Raise DataError unless the folder is empty, or was packed with the same settings."""
@@ -204,7 +212,7 @@ class PackingFolder:
         try:
             if not set(os.listdir(self._root)) - {_LOCK, f".{_SETTINGS}.part"}:  # noqa: PTH208
                 return
-            known = json.loads(file.read_bytes())
+            known = dict(json.loads(file.read_bytes()))
         except NotADirectoryError:
             raise DataError(f"DST: {self._root}: a file, not a folder") from None
         except FileNotFoundError:
@@ -213,6 +221,8 @@ class PackingFolder:
                     f"DST: {self._root}: holds something else; name an empty or new folder"
                 ) from None
             return
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"DST: {file}: damaged ({error}); name another folder") from None
         differing = [key for key, value in self._settings.items() if known.get(key) != value]
         if differing:
             state = "was packed" if self.finished else "is half packed"

@@ -9,6 +9,7 @@ that have too many pixels are refused here, before they cost time.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 
@@ -20,11 +21,20 @@ MAX_PIXELS = 2**28 // 3
 FORMATS = frozenset(["BMP", "JPEG2000", "PPM", "TIFF", "WEBP"])
 """Other formats that DALI decodes, by PIL's names."""
 
+_PNM_HEADER = 4096  # bytes in which the header ends
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD8)])
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _JPEG_END = b"\xff\xd9"
+_ADOBE = 0xEE, b"Adobe"
 _ORIENTATION = 0x0112
+_PHOTOMETRIC, _CHANNELS = 0x0106, 0x0115
+_TIFF_CHANNELS = {
+    **dict.fromkeys(("1", "L", "P", "I;16", "I;16B"), (1,)),
+    **dict.fromkeys(("RGB", "YCbCr"), (3, 4)),
+    **dict.fromkeys(("RGBA", "CMYK"), (4,)),
+}
+"""Channels of TIFF files that DALI decodes as they are meant, by PIL's mode."""
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
@@ -61,7 +71,7 @@ def image_size(encoded: np.ndarray) -> tuple[int, int]:
 
 def _jpeg_size(data: memoryview) -> tuple[int, int]:
     """Walk the marker segments up to the frame header. Source: ITU-T T.81, annex B."""
-    place, end, turned = 2, len(data), False
+    place, end, turned, adobe = 2, len(data), False, False
     while place + 9 < end:
         if data[place] != 0xFF:
             raise HeaderError("header", "damaged JPEG header")
@@ -72,12 +82,17 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
         if marker in _SOF:
             height, width = struct.unpack_from(">HH", data, place + 5)
             _require_end(data, place)
+            if data[place + 9] == 4 and not adobe:
+                raise HeaderError(
+                    "format", "a CMYK JPEG without Adobe's mark: which way are its inks?"
+                )
             return (width, height) if turned else (height, width)
         if marker == 0xDA or marker == 0xD9:
             raise HeaderError("header", "damaged JPEG: no frame header")
         length = (data[place + 2] << 8) | data[place + 3]
         if marker == 0xE1 and bytes(data[place + 4 : place + 10]) == b"Exif\0\0":
             turned = _orientation(data[place + 10 : place + 2 + length]) in _QUARTER_TURNS
+        adobe |= marker == _ADOBE[0] and bytes(data[place + 4 : place + 9]) == _ADOBE[1]
         place += 2 + length
     raise HeaderError("header", "truncated JPEG header")
 
@@ -141,6 +156,7 @@ def _other_size(data: memoryview) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             kind, (width, height) = image.format, image.size  # for a TIFF PIL has turned it already
             turned = kind != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            fault = {"TIFF": _tiff_fault, "PPM": _pnm_fault}.get(kind or "", _none)(image, data)
     except UnidentifiedImageError:
         raise HeaderError("format", "not an image") from None
     except Image.DecompressionBombError:
@@ -149,4 +165,29 @@ def _other_size(data: memoryview) -> tuple[int, int]:
         raise HeaderError("header", f"damaged image header ({error})") from None
     if kind not in FORMATS:
         raise HeaderError("format", f"a {kind} file, which is not decoded")
+    if fault:
+        raise HeaderError("format", f"{fault}, which DALI does not decode as it is meant")
     return (width, height) if turned else (height, width)
+
+
+def _none(_image: Image.Image, _data: memoryview) -> str:
+    return ""
+
+
+def _tiff_fault(image: Image.Image, _data: memoryview) -> str:
+    """What DALI would decode to other colours; empty for the usual kinds of TIFF."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    channels = tags.get(_CHANNELS, 1)
+    if channels not in _TIFF_CHANNELS.get(image.mode, ()):
+        return f"a TIFF of mode {image.mode} with {channels} channels"
+    if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:
+        return "a TIFF of 16 bits in which 0 is white"
+    return ""
+
+
+def _pnm_fault(_image: Image.Image, data: memoryview) -> str:
+    """As `_tiff_fault`: DALI takes 255 (or 65535) for white, whatever the header of a PGM or PPM says."""
+    words = re.sub(rb"#[^\r\n]*", b"", bytes(data[:_PNM_HEADER])).split(None, 4)
+    is_binary = words[:1] in ([b"P5"], [b"P6"])
+    white = words[3] if is_binary and len(words) > 3 else b"255"
+    return "" if white in (b"255", b"65535") else f"a PNM in which {white.decode()} is white"

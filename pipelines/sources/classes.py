@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -115,14 +116,37 @@ def renumbered(source: Source, classes: Sequence[str]) -> Source:
 
 
 def require_distinct(classes: Sequence[str], where: str) -> None:
-    """Raise DataError if two names are the same for a reader, in two Unicode forms."""
-    forms: dict[str, set[str]] = {}
-    for name in classes:
-        forms.setdefault(canonical(name), set()).add(name)
-    if several := sorted(name for same in forms.values() if len(same) > 1 for name in same):
+    """Raise DataError if two names are the same for a reader."""
+    are_numbers = all(name.isascii() and name.isdigit() for name in classes)
+    for what, form in _SAME:
+        if form is int and not are_numbers:
+            continue
+        forms: dict[str | int, set[str]] = {}
+        for name in classes:
+            forms.setdefault(form(name), set()).add(name)
+        if several := sorted(name for same in forms.values() if len(same) > 1 for name in same):
+            quote = slice(None) if form is str.strip else slice(1, -1)
+            raise DataError(
+                f"{where}: classes whose names differ in {what} only: "
+                f"{some([ascii(name)[quote] for name in several])}; rename or merge them"
+            )
+
+
+_SAME: tuple[tuple[str, Callable[[str], str | int]], ...] = (
+    ("their Unicode form", canonical),
+    ("blanks around them", str.strip),
+    ("leading zeros", int),
+)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+
+
+def require_no_fractions(labels: Collection[str], where: str) -> None:
+    """Raise DataError if all `labels` are numbers and some are not whole, or not written so."""
+    broken = [label for label in labels if not label.lstrip("+-").isdigit()]
+    if broken and all(_NUMBER.fullmatch(label) for label in labels):
         raise DataError(
-            f"{where}: classes whose names differ in their Unicode form only: "
-            f"{some([ascii(name)[1:-1] for name in several])}; rename or merge them"
+            f"{where}: labels are numbers with a fraction ({min(broken)}); expected names or whole "
+            "numbers of classes: write 1 for 1.0"
         )
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from hvdtrain.errors import DataError
 from pipelines.sources.base import some
@@ -17,6 +18,10 @@ SPLITS = {
     "test": frozenset([b"test", b"testing"]),
 }
 """What the parts of a dataset are called."""
+_BESIDE_SPLIT = frozenset(
+    [b"", b"set", b"data", b"dataset", b"split", b"images", b"image", b"img", b"imgs", b"photos"]
+)
+"""Words that the name of a part may have besides, as in `training_set` and `val2017`."""
 TABLES = (b".csv", b".tsv", b".txt")
 _ARCHIVES = (
     (b"PK\x03\x04", "a zip archive", "unzip -q"),
@@ -34,6 +39,11 @@ _ARCHIVES = (
     (b"\xff\xd8\xff", "a single image", ""),
     (b"\x89PNG", "a single image", ""),
 )
+_CONTAINERS = frozenset(
+    b"images image imgs img photos pictures jpegimages masks mask labels label annotations "
+    b"annotation segmentations bboxes".split()
+)
+"""Folders that are no classes if there is no other."""
 _EXPECTED = "expected a folder with one sub-folder of images per class, tar shards, or a list"
 
 
@@ -74,6 +84,12 @@ def refuse_wrong_level(root: str, key: str, seen: Glance) -> None:
         raise DataError(
             f"{where}: its folders {names} are parts of a dataset, not classes: {setting}{likely}?"
         )
+    if len(seen.folders) > 1 and _CONTAINERS.issuperset(map(bytes.lower, seen.folders)):
+        names = ", ".join(printable(os.fsdecode(name)) for name in seen.folders)
+        raise DataError(
+            f"{where}: its folders {names} hold images and what belongs to them, not classes: name "
+            "the folder of images, with a list for it beside it"
+        )
     if len(seen.folders) != 1:
         return
     only = os.path.join(os.fsencode(root), seen.folders[0])
@@ -93,6 +109,14 @@ def refuse_wrong_level(root: str, key: str, seen: Glance) -> None:
                 "and name the folder"
             )
         return
+    try:
+        tars = [name for name in glance(only).files if name.endswith(b".tar")]
+    except OSError:
+        tars = []
+    if tars and not seen.images:
+        raise DataError(
+            f"{where}: its only folder holds tar files: one level too high; name {shown}"
+        )
     if below := _level_of_classes(only, key):
         raise DataError(
             f"{where}: its only folder holds no images but folders of images: one level too high; "
@@ -124,21 +148,30 @@ def refuse_flat(root: str, key: str, seen: Glance) -> DataError:
     return DataError(text)
 
 
+def part_of(name: bytes) -> str:
+    """`train`, `val` or `test` if a folder is called like this part of a dataset; else nothing."""
+    words = [word.removesuffix(b"set") for word in re.split(rb"[^a-z]+", name.lower())]
+    parts = [part for word in words for part, names in SPLITS.items() if word in names]
+    others = [word for word in words if not any(word in names for names in SPLITS.values())]
+    return parts[0] if len(parts) == 1 and _BESIDE_SPLIT.issuperset(others) else ""
+
+
 def _splits(root: str, folders: list[bytes]) -> list[bytes]:
     """The folders that are parts of a dataset, if `root` holds such parts and not classes."""
-    known = frozenset().union(*SPLITS.values())
-    splits = [name for name in folders if name.lower() in known]
+    splits = [name for name in folders if part_of(name)]
     if not splits or len(splits) == len(folders):
         return splits
-    kinds = sum(any(name.lower() in names for name in splits) for names in SPLITS.values())
+    kinds = len({part_of(name) for name in splits})
     paths = (os.path.join(os.fsencode(root), name) for name in splits)
     return splits if kinds > 1 and not any(has_image(p, deep=False) for p in paths) else []
 
 
 def _likely(splits: list[bytes], key: str) -> str:
-    wanted = SPLITS["val" if key == "data.val" else "train"]
-    chosen = [name for name in splits if name.lower() in wanted]
-    return os.fsdecode((chosen or splits)[0])
+    for part in ("val", "test") if key == "data.val" else ("train",):
+        for name in splits:
+            if part_of(name) == part:
+                return os.fsdecode(name)
+    return os.fsdecode(splits[0])
 
 
 def _level_of_classes(folder: bytes, key: str) -> bytes | None:

@@ -26,6 +26,15 @@ class LeftOut:
         """Count `count` more for `reason`; `name` is the first of them."""
         self._add(reason, count, [os.fsdecode(name)])
 
+    def take_back(self, reason: str, name: str) -> None:
+        """Undo one `add`, if it was counted under `reason`."""
+        if self.counts.get(reason, 0) > 1:
+            self.counts[reason] -= 1
+        else:
+            self.counts.pop(reason, None)
+        if name in self.first.get(reason, []):
+            self.first[reason].remove(name)
+
     def merge(self, other: LeftOut) -> None:
         """Count what `other` has as well; its names come after those that are known."""
         for reason, count in other.counts.items():

@@ -13,16 +13,17 @@ import numpy as np
 from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError
 from pipelines.sources.base import Names, fingerprint, read_file
+from pipelines.sources.classes import require_no_fractions
 from pipelines.sources.left_out import LeftOut, printable
 from pipelines.sources.listed import find_files
-from pipelines.sources.table import read_table
+from pipelines.sources.table import Row, read_table
+from pipelines.sources.tar_labels import class_names
 from pipelines.sources.walk import glance, images_below
 
 _KINDS = (".csv", ".tsv", ".txt")
 _KAGGLE = "LOC_val_solution.csv"
 _SYNSETS = ("synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
 """Files whose line n begins with the name of class number n."""
-_MAX_SYNSETS = 2**24  # bytes
 _MAX_LABEL = 1000  # characters
 
 
@@ -98,6 +99,7 @@ class Listing:
         self.classes, self.labels = _classes([row.label for row in rows], path, where)
         names = [os.fsencode(row.path) for row in rows]
         names = find_files(self._root, names, where, beside)
+        _require_one_label(rows, names, self.labels.tolist(), where)
         self.left_out = LeftOut()
         if folder is not None:
             _count_unlisted(self._root, names, [path, *(others or ())], key, self.left_out)
@@ -130,13 +132,37 @@ def _count_unlisted(
     for name in images_below(root, b"", key, found):
         if name not in listed:
             left_out.add("images that the list lacks", name)
-    for table in (*tables, *_SYNSETS):
-        extension = Path(table).suffix.lower()
-        is_inside = Path(os.fsdecode(root), Path(table).name).is_file()
-        if is_inside and extension in found.counts:
-            found.counts[extension] -= 1
-    found.counts = {reason: count for reason, count in found.counts.items() if count}
+    inside = {Path(table).name for table in tables if _is_in(table, root)} | set(_SYNSETS)
+    for table in inside:
+        if Path(os.fsdecode(root), table).is_file():
+            found.take_back(Path(table).suffix.lower(), table)
     left_out.merge(found)
+
+
+def _is_in(file: str, folder: bytes) -> bool:
+    return os.path.abspath(os.path.dirname(file)) == os.path.abspath(os.fsdecode(folder))  # noqa: PTH100, PTH120
+
+
+def _require_one_label(rows: list[Row], names: list[bytes], labels: list[int], where: str) -> None:
+    """Raise DataError if an image is listed with several labels.
+
+    `names`, `labels`: file and class of each row.
+    """
+    if len(set(names)) == len(names) and not any(b"./" in name for name in names):
+        return
+    row_of: dict[bytes, int] = {}
+    first: dict[bytes, str] = {}
+    for k, name in enumerate(names):
+        file = os.path.normpath(name)
+        known = row_of.setdefault(file, k)
+        if labels[known] != labels[k] and file not in first:
+            both = (f"{printable(rows[i].label[:80])} (line {rows[i].line})" for i in (known, k))
+            first[file] = f"{printable(os.fsdecode(file))}: {' and '.join(both)}"
+    if first:
+        raise DataError(
+            f"{where}: {len(first):,} images have several labels, first "
+            f"{next(iter(first.values()))}; expected one label for each image"
+        )
 
 
 def _classes(labels: list[str], path: str, where: str) -> tuple[list[str], np.ndarray]:
@@ -144,8 +170,9 @@ def _classes(labels: list[str], path: str, where: str) -> tuple[list[str], np.nd
     names = set(labels)
     for name in names:
         _check(name, where)
+    require_no_fractions(names, where)
     numbered = all(name.isascii() and name.isdecimal() for name in names)
-    synsets = _synsets(Path(path).parent, where) if numbered else None
+    synsets = _synsets(Path(path).parent) if numbered else None
     if synsets is not None:
         largest = max(names, key=_number)
         if _number(largest)[:2] >= _number(str(len(synsets)))[:2]:
@@ -154,7 +181,7 @@ def _classes(labels: list[str], path: str, where: str) -> tuple[list[str], np.nd
                 f"{len(synsets)} lines, for labels from 0"
             )
         labels = [synsets[int(label)] for label in labels]
-        classes = sorted(set(synsets))
+        classes = sorted(synsets)
     else:
         classes = sorted(names, key=_number) if numbered else sorted(names)
     number_of = {name: number for number, name in enumerate(classes)}
@@ -180,18 +207,6 @@ def _check(label: str, where: str) -> None:
         raise DataError(f"{where}: label {printable(label[:80])} has a control character")
 
 
-def _synsets(folder: Path, where: str) -> list[str] | None:
-    for name in _SYNSETS:
-        file = folder / name
-        if file.is_file():
-            place = f"{where}: {printable(str(file))}"
-            try:
-                if file.stat().st_size > _MAX_SYNSETS:
-                    raise DataError(f"{place}: more than 16 MiB: not a list of class names")
-                lines = file.read_text(encoding="utf-8-sig").splitlines()
-            except OSError as error:
-                raise DataError(f"{place}: cannot read: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise DataError(f"{place}: not UTF-8") from None
-            return [line.split()[0] for line in lines if line.strip()]
-    return None
+def _synsets(folder: Path) -> list[str] | None:
+    files = [folder / name for name in _SYNSETS if (folder / name).is_file()]
+    return class_names(files[0], first_word=True) if files else None

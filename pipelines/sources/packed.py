@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.errors import DataError
-from pipelines.sources.arrays import DamagedError, read_arrays
+from pipelines.sources.arrays import DamagedError, are_whole, read_arrays, require
 from pipelines.sources.base import Names
 from pipelines.sources.shards import Places, ShardReader
 
@@ -57,6 +57,12 @@ class Packed:
         self.fingerprint: str = self.description["fingerprint"]
         self.labels = self.column("label")
         self.shard_starts = self.column("shard_starts")
+        starts = self.shard_starts
+        self.require(
+            are_whole(self.labels),
+            not len(self.labels) or int(self.labels.max()) < len(self.classes),
+            are_whole(starts) and bool((np.diff(starts, prepend=0) >= 0).all()),
+        )
         self._names: Names | None = None
         self._views = {name: Copy(self, name) for name in self.description["copies"]}
         self._whole = self._views[copy_for(self.description["copies"], None)]
@@ -67,7 +73,9 @@ class Packed:
     def name(self, i: int) -> str:
         """The path of the dataset, and the name that sample `i` had in the packed source."""
         if self._names is None:
-            self._names = Names(self.column("names").tobytes(), self.column("name_ends"))
+            ends = self.column("name_ends")
+            self.require(are_whole(ends, len(self)))
+            self._names = Names(self.column("names").tobytes(), ends)
         return f"{self.root}:{self._names[i].decode('utf-8', 'surrogateescape')}"
 
     def read(self, i: int) -> np.ndarray:
@@ -84,6 +92,13 @@ class Packed:
         """One array of the index, [len] or flat. Raises DataError if the index is damaged."""
         try:
             return read_arrays(self.root / INDEX, name)[name]
+        except DamagedError as error:
+            raise DataError(f"{self.where}: {INDEX}: {error}; pack it again") from None
+
+    def require(self, *conditions: bool) -> None:
+        """Raises DataError unless all are true of the index."""
+        try:
+            require(*conditions)
         except DamagedError as error:
             raise DataError(f"{self.where}: {INDEX}: {error}; pack it again") from None
 
@@ -133,11 +148,12 @@ class Copy:
             _check_size(packed.root / name, packed.description["files"][name]["size"], packed.where)
         self._reader = ShardReader([str(packed.root / name) for name in shards])
         self._crc32 = packed.column(f"{self.copy}.crc32")
-        self._places = Places(
-            packed.column("shard_starts"),
-            packed.column(f"{self.copy}.offset"),
-            packed.column(f"{self.copy}.size"),
+        offsets, sizes = (packed.column(f"{self.copy}.{name}") for name in ("offset", "size"))
+        packed.require(
+            len(shards) == len(packed.shard_starts),
+            *(are_whole(column, len(packed)) for column in (self._crc32, offsets, sizes)),
         )
+        self._places = Places(packed.shard_starts, offsets, sizes)
 
 
 def copy_for(copies: dict[str, Any], short_side: int | None) -> str:
@@ -169,8 +185,36 @@ def read_description(root: Path, where: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
     if version != FORMAT:
-        raise DataError(f"{where}: {DATASET}: format {version}; this version reads {FORMAT}")
+        raise DataError(f"{where}: {DATASET}: format {version!r}; this version reads {FORMAT}")
+    if not _is_whole(description):
+        raise DataError(
+            f"{where}: {DATASET}: damaged (its parts do not fit together); pack it again"
+        )
     return description
+
+
+def _is_whole(description: dict[str, Any]) -> bool:
+    """Whether a description has everything that is read of it, of the right type."""
+    try:
+        sides = [copy["short_side"] for copy in description["copies"].values()]
+        files = [(f["size"], f["crc32"]) for f in description["files"].values()]
+        texts = [description["fingerprint"], *description["classes"]]
+        skipped = [bad[name] for bad in description["skipped"] for name in ("name", "reason")]
+        numbers = [description["images"], *(n for file in files for n in file)]
+        return (
+            bool(sides)
+            and all(side is None or (type(side) is int and side > 0) for side in sides)
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and all(isinstance(text, str) for text in (*texts, *skipped))
+            and isinstance(description["classes"], list)
+            and all(set(bad) == {"name", "reason"} for bad in description["skipped"])
+            and INDEX in description["files"]
+            and {name.split("/")[0] for name in description["files"]}.issuperset(
+                description["copies"]
+            )
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _check_size(file: Path, size: int, where: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hvdtrain.errors import DataError
 from hvdtrain.files import whole_file
-from pipelines.sources.arrays import DamagedError, read_arrays
+from pipelines.sources.arrays import DamagedError, are_whole, read_arrays, require
 from pipelines.sources.base import Source
 from pipelines.sources.classes import as_listed
 from pipelines.sources.inventory import UNKNOWN, Inventory, compare, names_below
@@ -35,6 +35,13 @@ def checked(source: Source, path: str, key: str) -> Source:
         return source
     try:
         arrays = read_arrays(manifest, "fingerprint", "crc32", "bad", "reasons")
+        reasons = arrays["reasons"]
+        require(
+            are_whole(arrays["bad"]),
+            reasons.dtype.kind == "U" or not reasons.size,
+            reasons.shape == arrays["bad"].shape,
+            are_whole(arrays["crc32"]),
+        )
     except DamagedError as error:
         raise DataError(f"{key}: {manifest}: {error}; scan again or delete it") from None
     if str(arrays["fingerprint"]) != source.fingerprint:
@@ -42,6 +49,8 @@ def checked(source: Source, path: str, key: str) -> Source:
             f"{key}: {printable(path)}: other images than when it was scanned"
             f"{_change(source, path, manifest)}; scan again, or delete {manifest}"
         )
+    if len(arrays["crc32"]) != len(source):
+        raise DataError(f"{key}: {manifest}: damaged; scan again or delete it")
     bad = dict(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
     return Checked(source, arrays["crc32"], bad)
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
 from hvdtrain.errors import DataError
 from pipelines.sources import archives
-from pipelines.sources.base import EXTENSIONS
+from pipelines.sources.base import some
 from pipelines.sources.left_out import LeftOut
+from pipelines.sources.walk import SYSTEM_FOLDERS, has_image
 
 CLASSES = "classes.txt"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MOST = 1_000_000  # shards in a pattern
 _DIGITS = 9  # in a number of a pattern
-_LOOKED_AT = 1000  # names in a folder in which images are looked for
 
 
 def is_shards(path: str) -> bool:
@@ -32,7 +33,11 @@ def is_shards(path: str) -> bool:
     """
     if os.path.isdir(path):
         files, folders, _others = _listed(path)
-        return bool(files) and not any(_has_images(Path(path, name)) for name in folders)
+        return bool(files) and not any(
+            has_image(os.fsencode(Path(path, name)))
+            for name in folders
+            if os.fsencode(name) not in SYSTEM_FOLDERS
+        )
     if os.path.exists(path):
         return _is_tar(path) or _is_compressed(path) or bool(archives.kind(path))
     return _is_pattern(path) or _is_tar(path) or _is_compressed(path)
@@ -50,6 +55,8 @@ def shard_paths(path: str, key: str, left_out: LeftOut) -> list[str]:
         paths = [path]
     else:
         paths = [shard for name in _expanded(path, key) for shard in _matches(name, key)]
+        if twice := [name for name, count in Counter(paths).items() if count > 1]:
+            raise DataError(f"{key}: {path}: this pattern names {some(twice)} more than once")
     for shard in paths:
         if not os.path.isfile(shard):
             problem = "not a regular file" if os.path.exists(shard) else "no such file"
@@ -90,20 +97,6 @@ def _listed(path: str) -> tuple[list[str], list[str], list[str]]:
     except OSError:
         return [], [], []  # the source that lists the folder reports it
     return sorted(files), sorted(folders), sorted(others)
-
-
-def _has_images(folder: Path) -> bool:
-    """Whether one of the first names in a folder, or in the folders in it, is an image's."""
-    looked_at = 0
-    for _place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if os.fsencode(os.path.splitext(name)[1].lower()) in EXTENSIONS:  # noqa: PTH122
-                return not name.startswith(".")
-        looked_at += len(names) + len(folders) + 1
-        if looked_at > _LOOKED_AT:
-            break
-    return False
 
 
 def _in_folder(path: str, left_out: LeftOut) -> list[str]:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TextIO
 from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError
 from pipelines.sources.base import EXTENSIONS, some
+from pipelines.sources.column_names import IDS, LABELS, NUMBERS, PARTS, PATHS
 from pipelines.sources.guess import what_file
 from pipelines.sources.left_out import printable
 
@@ -26,42 +27,6 @@ _BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-_PATHS = frozenset(
-    [
-        "path",
-        "file",
-        "filename",
-        "filepath",
-        "fname",
-        "image",
-        "imagepath",
-        "imagefile",
-        "imagefilename",
-        "imagename",
-        "img",
-        "imgpath",
-        "imgname",
-    ]
-)
-_IDS = frozenset(["id", "imageid", "imgid", "fileid", "name"])
-_LABELS = frozenset(
-    [
-        "label",
-        "labels",
-        "labelname",
-        "class",
-        "classes",
-        "classname",
-        "category",
-        "categoryname",
-        "target",
-        "breed",
-        "species",
-        "predictionstring",
-    ]
-)
-_NUMBERS = frozenset(["classid", "classindex", "classidx", "labelid", "categoryid", "targetid"])
-"""Names of columns, without `_`, `-` and blanks; `_IDS` and `_NUMBERS` count if no other is there."""
 _ADVICE = "name them: data.columns={path: …, label: …} (--columns PATH,LABEL)"
 
 
@@ -132,6 +97,7 @@ def _rows(lines: Iterator[str], path: str, where: str, columns: Columns) -> Iter
     else:
         separator = _separator(sample, os.path.splitext(path)[1].lower())  # noqa: PTH122
     layout: _Layout | None = None
+    parts: dict[int, str] = {}
     for number, cells in _cells(itertools.chain(sample, lines), separator, where, skipped):
         place = f"{where}:{number}"
         if not any(cells):
@@ -141,7 +107,9 @@ def _rows(lines: Iterator[str], path: str, where: str, columns: Columns) -> Iter
                 cells.pop()
             layout = _layout(cells, place, columns)
             if layout.header:
+                parts = dict.fromkeys(_find(cells, PARTS) if columns == Columns() else (), "")
                 continue
+        _require_one_part(cells, parts, place)
         yield _row(cells, number, layout, place)
 
 
@@ -206,11 +174,11 @@ def _layout(cells: list[str], place: str, columns: Columns) -> _Layout:
                 "with their names"
             )
         return _Layout(0, 1, 2, header=False)
-    paths = _find(cells, _PATHS) or _find(cells, _IDS)
-    labels = _find(cells, _LABELS) or _find(cells, _NUMBERS)
+    paths = _find(cells, PATHS) or _find(cells, IDS)
+    labels = _find(cells, LABELS) or _find(cells, NUMBERS)
     if width == 2 and not paths:
         return _Layout(0, 1, 2, header=False)
-    if width == 2 and not labels and len(paths) == 1 and not _find(cells, _PATHS | _IDS)[1:]:
+    if width == 2 and not labels and len(paths) == 1 and not _find(cells, PATHS | IDS)[1:]:
         labels = [1 - paths[0]]
     if len(paths) != 1 or len(labels) != 1 or paths == labels:
         raise DataError(f"{place}: {_unclear(cells, paths, labels)}")
@@ -223,8 +191,8 @@ def _named_layout(cells: list[str], place: str, columns: Columns) -> _Layout:
     found: list[int] = []
     for field, name in (("path", columns.path), ("label", columns.label)):
         if name is None:
-            names = _PATHS if field == "path" else _LABELS
-            others = _IDS if field == "path" else _NUMBERS
+            names = PATHS if field == "path" else LABELS
+            others = IDS if field == "path" else NUMBERS
             places = _find(cells, names) or _find(cells, others)
         else:
             places = [k for k, cell in enumerate(cells) if cell == name.strip()]
@@ -278,6 +246,19 @@ def _row(cells: list[str], number: int, layout: _Layout, place: str) -> Row:
     if "\n" in file or "\n" in label or "\r" in file or "\r" in label:
         raise DataError(f'{place}: a cell that goes on over lines: is a quote (") not closed?')
     return Row(number, file, label.split()[0] if layout.first_word else label)
+
+
+def _require_one_part(cells: list[str], parts: dict[int, str], place: str) -> None:
+    """Raise DataError if a column such as `split` says that the rows are of several parts."""
+    for k, known in parts.items():
+        value = cells[k] if k < len(cells) else ""
+        parts[k] = known or value
+        if known and value and value != known:
+            raise DataError(
+                f"{place}: a row of {printable(value)[:40]} among rows of {printable(known)[:40]}: "
+                "write one list for each part; to take all rows, name both columns: "
+                "data.columns={path: …, label: …}"
+            )
 
 
 def _quoted(cells: list[str]) -> str:

@@ -4,15 +4,23 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+COUNT = int(os.environ.get("HVDTRAIN_ODD_DATASETS", "200"))
+SETTINGS = settings(
+    deadline=None,
+    derandomize="HVDTRAIN_ODD_DATASETS" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+"""The same datasets at every run, unless their number is asked for."""
 JPEG, PNG = b"\xff\xd8\xff\xe0 jpeg", b"\x89PNG\r\n\x1a\n png"
 Samples = Counter[tuple[bytes, str]]
 """Path (normalised) and the name of the class."""
@@ -26,6 +34,12 @@ class Odd(NamedTuple):
     """Whether it was made so that it must be refused."""
     samples: Samples
     left_out: int
+    hint: str = ""
+    """What the refusal must name."""
+    unclear: bool = False
+    """Whether it can be read in two ways: it is refused, or read as expected."""
+    by_content: bool = False
+    """Whether `samples` has the bytes of the images in place of their paths."""
 
 
 # --- class folders
@@ -44,7 +58,7 @@ FILES = {
     "no ending": (b"img%d", JPEG),
     "other ending": (b"%d.photo", PNG),
     "gif": (b"%d.gif", b"GIF89a"),
-    "text": (b"%d.txt", b"text"),
+    "text": (b"note%d.txt", b"text"),
     "text without ending": (b"README%d", b"text"),
     "image called text": (b"%d.txt", JPEG),
     "backup": (b"%d.bak", JPEG),
@@ -57,6 +71,7 @@ FILES = {
     "nested": (b"deep/er/%d.jpg", JPEG),
     "nested hidden": (b"deep/.%d.png", PNG),
     "empty": (b"%d.dat", b""),
+    "tar": (b"%d.tar", b"no tar file"),
 }
 LINKS = {
     "link": (b"%d.jpg", b"../../outside/o.jpg"),
@@ -148,7 +163,8 @@ def trees(draw: st.DrawFn) -> tuple[dict[bytes, list[str]], list[str]]:
     """The kinds of files in each class folder, and beside the class folders."""
     rare = [*(["cycle"] if draw(st.integers(0, 9)) == 0 else []), "pipe", "empty folder"]
     kinds = st.sampled_from(sorted([*FILES, *(set(LINKS) - {"cycle"}), *rare]))
-    beside = st.sampled_from([k for k in FILES if not k.startswith("nested")] + ["dangling folder"])
+    loose = ["dangling folder", "tar"]
+    beside = st.sampled_from([k for k in FILES if not k.startswith("nested")] + loose)
     names = draw(st.lists(st.sampled_from(CLASSES), min_size=2, max_size=5, unique=True))
     classes = {name: draw(st.lists(kinds, max_size=8)) for name in names}
     for name in names:
@@ -174,110 +190,46 @@ def write_tree(plan: tuple[dict[bytes, list[str]], list[str]], folder: Path) -> 
     return class_folders(root)
 
 
-# --- lists
+# --- the wrong folder is named
 
-LABELS = ["ant", "bee", "10", "2", "a b", "a,b", "x;y", 'the "q"', "é"]
-REFUSED_LISTS = ["missing", "no label", "comma", "one-hot", "no header", "open quote"]
-
-
-class ListPlan(NamedTuple):
-    """How a list is written."""
-
-    kind: str
-    separator: str
-    encoding: str
-    eol: str
-    header: bool
-    extra: int
-    windows: bool
-    quoting: int
-    stems: bool
-    flat: bool
-    refused: str
-    rows: list[tuple[int, str]]
+WRONG = ["splits", "too shallow", "too deep"]
+PLAIN = ["plain", "case", "png", "bytes", "composed", "gif", "text", "hidden", "apple", "dangling"]
 
 
 @st.composite
-def lists(draw: st.DrawFn) -> ListPlan:
-    refused = draw(st.sampled_from(REFUSED_LISTS)) if draw(st.integers(0, 3)) == 0 else ""
-    header = draw(st.booleans()) if refused != "no header" else False
-    header = header or refused == "one-hot"
-    rows = draw(
-        st.lists(st.tuples(st.integers(0, 9), st.sampled_from(LABELS)), min_size=2, max_size=9)
-    )
-    extra = draw(st.integers(0, 2)) if header else int(refused == "no header")
-    return ListPlan(
-        draw(st.sampled_from(["csv", "tsv", "txt"])),
-        draw(st.sampled_from(",;\t")),
-        draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"])),
-        draw(st.sampled_from(["\n", "\r\n"])),
-        header,
-        extra,
-        draw(st.booleans()),
-        draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
-        draw(st.booleans()),
-        draw(st.booleans()),
-        refused,
-        rows,
+def wrong_levels(draw: st.DrawFn) -> tuple[str, list[str], dict[bytes, list[str]], str]:
+    """What is wrong, the folders above the classes, the kinds of files in each class, and the key."""
+    wrong = draw(st.sampled_from(WRONG))
+    if wrong == "splits":
+        above = ["train", *draw(st.sampled_from([[], ["val"], ["val", "test"], ["Test"]]))]
+    else:
+        above = ["photos", "data", "a b", "x"][: draw(st.integers(1, 4))]
+    names = draw(st.lists(st.sampled_from(CLASSES[:5]), min_size=2, max_size=4, unique=True))
+    kinds = st.lists(st.sampled_from(PLAIN), max_size=4)
+    return (
+        wrong,
+        above,
+        {name: ["plain", *draw(kinds)] for name in names},
+        draw(st.sampled_from(["data.train", "data.val"])),
     )
 
 
-def cells_of(plan: ListPlan, number: int, label: str) -> list[str]:
-    name = f"é {number}" if number % 3 == 0 else f"n{number}"
-    name = unicodedata.normalize("NFD", name) if number % 2 else name
-    name += "" if plan.stems and number % 4 == 1 else ".jpg"
-    inner = "" if plan.flat else f"img/d{number % 2}/"
-    path = (inner + name).replace("/", "\\") if plan.windows else inner + name
-    more = [f"{number}.5", "note"][: plan.extra]
-    return [*more[:1], path, label, *more[1:]] if plan.header else [path, label, *more]
-
-
-def table_of(plan: ListPlan) -> list[list[str]]:
-    rows = [cells_of(plan, number, label) for number, label in plan.rows]
-    names = [*["score"][: plan.extra], "Image_Path", "label", *["note"][: plan.extra - 1]]
-    if plan.refused == "missing":
-        rows[-1] = cells_of(plan, 77, "ant")
-    if plan.refused == "no label":
-        rows[-1] = ["" if cell == plan.rows[-1][1] else cell for cell in rows[-1]]
-    if plan.refused == "one-hot":
-        names = ["image", "ant", "bee", "cat"]
-        rows = [[row[plan.extra and 1], "1", "0", "0"] for row in rows]
-    return [names, *rows] if plan.header else rows
-
-
-def write_list(plan: ListPlan, folder: Path) -> Odd:
-    """Write the images and the list; then read it as the csv module does."""
-    for number in range(10):
-        inner = "" if plan.flat else f"d{number % 2}/"
-        name = f"é {number}" if number % 3 == 0 else f"n{number}"
-        write_file(os.fsencode(folder / "img" / f"{inner}{name}.jpg"), JPEG)
-    path = folder / f"img.{plan.kind}"
-    with path.open("w", encoding=plan.encoding, newline="") as file:
-        form = {"delimiter": plan.separator, "quoting": plan.quoting, "lineterminator": plan.eol}
-        csv.writer(file, **form).writerows(table_of(plan))
-        if plan.refused == "comma":
-            file.write(plan.separator.join([*cells_of(plan, 1, "b"), "rest"]) + plan.eol)
-        if plan.refused == "open quote":
-            file.write(f'"{plan.separator.join(cells_of(plan, 1, "b"))}{plan.eol}')
-    named = folder / "img" if plan.flat else path
-    if plan.refused:
-        return Odd(named, True, Counter(), 0)
-    samples = listed(path, plan)
-    used = {name for name, _label in samples}
-    left = len(set(walked(os.fsencode(folder / "img"))[0]) - used) if plan.flat else 0
-    return Odd(named, False, samples, left)
-
-
-def listed(path: Path, plan: ListPlan) -> Samples:
-    """The rows that Python's csv finds, each with the file that it stands for."""
-    root = path.parent / "img" if plan.flat else path.parent
-    known = {unicodedata.normalize("NFC", str(p)): p for p in root.rglob("*.jpg")}
-    encoding = plan.encoding if plan.encoding != "utf-8" else "utf-8-sig"
-    with path.open(encoding=encoding, newline="") as file:
-        rows = list(csv.reader(file, delimiter=plan.separator))
-    at = (rows[0].index("Image_Path"), rows[0].index("label")) if plan.header else (0, 1)
-    samples: Samples = Counter()
-    for row in rows[plan.header :]:
-        name = unicodedata.normalize("NFC", str(root / row[at[0]].replace("\\", "/")))
-        samples[os.fsencode(known.get(name) or known[f"{name}.jpg"]), row[at[1]]] += 1
-    return samples
+def write_wrong_level(
+    plan: tuple[str, list[str], dict[bytes, list[str]], str], folder: Path
+) -> Odd:
+    """A dataset of which the folder above or below it is named."""
+    wrong, above, classes, key = plan
+    root = folder / "root"
+    places = [root / name for name in above] if wrong == "splits" else [root.joinpath(*above)]
+    number = 0
+    for place in places:
+        for name, kinds in classes.items():
+            for kind in kinds:
+                plant(os.fsencode(place) + b"/" + name, kind, number := number + 1)
+    if wrong == "too deep":
+        inner = os.fsdecode(os.path.join(os.fsencode(places[0]), next(iter(classes))))
+        return Odd(Path(inner), True, Counter(), 0, hint=f"name {places[0]}")
+    likely = places[0]
+    if wrong == "splits" and key == "data.val":
+        likely = root / next(name for name in ("val", "Test", "train") if name in above)
+    return Odd(root, True, Counter(), 0, hint=str(likely))

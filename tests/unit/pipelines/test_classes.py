@@ -133,6 +133,26 @@ def test_a_dataset_with_both_forms_of_a_name_is_refused(tmp_path):
         open_source(root, "data.train")
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "cat "), "classes whose names differ in blanks around them only: 'cat', 'cat '"),
+        (("1", "01", "7"), "classes whose names differ in leading zeros only: 01, 1; rename"),
+    ],
+)
+def test_names_that_a_reader_would_confuse(tmp_path, names, message):
+    root = tree(tmp_path, **dict.fromkeys(names, 1))
+    with pytest.raises(DataError) as error:
+        open_source(root, "data.train")
+    assert str(error.value).startswith(f"data.train: {root}: {message}")
+
+
+def test_one_class_is_a_warning(tmp_path):
+    data = Data(train=tree(tmp_path / "d", ant=2))
+    warnings = open_datasets(data, None, seed=0).warnings
+    assert [w.split(": ")[2] for w in warnings] == ["has one class only, ant"]
+
+
 def test_the_order_of_a_checkpoint_is_kept(tmp_path):
     root = tree(tmp_path, **{str(k): 1 for k in range(11)})
     old = open_datasets(Data(train=root), [], seed=0)  # of a version that did not record the names
@@ -178,6 +198,9 @@ def test_every_copy_of_a_packed_dataset_is_renumbered(tmp_path):
     [
         (("train", "val", "test"), {"data.train": "train", "data.val": "val"}),
         (("Train", "Test"), {"data.train": "Train", "data.val": "Test"}),
+        (("training_set", "Test_set"), {"data.train": "training_set", "data.val": "Test_set"}),
+        (("images-train", "val2017"), {"data.train": "images-train", "data.val": "val2017"}),
+        (("trainset", "evalset"), {"data.train": "trainset", "data.val": "evalset"}),
         (("validation",), {"data.train": "validation", "data.val": "validation"}),
     ],
 )
@@ -193,7 +216,7 @@ def test_the_parts_of_a_dataset_are_not_its_classes(tmp_path, names, suggested):
         )
 
 
-@pytest.mark.parametrize("names", [("train", "tram"), ("valley", "test")])
+@pytest.mark.parametrize("names", [("train", "tram"), ("valley", "test"), ("train_a", "train_b")])
 def test_classes_may_be_called_like_parts(tmp_path, names):
     root = tree(tmp_path, **dict.fromkeys(names, 1))
     assert open_source(root, "data.train").classes == sorted(names)

@@ -244,24 +244,6 @@ def test_a_file_that_becomes_a_pipe_is_not_waited_for(root):
         source.read(0)
 
 
-@pytest.mark.parametrize("label", ["2", "0002", "10000000000000000000", "9" * 900])
-def test_a_class_number_beyond_the_synset_file(root, label):
-    (root / "synsets.txt").write_text("n1 a\nn2 b\n")
-    message = refusal(root / "l.csv", f"0.jpg,1\n1.jpg,{label}\n")
-    assert f"label {label[:40]}, but the synset file next to it has 2 lines" in message
-
-
-def test_a_synset_file_that_is_no_text(root):
-    (root / "synsets.txt").write_bytes(b"caf\xe9\nb\n")
-    assert "synsets.txt: not UTF-8" in refusal(root / "l.csv", "0.jpg,0\n")
-
-
-def test_class_numbers_are_in_the_order_of_their_values(root):
-    (root / "l.csv").write_text("0.jpg,10\n1.jpg,9\n2.jpg,100000000000000000000\n")
-    source = open_source(str(root / "l.csv"), "data.train")
-    assert source.classes == ["9", "10", "100000000000000000000"]
-
-
 def test_both_datasets_of_a_run_use_the_columns(root, make_loaders):
     for name in ("train.csv", "val.csv"):
         (root / name).write_text("photo,w,kind\n0.jpg,1,dog\n1.jpg,2,cat\n")
@@ -276,6 +258,17 @@ def test_a_decomposed_name_without_ending_is_the_composed_file(tmp_path):
     (tmp_path / "list.csv").write_text("path,label\ne\u0301,ant\n", encoding="utf-8")
     source = open_source(str(tmp_path / "list.csv"), "data.train")
     assert source.name(0) == str(tmp_path / "\u00e9.jpg")
+
+
+@pytest.mark.parametrize("name", ["\u00e9", "e\u0301"])
+def test_a_name_that_two_files_have_in_different_unicode_forms(tmp_path, name):
+    tree(tmp_path, "\u00e9.jpg", "e\u0301.png")
+    message = refusal(tmp_path / "l.csv", f"path,label\n{name},ant\n")
+    assert f"{tmp_path}/{name}: several images have this name: " in message
+    assert listed(tmp_path / "l.csv", f"path,label\n{name}.jpg,a\n{name}.png,b\n") == [
+        ("\u00e9.jpg", "a"),
+        ("e\u0301.png", "b"),
+    ]
 
 
 def test_a_txt_whose_first_label_stands_in_quotes(tmp_path):

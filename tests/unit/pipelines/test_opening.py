@@ -69,6 +69,22 @@ def test_one_level_too_high(tmp_path, files, likely):
     assert message.endswith(f"name {likely.format(root)}")
 
 
+def test_shards_one_level_deeper(tmp_path):
+    shard(tmp_path / "d/sub/0.tar")
+    message = refusal(tmp_path / "d")
+    assert message.endswith(
+        f"its only folder holds tar files: one level too high; name {tmp_path}/d/sub"
+    )
+
+
+@pytest.mark.parametrize("beside", ["masks/1.png", "labels/1.txt", "Annotations/1.xml"])
+def test_folders_of_images_and_what_belongs_to_them(tmp_path, beside):
+    message = refusal(tree(tmp_path / "d", "images/1.jpg", beside))
+    assert "hold images and what belongs to them, not classes" in message
+    root = tree(tmp_path / "e", "masks/1.jpg", "hats/1.jpg")
+    assert open_source(str(root), "data.train").classes == ["hats", "masks"]
+
+
 def test_images_deeper_in_classes_are_theirs(tmp_path):
     root = tree(tmp_path / "d", "a/images/1.jpg", "b/images/1.jpg", "b/images/more/2.jpg")
     assert open_source(str(root), "data.train").classes == ["a", "b"]
@@ -188,5 +204,10 @@ def test_images_that_the_list_of_their_folder_lacks(tmp_path):
         ".gif": 1,
         "label files beside the one in use": 1,
     }
+    (tmp_path / "val/val.txt").write_text("2.jpg 3\n")
+    counts = left_out_of(open_source(str(tmp_path / "val"), "data.val")).counts
+    assert counts[".gif"] == 1
+    assert counts["label files beside the one in use"] == 2
+    assert ".txt" not in counts
     (tmp_path / "val.txt").write_text("val/1.jpg 1\nval/3.jpg 2\n")
     assert "its paths begin beside the list: name the list itself" in refusal(tmp_path / "val")

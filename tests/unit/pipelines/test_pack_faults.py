@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hvdtrain.errors import DataError, ResourceError
 from pipelines.commands.pack import pack
 from pipelines.commands.pack_folder import PackingFolder
 from pipelines.commands.pack_options import PackOptions
+from pipelines.commands.stage import stage
 from pipelines.sources import ImageFolder, open_source
 from tests.unit.pipelines.pack_samples import TWO, contents
 from tests.unit.pipelines.samples import CLASSES, COUNT, photograph
@@ -134,6 +137,91 @@ def test_a_damaged_index_is_reported(packed, tmp_path):
         open_source(str(root), "data.train")
 
 
+def _without(name):
+    return lambda d: d.pop(name)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *map(_without, ("classes", "copies", "files", "fingerprint", "images", "skipped")),
+        lambda d: d["files"].pop("index.npz"),
+        lambda d: d["files"].pop("32/00001.tar"),
+        lambda d: [d["files"].pop(name) for name in list(d["files"]) if name.startswith("orig/")],
+        lambda d: d["files"]["index.npz"].pop("size"),
+        lambda d: d["files"]["32/00000.tar"].update(crc32="7"),
+        lambda d: d["copies"].update({"32": 32}),
+        lambda d: d["copies"].clear(),
+        lambda d: d["classes"].append(3),
+        lambda d: d["classes"].clear(),
+        lambda d: d.update(format=[1]),
+    ],
+)
+def test_a_damaged_description_is_reported_in_one_line(packed, tmp_path, spoil):
+    root = shutil.copytree(packed, tmp_path / "p")
+    description = json.loads((root / "dataset.json").read_bytes())
+    spoil(description)
+    (root / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"(dataset\.json|index\.npz): (damaged|format)"):
+        open_source(str(root), "data.train").at(32).read(0)
+    if not isinstance(description["format"], int):
+        with pytest.raises(DataError, match=r"dataset\.json: format"):
+            stage(str(root), str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("label", lambda a: a[:-1]),
+        ("label", lambda a: a + 1000),
+        ("label", lambda a: a.astype(float)),
+        ("shard_starts", lambda a: a[::-1].copy()),
+        ("shard_starts", lambda a: a[:1]),
+        ("orig.offset", lambda a: a[:3]),
+        ("orig.size", lambda a: a.astype(str)),
+        ("name_ends", lambda a: a.reshape(-1, 1)),
+    ],
+)
+def test_an_index_whose_parts_do_not_fit_is_reported(packed, tmp_path, name, spoil):
+    root = shutil.copytree(packed, tmp_path / "p")
+    with np.load(root / "index.npz") as arrays:
+        columns = {key: arrays[key] for key in arrays}
+    np.savez(root / "index.npz", **{**columns, name: spoil(columns[name])})
+    description = json.loads((root / "dataset.json").read_bytes())
+    description["files"]["index.npz"]["size"] = (root / "index.npz").stat().st_size
+    (root / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"index\.npz: damaged \(its parts do not fit together\)"):
+        _first(root)
+
+
+def _first(root: Path) -> tuple[np.ndarray, str]:
+    source = open_source(str(root), "data.train")
+    return source.read(0), source.name(0)
+
+
+def test_packing_goes_on_after_a_record_was_damaged(folder, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(folder), str(tmp_path / "p"), TWO, _interrupt)
+    record = next((tmp_path / "p/.parts").glob("*.npz"))
+    record.write_bytes(record.read_bytes()[:100])
+    pack(str(folder), str(tmp_path / "p"), TWO)
+    source = open_source(str(tmp_path / "p"), "data.train")
+    assert all(len(source.read(i)) for i in range(len(source)))
+
+
+def _interrupt(done: int, _all: int) -> None:
+    if done >= 10:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"7", b"\xff"])
+def test_damaged_settings_of_a_half_packed_folder(folder, tmp_path, content):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/.packing.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"\.packing\.json: damaged .*name another folder"):
+        pack(str(folder), str(tmp_path / "p"), TWO)
+
+
 @pytest.mark.parametrize("where", ["src", "src/below", "src/a"])
 def test_the_source_is_never_packed_into(tmp_path, where):
     (tmp_path / "src/a").mkdir(parents=True)
@@ -143,6 +231,17 @@ def test_the_source_is_never_packed_into(tmp_path, where):
         pack(str(tmp_path / "src"), str(tmp_path / where), PackOptions())
     assert contents(tmp_path / "src") == before
     assert sorted(p.name for p in (tmp_path / "src").iterdir()) == ["a"]
+
+
+def test_a_class_that_does_not_fit_a_line_is_refused(tmp_path):
+    for name in ("a\nb", "c"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        photograph(0, 24, 32).save(tmp_path / "src" / name / "0.jpg")
+    with pytest.raises(
+        DataError, match=r"classes with a line break in their names.*: a\\nb; rename"
+    ):
+        pack(str(tmp_path / "src"), str(tmp_path / "dst"), TWO)
+    assert not (tmp_path / "dst").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(folder, tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hvdtrain import files
@@ -98,6 +100,38 @@ def test_a_manifest_of_other_images_is_refused(folder, tmp_path):
     assert len(open_source(str(root), "data.train")) == len(CLASSES) * PER_CLASS + 1
     (root / ".hvdtrain-scan.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"damaged .*; scan again or delete it"):
+        open_source(str(root), "data.train")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("crc32", lambda a: a[:-1]),
+        ("crc32", lambda a: a.astype(float)),
+        ("bad", lambda a: np.array([0])),
+        ("reasons", lambda a: np.arange(3)),
+        ("fingerprint", lambda a: None),
+    ],
+)
+def test_a_manifest_whose_parts_do_not_fit_is_refused(folder, tmp_path, name, spoil):
+    root = shutil.copytree(folder, tmp_path / "images")
+    scan(str(root), None, 1)
+    with np.load(root / ".hvdtrain-scan.npz") as arrays:
+        columns = {key: arrays[key] for key in arrays}
+    columns[name] = spoil(columns[name])
+    np.savez(root / ".hvdtrain-scan.npz", **{k: a for k, a in columns.items() if a is not None})
+    with pytest.raises(
+        DataError, match=r"\.hvdtrain-scan\.npz: damaged.*; scan again or delete it"
+    ):
+        open_source(str(root), "data.train")
+
+
+def test_an_npz_whose_part_is_no_array_is_refused(folder, tmp_path):
+    root = shutil.copytree(folder, tmp_path / "images")
+    scan(str(root), None, 1)
+    with zipfile.ZipFile(root / ".hvdtrain-scan.npz", "a") as archive:
+        archive.writestr("crc32", b"no array")
+    with pytest.raises(DataError, match="damaged"):
         open_source(str(root), "data.train")
 
 

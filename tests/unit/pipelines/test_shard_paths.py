@@ -61,6 +61,7 @@ def test_a_file_whose_name_is_a_pattern(tmp_path):
         ("s-{0..1}.tar", "no such file; expected tar shards"),
         ("s-{a..c}.tar", "no such file; expected tar shards"),
         ("s-?.tar", "not a regular file; expected tar shards"),
+        ("s-{f,[e-f]}.tar", r"this pattern names .*/s-f\.tar more than once"),
     ],
 )
 def test_patterns_that_cannot_be_used(tmp_path, pattern, problem):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from hvdtrain.errors import DataError
+from pipelines.sources import open_source
 from pipelines.sources.tar import TarShards
 from tests.unit.pipelines.tar_samples import contents, make, sample
 
@@ -94,6 +96,13 @@ DEEP = b'{"label": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         ({"cls": b"1", "json": b'{"label": 2}'}, "a.json: label 2, but 1 in a.cls"),
         ({"cls": b"cat", "json": b'{"class": "dog"}'}, "a.json: label 'dog', but 'cat' in a.cls"),
         ({"json": b'{"label": 1, "cls": 2}'}, "a.json: different class numbers in cls and label"),
+        (
+            {"json": b'{"label": "cat", "class": "animal"}'},
+            "a.json: different class names in label",
+        ),
+        ({"json": b'{"label": "2", "cls": 1}'}, "a.json: different class numbers in cls and label"),
+        ({"json": b'{"label": " ", "class": ""}'}, "a.jpg: no label; expected a .cls"),
+        ({"json": b'{"label": 1, "x": 0, "label": 2}'}, "a.json: label is there twice"),
         ({"cls": b"caf\xe9"}, "a.cls: not UTF-8 at byte 3"),
         ({"cls": "3".encode("utf-16")}, "a.cls: not UTF-8 at byte 0"),
         ({"cls": b"1\n2"}, "a.cls: expected one class number or name, found '1\\n2'"),
@@ -131,6 +140,7 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path, label, problem):
         {"cls": b"\xef\xbb\xbf1"},
         {"json": b'{"cls": null, "label": 1}'},
         {"json": b'\xef\xbb\xbf{"label": 1}'},
+        {"json": b'{"label": " 1 ", "cls": 1, "class": "dog"}'},
     ],
 )
 def test_labels_that_agree(tmp_path, label):
@@ -138,6 +148,27 @@ def test_labels_that_agree(tmp_path, label):
     source = opened(tmp_path, *sample("0", 0), ("a.jpg", b"x"), *files)
     assert source.labels.tolist() == [0, 1]
     assert not source.left_out
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (("cat", 1), "class numbers (1) and names ('cat') side by side"),
+        ((0, "0 1"), "class numbers (0) and names ('0 1') side by side"),
+        (("0.0", "1.0"), "labels are numbers with a fraction (0.0)"),
+        (("caf\u00e9", "cafe\u0301"), "classes whose names differ in their Unicode form only"),
+    ],
+)
+def test_labels_of_two_kinds_are_refused(tmp_path, labels, problem):
+    make(tmp_path / "s.tar", *sample("a", labels[0]), *sample("b", labels[1]))
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/s.tar: {problem}")):
+        open_source(str(tmp_path / "s.tar"), "data.train")
+
+
+def test_class_names_are_known_in_both_unicode_forms(tmp_path):
+    (tmp_path / "classes.txt").write_text("caf\u00e9\n1\n", encoding="utf-8")
+    source = opened(tmp_path, *sample("a", "cafe\u0301"), *sample("b", 1))
+    assert (source.classes, source.labels.tolist()) == (["caf\u00e9", "1"], [0, 1])
 
 
 @pytest.mark.parametrize("number", [10**6, 10**9, 10**17])
@@ -163,6 +194,18 @@ def test_class_numbers_may_have_gaps(tmp_path):
         (b"cat\ndog\ncat\n", ":3: 'cat' is on line 1 too"),
         (b"", ":1: empty; expected a class name"),
         (b"cat\0\n", ":1: NUL; expected a class name"),
+        (
+            b"0 cat\n1 dog\n",
+            ": every line has a number (0 cat); expected names only, that of class 0 first",
+        ),
+        (
+            b"2,cat\n1,dog\n",
+            ": every line has a number (2,cat); expected names only, that of class 0 first",
+        ),
+        (
+            b"cat 1\ndog 0\n",
+            ": every line has a number (cat 1); expected names only, that of class 0 first",
+        ),
     ],
 )
 def test_class_names_that_cannot_be_used_are_refused(tmp_path, content, problem):
@@ -180,6 +223,12 @@ def test_class_names_of_all_line_ends(tmp_path, content):
     source = opened(tmp_path, *sample("a", 1), *sample("b", 0))
     assert source.classes == ["cat", "dog"]
     assert [label for _image, label in contents(source)] == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("content", ["grade 0\ngrade 1\n", "10\n9\n", "1 euro\n2 euro\n5 euro\n"])
+def test_class_names_may_have_numbers(tmp_path, content):
+    (tmp_path / "classes.txt").write_text(content)
+    assert opened(tmp_path, *sample("a", 0)).classes == content.splitlines()
 
 
 def test_a_json_with_a_label_is_read_whatever_its_length(tmp_path):
