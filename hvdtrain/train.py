@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ def train(
 ) -> dict[str, Any]:
     """Train `cfg` on all ranks of `comm`; returns the contents of `summary.json`.
 
-    `resume`: never, auto (the newest unfinished run of this name and config), or a run directory.
-    `accept_changes`: resume also if the images are others than when the run began.
+    `resume`: never, auto (the newest unfinished run of this name and these settings), or a run
+    directory.
+    `accept_changes`: resume also if settings or images are others than when the run began.
     Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1, SIGINT
     or SIGHUP; in a thread that is not the main one no signal is noticed.
     """
@@ -241,7 +243,9 @@ def _start(run: Run, setup_s: float) -> None:
     """Report the start of an attempt, from which the report page counts its time and cost."""
     nodes = len(set(run.hosts))
     restarted = restarts(run.paths.events) if run.comm.rank == 0 else ()
-    run.sinks.write(Start(run.comm.size, nodes, setup_s, *restarted))
+    changes = [change.as_dict() for change in run.changes]
+    start = Start(run.comm.size, nodes, setup_s, *restarted)
+    run.sinks.write(replace(start, changes=changes))
 
 
 def _write_page(run: Run) -> None:

@@ -33,6 +33,7 @@ from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
+from hvdtrain.run.changes import Change, identity, notes_of
 from hvdtrain.run.dataset import (
     DatasetWriter,
     RunData,
@@ -72,6 +73,8 @@ class Run:
     """The host of every rank."""
     data: RunData
     writer: DatasetWriter
+    changes: list[Change]
+    """Settings that differ from those of the attempt before."""
     lock: RunLock | None = None
     """On rank 0: no other job uses the directory."""
     begun: bool = False
@@ -95,10 +98,10 @@ def prepare(
 ) -> Run:
     """Choose the run directory, check the ranks, build all parts, and restore a resumed run.
 
-    `accept_changes`: go on with other images than the run began with. An error on any rank is
-    raised on all of them.
+    `accept_changes`: go on with other settings or images than the run began with. An error on any
+    rank is raised on all of them.
     """
-    directory = run_directory(cfg, comm, resume, run_dir)
+    directory = run_directory(cfg, comm, resume, run_dir, accept_changes)
     with discarded_if_unused(directory):
         return _prepare(cfg, comm, directory, accept_changes)
 
@@ -137,11 +140,13 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         hosts,
         data,
         writer,
+        directory.changes,
         lock=directory.lock,
     )
     with contextlib.ExitStack() as on_error:
         on_error.callback(run.close)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
+        notes += notes_of(directory.changes)
         if comm.size > 1:
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
         if comm.size > 1 and facts:
@@ -163,7 +168,13 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
 
 
 def _describe(run: Run) -> None:
-    """Write the resolved config and the environment beside the results."""
+    """Write the resolved config and the environment beside the results.
+
+    A result that the run has had before more epochs were added is not its result any more.
+    """
+    if run.state.progress.position.epoch < len(run.plan.epochs):
+        with contextlib.suppress(OSError):
+            run.paths.summary.unlink(missing_ok=True)
     config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
     write_atomically(run.paths.config, config.encode())
     environment = {
@@ -258,6 +269,9 @@ def _load_newest(run: Run) -> bool:
         labels = checkpoint_labels(run.cfg, run.loaders)
         if run.data.changed:
             del labels["train_images"]
+        if identity(run.changes):  # shown and accepted
+            for key in ("seed", "optimizer", "order"):
+                del labels[key]
         load_checkpoint(run.state, path, meta, labels)
         at = run.state.progress.position
         if at.sample >= run.loaders.num_train:  # fewer images than before
