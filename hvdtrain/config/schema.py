@@ -21,6 +21,7 @@ from hvdtrain.config.fields import (
     Planned,
     Positive,
     PositiveFloat,
+    Ratio,
     Section,
 )
 from hvdtrain.config.metrics import Metrics
@@ -202,6 +203,13 @@ class Checkpoint(Section):
 
     every_epochs: Machine[Positive] = 1
     """Epochs between two checkpoints."""
+    every_steps: Machine[Positive | None] = None
+    """Also a checkpoint after every so many updates, in mid-epoch as well. null: none."""
+    every_minutes: Machine[PositiveFloat | None] = 10.0
+    """Longest time between two checkpoints, in mid-epoch as well. null: time does not count."""
+    overhead: Machine[Ratio] = 0.01
+    """Share of the time that checkpoints may cost: as long as they cost less, they are written more
+    often than `every_minutes` says, up to once a minute."""
     keep: Machine[Positive] = 2
     """Number of checkpoints to keep; older ones are deleted."""
 

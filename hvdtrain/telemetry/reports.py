@@ -158,13 +158,17 @@ class Eval(Report):
 
 @dataclass(frozen=True)
 class Checkpoint(Report):
-    """A checkpoint that is complete; `seconds` is the time that writing it took."""
+    """A checkpoint that is complete; `seconds` is the time from the copy of the state to its last
+    byte on the disk."""
 
     kind: ClassVar[Kind] = "checkpoint"
     path: str
     seconds: float
     bytes: int
     step: int
+    """At which the state was copied."""
+    stall_seconds: float = 0.0
+    """For which training waited."""
 
 
 @dataclass(frozen=True)

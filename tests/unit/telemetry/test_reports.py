@@ -36,7 +36,7 @@ KEYS: dict[str, list[str]] = {
     "start": ["world_size", "nodes", "setup_seconds", *RESTARTS, "changes"],
     "train": [*PROGRESS, *EFFICIENCY],
     "eval": ["epoch", "step", "images", *RESULT],
-    "checkpoint": ["path", "seconds", "bytes", "step"],
+    "checkpoint": ["path", "seconds", "bytes", "step", "stall_seconds"],
     "note": ["text"],
     "stop": ["cause", "step"],
     "end": [*RUN, *RESULT, *COSTS],
