@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -23,6 +24,14 @@ META = "meta.json"
 MODEL_FILE = "model.safetensors"
 FILES = (MODEL_FILE, "optimizer.safetensors")
 EMA_FILE = "ema.safetensors"
+BUFFERS_FILE = "buffers.safetensors"
+"""The batch-norm statistics of every rank, where they differ."""
+NEW = "-new"
+"""Ending of a checkpoint that takes the place of one at the same position, until that is gone."""
+NAME = re.compile(rf"e(\d{{4,}})-s(\d{{10,}})(?:{NEW})?")
+"""What a checkpoint's folder is called, by epoch and sample: no other folder is ever deleted."""
+LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(?:part|gone)")
+"""Folders of a checkpoint that is being written or deleted."""
 MAX_META_BYTES = 2**26
 """Far more than the names of a million classes."""
 
@@ -66,6 +75,7 @@ class _Meta(BaseModel):
     samples: Count
     train_seconds: Number
     world_size: Count = 1
+    number: Count = 0
     scaler: _NoScaler | _Scaler
     noise_scale: _NoiseScale = _NoiseScale()
     labels: dict[str, Any]
@@ -73,8 +83,29 @@ class _Meta(BaseModel):
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints in `directory`, the furthest position first; not verified."""
-    return sorted(directory.glob("e[0-9]*-s[0-9]*/"), reverse=True)
+    """Complete checkpoints in `directory`, the last written first; not verified.
+
+    Those of versions that did not number them come after, the furthest position first, and those
+    whose metadata are damaged last.
+    """
+    found = [path for path in directory.glob("e*-s*/") if NAME.fullmatch(path.name)]
+    return sorted(found, key=_order, reverse=True)
+
+
+def next_number(directory: Path) -> int:
+    """One more than the number of every checkpoint in `directory`."""
+    return 1 + max((_order(path)[0] for path in list_checkpoints(directory)[:1]), default=0)
+
+
+def _order(path: Path) -> tuple[int, int, int, str]:
+    """Number, epoch and sample of a checkpoint, and its name."""
+    matched = NAME.fullmatch(path.name)
+    epoch, sample = map(int, matched.groups()) if matched else (0, 0)
+    try:
+        number = _unsealed(path).get("number", 0)
+    except CheckpointError:
+        number = -1
+    return number if isinstance(number, int) else 0, epoch, sample, path.name
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -113,10 +144,10 @@ def read_meta(path: Path) -> dict[str, Any]:
             "to go on from an older checkpoint"
         ) from None
     names = set(meta["sha256"])
-    if not set(FILES) <= names <= {*FILES, EMA_FILE}:
+    if not set(FILES) <= names <= {*FILES, EMA_FILE, BUFFERS_FILE}:
         raise CheckpointError(
             f"{file}: not written by hvdtrain: sha256 names {', '.join(sorted(names))[:80] or 'none'}, "
-            f"expected {', '.join(FILES)} and perhaps {EMA_FILE}"
+            f"expected {', '.join(FILES)} and perhaps {EMA_FILE} and {BUFFERS_FILE}"
         )
     return meta
 

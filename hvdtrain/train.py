@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,22 @@ from hvdtrain import activity
 from hvdtrain.comm.agreement import Stops, any_rank
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.build import checkpoint_labels, free_parts, whiten
-from hvdtrain.engine.checkpoint import save_checkpoint
-from hvdtrain.engine.evaluate import average_buffers, evaluate
+from hvdtrain.engine.build import free_parts, whiten
+from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import evaluated, restarts
 from hvdtrain.run.efficiency import Efficiency
-from hvdtrain.run.guard.numbers import check_evaluation, check_loss, check_state, finite
+from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
 from hvdtrain.run.prepare import Run, prepare
+from hvdtrain.run.snapshots import report_written, save
 from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Interval, Meter
-from hvdtrain.telemetry.reports import Checkpoint, Eval, Note, Scaling, Start, Stop, Train
+from hvdtrain.telemetry.reports import Eval, Note, Scaling, Start, Stop, Train
 from pipelines.loader import Batch
 
 
@@ -42,8 +43,9 @@ def train(
 ) -> dict[str, Any]:
     """Train `cfg` on all ranks of `comm`; returns the contents of `summary.json`.
 
-    `resume`: never, auto (the newest unfinished run of this name and config), or a run directory.
-    `accept_changes`: resume also if the images are others than when the run began.
+    `resume`: never, auto (the newest unfinished run of this name and these settings), or a run
+    directory.
+    `accept_changes`: resume also if settings or images are others than when the run began.
     Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1, SIGINT
     or SIGHUP; in a thread that is not the main one no signal is noticed.
     """
@@ -52,7 +54,7 @@ def train(
     # Signals last: one that is repeated while the run closes must not change how it ends.
     with StopSignals() as signals, contextlib.closing(prepared) as run:
         _start(run, time.perf_counter() - began)
-        efficiency, stops = Efficiency(run), Stops(signals, comm)
+        efficiency, stops = Efficiency(run), _stops(run, signals)
         last = len(run.plan.epochs)
         epochs = list(run.plan.epochs_from(run.state.progress.position))
         if owes_evaluation(run):
@@ -64,13 +66,13 @@ def train(
                 report_evaluation(run, epoch, stops)
             if stops.agreed and done < last:
                 raise _preempted(run, stops)
-            if done % cfg.checkpoint.every_epochs == 0 and done < last:
-                save(run)
+            if done < last:
+                save_after(run, done, stops)
         run.skips.end_run(run.state)
         evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
         if stops.agreed and evaluation is None and run.loaders.num_val:
             raise _preempted(run, stops)
-        save(run)
+        save(run, wait=True)
         end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
         withdraw(cfg.metrics, comm, run.paths)
         _write_page(run)
@@ -95,7 +97,9 @@ def train_epoch(
         if i == 0:
             _enter(run, epoch, batch, efficiency, meter)
         lr = epoch.lr(i)
-        due = stops.check() or epoch.should_log(i, run.cfg.train.log_every)
+        stopping = stops.check()
+        saving = stops.saving or run.snapshots.cadence.after(state.progress.step + 1)
+        due = stopping or saving or epoch.should_log(i, run.cfg.train.log_every)
         sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
         run.bad.add(batch.bad, sinks)
         state.progress = state.progress.at(epoch.position_after(i))
@@ -113,8 +117,12 @@ def train_epoch(
             sinks.observe_interval(interval, efficiency.lost)
             if run.other_work and (crowded := run.other_work.note()):
                 sinks.write(Note(f"warning: {crowded}"))
-            if stops.agreed and state.progress.position.epoch == epoch.index:
-                raise _preempted(run, stops)
+            report_written(run)
+            if state.progress.position.epoch == epoch.index:
+                if stops.agreed:
+                    raise _preempted(run, stops)
+                if saving:
+                    _save_within(run, epoch, i, stops, meter)
     run.skips.end_epoch(state, epoch.steps)
 
 
@@ -220,31 +228,35 @@ def owes_evaluation(run: Run) -> bool:
     return not any_rank(run.comm, made)
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint of the present state, on rank 0; every rank must call.
+def _stops(run: Run, signals: StopSignals) -> Stops:
+    return Stops(signals, run.comm, save_due=run.snapshots.due)
 
-    Raises TrainingError if the state is not finite; the older checkpoints are then untouched.
-    """
-    activity.enter("writing a checkpoint")
-    average_buffers(run.state)
-    check_state(run.state, run.paths)
-    if run.comm.rank > 0:
-        return
+
+def save_after(run: Run, epochs: int, stops: Stops) -> None:
+    """Save after so many epochs, if a checkpoint is due; every rank must call."""
+    by_steps = run.snapshots.cadence.after(run.state.progress.step)
+    if epochs % run.cfg.checkpoint.every_epochs == 0 or by_steps or stops.saving:
+        save(run)
+        stops.saved()
+
+
+def _save_within(run: Run, epoch: Epoch, i: int, stops: Stops, meter: Meter) -> None:
+    """Save after step `i` of an epoch; this does not count as training time."""
     began = time.perf_counter()
-    labels = checkpoint_labels(run.cfg, run.loaders)
-    about = {"data": run.data.as_dict(), "config": run.cfg.model_dump()}
-    keep = run.cfg.checkpoint.keep
-    path = save_checkpoint(run.state, run.paths.checkpoints, keep, labels, about)
-    seconds = time.perf_counter() - began
-    size = sum(file.stat().st_size for file in path.iterdir())
-    run.sinks.write(Checkpoint(str(path), seconds, size, run.state.progress.step))
+    save(run)
+    stops.saved()
+    activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
+    activity.step(i + 1)
+    meter.leave_out(time.perf_counter() - began)
 
 
 def _start(run: Run, setup_s: float) -> None:
     """Report the start of an attempt, from which the report page counts its time and cost."""
     nodes = len(set(run.hosts))
     restarted = restarts(run.paths.events) if run.comm.rank == 0 else ()
-    run.sinks.write(Start(run.comm.size, nodes, setup_s, *restarted))
+    changes = [change.as_dict() for change in run.changes]
+    start = Start(run.comm.size, nodes, setup_s, *restarted)
+    run.sinks.write(replace(start, changes=changes))
 
 
 def _write_page(run: Run) -> None:
@@ -262,7 +274,7 @@ def _write_page(run: Run) -> None:
 
 def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
-    save(run)
+    save(run, wait=True)
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position

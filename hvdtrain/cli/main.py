@@ -70,7 +70,7 @@ def train(
         typer.Option(
             metavar="never|auto|RUN",
             help="never: start a new run. auto: continue the newest unfinished run with this name "
-            "and config, or start a new one. RUN: continue the run in that directory.",
+            "and the same settings, or start a new one. RUN: continue the run in that directory.",
         ),
     ] = "never",
     run_dir: Annotated[
@@ -80,8 +80,8 @@ def train(
         bool,
         typer.Option(
             "--accept-changes",
-            help="Resume although images were added, changed or removed since the run began. "
-            "The run records what they were.",
+            help="Resume although settings that make the run what it is, or images, are others than "
+            "when it began. The run records what changed.",
         ),
     ] = False,
 ) -> None:

@@ -63,7 +63,8 @@ def require_equal(comm: Comm, what: str, value: str, kind: type[HvdtrainError]) 
 
 
 class Stops:
-    """Whether some rank was asked to stop, by a clock: all ranks know within about `AGREE_S`.
+    """Whether some rank was asked to stop, and whether rank 0 finds a checkpoint due: all ranks know
+    within about `AGREE_S`.
 
     Ranks cannot decide by their own clocks when to call a collective. So they count steps, and how
     many make up `AGREE_S` follows from the time of the last ones, which the agreement sums as well.
@@ -71,14 +72,24 @@ class Stops:
     """
 
     def __init__(
-        self, signals: StopSignals, comm: Comm, clock: Callable[[], float] = time.monotonic
+        self,
+        signals: StopSignals,
+        comm: Comm,
+        clock: Callable[[], float] = time.monotonic,
+        save_due: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`save_due` counts on rank 0 only."""
         self.agreed = False
         """The same on all ranks: some rank was asked to stop."""
+        self.saving = False
+        """The same on all ranks: a checkpoint is due."""
+        self._save_due = save_due
+        self._stale = False
+        """What is on the way about a checkpoint was asked before the last one."""
         self._signals, self._comm, self._clock = signals, comm, clock
         self._calls, self._every = 0, 1
         self._since = clock()
-        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._sums = torch.zeros(3, dtype=torch.float64)
         self._handle: Handle | None = None
 
     @property
@@ -101,6 +112,7 @@ class Stops:
         """`agreed`, as of now or of a few steps ago; every rank calls it once a step."""
         if self._comm.size == 1:
             self.agreed |= self.requested
+            self.saving |= self._save_due()
         elif self._handle is not None:
             self._finish()
         else:
@@ -109,9 +121,15 @@ class Stops:
                 self._begin()
         return self.agreed
 
+    def saved(self) -> None:
+        """A checkpoint was made; every rank calls it."""
+        self.saving, self._stale = False, self._handle is not None
+
     def _begin(self) -> None:
         now = self._clock()
+        saving = self._comm.rank == 0 and self._save_due()
         self._sums[0], self._sums[1] = float(self.requested), now - self._since
+        self._sums[2] = float(saving)
         self._since = now
         self._handle = self._comm.sum_async_(self._sums, "stop")
 
@@ -119,8 +137,10 @@ class Stops:
         assert self._handle is not None
         self._handle.wait()
         self._handle = None
-        stops, seconds = self._sums.tolist()
+        stops, seconds, saves = self._sums.tolist()
         self.agreed |= stops > 0
+        self.saving |= saves > 0 and not self._stale
+        self._stale = False
         steps = AGREE_S * self._comm.size * self._calls / max(seconds, 1e-9)
         self._every = max(1, min(MOST_STEPS, int(steps)))
         self._calls = 1  # this step

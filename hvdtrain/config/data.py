@@ -9,8 +9,11 @@ from pydantic import Field, model_validator
 from hvdtrain.config.fields import (
     CropAspect,
     Fraction,
+    Identity,
     InsideUnit,
+    Machine,
     PathText,
+    Planned,
     Positive,
     Section,
     Threads,
@@ -20,70 +23,76 @@ from hvdtrain.config.fields import (
 class Columns(Section):
     """Which columns of a list of images hold what, by the names in its first line."""
 
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """Column of the image files. null: recognised by its name (`path`, `file_name`, `image_id`, …)."""
-    label: Annotated[str, Field(min_length=1)] | None = None
+    label: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """Column of the class names. null: recognised by its name (`label`, `class`, `category`, …)."""
 
 
 class Data(Section):
     """Where the images are and how they are turned into arrays."""
 
-    train: PathText | None = None
+    train: Machine[PathText | None] = None
     """Training images: a folder with one sub-folder per class, or another kind of dataset from
     docs/how-to/data.md (packed, tar shards, CSV of path,label, CIFAR-10)."""
-    val: InsideUnit | PathText | None = None
+    val: Planned[InsideUnit | PathText | None] = None
     """Validation images, any kind of dataset; classes are matched by name, and some may lack. A number
     such as 0.2: this share of each class of `train` is held out, chosen by the names of the images
     and `seed`; a folder of such a name is ./0.2. null: no evaluation."""
-    train_size: Positive | None = None
+    train_size: Machine[Positive | None] = None
     """Number of images to train on, without those that `val` holds out. With it `plan` works without
     the dataset; a run checks it against the dataset."""
     columns: Columns = Columns()
     """For lists (.csv, .tsv, .txt) of `train` and `val` whose columns have names of their own."""
-    augment: Literal["random_resized_crop", "pad_crop", "none"] = "random_resized_crop"
+    augment: Identity[Literal["random_resized_crop", "pad_crop", "none"]] = "random_resized_crop"
     """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad by
     reflection (4 px for images of 32 px), then crop (CIFAR). `none`: the whole image, resized."""
-    crop_aspect: CropAspect = [0.75, 4 / 3]
+    crop_aspect: Identity[CropAspect] = [0.75, 4 / 3]
     """Smallest and largest width/height of a random resized crop."""
-    flip: bool = True
+    flip: Identity[bool] = True
     """Mirror training images left to right, each with probability 1/2."""
-    shuffle: Literal["full", "shards"] = "full"
+    shuffle: Identity[Literal["full", "shards"]] = "full"
     """Order of training images. `full`: all images in random order. `shards`: shards in random
     order, images mixed within `shuffle_window`; faster on network disks. docs/explanation/data-order.md compares
     them."""
-    shuffle_window: Positive = 16384
+    shuffle_window: Identity[Positive] = 16384
     """Number of images within which `shuffle: shards` mixes."""
-    color_jitter: Annotated[list[Fraction], Field(min_length=4, max_length=4)] = [0.0] * 4
+    color_jitter: Identity[Annotated[list[Fraction], Field(min_length=4, max_length=4)]] = [0.0] * 4
     """Strengths of random changes of brightness, contrast, saturation (a factor in 1 ± strength) and
     hue (± strength turns of the colour circle) in training images. 0: no change."""
-    rand_augment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    rand_augment: Identity[Annotated[list[int], Field(min_length=2, max_length=2)] | None] = None
     """RandAugment on training images: [number of random operations on each image, magnitude from 0
     to 30]; [2, 9] is usual. null: off."""
-    val_crop_ratio: Annotated[float, Field(ge=0.1, le=1)] = 0.875
+    val_crop_ratio: Identity[Annotated[float, Field(ge=0.1, le=1)]] = 0.875
     """Evaluation: side of the centre crop divided by the short side of the resized image
     (224/256)."""
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.485, 0.456, 0.406]
+    mean: Identity[Annotated[list[float], Field(min_length=3, max_length=3)]] = [
+        0.485,
+        0.456,
+        0.406,
+    ]
     """Mean of each RGB channel (0–1), subtracted from every image."""
-    std: Annotated[list[Annotated[float, Field(ge=0.001)]], Field(min_length=3, max_length=3)] = [
+    std: Identity[
+        Annotated[list[Annotated[float, Field(ge=0.001)]], Field(min_length=3, max_length=3)]
+    ] = [
         0.229,
         0.224,
         0.225,
     ]
     """Standard deviation of each RGB channel (0–1); every image is divided by it."""
-    on_bad: Literal["fail", "mask"] = "fail"
+    on_bad: Planned[Literal["fail", "mask"]] = "fail"
     """What happens if a training image cannot be read or decoded. `fail`: the run ends. `mask`: a
     grey image with weight 0 in loss and metrics replaces it. A bad evaluation image always ends
     the run."""
-    max_bad_ratio: Fraction = 0.01
+    max_bad_ratio: Planned[Fraction] = 0.01
     """The run ends if `on_bad: mask` masks more than this share of an epoch's images."""
-    cache: Literal["none", "ram", "device"] = "none"
+    cache: Machine[Literal["none", "ram", "device"]] = "none"
     """Decode all images once before the first step, and keep the pixels: `ram` in memory that the
     ranks of a host share, `device` on each GPU. Needs images of one size, and `augment: pad_crop` or
     `none`."""
-    decode_threads: Threads | None = None
+    decode_threads: Machine[Threads | None] = None
     """Decoding threads per rank. null: the cores of the host, divided among its ranks."""
-    prefetch: Annotated[int, Field(ge=1, le=16)] = 2
+    prefetch: Machine[Annotated[int, Field(ge=1, le=16)]] = 2
     """Number of batches that are decoded ahead of the training step."""
 
     @property

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Kind = Literal["identity", "plan", "machine"]
+"""What a resumed run does with another value of a field."""
+KIND = "resume"
+"""Key of the kind in the JSON schema of a field."""
+T = TypeVar("T")
+Identity = Annotated[T, Field(json_schema_extra={KIND: "identity"})]
+"""A field that makes a run what it is: another value is refused unless it is insisted on."""
+Planned = Annotated[T, Field(json_schema_extra={KIND: "plan"})]
+"""A field that may change in the course of a run: another value is shown and recorded."""
+Machine = Annotated[T, Field(json_schema_extra={KIND: "machine"})]
+"""A field that depends on the machines, or does not change what is trained: free."""
 
 Positive = Annotated[int, Field(gt=0, le=10**9)]
 MAX_EPOCHS = 100_000

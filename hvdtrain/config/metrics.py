@@ -8,44 +8,44 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from hvdtrain.config.fields import PathText, Section
+from hvdtrain.config.fields import Machine, PathText, Section
 
 
 class Metrics(Section):
     """The Prometheus endpoint of each rank, and other places that metrics are written to."""
 
-    enabled: bool = True
+    enabled: Machine[bool] = True
     """Serve metrics over HTTP."""
-    port: Annotated[int, Field(ge=1024, le=65000)] = 19400
+    port: Machine[Annotated[int, Field(ge=1024, le=65000)]] = 19400
     """Port of local rank 0. Local rank r listens on port + r, or on the next free port."""
-    bind: str = "127.0.0.1"
+    bind: Machine[str] = "127.0.0.1"
     """Address to listen on. An address other than loopback needs `token_file`, all three `tls_` files,
     or `insecure: true`."""
-    token_file: PathText | None = None
+    token_file: Machine[PathText | None] = None
     """File with a token that every request must send: as bearer token, or as password from a
     browser. null: no token is needed."""
-    tls_cert: PathText | None = None
+    tls_cert: Machine[PathText | None] = None
     """PEM file with the certificate and its chain; serves HTTPS. null: HTTP."""
-    tls_key: PathText | None = None
+    tls_key: Machine[PathText | None] = None
     """PEM file with the private key of `tls_cert`."""
-    tls_client_ca: PathText | None = None
+    tls_client_ca: Machine[PathText | None] = None
     """PEM file with the certificate authorities that may sign the certificates of clients. null:
     clients need no certificate."""
-    insecure: bool = False
+    insecure: Machine[bool] = False
     """Let everyone who can reach `bind` read the metrics."""
-    calibration: PathText | None = None
+    calibration: Machine[PathText | None] = None
     """The calibration.json of another run; only rank 0 reads it. Its single-worker speeds are the
     baseline of the scaling efficiency; sizes and batches that it lacks are measured. null: this run
     measures all."""
-    file_sd_dir: PathText | None = None
+    file_sd_dir: Machine[PathText | None] = None
     """Folder in which a Prometheus server looks for addresses; rank 0 writes those of the run to
     `<run>.json` there, besides the run directory. null: off. See docs/metrics.md."""
-    textfile_dir: PathText | None = None
+    textfile_dir: Machine[PathText | None] = None
     """Folder on every host that node_exporter's textfile collector reads; during the run each rank
     writes its metrics there, to `hvdtrain_<run>_<rank>.prom`. null: off."""
-    pushgateway: str | None = None
+    pushgateway: Machine[str | None] = None
     """URL of a Pushgateway to which rank 0 pushes a summary when the run ends. null: off."""
-    tensorboard: bool = False
+    tensorboard: Machine[bool] = False
     """Also write the curves for TensorBoard, to `tensorboard` in the run directory. Needs
     `pip install tensorboard`."""
 

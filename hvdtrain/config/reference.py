@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
+from hvdtrain.config.fields import KIND
+from hvdtrain.config.kinds import plain
 from hvdtrain.config.schema import Config
 
 HEAD = """# Config reference
@@ -16,6 +16,10 @@ A run is described by one YAML file. With `extends: other.yaml` it starts from t
 file: mappings are merged key by key, lists and single values are replaced. `key=value` on the
 command line replaces a value last, for example `lr.base=0.2` or `phases.1.epochs=3`. Unknown keys
 are errors.
+
+The column *kind* says what a resumed run does with another value ([how](how-to/resume.md)): an **identity** field
+makes the run what it is, so another value is refused unless it is insisted on; a change of a **plan** field
+is shown and recorded; a **machine** field is free.
 """
 
 
@@ -47,32 +51,33 @@ def _section(title: str, section: dict[str, Any], prefix: str) -> str:
         heading,
         section["description"].split("\n")[0],
         "",
-        "| key | value | default | |",
-        "|---|---|---|---|",
+        "| key | value | default | kind | |",
+        "|---|---|---|---|---|",
     ]
     for name, field in section["properties"].items():
         if "$ref" in field or "$ref" in field.get("items", {}):
             continue
         required = name in section.get("required", [])
-        default = "required" if required else f"`{_plain(field.get('default'))}`"
+        default = "required" if required else f"`{plain(field.get('default'), exact=False)}`"
         text = " ".join(field["description"].split())
-        lines.append(f"| `{prefix}{name}` | {_kind(field)} | {default} | {text} |")
+        cells = (f"`{prefix}{name}`", _values(field), default, field[KIND], text)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _kind(field: dict[str, Any]) -> str:
+def _values(field: dict[str, Any]) -> str:
     if "anyOf" in field:
-        return " or ".join(_kind(option) for option in field["anyOf"])
+        return " or ".join(_values(option) for option in field["anyOf"])
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if field.get("type") == "array":
-        return f"list of {_kind(field['items'])}"
+        return f"list of {_values(field['items'])}"
     names = {"integer": "whole number", "string": "text", "boolean": "true or false"}
     kind = names.get(field["type"], field["type"])
     bounds = [
-        f"{sign} {_plain(field[key])}"
+        f"{sign} {plain(field[key], exact=False)}"
         for key, sign in (
             ("minimum", "≥"),
             ("exclusiveMinimum", ">"),
@@ -82,15 +87,3 @@ def _kind(field: dict[str, Any]) -> str:
         if key in field
     ]
     return f"{kind} {', '.join(bounds)}".strip()
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        return str(value.model_dump())
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_plain(item) for item in value) + "]"
-    return str(value)

@@ -11,10 +11,12 @@ from hvdtrain.config.fields import (
     BatchSize,
     CropAspect,
     Epochs,
+    Identity,
     ImageSide,
     InsideUnit,
     Momentum,
     NotNegative,
+    Planned,
     Positive,
     PositiveFloat,
     Ratio,
@@ -25,60 +27,64 @@ from hvdtrain.config.fields import (
 class LearningRate(Section):
     """The learning rate, and the momentum of cyclic schedules, as functions of the samples seen."""
 
-    base: PositiveFloat = 0.1
+    base: Identity[PositiveFloat] = 0.1
     """Highest learning rate of the schedule at `base_batch` images per step."""
-    base_batch: Positive = 256
+    base_batch: Identity[Positive] = 256
     """Global batch size for which `base` was chosen."""
-    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    scaling: Identity[Literal["linear", "sqrt", "none"]] = "linear"
     """How the rate grows with the global batch size, k = batch / base_batch: × k (`linear`), × √k
     (`sqrt`), or not at all (`none`)."""
-    warmup: Literal["gradual", "constant", "none"] = "gradual"
+    warmup: Identity[Literal["gradual", "constant", "none"]] = "gradual"
     """`gradual`: rise to the full rate by the same amount every step. `constant`: keep the first rate.
     `none`: start at the full rate; required for cyclic schedules, which rise by themselves."""
-    warmup_epochs: NotNegative = 5.0
+    warmup_epochs: Identity[NotNegative] = 5.0
     """Length of the warmup in epochs."""
-    warmup_start: NotNegative | None = None
+    warmup_start: Identity[NotNegative | None] = None
     """First rate of the warmup; it is not scaled. null: `base`."""
-    schedule: Literal[
-        "constant",
-        "step",
-        "cosine",
-        "polynomial",
-        "piecewise",
-        "onecycle",
-        "onecycle_fastai",
-        "cyclical",
+    schedule: Identity[
+        Literal[
+            "constant",
+            "step",
+            "cosine",
+            "polynomial",
+            "piecewise",
+            "onecycle",
+            "onecycle_fastai",
+            "cyclical",
+        ]
     ] = "step"
     """Shape of the rate over the run. `step`: × `gamma` at `milestones`. `cosine`: half a cosine from
     the end of the warmup to 0. `polynomial`: (1 − share done)^`power`, also to 0. `piecewise`: lines
     between `points`. `onecycle`: one cycle as in torch (`pct_start`, `div_factor`,
     `final_div_factor`, `anneal`). `onecycle_fastai`: one cycle as in fastai (`pct_final`,
     `div_factor`). `cyclical`: triangles of `cycle_epochs`."""
-    milestones: list[NotNegative] = [30.0, 60.0, 80.0]
+    milestones: Identity[list[NotNegative]] = [30.0, 60.0, 80.0]
     """Epochs at which `step` multiplies the rate."""
-    gamma: Ratio = 0.1
+    gamma: Identity[Ratio] = 0.1
     """Factor at every milestone, or per epoch for `cycle_mode: exp_range`."""
-    power: PositiveFloat = 2.0
+    power: Identity[PositiveFloat] = 2.0
     """Exponent of `polynomial`."""
-    points: list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]] = []
+    points: Identity[list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]]] = []
     """[epoch, factor of the rate] pairs for `piecewise`, joined by straight lines."""
-    pct_start: InsideUnit = 0.3
+    pct_start: Identity[InsideUnit] = 0.3
     """Share of the run during which `onecycle` rises."""
-    pct_final: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    pct_final: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.1
     """Share of the run, at its end, during which `onecycle_fastai` falls from base / div_factor to a
     hundredth of that. Before that it rises and falls, each for the same time."""
-    div_factor: AtLeastOne = 25.0
+    div_factor: Identity[AtLeastOne] = 25.0
     """A cycle starts at the rate base / div_factor."""
-    final_div_factor: AtLeastOne = 1e4
+    final_div_factor: Identity[AtLeastOne] = 1e4
     """`onecycle` ends at the rate base / div_factor / final_div_factor."""
-    anneal: Literal["cos", "linear"] = "cos"
+    anneal: Identity[Literal["cos", "linear"]] = "cos"
     """Shape of the rise and the fall of `onecycle`."""
-    cycle_epochs: Annotated[float, Field(ge=0.001, allow_inf_nan=False)] | None = None
+    cycle_epochs: Identity[Annotated[float, Field(ge=0.001, allow_inf_nan=False)] | None] = None
     """Length of one triangle of `cyclical` (rise and fall together) in epochs."""
-    cycle_mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
+    cycle_mode: Identity[Literal["triangular", "triangular2", "exp_range"]] = "triangular"
     """Height of the triangles of `cyclical`: all equal (`triangular`), halved each time
     (`triangular2`), or × `gamma` every epoch (`exp_range`)."""
-    cycle_momentum: Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None = None
+    cycle_momentum: Identity[
+        Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None
+    ] = None
     """Momentum at the highest and at the lowest rate of a cycle, for example [0.85, 0.95]. null:
     always `optimizer.momentum`."""
 
@@ -125,35 +131,39 @@ class LearningRate(Section):
 class Phase(Section):
     """A number of epochs with the same image size, batch size and crop."""
 
-    epochs: Epochs
+    epochs: Planned[Epochs]
     """Number of epochs."""
-    image_size: ImageSide | Annotated[list[ImageSide], Field(min_length=2, max_length=2)] = 224
+    image_size: Identity[
+        ImageSide | Annotated[list[ImageSide], Field(min_length=2, max_length=2)]
+    ] = 224
     """Side of the training images in pixels. [from, to]: sizes change from epoch to epoch, starting
     at `from`, so that the epoch after the phase would have `to`; they are rounded to multiples of
     `size_multiple`."""
-    size_multiple: Positive = 32
+    size_multiple: Identity[Positive] = 32
     """If `image_size` is [from, to]: sizes in between are rounded to multiples of this."""
-    batch_per_worker: BatchSize = 32
+    batch_per_worker: Planned[BatchSize] = 32
     """Images of one rank in one forward pass. Batch norm computes its statistics over these images."""
-    min_crop_area: Ratio = 0.08
+    min_crop_area: Identity[Ratio] = 0.08
     """Smallest share of the image's area that a random resized crop keeps."""
-    crop_aspect: CropAspect | None = None
+    crop_aspect: Identity[CropAspect | None] = None
     """Smallest and largest width/height of a random resized crop. null: `data.crop_aspect`."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Identity[Literal["bilinear", "bicubic"]] = "bilinear"
     """Filter for resizing, with antialiasing. Bicubic gives sharper images where small ones are
     enlarged, and takes about 1.5 times as long."""
-    lr: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = (
-        None
-    )
+    lr: Identity[
+        PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None
+    ] = None
     """Learning rate at `lr.base_batch` in this phase, or [from, to]; replaces `lr.schedule` and is
     scaled in the same way. null: `lr.schedule`."""
-    momentum: Momentum | Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None = None
+    momentum: Identity[
+        Momentum | Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None
+    ] = None
     """Momentum in this phase, or [from, to]. null: `lr.cycle_momentum` or `optimizer.momentum`."""
-    unfreeze: list[str] = []
+    unfreeze: Identity[list[str]] = []
     """Parts of `model.freeze` that are trained from this phase on."""
-    val_image_size: ImageSide | None = None
+    val_image_size: Identity[ImageSide | None] = None
     """Side of the evaluation images in pixels. null: the largest `image_size` of the phase."""
-    rect_val: bool = False
+    rect_val: Identity[bool] = False
     """Evaluate on rectangles instead of squares: images of similar shape form a batch and are cropped
     to their mean aspect ratio, with `val_image_size` as the short side."""
 

@@ -12,12 +12,16 @@ from hvdtrain.config.data import Data
 from hvdtrain.config.fields import (
     MAX_EPOCHS,
     Fraction,
+    Identity,
     LossScale,
+    Machine,
     Momentum,
     NotNegative,
     PathText,
+    Planned,
     Positive,
     PositiveFloat,
+    Ratio,
     Section,
 )
 from hvdtrain.config.metrics import Metrics
@@ -45,31 +49,31 @@ __all__ = [
 class Model(Section):
     """The network."""
 
-    name: str = "resnet50"
+    name: Identity[str] = "resnet50"
     """A name that `hvdtrain models` lists, or `timm:NAME` or `torchvision:NAME` if that library is
     installed."""
-    num_classes: Annotated[int, Field(gt=0, le=2**24)] | None = None
+    num_classes: Identity[Annotated[int, Field(gt=0, le=2**24)] | None] = None
     """Number of outputs of the classifier. null: the number of classes in the dataset."""
-    zero_gamma: bool = True
+    zero_gamma: Identity[bool] = True
     """Initialize the last batch-norm scale of every residual block with 0 (Goyal et al. 2017); in
     normalizer-free networks the skip gain. No effect on networks without residual blocks."""
-    width: Annotated[int, Field(gt=0, le=100)] | None = None
+    width: Identity[Annotated[int, Field(gt=0, le=100)] | None] = None
     """Width factor of wide ResNets. null: the network's default."""
-    pool: Literal["avg", "concat"] | None = None
+    pool: Identity[Literal["avg", "concat"] | None] = None
     """Pooling before the classifier: the mean of each channel (`avg`), or its maximum and its mean
     (`concat`). null: the network's default."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropout: Identity[Annotated[float, Field(ge=0, lt=1)] | None] = None
     """Share of the pooled features that are set to 0 in training. null: the network's default, which is
     0 except for NFNets."""
-    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] | None = None
+    stochastic_depth: Identity[Annotated[float, Field(ge=0, lt=1)] | None] = None
     """Residual branches are dropped at random for each image, in block i of L with probability value ×
     i / L. null: the network's default, which is 0 except for NFNets."""
-    blurpool: bool = False
+    blurpool: Identity[bool] = False
     """Blur the inputs of strided convolutions."""
-    weights: PathText | None = None
+    weights: Identity[PathText | None] = None
     """Start from the weights in this file (safetensors or torch). The number of classes may differ,
     and an NF-ResNet takes a ResNet's weights. See docs/reference/models.md."""
-    freeze: list[str] = []
+    freeze: Identity[list[str]] = []
     """Parts of the model that are not trained, for example [stem, stages.0]. Their batch-norm
     statistics do not change either."""
 
@@ -77,27 +81,27 @@ class Model(Section):
 class Optimizer(Section):
     """How gradients become updates."""
 
-    name: Literal["sgd", "lars", "lamb", "adamw"] = "sgd"
+    name: Identity[Literal["sgd", "lars", "lamb", "adamw"]] = "sgd"
     """The update rule. SGD is good up to a global batch of about 8192; beyond it use LARS or LAMB,
     which scale the rate of each layer. docs/reference/optimizers.md has the formulas."""
-    momentum: Momentum = 0.9
+    momentum: Identity[Momentum] = 0.9
     """Momentum of SGD and LARS."""
-    nesterov: bool = True
+    nesterov: Identity[bool] = True
     """Use Nesterov momentum in SGD."""
-    betas: Annotated[list[Momentum], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Identity[Annotated[list[Momentum], Field(min_length=2, max_length=2)]] = [0.9, 0.999]
     """Decay of the running means of the gradient and of its square, in LAMB and AdamW."""
-    eps: Annotated[float, Field(ge=1e-30, allow_inf_nan=False)] = 1e-8
+    eps: Identity[Annotated[float, Field(ge=1e-30, allow_inf_nan=False)]] = 1e-8
     """Added to the root of the mean square, in LAMB and AdamW. LAMB's paper uses 1e-6."""
-    trust_coefficient: PositiveFloat = 0.001
+    trust_coefficient: Identity[PositiveFloat] = 0.001
     """LARS: norm of a layer's step at learning rate 1, divided by the norm of its weights."""
-    weight_decay: NotNegative = 1e-4
+    weight_decay: Identity[NotNegative] = 1e-4
     """Weight decay, without norms, biases and gains. In SGD and LARS it is an L2 term in the gradient.
     In LAMB and AdamW it is decoupled: each step subtracts rate × decay × weight."""
-    decay_norms_and_biases: bool = False
+    decay_norms_and_biases: Identity[bool] = False
     """Apply weight decay to norms, biases and gains as well, for comparison."""
-    clip_norm: PositiveFloat | None = None
+    clip_norm: Identity[PositiveFloat | None] = None
     """Clip the averaged gradient to this global L2 norm. null: no clipping."""
-    agc: PositiveFloat | None = None
+    agc: Identity[PositiveFloat | None] = None
     """Adaptive gradient clipping: clip the gradient of each unit to this multiple of the norm of its
     weights; the classifier is not clipped. Use less for larger batches: 0.01 at 4096. null: no
     clipping."""
@@ -117,35 +121,35 @@ class Optimizer(Section):
 class Train(Section):
     """The training step."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Identity[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
     """Number type of autocast. `auto`: bf16 if the GPU supports it, fp16 on older GPUs, fp32 without a
     GPU."""
-    loss_scale: Literal["dynamic"] | LossScale = "dynamic"
+    loss_scale: Identity[Literal["dynamic"] | LossScale] = "dynamic"
     """Factor of the loss that keeps fp16 gradients from becoming 0. `dynamic`: halved after an
     overflow, doubled after 2000 updates. A number: fixed. All ranks skip an update that overflowed."""
-    accumulate: Annotated[int, Field(gt=0, le=2**16)] = 1
+    accumulate: Planned[Annotated[int, Field(gt=0, le=2**16)]] = 1
     """Number of forward and backward passes whose gradients are averaged for one update."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Identity[Annotated[float, Field(gt=0, lt=1)] | None] = None
     """Evaluate a moving average of weights and batch-norm statistics; this is the share of the old
     average that each update keeps. null: evaluate the weights."""
-    noise_scale_every: Annotated[int, Field(ge=0)] = 10
+    noise_scale_every: Machine[Annotated[int, Field(ge=0)]] = 10
     """Updates between two measurements of the gradient noise scale, which shows how large a batch is
     useful. Needs at least two ranks or `accumulate` ≥ 2. 0: never."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Share of the target that is spread evenly over all classes."""
-    mixup: Fraction = 0.0
+    mixup: Identity[Fraction] = 0.0
     """Alpha of mixup: images and targets are averaged in pairs, with a share from Beta(alpha, alpha). 0:
     off."""
-    cutmix: Fraction = 0.0
+    cutmix: Identity[Fraction] = 0.0
     """Alpha of CutMix: a box of each image is replaced by that of another image. 0: off. With `mixup`,
     each is used for half of the images."""
-    channels_last: bool = True
+    channels_last: Planned[bool] = True
     """Keep images and weights in NHWC memory order."""
-    evaluate_every: Positive = 1
+    evaluate_every: Planned[Positive] = 1
     """Epochs between two evaluations. The last epoch is always evaluated."""
-    log_every: Positive = 20
+    log_every: Machine[Positive] = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
-    compute_threads: Annotated[int, Field(gt=0, le=256)] | None = None
+    compute_threads: Planned[Annotated[int, Field(gt=0, le=256)] | None] = None
     """Threads of a rank that compute the network on a CPU. null: the cores of the rank. Fewer are faster
     on a machine with other work; results then differ in their last digits."""
 
@@ -153,23 +157,23 @@ class Train(Section):
 class Comm(Section):
     """The exchange of gradients between ranks."""
 
-    tune: Literal["measure", "fixed"] = "fixed"
+    tune: Machine[Literal["measure", "fixed"]] = "fixed"
     """`measure`: exchange test data for a few seconds at the start, then choose `group_mb` if it is null
     and `compression` if it is auto. tuning.json keeps the choice for a resumed run. `fixed`: the same
     settings in every run, so that equal runs give bit-identical weights."""
-    compression: Literal["none", "fp16", "auto"] = "none"
+    compression: Machine[Literal["none", "fp16", "auto"]] = "none"
     """Number type of gradients on the network. `none`: their own type. `fp16`: half the bytes, rounded.
     `auto`: fp16 if `tune: measure` finds that it saves at least a tenth of the time."""
-    group_mb: Annotated[float, Field(gt=0, le=2**16)] | None = None
+    group_mb: Machine[Annotated[float, Field(gt=0, le=2**16)] | None] = None
     """Gradients are exchanged in groups of about this size in MiB, while the backward pass is still
     running. null: 16, or what `tune: measure` chooses."""
-    link_gbit: PositiveFloat | None = None
+    link_gbit: Machine[PositiveFloat | None] = None
     """Speed of the network in Gbit/s per host, used to compute the highest possible efficiency. null:
     the speed that the kernel reports for the interface with the most traffic."""
-    interface: str = "auto"
+    interface: Machine[str] = "auto"
     """Network between the hosts, used by all libraries: the name of an interface, or its subnet
     (10.0.0.0/24) if names differ between hosts. auto: the interface that leads to the other hosts."""
-    preflight: bool = True
+    preflight: Machine[bool] = True
     """Compare all ranks and measure their links before the first step; takes a few seconds, see
     docs/reference/preflight.md. false: skip it."""
 
@@ -200,9 +204,16 @@ class Comm(Section):
 class Checkpoint(Section):
     """When checkpoints are written, and how many are kept."""
 
-    every_epochs: Positive = 1
+    every_epochs: Machine[Positive] = 1
     """Epochs between two checkpoints."""
-    keep: Positive = 2
+    every_steps: Machine[Positive | None] = None
+    """Also a checkpoint after every so many updates, in mid-epoch as well. null: none."""
+    every_minutes: Machine[PositiveFloat | None] = 10.0
+    """Longest time between two checkpoints, in mid-epoch as well. null: time does not count."""
+    overhead: Machine[Ratio] = 0.01
+    """Share of the time that checkpoints may cost: as long as they cost less, they are written more
+    often than `every_minutes` says, up to once a minute."""
+    keep: Machine[Positive] = 2
     """Number of checkpoints to keep; older ones are deleted."""
 
 
@@ -210,20 +221,20 @@ class Expected(Section):
     """The dataset that a recipe was made for: what `plan`, `scaling` and `doctor` take where the dataset
     is not at hand. A run, and a plan of a dataset that is there, counts and takes any other number."""
 
-    images: Positive | None = None
+    images: Machine[Positive | None] = None
     """Number of training images, where neither `data.train_size` nor the dataset says it."""
-    classes: Annotated[int, Field(gt=0, le=2**24)] | None = None
+    classes: Machine[Annotated[int, Field(gt=0, le=2**24)] | None] = None
     """Number of classes, where neither `model.num_classes` nor the dataset says it."""
 
 
 class Config(Section):
     """The whole configuration: name, seed and output of the run, and the sections below."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Planned[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]] = "run"
     """Name of the run; its directory is named after it."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Identity[Annotated[int, Field(ge=0, lt=2**32)]] = 0
     """Seed of initial weights, sample order and augmentation."""
-    output: PathText = "runs"
+    output: Machine[PathText] = "runs"
     """Folder in which the run directory `<name>-<time>/` is created."""
     expected: Expected = Expected()
     data: Data = Data()

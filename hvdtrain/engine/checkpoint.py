@@ -7,9 +7,12 @@ every other file. It is written under another name and renamed when all its byte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,20 @@ import safetensors.torch
 import torch
 
 from hvdtrain.checkpoint_files import (
+    BUFFERS_FILE,
     EMA_FILE,
     FILES,
     FORMAT,
+    LEFTOVER,
     META,
+    NAME,
+    NEW,
     list_checkpoints,
+    next_number,
     read_meta,
     verify,
 )
+from hvdtrain.engine.evaluate import rank_buffers
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
@@ -36,6 +45,23 @@ from hvdtrain.optim import optimizer_tensors
 __all__ = ["list_checkpoints", "load_checkpoint", "save_checkpoint", "verify"]
 
 
+RANKS = "ranks"
+"""Name of the tensor in BUFFERS_FILE."""
+Tensors = dict[str, dict[str, torch.Tensor]]
+"""The tensors of each file of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was written."""
+
+    path: Path
+    size: int
+    """In bytes."""
+    kept: list[str]
+    """What is left of older ones that cannot be deleted, one line each."""
+
+
 def save_checkpoint(
     state: State,
     directory: Path,
@@ -43,39 +69,58 @@ def save_checkpoint(
     labels: dict[str, Any],
     about: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `directory/e<epoch>-s<sample>`, then delete all but the newest `keep` checkpoints.
+    """Write the present state, see `write_checkpoint`; returns the path.
 
     `labels` (such as model and classes) are compared on load; `about` is only kept. Call it on one
     rank only.
-    Raises ResourceError if the disk refuses; older checkpoints are then untouched.
     """
-    at = state.progress.position
-    final = directory / f"e{at.epoch:04d}-s{at.sample:010d}"
+    files = {
+        name: {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+        for name, tensors in contents(state).items()
+    }
+    return write_checkpoint(files, metadata(state, labels, about), directory, keep).path
+
+
+def metadata(
+    state: State, labels: dict[str, Any], about: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a checkpoint says of the present state, but for its files."""
+    return {
+        "format": FORMAT,
+        **state.progress.as_dict(),
+        "world_size": state.comm.size,
+        "scaler": state.scaler.state_dict(),
+        "noise_scale": state.noise.scale.state(),
+        "labels": labels,
+        **(about or {}),
+    }
+
+
+def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep: int) -> Saved:
+    """Write `directory/e<epoch>-s<sample>`, then delete all but the last written `keep` checkpoints.
+
+    `files` are on the CPU and contiguous. Whenever it is killed, a checkpoint of the same position
+    is there as it was, or as it is now. Raises ResourceError if the disk refuses; older checkpoints
+    are then untouched.
+    """
+    at = meta["position"]
+    final = directory / f"e{at['epoch']:04d}-s{at['sample']:010d}"
     part = directory / f".{final.name}.part"
-    files = contents(state)
+    place = final.with_name(final.name + NEW)
     try:
+        _settle(place)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        digests = {}
+        digests, size = {}, 0
         for name, tensors in files.items():
-            data = safetensors.torch.save({k: t.cpu().contiguous() for k, t in tensors.items()})
-            digests[name] = hashlib.sha256(data).hexdigest()
+            data = safetensors.torch.save(tensors)
+            digests[name], size = hashlib.sha256(data).hexdigest(), size + len(data)
             with whole_file(part / name) as file:
                 file.write(data)
-        meta = {
-            "format": FORMAT,
-            **state.progress.as_dict(),
-            "world_size": state.comm.size,
-            "scaler": state.scaler.state_dict(),
-            "noise_scale": state.noise.scale.state(),
-            "labels": labels,
-            "sha256": digests,
-            **(about or {}),
-        }
+        sealed = _sealed({**meta, "number": next_number(directory), "sha256": digests})
         with whole_file(part / META) as file:
-            file.write(_sealed(meta))
-        _remove(final)
-        part.rename(final)
+            file.write(sealed)
+        part.rename(place if final.exists() else final)
         sync_folder(directory)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -83,9 +128,55 @@ def save_checkpoint(
             f"{final}: checkpoint not written: {error.strerror or error}; "
             "the older checkpoints are untouched"
         ) from None
-    for old in list_checkpoints(directory)[keep:]:
-        _remove(old)
-    return final
+    kept = _prune(place, keep)
+    return Saved(final if final.exists() else place, size + len(sealed), kept)
+
+
+def _prune(place: Path, keep: int) -> list[str]:
+    """Delete what a new checkpoint, perhaps at `place`, makes superfluous; tells what cannot be."""
+    kept: list[str] = []
+    with _told(kept, place):
+        _settle(place)
+    for old in list_checkpoints(place.parent)[keep:]:
+        with _told(kept, old):
+            _remove(old)
+    return kept
+
+
+@contextlib.contextmanager
+def _told(lines: list[str], path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        lines.append(f"{error.filename or path}: cannot be deleted: {error.strerror}")
+
+
+def sweep(directory: Path) -> None:
+    """Finish what a killed job was about to write or delete. Raises nothing."""
+    for path in directory.glob("e*-s*/"):
+        if NAME.fullmatch(path.name) and path.name.endswith(NEW):
+            with contextlib.suppress(OSError):
+                _settle(path)
+    for path in directory.glob(".e*-s*/"):
+        if LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that it never counts again. Raises OSError."""
+    target, number = path.with_name(f"damaged-{path.name}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"damaged-{path.name}-{number}")
+    return path.rename(target)
+
+
+def _settle(place: Path) -> None:
+    """Let the checkpoint `place`, if it is there, take the place of the one of its position."""
+    if place.exists():
+        final = place.with_name(place.name.removesuffix(NEW))
+        _remove(final)
+        place.rename(final)
 
 
 def contents(state: State) -> dict[str, dict[str, torch.Tensor]]:
@@ -126,6 +217,20 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
         state.scaler.load_state_dict(meta["scaler"])
     state.noise.scale = NoiseScale(**meta.get("noise_scale", {}))
     state.progress = Progress.from_dict(meta)
+
+
+def load_buffers(state: State, path: Path, meta: dict[str, Any]) -> torch.Tensor | None:
+    """The statistics of every rank [ranks, n] in a checkpoint that was loaded, see `rank_buffers`.
+
+    None if all had the same, or if their number was another. Raises CheckpointError if they are of
+    another model.
+    """
+    if BUFFERS_FILE not in meta["sha256"] or meta.get("world_size") != state.comm.size:
+        return None
+    target = torch.empty(state.comm.size, sum(b.numel() for b in rank_buffers(state)))
+    loaded = _tensors(path / BUFFERS_FILE)
+    _check_fit(path / BUFFERS_FILE, loaded, {RANKS: target})
+    return loaded[RANKS].float()
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:

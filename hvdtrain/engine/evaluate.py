@@ -33,17 +33,28 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
     return {"loss": loss_sum / count, "top1": top1 / count, "top5": top5 / count}
 
 
-def average_buffers(state: State) -> None:
-    """Average the batch-norm statistics over ranks; in training each rank keeps its own."""
+def rank_buffers(state: State) -> list[torch.Tensor]:
+    """The batch-norm statistics, and their averages over time: in training each rank has its own."""
     named = {name: b for name, b in state.model.named_buffers() if b.is_floating_point()}
     buffers = [*named.values()]
     if state.ema is not None:
         # Averaging over ranks and over time are linear: their order does not matter.
         buffers += [state.ema.tensors[name] for name in named if name in state.ema.tensors]
+    return buffers
+
+
+def average_buffers(state: State) -> None:
+    """Average the batch-norm statistics over ranks; in training each rank keeps its own."""
+    buffers = rank_buffers(state)
     if state.comm.size == 1 or not buffers:
         return
     flat = torch.cat([buffer.flatten() for buffer in buffers])
     state.comm.sum_(flat, "buffers").div_(state.comm.size)
+    set_buffers(buffers, flat)
+
+
+def set_buffers(buffers: list[torch.Tensor], flat: torch.Tensor) -> None:
+    """Give `buffers` the values of `flat` [n], one after the other."""
     parts = flat.split([buffer.numel() for buffer in buffers])
     for buffer, part in zip(buffers, parts, strict=True):
         buffer.copy_(part.view_as(buffer))

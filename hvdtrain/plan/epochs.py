@@ -171,27 +171,41 @@ def make_plan(cfg: Config, world_size: int, num_samples: int | None = None) -> P
             "data.train_size: unknown number of training images: set it, or set data.train to a dataset"
         )
     epochs: list[Epoch] = []
-    total = sum(phase.epochs for phase in cfg.phases)
     for phase_index, phase in enumerate(cfg.phases):
-        first = len(epochs)
-        first_epoch = Epoch(
-            index=first,
-            phase_index=phase_index,
-            first_of_phase=first,
-            phase=phase,
-            rates=cfg.lr,
-            total_epochs=total,
-            accumulate=cfg.train.accumulate,
-            world_size=world_size,
-            num_samples=samples,
-            momentum_value=cfg.optimizer.first_momentum,
-        )
+        first_epoch = _first_epoch(cfg, world_size, samples, phase_index)
         _check_batch(first_epoch)
-        of_phase = [replace(first_epoch, index=first + i) for i in range(phase.epochs)]
+        of_phase = [replace(first_epoch, index=len(epochs) + i) for i in range(phase.epochs)]
         _check_features(cfg, min(of_phase, key=lambda epoch: epoch.image_size))
         epochs += of_phase
     _check_momentum(cfg, epochs[0].momentum_value)
     return Plan(tuple(epochs), world_size, samples)
+
+
+def epoch_of(cfg: Config, world_size: int, num_samples: int, index: int) -> Epoch:
+    """The epoch number `index` of the plan, which is not checked; the last one if it is shorter."""
+    for phase_index in range(len(cfg.phases)):
+        epoch = _first_epoch(cfg, world_size, num_samples, phase_index)
+        if index < epoch.index + epoch.phase.epochs:
+            break
+    last = epoch.index + epoch.phase.epochs - 1
+    return replace(epoch, index=min(index, last))
+
+
+def _first_epoch(cfg: Config, world_size: int, num_samples: int, phase_index: int) -> Epoch:
+    """The first epoch of a phase."""
+    first = sum(phase.epochs for phase in cfg.phases[:phase_index])
+    return Epoch(
+        index=first,
+        phase_index=phase_index,
+        first_of_phase=first,
+        phase=cfg.phases[phase_index],
+        rates=cfg.lr,
+        total_epochs=sum(phase.epochs for phase in cfg.phases),
+        accumulate=cfg.train.accumulate,
+        world_size=world_size,
+        num_samples=num_samples,
+        momentum_value=cfg.optimizer.first_momentum,
+    )
 
 
 def _check_momentum(cfg: Config, constant: float) -> None:

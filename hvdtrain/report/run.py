@@ -76,6 +76,8 @@ class RunRecord:
     train: list[Point]
     evals: list[Point]
     checkpoints: list[Event]
+    changes: list[Event]
+    """Settings that changed from one attempt to the next, each with the time of its attempt."""
     notes: list[Event]
     bad_samples: list[Event]
     damaged_lines: int
@@ -143,11 +145,23 @@ def read_run(root: Path) -> RunRecord:
         train=train,
         evals=evals,
         checkpoints=[event for group in groups for event in group if event["kind"] == "checkpoint"],
+        changes=[change for group in groups for change in _changes(group)],
         notes=[event for group in groups for event in group if event["kind"] == "note"],
         bad_samples=bad_samples,
         damaged_lines=damaged + bad_damaged,
         redone_s=redone_s,
     )
+
+
+def _changes(group: list[Event]) -> list[Event]:
+    """The changed settings of an attempt."""
+    start = next((event for event in group if event["kind"] == "start"), {})
+    changes = start.get("changes")
+    return [
+        {**change, "time": start["time"]}
+        for change in (changes if isinstance(changes, list) else [])
+        if isinstance(change, dict)
+    ]
 
 
 def _attempt(group: list[Event]) -> Attempt:

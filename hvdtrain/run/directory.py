@@ -8,18 +8,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
-from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint import list_checkpoints
-from hvdtrain.errors import CheckpointError, HvdtrainError, ResourceError
+from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError, ResourceError
 from hvdtrain.paths import RunPaths
+from hvdtrain.run.changes import Change, compare, identity, read_begun, refusal
 from hvdtrain.run.lock import RunLock
+
+MOST_NOTES = 3
+"""Of runs that `--resume auto` passes over; of the others it tells the number."""
 
 
 @dataclass
@@ -31,31 +34,37 @@ class Directory:
     """It must hold a usable checkpoint."""
     notes: list[str]
     """What there is to tell about the choice."""
+    changes: list[Change] = field(default_factory=list)
+    """Settings that differ from those that the run has had, see `hvdtrain.run.changes`."""
     made: bool = False
     """This rank has made the directory."""
     lock: RunLock | None = None
     """On rank 0, once the directory is there."""
 
 
-def run_directory(cfg: Config, comm: Comm, resume: str, run_dir: Path | None) -> Directory:
+def run_directory(
+    cfg: Config, comm: Comm, resume: str, run_dir: Path | None, accept: bool = False
+) -> Directory:
     """The run's directory, chosen, made and locked by rank 0.
 
-    Raises ResourceError if it cannot be made, or if another job uses it.
+    Raises ResourceError if it cannot be made, or if another job uses it, and ConfigError if its run
+    began with other settings, unless they are to be accepted.
     """
     own = Directory(RunPaths(Path()), must_resume=False, notes=[])
     with together(comm):
         if comm.rank == 0:
             try:
-                own = _choose_directory(cfg, resume, run_dir)
+                own = _choose_directory(cfg, comm.size, resume, run_dir, accept)
                 own.lock = RunLock(own.paths.root)
             except OSError as error:
                 if own.made:
                     own.paths.root.rmdir()
                 place = error.filename or cfg.output
                 raise ResourceError(f"output: {place}: {error.strerror}") from None
-    chosen = comm.gather_text(json.dumps([str(own.paths.root), own.must_resume, own.notes]))[0]
-    root, must_resume, notes = json.loads(chosen)
-    return Directory(RunPaths(Path(root)), must_resume, notes, own.made, own.lock)
+    facts = [str(own.paths.root), own.must_resume, own.notes, own.changes]
+    root, must_resume, notes, changes = json.loads(comm.gather_text(json.dumps(facts))[0])
+    changes = [Change(*change) for change in changes]
+    return Directory(RunPaths(Path(root)), must_resume, notes, changes, own.made, own.lock)
 
 
 def _require_writable(root: Path) -> None:
@@ -87,11 +96,13 @@ def discarded_if_unused(directory: Directory) -> Iterator[None]:
         raise
 
 
-def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> Directory:
+def _choose_directory(
+    cfg: Config, world_size: int, resume: str, run_dir: Path | None, accept: bool
+) -> Directory:
     if resume not in ("never", "auto"):
         if not Path(resume).is_dir():
             raise CheckpointError(f"--resume {resume}: no such run directory")
-        return Directory(RunPaths(Path(resume)), must_resume=True, notes=[])
+        return _begun(RunPaths(Path(resume)), cfg, world_size, accept)
     if run_dir is not None:
         paths = RunPaths(run_dir)
         begun = bool(list_checkpoints(paths.checkpoints))
@@ -100,10 +111,12 @@ def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> Directo
                 f"--run-dir {run_dir}: holds a run already: add --resume auto to go on with it"
             )
         _require_writable(run_dir)
-        return Directory(paths, must_resume=begun, notes=[], made=_make(run_dir))
+        if begun:
+            return _begun(paths, cfg, world_size, accept)
+        return Directory(paths, must_resume=False, notes=[], made=_make(run_dir))
     notes: list[str] = []
-    if resume == "auto" and (root := _unfinished(cfg, notes)) is not None:
-        return Directory(RunPaths(root), must_resume=True, notes=notes)
+    if resume == "auto" and (found := _unfinished(cfg, world_size, accept, notes)) is not None:
+        return found
     name = f"{cfg.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     root = Path(cfg.output) / name
     _require_writable(root)
@@ -112,6 +125,28 @@ def _choose_directory(cfg: Config, resume: str, run_dir: Path | None) -> Directo
         number += 1
         root = Path(cfg.output) / f"{name}-{number}"
     return Directory(RunPaths(root), must_resume=False, notes=notes, made=True)
+
+
+def _begun(paths: RunPaths, cfg: Config, world_size: int, accept: bool) -> Directory:
+    """The directory of a run that was named. Raises ConfigError if it began with other settings."""
+    if not list_checkpoints(paths.checkpoints):
+        return Directory(paths, must_resume=True, notes=[])
+    try:
+        begun = read_begun(paths)
+    except HvdtrainError as error:
+        text = f"the settings that this run began with are not known: {str(error).splitlines()[0]}"
+        if not accept:
+            raise ConfigError(
+                f"{paths.root}: {text}: go on with those of now by --accept-changes"
+            ) from None
+        return Directory(paths, must_resume=True, notes=[text])
+    try:
+        changes = compare(begun, cfg, world_size)
+    except ConfigError as error:
+        raise ConfigError(f"{paths.root}: {error}") from None
+    if (refused := identity(changes)) and not accept:
+        raise refusal(paths.root, refused)
+    return Directory(paths, must_resume=True, notes=[], changes=changes)
 
 
 def _make(root: Path) -> bool:
@@ -124,24 +159,36 @@ def _make(root: Path) -> bool:
     return True
 
 
-def _unfinished(cfg: Config, notes: list[str]) -> Path | None:
-    """The newest unfinished run of this name and config; `notes` tells of those that are unreadable."""
+def _unfinished(cfg: Config, world_size: int, accept: bool, notes: list[str]) -> Directory | None:
+    """The newest unfinished run of this name with these settings, else with others, if they are to
+    be accepted. `notes` tells of those that are passed over, and why."""
+    other: Directory | None = None
+    passed: list[tuple[Path, str]] = []
     for root in sorted(Path(cfg.output).glob(f"{cfg.name}-[0-9]*-[0-9]*/"), reverse=True):
         paths = RunPaths(root)
-        if paths.summary.exists() or not list_checkpoints(paths.checkpoints):
+        if paths.summary.exists():
+            continue
+        if not list_checkpoints(paths.checkpoints):
+            passed.append((root, "it has no checkpoint"))
             continue
         try:
-            known = load_config(paths.config)
+            begun = read_begun(paths)
+            if begun.cfg.name != cfg.name:
+                continue
+            changes = compare(begun, cfg, world_size)
         except HvdtrainError as error:
-            notes.append(f"--resume auto passes over {root}: {str(error).splitlines()[0]}")
+            passed.append((root, str(error).splitlines()[0]))
             continue
-        if _training_part(known) == _training_part(cfg):
-            return root
-    return None
-
-
-def _training_part(cfg: Config) -> dict[str, Any]:
-    """The sections of the config that the result depends on."""
-    return cfg.model_dump(
-        exclude={"output": True, "metrics": True, "checkpoint": True, "comm": True}
-    )
+        found = Directory(paths, must_resume=True, notes=notes, changes=changes)
+        if not identity(changes):
+            other = found
+            break
+        other = other or found
+        passed.append((root, changes[0].text))
+    chosen = other if other and (accept or not identity(other.changes)) else None
+    if chosen:
+        passed = list(takewhile(lambda item: item[0] != chosen.paths.root, passed))
+    notes += [f"--resume auto passes over {root}: {why}" for root, why in passed[:MOST_NOTES]]
+    if (more := len(passed) - MOST_NOTES) > 0:
+        notes.append(f"--resume auto passes over {more} more unfinished runs")
+    return chosen

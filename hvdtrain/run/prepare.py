@@ -17,22 +17,18 @@ from hvdtrain import activity
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.build import checkpoint_labels, set_up
-from hvdtrain.engine.checkpoint import classes_beside, list_checkpoints, load_checkpoint, verify
-from hvdtrain.engine.noise_scale import NoiseScale
-from hvdtrain.engine.progress import Progress
+from hvdtrain.engine.build import set_up
+from hvdtrain.engine.checkpoint import sweep
 from hvdtrain.engine.step import State
-from hvdtrain.errors import CheckpointError
 from hvdtrain.files import write_atomically
 from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
-from hvdtrain.models.weights import load_weights
-from hvdtrain.optim import optimizer_tensors
 from hvdtrain.paths import RunPaths
-from hvdtrain.plan.epochs import Plan, Position
+from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
+from hvdtrain.run.changes import Change, notes_of
 from hvdtrain.run.dataset import (
     DatasetWriter,
     RunData,
@@ -44,6 +40,8 @@ from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.numbers import Skips
 from hvdtrain.run.lock import RunLock
+from hvdtrain.run.restore import restore
+from hvdtrain.run.snapshots import Cadence, Snapshots, finish_writing
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
 from hvdtrain.telemetry.other_work import OtherWork, watch_for
@@ -51,7 +49,7 @@ from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
 from pipelines.loader import Loaders
-from pipelines.sources.classes import describe_classes, matched_rows
+from pipelines.sources.classes import describe_classes
 from pipelines.sources.left_out import left_out_of
 
 SLOW_FP16 = "train.precision fp16 on a CPU takes up to 100 times as long as fp32: set it to fp32, bf16 or auto"
@@ -73,6 +71,9 @@ class Run:
     """The host of every rank."""
     data: RunData
     writer: DatasetWriter
+    snapshots: Snapshots
+    changes: list[Change]
+    """Settings that differ from those of the attempt before."""
     lock: RunLock | None = None
     """On rank 0: no other job uses the directory."""
     begun: bool = False
@@ -83,7 +84,8 @@ class Run:
     """Other programs on the cores of this run."""
 
     def close(self) -> None:
-        """Stop loaders and sinks."""
+        """Stop loaders and sinks, when a checkpoint that was begun is complete."""
+        finish_writing(self)
         self.writer.close()
         if self.writer.fault:
             self.sinks.write(Note(f"warning: {self.writer.fault}"))
@@ -98,10 +100,10 @@ def prepare(
 ) -> Run:
     """Choose the run directory, check the ranks, build all parts, and restore a resumed run.
 
-    `accept_changes`: go on with other images than the run began with. An error on any rank is
-    raised on all of them.
+    `accept_changes`: go on with other settings or images than the run began with. An error on any
+    rank is raised on all of them.
     """
-    directory = run_directory(cfg, comm, resume, run_dir)
+    directory = run_directory(cfg, comm, resume, run_dir, accept_changes)
     with discarded_if_unused(directory):
         return _prepare(cfg, comm, directory, accept_changes)
 
@@ -121,6 +123,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     with together(comm):
         if comm.rank == 0:
             paths.create()
+            sweep(paths.checkpoints)
     own = (socket.gethostname(), torch.get_num_threads(), torch.cuda.device_count())
     ranks = [RankPlace(*json.loads(text)) for text in comm.gather_text(json.dumps(own))]
     hosts = [rank.host for rank in ranks]
@@ -140,12 +143,15 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         hosts,
         data,
         writer,
+        Snapshots(Cadence(cfg.checkpoint)),
+        directory.changes,
         lock=directory.lock,
         other_work=watch_for(comm.size, parts.state.settings.device),
     )
     with contextlib.ExitStack() as on_error:
         on_error.callback(run.close)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
+        notes += notes_of(directory.changes)
         if comm.size > 1:
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
         if comm.size > 1 and facts:
@@ -167,7 +173,13 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
 
 
 def _describe(run: Run) -> None:
-    """Write the resolved config and the environment beside the results."""
+    """Write the resolved config and the environment beside the results.
+
+    A result that the run has had before more epochs were added is not its result any more.
+    """
+    if run.state.progress.position.epoch < len(run.plan.epochs):
+        with contextlib.suppress(OSError):
+            run.paths.summary.unlink(missing_ok=True)
     config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
     write_atomically(run.paths.config, config.encode())
     environment = {
@@ -208,65 +220,3 @@ def _describe_data(run: Run) -> None:
     if run.data.changed:
         text = "; ".join(run.data.accepted)
         run.sinks.write(Note(f"warning: other images than before, by --accept-changes: {text}"))
-
-
-def restore(run: Run, *, must: bool) -> None:
-    """Load the newest intact checkpoint of the run on rank 0 and broadcast the state.
-
-    Without a checkpoint the run starts from `model.weights`, if given. Only rank 0 needs to see the
-    files. Raises CheckpointError if `must` is set and no checkpoint is usable, or if the checkpoint
-    belongs to another model.
-    """
-    state, comm = run.state, run.comm
-    with together(comm):
-        if comm.rank == 0:
-            loaded = _load_newest(run)
-            if must and not loaded:
-                raise CheckpointError(
-                    f"{run.paths.checkpoints}: no usable checkpoint to resume from"
-                )
-            if not loaded and run.cfg.model.weights is not None:
-                weights = run.cfg.model.weights
-                theirs = classes_beside(Path(weights))
-                rows = None if theirs is None else matched_rows(theirs, run.loaders.classes)
-                for text in load_weights(state.model, weights, rows):
-                    run.sinks.write(Note(text))
-    header = {
-        "progress": state.progress.as_dict(),
-        "scaler": state.scaler.state_dict(),
-        "noise_scale": state.noise.scale.state(),
-        # The list has numbers, which other images have now.
-        "bad": [] if run.data.changed else run.bad.read(),
-    }
-    header = json.loads(comm.gather_text(json.dumps(header))[0])
-    state.progress = Progress.from_dict(header["progress"])
-    state.noise.scale = NoiseScale(**header["noise_scale"])
-    run.loaders.mask(run.bad.restore(header["bad"]))
-    if state.scaler.is_enabled():
-        state.scaler.load_state_dict(header["scaler"])
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    optimizer = optimizer_tensors(state.model, state.optimizer)
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
-    if state.ema is not None:
-        tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
-    comm.broadcast_(tensors)
-
-
-def _load_newest(run: Run) -> bool:
-    for path in list_checkpoints(run.paths.checkpoints):
-        try:
-            meta = verify(path)
-        except CheckpointError as error:
-            run.sinks.write(Note(f"warning: {error}"))
-            continue
-        labels = checkpoint_labels(run.cfg, run.loaders)
-        if run.data.changed:
-            del labels["train_images"]
-        load_checkpoint(run.state, path, meta, labels)
-        at = run.state.progress.position
-        if at.sample >= run.loaders.num_train:  # fewer images than before
-            at = Position(at.epoch + 1, 0)
-            run.state.progress = run.state.progress.at(at)
-        run.sinks.write(Note(f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"))
-        return True
-    return False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from hvdtrain.engine.noise_scale import advice
 from hvdtrain.files import write_atomically
+from hvdtrain.run.changes import accepted_before
 from hvdtrain.run.prepare import Run
 from hvdtrain.telemetry.reports import End, Eval, RunScaling, json_text
 
@@ -14,6 +17,9 @@ def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s
     `evaluation`: the last one. `scaling` and `wall_s` (seconds) are those of this attempt.
     """
     state, progress = run.state, run.state.progress
+    settings = accepted_before(run.paths) if run.comm.rank == 0 else []
+    accepted: list[str] = json.loads(run.comm.gather_text(json.dumps(settings))[0])
+    accepted += run.data.accepted
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
     end = End(
         name=run.cfg.name,
@@ -33,7 +39,7 @@ def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s
         train_seconds=progress.train_seconds,
         wall_seconds=wall_s,
         classes=run.data.classes,
-        accepted_changes=run.data.accepted,
+        accepted_changes=accepted,
     )
     if run.comm.rank == 0:
         write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())

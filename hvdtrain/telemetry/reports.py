@@ -109,6 +109,8 @@ class Start(Report):
     setup_seconds: float
     restarts_after_signal: int | None = None
     restarts_after_crash: int | None = None
+    changes: list[dict[str, str]] = field(default_factory=list)
+    """Settings that differ from those of the attempt before: setting, kind, before, after."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,17 @@ class Eval(Report):
 
 @dataclass(frozen=True)
 class Checkpoint(Report):
-    """A checkpoint that is complete; `seconds` is the time that writing it took."""
+    """A checkpoint that is complete; `seconds` is the time from the copy of the state to its last
+    byte on the disk."""
 
     kind: ClassVar[Kind] = "checkpoint"
     path: str
     seconds: float
     bytes: int
     step: int
+    """At which the state was copied."""
+    stall_seconds: float = 0.0
+    """For which training waited."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ class End(Report):
     classes: list[str] = field(default_factory=list)
     """Their names, in the order of their numbers."""
     accepted_changes: list[str] = field(default_factory=list)
-    """Changes of the datasets that --accept-changes has let pass."""
+    """Changes of settings and of the datasets that --accept-changes has let pass."""
 
     def values(self) -> dict[str, Any]:
         """Without an evaluation there are no keys for it."""

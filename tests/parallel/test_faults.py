@@ -43,12 +43,17 @@ FAULTS = {
     ),
     "run exists": (["--run-dir", "first"], 4, ["holds a run already: add --resume auto"]),
     "no run": (["--resume", "nowhere"], 4, ["no such run directory"]),
+    "other settings": (
+        ["--resume", "first", "lr.base=0.1"],
+        2,
+        ["first: not the settings that this run began with: lr.base 0.4 → 0.1"],
+    ),
     "another model": (
-        ["--resume", "first", "model.name=resnet8_cifar"],
+        ["--resume", "first", "model.name=resnet8_cifar", "--accept-changes"],
         4,
         ["made by another run: its model is resnet8_gn"],
     ),
-    "damaged": (["--resume", "damaged"], 4, ["no usable checkpoint"]),
+    "damaged": (["--resume", "damaged", "--accept-changes"], 4, ["no usable checkpoint"]),
     "no token": (
         ["metrics.token_file=none"],
         6,

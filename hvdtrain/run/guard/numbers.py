@@ -121,4 +121,7 @@ def _go_on(paths: RunPaths) -> str:
     newest = next(iter(list_checkpoints(paths.checkpoints)), None)
     if newest is None:
         return f": {REMEDY}"
-    return f"; the last checkpoint is {newest}: go on with --resume {paths.root}, and {REMEDY}"
+    return (
+        f"; the last checkpoint is {newest}: go on with --resume {paths.root} --accept-changes, and "
+        f"{REMEDY}"
+    )

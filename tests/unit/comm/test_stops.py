@@ -39,12 +39,15 @@ class Wire:
 
 
 class Rank:
-    def __init__(self, wire: Wire, speed: float) -> None:
-        self.size, self._wire, self._count = 2, wire, 0
+    def __init__(self, wire: Wire, speed: float, rank: int = 0) -> None:
+        self.size, self.rank, self._wire, self._count = 2, rank, wire, 0
+        self.save_due = False
         self.now = 0.0
         self.speed = speed
         self.signals = StopSignals()
-        self.stops = Stops(self.signals, cast("Comm", self), lambda: self.now)
+        self.stops = Stops(
+            self.signals, cast("Comm", self), lambda: self.now, lambda: self.save_due
+        )
 
     def sum_async_(self, tensor: torch.Tensor, name: str) -> Any:
         assert name == "stop"
@@ -79,6 +82,33 @@ def test_a_stop_is_known_on_both_within_a_second(step_s: float, skew: float) -> 
     assert len({len(each) for each in wire.started}) == 1
 
 
+def test_the_clock_of_rank_0_decides_on_a_checkpoint() -> None:
+    wire = Wire()
+    one, two = Rank(wire, 1.0), Rank(wire, 1.7, rank=1)
+
+    def step() -> bool:
+        for rank in (one, two):
+            rank.step(0.15)
+        assert one.stops.saving == two.stops.saving
+        return one.stops.saving
+
+    two.save_due = True
+    assert not any(step() for _ in range(20))
+    one.save_due = True
+    steps = 1
+    while not step():
+        steps += 1
+    assert steps * 0.15 <= AGREE_S + 3 * 0.15
+    # A question that is on the way when the checkpoint is made is about the one before.
+    while one.stops._handle is None:
+        step()
+    one.save_due = False
+    for rank in (one, two):
+        rank.stops.saved()
+    assert not any(step() for _ in range(20))
+    assert not one.stops.agreed
+
+
 def test_a_pass_with_slower_steps_begins_anew() -> None:
     wire = Wire()
     one, two = Rank(wire, 1.0), Rank(wire, 1.0)
@@ -101,6 +131,12 @@ def test_one_process_knows_at_once() -> None:
     assert not stops.check()
     signals_.requested = True
     assert stops.check()
+    assert not stops.saving
+    stops = Stops(StopSignals(), Solo(), save_due=lambda: True)
+    stops.check()
+    assert stops.saving
+    stops.saved()
+    assert not stops.saving
 
 
 def test_a_rank_whose_launcher_is_gone_stops_but_not_a_single_process(

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.checkpoint import (
+    contents,
+    list_checkpoints,
+    load_checkpoint,
+    metadata,
+    move_aside,
+    save_checkpoint,
+    sweep,
+    verify,
+    write_checkpoint,
+)
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State, train_step
 from hvdtrain.errors import CheckpointError, ResourceError
@@ -164,3 +176,110 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path = save_checkpoint(trained(), tmp_path, 2, LABELS)
     with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
         verify(path)
+
+
+def save_at(state: State, folder: Path, epoch: int, keep: int = 2) -> Path:
+    state.progress = Progress(Position(epoch, 0))
+    return save_checkpoint(state, folder, keep, LABELS)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_written_count_not_the_furthest(tmp_path: Path) -> None:
+    state = trained()
+    save_at(state, tmp_path, 9)
+    earlier = save_at(state, tmp_path, 3, keep=1)
+    assert list_checkpoints(tmp_path) == [earlier]
+    again = save_at(state, tmp_path, 3, keep=1)
+    assert list_checkpoints(tmp_path) == [again] == [earlier]
+    verify(again)
+    assert names_in(tmp_path) == ["e0003-s0000000000"]
+
+
+def test_damaged_metadata_never_count_as_newest(tmp_path: Path) -> None:
+    state = trained()
+    (save_at(state, tmp_path, 9) / "meta.json").write_bytes(b"{")
+    good = save_at(state, tmp_path, 3, keep=1)
+    assert list_checkpoints(tmp_path) == [good]
+
+
+def test_only_folders_with_names_of_our_own_are_deleted(tmp_path: Path) -> None:
+    state = trained()
+    foreign = ["e0001-s0000000000-copy", "e1-s1", "e0001-s0000000000.bak", "best", ".e1-s1.part"]
+    foreign += ["damaged-e0001-s0000000000"]
+    for name in foreign:
+        (tmp_path / name).mkdir()
+    for epoch in range(4):
+        save_at(state, tmp_path, epoch, keep=1)
+    sweep(tmp_path)
+    assert names_in(tmp_path) == sorted([*foreign, "e0003-s0000000000"])
+
+
+@pytest.mark.parametrize("calls", range(12))
+def test_stopped_at_any_rename_the_same_place_has_a_whole_checkpoint(
+    tmp_path: Path, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the process were killed before its call number `calls` that renames or deletes."""
+
+    class Killed(BaseException):
+        pass
+
+    state = trained()
+    save_at(state, tmp_path, 1, keep=1)
+    left = [calls]
+
+    def count(call: Any) -> Any:
+        def counted(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return call(*args, **options)
+
+        return counted
+
+    with monkeypatch.context() as counted:
+        for owner, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
+            counted.setattr(owner, name, count(getattr(owner, name)))
+        try:
+            save_at(state, tmp_path, 1, keep=1)
+        except Killed:
+            assert calls < 11
+    found = list_checkpoints(tmp_path)
+    assert found
+    for path in found:
+        verify(path)
+    sweep(tmp_path)
+    assert names_in(tmp_path) == ["e0001-s0000000000"]
+    verify(tmp_path / "e0001-s0000000000")
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = trained()
+    old = save_at(state, tmp_path, 1)
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path == old:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    files = {
+        name: {k: t.contiguous() for k, t in part.items()} for name, part in contents(state).items()
+    }
+    state.progress = Progress(Position(2, 0))
+    saved = write_checkpoint(files, metadata(state, LABELS), tmp_path, 1)
+    assert saved.kept == [f"{old}: cannot be deleted: Operation not permitted"]
+    assert list_checkpoints(tmp_path) == [saved.path, old]
+    assert saved.size == sum(file.stat().st_size for file in saved.path.iterdir())
+
+
+def test_a_damaged_checkpoint_is_moved_aside(tmp_path: Path) -> None:
+    for number in ("", "-2"):
+        path = save_at(trained(), tmp_path, 1)
+        assert move_aside(path).name == f"damaged-e0001-s0000000000{number}"
+        assert list_checkpoints(tmp_path) == []

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
@@ -134,6 +135,7 @@ def test_auto_passes_over_a_run_that_it_cannot_read(tmp_path: Path, text: str | 
 def test_a_run_directory_with_checkpoints_is_never_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/e0001-s0000000000").mkdir(parents=True)
     (tmp_path / "checkpoints/e0001-s0000000000/meta.json").write_text("damaged")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(tmp_path).model_dump()))
     assert run_directory(config(tmp_path), Solo(), "auto", tmp_path).must_resume
     assert not run_directory(config(tmp_path), Solo(), "auto", tmp_path / "new").must_resume
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]

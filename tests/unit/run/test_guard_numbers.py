@@ -52,7 +52,9 @@ def test_a_last_update_that_spoils_the_weights(
         train(cfg, Solo(), run_dir=tmp_path / "run")
     last = list_checkpoints(tmp_path / "run/checkpoints")[0]
     assert last.name == "e0002-s0000000000"
-    assert f"the last checkpoint is {last}: go on with --resume {tmp_path}/run" in str(end.value)
+    assert f"the last checkpoint is {last}: go on with --resume {tmp_path}/run --accept" in str(
+        end.value
+    )
     assert ("evaluation is nan" if evaluated else "is not finite after update 3") in str(end.value)
     assert all(
         t.isfinite().all() for t in safetensors.torch.load_file(last / "model.safetensors").values()
@@ -68,7 +70,7 @@ def test_a_run_goes_on_from_the_last_good_state(small_root: Path, tmp_path: Path
     with pytest.raises(TrainingError, match="loss of the evaluation is nan after epoch 3"):
         train(parse_config(text), Solo(), run_dir=tmp_path / "run")
     cfg = parse_config(text.replace(HUGE, "0.001"))
-    summary = train(cfg, Solo(), resume=str(tmp_path / "run"))
+    summary = train(cfg, Solo(), resume=str(tmp_path / "run"), accept_changes=True)
     assert summary["epochs"] == 4
     assert math.isfinite(summary["loss"])
 

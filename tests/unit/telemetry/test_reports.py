@@ -33,10 +33,10 @@ COSTS = [
 ]
 RESTARTS = ["restarts_after_signal", "restarts_after_crash"]
 KEYS: dict[str, list[str]] = {
-    "start": ["world_size", "nodes", "setup_seconds", *RESTARTS],
+    "start": ["world_size", "nodes", "setup_seconds", *RESTARTS, "changes"],
     "train": [*PROGRESS, *EFFICIENCY],
     "eval": ["epoch", "step", "images", *RESULT],
-    "checkpoint": ["path", "seconds", "bytes", "step"],
+    "checkpoint": ["path", "seconds", "bytes", "step", "stall_seconds"],
     "note": ["text"],
     "stop": ["cause", "step"],
     "end": [*RUN, *RESULT, *COSTS],

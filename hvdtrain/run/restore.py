@@ -1,0 +1,124 @@
+"""The state that a run starts from: that of its newest intact checkpoint, or `model.weights`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hvdtrain.comm.agreement import together
+from hvdtrain.engine.build import checkpoint_labels
+from hvdtrain.engine.checkpoint import (
+    classes_beside,
+    list_checkpoints,
+    load_buffers,
+    load_checkpoint,
+    move_aside,
+    verify,
+)
+from hvdtrain.engine.evaluate import rank_buffers, set_buffers
+from hvdtrain.engine.noise_scale import NoiseScale
+from hvdtrain.engine.progress import Progress
+from hvdtrain.errors import CheckpointError
+from hvdtrain.models.weights import load_weights
+from hvdtrain.optim import optimizer_tensors
+from hvdtrain.plan.epochs import Position
+from hvdtrain.run.changes import identity
+from hvdtrain.telemetry.reports import Note
+from pipelines.sources.classes import matched_rows
+
+if TYPE_CHECKING:
+    from hvdtrain.run.prepare import Run
+
+
+def restore(run: Run, *, must: bool) -> None:
+    """Load the newest intact checkpoint of the run on rank 0 and broadcast the state.
+
+    Without a checkpoint the run starts from `model.weights`, if given. Only rank 0 needs to see the
+    files. On as many ranks as wrote the checkpoint, each gets its own batch-norm statistics, on others
+    their mean. Raises CheckpointError if `must` is set and no checkpoint is usable, or if the
+    checkpoint belongs to another model.
+    """
+    state, comm = run.state, run.comm
+    statistics: torch.Tensor | None = None
+    with together(comm):
+        if comm.rank == 0:
+            loaded = _load_newest(run)
+            statistics = load_buffers(state, *loaded) if loaded else None
+            if must and not loaded:
+                raise CheckpointError(
+                    f"{run.paths.checkpoints}: no usable checkpoint to resume from"
+                )
+            if not loaded and run.cfg.model.weights is not None:
+                weights = run.cfg.model.weights
+                theirs = classes_beside(Path(weights))
+                rows = None if theirs is None else matched_rows(theirs, run.loaders.classes)
+                for text in load_weights(state.model, weights, rows):
+                    run.sinks.write(Note(text))
+    header = {
+        "progress": state.progress.as_dict(),
+        "scaler": state.scaler.state_dict(),
+        "noise_scale": state.noise.scale.state(),
+        # The list has numbers, which other images have now.
+        "bad": [] if run.data.changed else run.bad.read(),
+        "statistics": statistics is not None,
+    }
+    header = json.loads(comm.gather_text(json.dumps(header))[0])
+    state.progress = Progress.from_dict(header["progress"])
+    state.noise.scale = NoiseScale(**header["noise_scale"])
+    run.loaders.mask(run.bad.restore(header["bad"]))
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(header["scaler"])
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    optimizer = optimizer_tensors(state.model, state.optimizer)
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
+    comm.broadcast_(tensors)
+    if header["statistics"]:
+        buffers = rank_buffers(state)
+        values = torch.empty(comm.size, sum(buffer.numel() for buffer in buffers))
+        values = values if statistics is None else statistics
+        comm.broadcast_({"statistics": values})
+        set_buffers(buffers, values[comm.rank].to(state.settings.device))
+
+
+def _load_newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that was loaded and its metadata; None if there is none."""
+    damaged: list[Path] = []
+    for path in list_checkpoints(run.paths.checkpoints):
+        try:
+            meta = verify(path)
+        except CheckpointError as error:
+            run.sinks.write(Note(f"warning: {error}"))
+            damaged.append(path)
+            continue
+        labels = checkpoint_labels(run.cfg, run.loaders)
+        if run.data.changed:
+            del labels["train_images"]
+        if identity(run.changes):  # shown and accepted
+            for key in ("seed", "optimizer", "order"):
+                del labels[key]
+        load_checkpoint(run.state, path, meta, labels)
+        at = run.state.progress.position
+        if at.sample >= run.loaders.num_train:  # fewer images than before
+            at = Position(at.epoch + 1, 0)
+            run.state.progress = run.state.progress.at(at)
+        run.sinks.write(Note(f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"))
+        _set_aside(run, damaged)
+        return path, meta
+    return None
+
+
+def _set_aside(run: Run, damaged: list[Path]) -> None:
+    """Let damaged checkpoints never count as newest; they stay if there is no intact one."""
+    for path in damaged:
+        try:
+            target = move_aside(path)
+        except OSError as error:
+            text = f"warning: {path}: damaged, and cannot be renamed: {error.strerror}"
+        else:
+            text = f"{path} is now {target.name}; delete it if you have no use for it"
+        run.sinks.write(Note(text))

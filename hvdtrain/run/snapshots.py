@@ -1,0 +1,231 @@
+"""When checkpoints are written, and how: the state is copied in the loop, and a thread writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from hvdtrain import activity
+from hvdtrain.checkpoint_files import BUFFERS_FILE
+from hvdtrain.config.schema import Checkpoint as Settings
+from hvdtrain.engine.build import checkpoint_labels
+from hvdtrain.engine.checkpoint import (
+    RANKS,
+    Saved,
+    Tensors,
+    contents,
+    metadata,
+    write_checkpoint,
+)
+from hvdtrain.engine.evaluate import average_buffers, rank_buffers, set_buffers
+from hvdtrain.errors import HvdtrainError
+from hvdtrain.run.guard.numbers import check_state
+from hvdtrain.telemetry.reports import Checkpoint, Note
+
+if TYPE_CHECKING:
+    from hvdtrain.run.prepare import Run
+
+SHORTEST_S = 60.0
+"""Between two checkpoints, however little they cost, unless `checkpoint.every_minutes` is shorter."""
+CLOSE_S = 120.0
+"""Longest wait for a checkpoint that is being written when a run ends by an error."""
+
+
+class Cadence:
+    """When a checkpoint is due, by the clock of this rank and the cost of the last one."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings, self._clock = settings, clock
+        self._since = clock()
+        self.cost_s = 0.0
+        """Time that training lost by the last checkpoint; 0 before it."""
+
+    @property
+    def interval_s(self) -> float | None:
+        """Time from one checkpoint to the next; None if time does not count."""
+        if self._settings.every_minutes is None:
+            return None
+        affordable = max(SHORTEST_S, self.cost_s / self._settings.overhead)
+        return min(60 * self._settings.every_minutes, affordable)
+
+    def due(self) -> bool:
+        """Whether the interval is over."""
+        return self.interval_s is not None and self._clock() - self._since >= self.interval_s
+
+    def after(self, step: int) -> bool:
+        """Whether a checkpoint follows that update by `checkpoint.every_steps`."""
+        return self._settings.every_steps is not None and step % self._settings.every_steps == 0
+
+    def saved(self, cost_s: float) -> None:
+        """A checkpoint was made, for which training waited so long."""
+        self._since, self.cost_s = self._clock(), cost_s
+
+
+class Writer:
+    """Runs one job at a time in a thread of low priority."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._saved: Saved | None = None
+        self._error: BaseException | None = None
+        self.seconds = 0.0
+        """Of the last job."""
+
+    def start(self, write: Callable[[], Saved]) -> None:
+        """Begin a job; the one before has been taken."""
+        self._thread = threading.Thread(
+            target=self._run, args=(write,), name="hvdtrain-checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def take(self, timeout_s: float | None = 0) -> Saved | None:
+        """The result of the job, once; None if there is none within the time (None: for ever).
+
+        Raises what the job has raised.
+        """
+        if self._thread is None:
+            return None
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return None
+        self._thread = None
+        saved, error = self._saved, self._error
+        self._saved = self._error = None
+        if error is not None:
+            raise error
+        return saved
+
+    def _run(self, write: Callable[[], Saved]) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        began = time.perf_counter()
+        try:
+            self._saved = write()
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the loop
+            self._error = error
+        self.seconds = time.perf_counter() - began
+
+
+class Buffers:
+    """Memory for a copy of the state, kept from one checkpoint to the next; pinned for a GPU."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], torch.Tensor] = {}
+
+    def copy(self, files: Tensors) -> Tensors:
+        """The same tensors on the CPU, contiguous, until the next call."""
+        copies: Tensors = {}
+        on_gpu = False
+        for file, tensors in files.items():
+            copies[file] = {}
+            for name, tensor in tensors.items():
+                kept = self._kept.get((file, name))
+                if kept is None:
+                    pinned = tensor.is_cuda
+                    kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                    self._kept[file, name] = kept
+                copies[file][name] = kept.copy_(tensor, non_blocking=True)
+                on_gpu |= tensor.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+        return copies
+
+
+@dataclass
+class Snapshots:
+    """What a rank needs to save; only rank 0 writes."""
+
+    cadence: Cadence
+    writer: Writer = field(default_factory=Writer)
+    buffers: Buffers = field(default_factory=Buffers)
+    started: tuple[int, float] = (0, 0.0)
+    """Step of the checkpoint that is being written, and how long training has waited for it."""
+    told: set[str] = field(default_factory=set)
+    """Lines about files that cannot be deleted."""
+
+    def due(self) -> bool:
+        """Whether this rank finds that it is time for a checkpoint."""
+        return self.cadence.due()
+
+
+def save(run: Run, *, wait: bool = False) -> None:
+    """Save the present state on rank 0, without a change of it; every rank must call.
+
+    With `wait` the checkpoint is complete on return; else a thread writes it, and the next call of
+    this or `report_written` raises its error. Raises TrainingError if the state is not finite; the
+    older checkpoints are then untouched.
+    """
+    began = time.perf_counter()
+    activity.enter("writing a checkpoint")
+    report_written(run, None)  # the copy that it writes is needed
+    files = _snapshot(run)
+    snapshots = run.snapshots
+    if files is not None:
+        about = {"data": run.data.as_dict(), "config": run.cfg.model_dump()}
+        meta = metadata(run.state, checkpoint_labels(run.cfg, run.loaders), about)
+        folder, keep = run.paths.checkpoints, run.cfg.checkpoint.keep
+        snapshots.writer.start(lambda: write_checkpoint(files, meta, folder, keep))
+        snapshots.started = run.state.progress.step, time.perf_counter() - began
+        if wait:
+            report_written(run, None)
+    snapshots.cadence.saved(time.perf_counter() - began)
+
+
+def report_written(run: Run, timeout_s: float | None = 0) -> None:
+    """Report a checkpoint that is complete, or becomes so within the time (None: for ever).
+
+    Raises ResourceError on rank 0 if it could not be written.
+    """
+    snapshots = run.snapshots
+    saved = snapshots.writer.take(timeout_s)
+    if saved is None:
+        return
+    step, stall_s = snapshots.started
+    written_s = snapshots.writer.seconds
+    if run.state.settings.device.type == "cpu":  # the thread takes a core from training
+        snapshots.cadence.cost_s += written_s
+    seconds = stall_s + written_s
+    run.sinks.write(Checkpoint(str(saved.path), seconds, saved.size, step, stall_s))
+    for text in saved.kept:
+        if text not in snapshots.told:
+            snapshots.told.add(text)
+            run.sinks.write(Note(f"warning: {text}"))
+
+
+def finish_writing(run: Run) -> None:
+    """At the end of a run, however it ends: let a checkpoint be completed. Raises nothing."""
+    try:
+        report_written(run, CLOSE_S)
+    except HvdtrainError as error:
+        run.sinks.write(Note(f"warning: {error}"))
+
+
+def _snapshot(run: Run) -> Tensors | None:
+    """A copy of the state, with batch-norm statistics averaged over ranks; None on ranks above 0.
+
+    The ranks' own statistics are a file of their own, unless all are equal. Training goes on with
+    them.
+    """
+    state, comm = run.state, run.comm
+    buffers = rank_buffers(state) if comm.size > 1 else []
+    own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
+    average_buffers(state)
+    try:
+        check_state(state, run.paths)
+        files = run.snapshots.buffers.copy(contents(state)) if comm.rank == 0 else None
+        if own is not None:
+            rows = comm.gather(own.cpu(), "statistics")
+            mean = torch.cat([buffer.flatten() for buffer in buffers]).cpu()
+            if files is not None and not torch.equal(rows, mean.expand_as(rows)):
+                files[BUFFERS_FILE] = {RANKS: rows}
+    finally:
+        if own is not None:
+            set_buffers(buffers, own)
+    return files

@@ -1,0 +1,308 @@
+"""What a resumed run does with other settings, by the kind of each field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.reference import reference
+from hvdtrain.config.schema import Config
+from hvdtrain.errors import ConfigError, DataError, Preempted
+from hvdtrain.paths import RunPaths
+from hvdtrain.plan.epochs import Position
+from hvdtrain.report.run import read_run
+from hvdtrain.run.changes import Begun, compare, identity
+from hvdtrain.run.directory import run_directory
+from hvdtrain.train import train
+from tests.parallel.schema_values import fields
+from tests.unit.run.data_runs import config, notes
+
+BASE = """
+name: t
+lr: {warmup: none, schedule: constant}
+phases:
+  - {epochs: 2, image_size: 16, batch_per_worker: 8}
+  - {epochs: 4, image_size: [16, 48], size_multiple: 8, batch_per_worker: 4}
+"""
+
+
+def changed(*settings: str, base: str = BASE) -> Config:
+    return parse_config(base, overrides=list(settings))
+
+
+def begun(*settings: str, epoch: int = 3, world_size: int | None = 2) -> Begun:
+    return Begun(changed(*settings), world_size, Position(epoch, 40), 80)
+
+
+def test_every_field_has_a_kind() -> None:
+    kinds = {field: node.get("resume") for field, node in fields().items()}
+    assert [field for field, kind in kinds.items() if kind is None] == []
+    assert set(kinds.values()) == {"identity", "plan", "machine"}
+    rows = reference().replace("[].", ".0.").splitlines()
+    for field, kind in kinds.items():
+        [row] = [row for row in rows if row.startswith(f"| `{field}` |")]
+        assert f" | {kind} | " in row
+    examples = {
+        "identity": ["seed", "lr.base", "optimizer.weight_decay", "data.augment", "model.name"],
+        "plan": ["phases.0.epochs", "train.accumulate", "phases.0.batch_per_worker"],
+        "machine": ["data.decode_threads", "data.train", "train.log_every", "metrics.port"],
+    }
+    for kind, names in examples.items():
+        assert {kinds[name] for name in names} == {kind}
+    assert {kinds[name] for name in kinds if name.startswith("comm.")} == {"machine"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "expected"),
+    [
+        ([], 2, []),
+        (["data.decode_threads=3", "metrics.port=2000", "comm.group_mb=1"], 2, []),
+        (["lr.base=0.2"], 2, ["! lr.base 0.1 → 0.2"]),
+        (["phases.0.min_crop_area=0.3", "seed=7"], 2, ["! seed 0 → 7", "! phases.0.min_crop_area 0.08 → 0.3"]),
+        (["train.accumulate=2"], 1, ["train.accumulate 1 → 2", "ranks 2 → 1"]),
+        ([], 1, ["! global batch of phases.0 16 → 8", "ranks 2 → 1"]),
+        (["phases.1.batch_per_worker=8"], 2, ["! global batch of phases.1 8 → 16", "phases.1.batch_per_worker 4 → 8"]),
+        (["phases.1.image_size=16", "model.dropout=0.5"], 2, ["! model.dropout null → 0.5", "! phases.1.image_size [16, 48] → 16"]),
+        (["name=u"], 2, ["name t → u"]),
+    ],
+)  # fmt: skip
+def test_changes(settings: list[str], world_size: int, expected: list[str]) -> None:
+    found = compare(begun(), changed(*settings), world_size)
+    assert [f"{'! ' if c.kind == 'identity' else ''}{c.text}" for c in found] == expected
+
+
+def test_the_hint_keeps_the_global_batch() -> None:
+    [change] = identity(compare(begun(), changed(), 1))
+    assert change.hint == " (train.accumulate=2 keeps it)"
+    assert identity(compare(begun(), changed("train.accumulate=2"), 1)) == []
+    [change] = identity(compare(begun(), changed(), 3))
+    assert change.hint == ""
+
+
+def test_ranks_that_are_not_known_are_those_of_now() -> None:
+    assert compare(begun(world_size=None), changed(), 3) == []
+
+
+COSINE = ["lr.schedule=cosine", "phases.1.image_size=16"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "settings", "new", "expected"),
+    [
+        # 3.5 of 6 epochs are done, where half a cosine is at 0.37059.
+        (3, COSINE, ["phases.1.epochs=8"], ("identity", "learning rate (epoch 3.5)")),
+        (3, COSINE, ["phases.1.epochs=2"], ("plan", "learning rate (epoch 3.5)")),
+        (6, COSINE, ["phases.1.epochs=5"], ("identity", "learning rate (epoch 6)")),
+        (6, [], ["phases.1.epochs=5", "phases.1.image_size=16"], ("identity", "phases.1.image_size")),
+        (3, [], ["phases.0.epochs=4"], ("identity", "phase (epoch 3.5)")),
+        (3, [], ["phases.0.epochs=1"], ("plan", "image size (epoch 3.5)")),
+        (4, [], ["phases.1.epochs=10"], ("identity", "image size (epoch 4.5)")),
+        (4, ["phases.1.image_size=16"], ["phases.1.epochs=10"], None),
+        (6, ["phases.1.image_size=16"], ["phases.1.epochs=10"], None),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_goes_back_is_another_run(
+    epoch: int, settings: list[str], new: list[str], expected: tuple[str, str] | None
+) -> None:
+    sample = 0 if epoch == 6 else 40
+    before = Begun(changed(*settings), 2, Position(epoch, sample), 80)
+    found = compare(before, changed(*settings, *new), 2)
+    epochs = [change for change in found if change.setting.endswith(".epochs")]
+    assert [change.kind for change in epochs] == ["plan"]
+    others = [(change.kind, change.setting) for change in found if change not in epochs]
+    assert others == ([expected] if expected else [])
+
+
+def test_a_plan_ends_after_what_is_done() -> None:
+    with pytest.raises(
+        ConfigError, match=r"phases: 3 epochs in all, of a run that is at epoch 3, image 40"
+    ):
+        compare(begun(), changed("phases.1.epochs=1"), 2)  # fmt: skip
+    before = Begun(changed(), 2, Position(3), 80)
+    assert compare(before, changed("phases.1.epochs=1", "phases.1.image_size=16"), 2)
+
+
+def made_run(root: Path, *settings: str, epoch: int = 1, world_size: int = 1) -> Path:
+    """A run directory as far as the choice of one looks into it."""
+    checkpoint = root / f"checkpoints/e{epoch:04d}-s0000000000"
+    checkpoint.mkdir(parents=True)
+    names = ("model.safetensors", "optimizer.safetensors")
+    meta: dict[str, Any] = {
+        "format": 1,
+        "position": {"epoch": epoch, "sample": 0},
+        "step": 9,
+        "samples": 90,
+        "train_seconds": 1.0,
+        "world_size": world_size,
+        "scaler": {},
+        "labels": {},
+        "sha256": dict.fromkeys(names, "0" * 64),
+    }
+    seal = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "meta.json").write_text(json.dumps({"meta": meta, "seal": seal}))
+    cfg = changed(f"output={root.parent}", *settings)
+    (root / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump()))
+    return root
+
+
+def chosen(output: Path, *settings: str, accept: bool = False) -> tuple[str | None, list[str]]:
+    """The run that auto goes on with, and what it says of others."""
+    cfg = changed(f"output={output}", *settings)
+    directory = run_directory(cfg, Solo(), "auto", None, accept)
+    if directory.lock is not None:
+        directory.lock.release()
+    name = directory.paths.root.name if directory.must_resume else None
+    return name, directory.notes
+
+
+def passed(output: Path, name: str, why: str) -> str:
+    return f"--resume auto passes over {output}/{name}: {why}"
+
+
+def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_identity(tmp_path: Path) -> None:
+    made_run(tmp_path / "t-20260101-000000", "data.decode_threads=2")
+    made_run(tmp_path / "t-20260102-000000")
+    made_run(tmp_path / "t-20260103-000000", "lr.base=0.2", "seed=3")
+    (made_run(tmp_path / "t-20260104-000000") / "summary.json").write_text("{}")
+    made_run(tmp_path / "t-7-20260105-000000", "name=t-7", "seed=3")
+    over = passed(tmp_path, "t-20260103-000000", "seed 3 → 0")
+    assert chosen(tmp_path) == ("t-20260102-000000", [over])
+    # Neither decoding threads nor the same batch by other means make another run.
+    assert chosen(tmp_path, "data.decode_threads=7", "phases.1.epochs=5") == (
+        "t-20260102-000000",
+        [over],
+    )
+    halved = [f"phases.{i}.batch_per_worker={n}" for i, n in ((0, 4), (1, 2))]
+    assert chosen(tmp_path, "train.accumulate=2", *halved)[0] == "t-20260102-000000"
+    assert chosen(tmp_path, "lr.base=0.2", "seed=3") == ("t-20260103-000000", [])
+
+
+def test_auto_says_what_it_passes_over_before_it_starts_anew(tmp_path: Path) -> None:
+    for day in range(1, 6):
+        made_run(tmp_path / f"t-2026010{day}-000000")
+    (tmp_path / "t-20260106-000000").mkdir()
+    made_run(tmp_path / "t-20260107-000000", "phases.1.epochs=40", epoch=10)
+    (made_run(tmp_path / "t-20260108-000000") / "config.yaml").unlink()
+    name, found = chosen(tmp_path, "optimizer.momentum=0.5")
+    assert name is None
+    assert found == [
+        passed(tmp_path, "t-20260108-000000", f"{tmp_path}/t-20260108-000000/config.yaml: cannot read the config: No such file or directory"),
+        passed(tmp_path, "t-20260107-000000", "phases: 6 epochs in all, of a run that is at epoch 10, image 0: set more epochs"),
+        passed(tmp_path, "t-20260106-000000", "it has no checkpoint"),
+        "--resume auto passes over 5 more unfinished runs",
+    ]  # fmt: skip
+
+
+def test_auto_takes_other_settings_if_they_are_accepted(tmp_path: Path) -> None:
+    made_run(tmp_path / "t-20260101-000000")
+    made_run(tmp_path / "t-20260102-000000", "lr.base=0.3")
+    (made_run(tmp_path / "t-20260103-000000") / "config.yaml").write_text("old: 1")
+    name, found = chosen(tmp_path, "lr.base=0.2", accept=True)
+    assert name == "t-20260102-000000"
+    assert len(found) == 1
+    assert "t-20260103-000000/config.yaml" in found[0]
+    assert chosen(tmp_path, accept=True)[0] == "t-20260101-000000"  # the same are preferred
+
+
+@pytest.mark.parametrize("form", ["--resume R", "--run-dir R --resume auto"])
+def test_a_named_run_is_held_to_its_settings(tmp_path: Path, form: str) -> None:
+    root = made_run(tmp_path / "r", epoch=4, world_size=2)
+    named = (str(root), None) if form == "--resume R" else ("auto", root)
+    with pytest.raises(ConfigError) as error:
+        run_directory(changed("lr.base=0.25"), Solo(), *named)
+    assert str(error.value) == (
+        f"{root}: not the settings that this run began with: lr.base 0.1 → 0.25; global batch of "
+        "phases.0 16 → 8 (train.accumulate=2 keeps it): set them back, or go on with these by "
+        "--accept-changes"
+    )
+    with pytest.raises(
+        ConfigError, match=rf"^{root}: phases: 3 epochs in all, of a run that is at"
+    ):
+        run_directory(changed("phases.1.epochs=1"), Solo(), *named, accept=True)
+    directory = run_directory(changed("lr.base=0.25"), Solo(), *named, accept=True)
+    assert [change.setting for change in directory.changes][:2] == [
+        "lr.base",
+        "global batch of phases.0",
+    ]
+
+
+def test_settings_that_are_not_known_any_more(tmp_path: Path) -> None:
+    root = made_run(tmp_path / "r")
+    (root / "config.yaml").unlink()
+    with pytest.raises(ConfigError) as error:
+        run_directory(changed(), Solo(), str(root), None)
+    assert str(error.value) == (
+        f"{root}: the settings that this run began with are not known: {root}/config.yaml: cannot "
+        "read the config: No such file or directory: go on with those of now by --accept-changes"
+    )
+    [note] = run_directory(changed(), Solo(), str(root), None, accept=True).notes
+    assert note.startswith("the settings that this run began with are not known: ")
+
+
+def starts(work: Path) -> list[list[dict[str, str]]]:
+    lines = map(json.loads, (work / "run/events.jsonl").read_text().splitlines())
+    return [event["changes"] for event in lines if event["kind"] == "start"]
+
+
+def test_a_refused_run_is_untouched_and_an_accepted_one_keeps_the_record(trained: Path) -> None:
+    other = parse_config(
+        yaml.safe_dump(config(trained, 2).model_dump()),
+        overrides=["train.label_smoothing=0.1", "data.shuffle=shards", "train.log_every=2"],
+    )
+    root = trained / "run"
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    with pytest.raises(
+        ConfigError, match=r"data.shuffle full → shards; train.label_smoothing 0 → 0.1"
+    ):
+        train(other, Solo(), resume=str(root))  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    accepted = ["data.shuffle full → shards", "train.label_smoothing 0 → 0.1"]
+    summary = train(other, Solo(), resume=str(root), accept_changes=True)
+    assert summary["accepted_changes"] == accepted
+    assert summary["epochs"] == 2
+    text = f"warning: other settings than before, by --accept-changes: {'; '.join(accepted)}"
+    assert text in notes(trained)
+    assert "changed since the last attempt: phases.0.epochs 1 → 2" in notes(trained)
+    first, second = starts(trained)
+    assert first == []
+    assert second == [
+        {"setting": "data.shuffle", "kind": "identity", "before": "full", "after": "shards"},
+        {"setting": "train.label_smoothing", "kind": "identity", "before": "0", "after": "0.1"},
+        {"setting": "phases.0.epochs", "kind": "plan", "before": "1", "after": "2"},
+    ]
+    assert [change["setting"] for change in read_run(root).changes] == [
+        change["setting"] for change in second
+    ]
+    page = (root / "report.html").read_text()
+    assert "Changed settings" in page
+    assert "train.label_smoothing" in page
+    # From now on these are the run's settings.
+    assert train(other, Solo(), resume=str(root))["accepted_changes"] == accepted
+    assert starts(trained)[2] == []
+
+
+def test_a_finished_run_with_more_epochs_is_unfinished(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Preempted("stopped")
+
+    paths = RunPaths(trained / "run")
+    cfg = config(trained, 3)
+    missing = cfg.data.model_copy(update={"train": str(trained / "missing")})
+    with pytest.raises(DataError, match="missing: no such folder"):
+        train(cfg.model_copy(update={"data": missing}), Solo(), resume=str(paths.root))
+    assert paths.summary.exists()
+    monkeypatch.setattr("hvdtrain.train.train_epoch", stop)
+    with pytest.raises(Preempted):
+        train(cfg, Solo(), resume=str(paths.root))
+    assert not paths.summary.exists()
+    monkeypatch.undo()
+    assert train(cfg, Solo(), resume=str(paths.root))["epochs"] == 3

@@ -1,0 +1,178 @@
+"""When checkpoints are due, and what the thread that writes them does and tells."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.schema import Checkpoint
+from hvdtrain.engine.checkpoint import Saved
+from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.run.snapshots import SHORTEST_S, Buffers, Cadence, Writer
+from hvdtrain.train import train
+from tests.unit.run.data_runs import config, notes, resume
+
+
+@pytest.mark.parametrize(
+    ("settings", "cost_s", "interval_s"),
+    [
+        ({}, 0.0, SHORTEST_S),
+        ({}, 0.1, SHORTEST_S),
+        ({}, 2.5, 250.0),
+        ({}, 100.0, 600.0),
+        ({"overhead": 0.1}, 30.0, 300.0),
+        ({"every_minutes": 0.5}, 0.0, 30.0),
+        ({"every_minutes": 60.0}, 12.0, 1200.0),
+        ({"every_minutes": None}, 0.0, None),
+    ],
+)
+def test_the_interval_follows_from_the_cost(
+    settings: dict[str, Any], cost_s: float, interval_s: float | None
+) -> None:
+    now = 5.0
+    cadence = Cadence(Checkpoint(**settings), lambda: now)
+    now = 7.0
+    cadence.saved(cost_s)
+    assert cadence.interval_s == interval_s
+    if interval_s is None:
+        now = 1e9
+        assert not cadence.due()
+    else:
+        now = 7.0 + interval_s - 0.01
+        assert not cadence.due()
+        now = 7.0 + interval_s
+        assert cadence.due()
+        cadence.saved(cost_s)
+        assert not cadence.due()
+
+
+def test_by_steps() -> None:
+    cadence = Cadence(Checkpoint(every_steps=3))
+    assert [step for step in range(1, 10) if cadence.after(step)] == [3, 6, 9]
+    assert not any(Cadence(Checkpoint()).after(step) for step in range(1, 10))
+
+
+def test_the_writer_gives_each_result_once_and_raises_each_error_once() -> None:
+    writer, go = Writer(), threading.Event()
+    saved = Saved(Path("p"), 1, [])
+
+    def write() -> Saved:
+        go.wait()
+        return saved
+
+    def fail() -> Saved:
+        raise ResourceError("full")
+
+    assert writer.take() is None
+    writer.start(write)
+    assert writer.take() is None
+    go.set()
+    assert writer.take(None) == saved
+    assert writer.take(None) is None
+    writer.start(fail)
+    with pytest.raises(ResourceError, match="full"):
+        writer.take(None)
+    assert writer.take(None) is None
+
+
+def test_copies_are_kept_and_contiguous() -> None:
+    buffers = Buffers()
+    tensor = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    first = buffers.copy({"a": {"x": tensor, "n": torch.tensor(3)}})["a"]
+    assert torch.equal(first["x"], tensor)
+    assert first["x"].is_contiguous()
+    tensor.zero_()
+    assert first["x"].any()
+    second = buffers.copy({"a": {"x": tensor}})["a"]
+    assert second.keys() == {"x"}
+    assert second["x"].data_ptr() == first["x"].data_ptr()
+    assert not second["x"].any()
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_one_line(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread meets a full disk; the loop raises it, and the first checkpoint stays."""
+    from hvdtrain.engine import checkpoint
+
+    whole_file, saves = checkpoint.whole_file, []
+
+    def full(path: Path) -> Any:
+        if path.name == "meta.json":
+            saves.append(threading.current_thread().name)
+            if len(saves) > 1:
+                raise OSError(28, "No space left on device")
+        return whole_file(path)
+
+    monkeypatch.setattr(checkpoint, "whole_file", full)
+    with pytest.raises(ResourceError, match="checkpoint not written: No space left on device"):
+        train(config(work, 4), Solo(), run_dir=work / "run")
+    assert saves == ["hvdtrain-checkpoint"] * 2
+    folder = work / "run/checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["e0001-s0000000000"]
+    assert list_checkpoints(folder)
+
+
+def test_a_damaged_newest_checkpoint_is_moved_aside(trained: Path) -> None:
+    resume(trained, epochs=2)
+    newest, older = list_checkpoints(trained / "run/checkpoints")
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    resume(trained, epochs=2)
+    folder = trained / "run/checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"damaged-{newest.name}",
+        older.name,
+        newest.name,
+    ]
+    assert f"resumed from {older}: epoch 1, image 0" in notes(trained)
+    assert f"{newest} is now damaged-{newest.name}; delete it if you have no use for it" in notes(
+        trained
+    )
+
+
+def test_damaged_checkpoints_stay_where_they_are_if_there_is_no_other(trained: Path) -> None:
+    [only] = list_checkpoints(trained / "run/checkpoints")
+    (only / "model.safetensors").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="no usable checkpoint to resume from"):
+            resume(trained)
+        with pytest.raises(CheckpointError, match="no usable checkpoint to resume from"):
+            train(config(trained, 2), Solo(), resume="auto", run_dir=trained / "run")
+    assert list_checkpoints(trained / "run/checkpoints") == [only]
+
+
+def test_leftovers_are_swept_at_the_start(trained: Path) -> None:
+    folder = trained / "run/checkpoints"
+    for name in (".e0009-s0000000000.part", ".e0000-s0000000004.gone", "mine"):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("x")
+    resume(trained)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["e0001-s0000000000", "e0002-s0000000000", "mine"]
+
+
+def test_a_checkpoint_in_mid_epoch_is_gone_on_from(work: Path) -> None:
+    """12 images in batches of 4: the third checkpoint is that of the first epoch's end."""
+    cfg = config(work, 2)
+    every = cfg.checkpoint.model_copy(update={"every_steps": 2, "keep": 9})
+    cfg = cfg.model_copy(update={"checkpoint": every})
+    whole = train(cfg, Solo(), run_dir=work / "run")
+    folder = work / "run/checkpoints"
+    places = ["e0000-s0000000008", "e0001-s0000000000", "e0001-s0000000004", "e0002-s0000000000"]
+    assert [path.name for path in reversed(list_checkpoints(folder))] == places
+    assert [read_meta(folder / name)["step"] for name in places] == [2, 3, 4, 6]
+    for name in (places[1], places[3]):
+        (folder / name).rename(work / name)
+    again = resume(work, epochs=2)
+    assert (again["loss"], again["samples"]) == (whole["loss"], whole["samples"])
+    lines = map(json.loads, (work / "run/events.jsonl").read_text().splitlines())
+    written = [event["step"] for event in lines if event["kind"] == "checkpoint"]
+    assert written == [2, 3, 4, 6, 6]
