@@ -62,6 +62,13 @@ class TrainingError(HvdtrainError):
     everywhere = True
 
 
+class StallError(HvdtrainError):
+    """A rank made no progress for too long. Not raised: the process ends where it stands."""
+
+    exit_code = 8
+    meaning = "no progress"
+
+
 class InternalError(HvdtrainError):
     """An error that nobody foresaw: a bug of hvdtrain."""
 

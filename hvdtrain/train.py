@@ -22,6 +22,7 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import evaluated, restarts
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, check_state, finite
+from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
@@ -45,11 +46,15 @@ def train(
     `resume`: never, auto (the newest unfinished run of this name and config), or a run directory.
     `accept_changes`: resume also if the images are others than when the run began.
     Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1, SIGINT
-    or SIGHUP; in a thread that is not the main one no signal is noticed.
+    or SIGHUP; in a thread that is not the main one no signal is noticed. Ends the process with the
+    exit code of StallError if it makes no progress for `train.stall_timeout`.
     """
     began = time.perf_counter()
-    prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
-    with contextlib.closing(prepared) as run, StopSignals() as signals:
+    with (
+        watching(cfg.train.stall_timeout, comm.rank),
+        contextlib.closing(prepare(cfg, comm, resume, run_dir, accept_changes)) as run,
+        StopSignals() as signals,
+    ):
         _start(run, time.perf_counter() - began)
         efficiency, stops = Efficiency(run), Stops(signals, comm)
         last = len(run.plan.epochs)

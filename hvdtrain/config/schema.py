@@ -145,6 +145,10 @@ class Train(Section):
     """Epochs between two evaluations. The last epoch is always evaluated."""
     log_every: Positive = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
+    stall_timeout: NotNegative = 600.0
+    """Seconds without any progress (a step, a batch of an evaluation, a stage) after which a rank ends,
+    and with it the job, see docs/exit-codes.md. Set-up and the first step get six times as long. 0:
+    wait for ever."""
 
 
 class Comm(Section):

@@ -43,6 +43,7 @@ from hvdtrain.run.dataset import (
 from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.numbers import Skips
+from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.lock import RunLock
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
@@ -105,6 +106,7 @@ def prepare(
 
 def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool) -> Run:
     paths = directory.paths
+    leave_stacks_in(paths.stalls, comm)
     activity.enter("checking hosts and datasets")
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
     findings = judge(facts) if facts else []
@@ -114,6 +116,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     cfg = tuning.config
     recorded = recorded_data(paths, comm)
     parts = set_up(cfg, comm, classes_of(recorded))
+    ask_about_images(parts.loaders.doing)
     data = check_data(cfg, comm, parts.loaders, paths, recorded, accept_changes)
     with together(comm):
         if comm.rank == 0:
