@@ -69,6 +69,14 @@ class StallError(HvdtrainError):
     meaning = "no progress"
 
 
+class DivergenceError(HvdtrainError):
+    """Ranks that must have the same weights have not."""
+
+    exit_code = 9
+    meaning = "ranks differ"
+    everywhere = True
+
+
 class InternalError(HvdtrainError):
     """An error that nobody foresaw: a bug of hvdtrain."""
 

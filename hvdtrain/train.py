@@ -115,8 +115,10 @@ def train_epoch(
             loaders.mask(run.bad.settle(interval.bad, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, interval, noise_scale, efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
+            run.comparison.pace(interval.measured.step_seconds)
             if stops.agreed and state.progress.position.epoch == epoch.index:
                 raise _preempted(run, stops)
+        run.comparison.after_step()
     run.skips.end_epoch(state, epoch.steps)
 
 
@@ -192,6 +194,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     images = run.loaders.num_val
     if not images or stops.agreed:
         return None
+    run.comparison.compare()
     stops.enter()
     activity.enter("evaluating")
     try:
@@ -225,9 +228,11 @@ def owes_evaluation(run: Run) -> bool:
 def save(run: Run) -> None:
     """Write a checkpoint of the present state, on rank 0; every rank must call.
 
-    Raises TrainingError if the state is not finite; the older checkpoints are then untouched.
+    Raises TrainingError if the state is not finite, DivergenceError if ranks differ; the older
+    checkpoints are then untouched.
     """
     activity.enter("writing a checkpoint")
+    run.comparison.compare()
     average_buffers(run.state)
     check_state(run.state, run.paths)
     if run.comm.rank > 0:

@@ -99,14 +99,14 @@ class Horovod:
             rows: torch.Tensor = self._hvd.allgather(row[None], name=name)
         return rows
 
-    def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def broadcast_(self, tensors: Mapping[str, torch.Tensor], root: int = 0) -> None:
         """Broadcast all tensors at once; strided ones through a flat copy."""
         started = []
         for name, tensor in tensors.items():
             flat = tensor.detach().reshape(-1).contiguous()
             wire = flat.to(torch.uint8) if flat.dtype == torch.bool else flat
             with self._named(name):
-                handle = self._hvd.broadcast_async_(wire, root_rank=0, name=f"broadcast.{name}")
+                handle = self._hvd.broadcast_async_(wire, root_rank=root, name=f"broadcast.{name}")
             started.append((tensor, wire, _HorovodHandle(self, handle, name)))
         for tensor, wire, waiting in started:
             waiting.wait()

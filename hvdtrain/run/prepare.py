@@ -26,7 +26,6 @@ from hvdtrain.errors import CheckpointError
 from hvdtrain.files import write_atomically
 from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
 from hvdtrain.models.weights import load_weights
-from hvdtrain.optim import optimizer_tensors
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Plan, Position
 from hvdtrain.plan.recipe_check import recipe_warnings
@@ -42,6 +41,7 @@ from hvdtrain.run.dataset import (
 )
 from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
+from hvdtrain.run.guard.divergence import Comparison, shared_tensors
 from hvdtrain.run.guard.numbers import Skips
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.lock import RunLock
@@ -79,6 +79,11 @@ class Run:
     """Whether this attempt has had its first batch; until then the pipelines are filling."""
     skips: Skips = field(default_factory=Skips)
     """The updates that the loss scale has skipped in this attempt."""
+    comparison: Comparison = field(init=False)
+    """Of the ranks' weights with each other."""
+
+    def __post_init__(self) -> None:
+        self.comparison = Comparison(self.cfg.train, self.state, self.hosts, self.sinks, self.paths)
 
     def close(self) -> None:
         """Stop loaders and sinks."""
@@ -243,12 +248,7 @@ def restore(run: Run, *, must: bool) -> None:
     run.loaders.mask(run.bad.restore(header["bad"]))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    optimizer = optimizer_tensors(state.model, state.optimizer)
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
-    if state.ema is not None:
-        tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
-    comm.broadcast_(tensors)
+    comm.broadcast_(shared_tensors(state))
 
 
 def _load_newest(run: Run) -> bool:
