@@ -55,15 +55,31 @@ class Activity:
         self._now = ("starting", 0, 0, clock())
         """Stage, steps done, all steps (0: not known), when this began; replaced as a whole."""
         self._shown_at = clock()
+        self.beats = 0
+        """Signs of progress so far: stages, steps, and parts of steps."""
+        self.stepped = False
+        """Whether a step of any stage is done."""
 
     def enter(self, stage: str, steps: int = 0) -> None:
         """Begin a stage, of `steps` steps if their number is known."""
         self._now = (stage, 0, steps, self._clock())
+        self.beats += 1
 
     def step(self, done: int) -> None:
         """The number of steps that are done."""
         stage, _done, steps, _began = self._now
         self._now = (stage, done, steps, self._clock())
+        self.stepped = True
+        self.beats += 1
+
+    def beat(self) -> None:
+        """A part of a step is done, such as a batch."""
+        self.beats += 1
+
+    def place(self) -> str:
+        """Stage and the last step done, without times."""
+        stage, done, steps, _began = self._now
+        return f"{stage}, after step {done} of {steps}" if steps else stage
 
     def text(self) -> str:
         """Stage, step, and the time since either began."""
@@ -84,7 +100,13 @@ class Activity:
 
 _activity = Activity()
 enter, step, text, shown = _activity.enter, _activity.step, _activity.text, _activity.shown
+beat = _activity.beat
 _silent = threading.Event()
+
+
+def present() -> Activity:
+    """The activity of this process."""
+    return _activity
 
 
 def silence() -> None:

@@ -62,6 +62,21 @@ class TrainingError(HvdtrainError):
     everywhere = True
 
 
+class StallError(HvdtrainError):
+    """A rank made no progress for too long. Not raised: the process ends where it stands."""
+
+    exit_code = 8
+    meaning = "no progress"
+
+
+class DivergenceError(HvdtrainError):
+    """Ranks that must have the same weights have not."""
+
+    exit_code = 9
+    meaning = "ranks differ"
+    everywhere = True
+
+
 class InternalError(HvdtrainError):
     """An error that nobody foresaw: a bug of hvdtrain."""
 

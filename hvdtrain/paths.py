@@ -81,6 +81,11 @@ class RunPaths:
         return self.root / "tensorboard"
 
     @property
+    def stalls(self) -> Path:
+        """The stacks of ranks that made no progress: a folder per attempt, named by its start."""
+        return self.root / "stalls"
+
+    @property
     def checkpoints(self) -> Path:
         """One directory per checkpoint."""
         return self.root / "checkpoints"

@@ -61,6 +61,11 @@ def wait_for_notice(seconds: float) -> bool:
     return False
 
 
+def noticed() -> bool:
+    """Whether mpirun has said since the last call that it ends this process; does not wait."""
+    return _expects_notice() and _is_notice(signal.sigtimedwait([signal.SIGCONT], 0))
+
+
 def _expects_notice() -> bool:
     return signal.SIGCONT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 

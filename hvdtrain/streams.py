@@ -72,6 +72,16 @@ def print_error_line(text: str) -> None:
         discard(sys.stderr)
 
 
+def print_error(text: str) -> None:
+    """Print each line of `text` to stderr, marked as an error of hvdtrain.
+
+    Characters that a terminal would obey are written out.
+    """
+    for line in text.split("\n"):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        print_error_line(f"hvdtrain: error: {shown}")
+
+
 def say(text: str) -> None:
     """One text on standard output, if somebody still reads it."""
     output = Output(lambda _reason: None)

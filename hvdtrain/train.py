@@ -22,6 +22,7 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import evaluated, restarts
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
+from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.snapshots import report_written, save
 from hvdtrain.run.summary import write_summary
@@ -47,36 +48,43 @@ def train(
     directory.
     `accept_changes`: resume also if settings or images are others than when the run began.
     Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1, SIGINT
-    or SIGHUP; in a thread that is not the main one no signal is noticed.
+    or SIGHUP; in a thread that is not the main one no signal is noticed. Ends the process with the
+    exit code of StallError if it makes no progress for `train.stall_timeout`.
     """
     began = time.perf_counter()
-    prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
-    # Signals last: one that is repeated while the run closes must not change how it ends.
-    with StopSignals() as signals, contextlib.closing(prepared) as run:
-        _start(run, time.perf_counter() - began)
-        efficiency, stops = Efficiency(run), _stops(run, signals)
-        last = len(run.plan.epochs)
-        epochs = list(run.plan.epochs_from(run.state.progress.position))
-        if owes_evaluation(run):
-            report_evaluation(run, run.plan.epochs[run.state.progress.position.epoch - 1], stops)
-        for epoch, following in zip_longest(epochs, epochs[1:]):
-            train_epoch(run, epoch, following, efficiency, stops)
-            done = epoch.index + 1
-            if done % cfg.train.evaluate_every == 0 and done < last:
-                report_evaluation(run, epoch, stops)
-            if stops.agreed and done < last:
-                raise _preempted(run, stops)
-            if done < last:
-                save_after(run, done, stops)
-        run.skips.end_run(run.state)
-        evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
-        if stops.agreed and evaluation is None and run.loaders.num_val:
+    with watching(cfg.train.stall_timeout, comm.rank):
+        prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
+        # Signals last: one that is repeated while the run closes must not change how it ends.
+        with StopSignals() as signals, contextlib.closing(prepared) as run:
+            return _train(run, signals, began)
+
+
+def _train(run: Run, signals: StopSignals, began: float) -> dict[str, Any]:
+    """Train the rest of a run; `began`: when its set-up did, by `time.perf_counter`."""
+    _start(run, time.perf_counter() - began)
+    efficiency, stops = Efficiency(run), _stops(run, signals)
+    last = len(run.plan.epochs)
+    epochs = list(run.plan.epochs_from(run.state.progress.position))
+    if owes_evaluation(run):
+        report_evaluation(run, run.plan.epochs[run.state.progress.position.epoch - 1], stops)
+    for epoch, following in zip_longest(epochs, epochs[1:]):
+        train_epoch(run, epoch, following, efficiency, stops)
+        done = epoch.index + 1
+        if done % run.cfg.train.evaluate_every == 0 and done < last:
+            report_evaluation(run, epoch, stops)
+        if stops.agreed and done < last:
             raise _preempted(run, stops)
-        save(run, wait=True)
-        end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
-        withdraw(cfg.metrics, comm, run.paths)
-        _write_page(run)
-        return end.values()
+        if done < last:
+            save_after(run, done, stops)
+    run.skips.end_run(run.state)
+    evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
+    if stops.agreed and evaluation is None and run.loaders.num_val:
+        raise _preempted(run, stops)
+    save(run, wait=True)
+    end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
+    withdraw(run.cfg.metrics, run.comm, run.paths)
+    _write_page(run)
+    return end.values()
 
 
 def train_epoch(
@@ -117,12 +125,14 @@ def train_epoch(
             sinks.observe_interval(interval, efficiency.lost)
             if run.other_work and (crowded := run.other_work.note()):
                 sinks.write(Note(f"warning: {crowded}"))
+            run.comparison.pace(interval.measured.step_seconds)
             report_written(run)
             if state.progress.position.epoch == epoch.index:
                 if stops.agreed:
                     raise _preempted(run, stops)
                 if saving:
                     _save_within(run, epoch, i, stops, meter)
+        run.comparison.after_step()
     run.skips.end_epoch(state, epoch.steps)
 
 
@@ -198,6 +208,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     images = run.loaders.num_val
     if not images or stops.agreed:
         return None
+    run.comparison.compare()
     stops.enter()
     activity.enter("evaluating")
     try:

@@ -62,6 +62,10 @@ class CachedPrefetcher:
         """The batches of `stream`, which `open` has returned."""
         return stream
 
+    def doing(self) -> str:
+        """Empty: no other thread has a part in a batch."""
+        return ""
+
     def close(self) -> None:
         """Release the pixels."""
         self._pixels = None

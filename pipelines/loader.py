@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,11 +27,10 @@ from pipelines.images.rand_augment import RandAugment
 from pipelines.images.recipes import Recipe
 from pipelines.images.windows import WindowDecoder
 from pipelines.memory import limit_arenas
-from pipelines.prefetcher import Prefetcher
+from pipelines.prefetcher import Passes, Prefetcher
 from pipelines.sampling import (
     EpochSpec,
     EvaluationSampler,
-    Pass,
     Sampler,
     TrainingSampler,
     shard_starts,
@@ -42,18 +40,6 @@ from pipelines.stream import READERS, Batch
 from pipelines.watched import Watched, watched
 
 __all__ = ["Batch", "EpochSpec", "Loaders"]
-
-
-class Passes(Protocol):
-    """The passes over one dataset, as `Prefetcher` has them. What `open` returns is for `prepare`
-    and `batches` of the same object only."""
-
-    source: Source
-
-    def open(self, spec: Pass) -> Any: ...
-    def prepare(self, spec: Pass, after: Any) -> None: ...
-    def batches(self, stream: Any) -> Generator[Batch, None, None]: ...
-    def close(self) -> None: ...
 
 
 class Loaders:
@@ -162,6 +148,10 @@ class Loaders:
         for prefetcher in self._prefetchers.values():
             prefetcher.close()
         self._readers.shutdown(cancel_futures=True)
+
+    def doing(self) -> str:
+        """What keeps the next batch from being there, such as `reading FILE`; for any thread to ask."""
+        return next(filter(None, (each.doing() for each in self._prefetchers.values())), "")
 
     def offer(self) -> str:
         """What other ranks need from this one before the first pass: give it to their `accept`.

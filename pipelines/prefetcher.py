@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 from pipelines import copies
 from pipelines.images.decoder import Decoder
@@ -11,6 +12,19 @@ from pipelines.images.recipes import Recipe
 from pipelines.sampling import Pass, Sampler
 from pipelines.sources import Source
 from pipelines.stream import Batch, Stream
+
+
+class Passes(Protocol):
+    """The passes over one dataset, as `Prefetcher` has them. What `open` returns is for `prepare`
+    and `batches` of the same object only."""
+
+    source: Source
+
+    def open(self, spec: Pass) -> Any: ...
+    def prepare(self, spec: Pass, after: Any) -> None: ...
+    def batches(self, stream: Any) -> Generator[Batch, None, None]: ...
+    def doing(self) -> str: ...
+    def close(self) -> None: ...
 
 
 class Prefetcher:
@@ -61,6 +75,11 @@ class Prefetcher:
                 yield batch
         finally:
             stream.close()
+
+    def doing(self) -> str:
+        """What keeps the next batch from being there; empty if no pass is open."""
+        current = self._current
+        return current.doing() if current is not None else ""
 
     def close(self) -> None:
         """End all threads."""

@@ -91,6 +91,9 @@ class Stream:
         self._quarantine = quarantine
         self._channel: Channel[Batch] = Channel(depth)
         self._hurried = False
+        self._reading: dict[int, int] = {}
+        """The sample that each reader thread is at, by thread."""
+        self._decoding: deque[_Work] = deque()
         self._thread = threading.Thread(
             target=self._run, args=(after,), name="hvdtrain-decode", daemon=True
         )
@@ -99,6 +102,18 @@ class Stream:
     def get(self) -> Batch | None:
         """The next batch; None after the last. Raises DataError where one cannot be made."""
         return self._channel.get()
+
+    def doing(self) -> str:
+        """What keeps the next batch from being there, for any thread to ask; empty after the last."""
+        if not self._thread.is_alive():
+            return ""
+        if reading := list(self._reading.values()):
+            more = f" and {len(reading) - 1} more" if len(reading) > 1 else ""
+            return f"reading {self._source.name(reading[0])}{more}"
+        if decoding := list(self._decoding):
+            indices = decoding[0].share.indices
+            return f"decoding {len(indices)} images, first {self._source.name(int(indices[0]))}"
+        return "starting to read"
 
     def hurry(self) -> None:
         """Do not wait for `after` any longer: the consumer needs these batches now."""
@@ -123,7 +138,7 @@ class Stream:
     def _produce(self) -> None:
         shares = self._shares()
         reading: deque[_Work] = deque()
-        decoding: deque[_Work] = deque()
+        decoding = self._decoding
         try:
             while not self._channel.closed:
                 while len(reading) < _READ_AHEAD and (share := next(shares, None)) is not None:
@@ -152,11 +167,15 @@ class Stream:
 
     def _read(self, ids: np.ndarray) -> list[Encoded]:
         """Read samples `ids`; runs in a reader thread."""
-        result = []
-        for i in ids.tolist():
-            if self._channel.closed:
-                break
-            result.append(self._read_one(i))
+        result, thread = [], threading.get_ident()
+        try:
+            for i in ids.tolist():
+                if self._channel.closed:
+                    break
+                self._reading[thread] = i
+                result.append(self._read_one(i))
+        finally:
+            self._reading.pop(thread, None)
         return result
 
     def _read_one(self, i: int) -> Encoded:

@@ -15,12 +15,13 @@ from hvdtrain.activity import showing
 from hvdtrain.cli.crash import internal_error
 from hvdtrain.cli.misuse import only_settings
 from hvdtrain.config.load import config_hash, load_config
-from hvdtrain.config.schema import Config
+from hvdtrain.config.schema import Config, Train
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
 from hvdtrain.launch.job import note_stop
 from hvdtrain.launch.variables import launched_size
+from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.signals import ignore_repeats, wait_for_notice
-from hvdtrain.streams import discard, print_error_line
+from hvdtrain.streams import discard, print_error
 
 if TYPE_CHECKING:
     from hvdtrain.comm.ranks import Comm
@@ -57,18 +58,22 @@ def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
     """Join the launcher's ranks. If only this rank has a fault, its process ends at once.
 
     It must not wait for the others, which wait for it; the launcher ends them. From `config` only
-    `comm.interface` is used: it is needed before the ranks are connected. Its faults are raised
+    `comm.interface` and `train.stall_timeout` are used: they are needed before the ranks are
+    connected. Its faults are raised
     before anything slow is imported.
     """
-    interface = "auto"
+    interface, timeout_s = "auto", Train().stall_timeout
     if config is not None:
-        interface = load_config(config, overrides).comm.interface
-    with showing() if _rank(os.environ) == 0 else contextlib.nullcontext():
+        cfg = load_config(config, overrides)
+        interface, timeout_s = cfg.comm.interface, cfg.train.stall_timeout
+    rank = _rank(os.environ)
+    shown = showing() if rank == 0 else contextlib.nullcontext()
+    with shown, watching(timeout_s, rank):
         activity.enter("importing torch and Horovod")
         from hvdtrain.comm.start import init_comm
 
         activity.enter("joining the ranks")
-        comm = init_comm(interface)
+        comm = init_comm(interface, timeout_s)
         activity.enter("importing DALI and the trainer")
         with _ended_with_its_ranks(comm):
             yield comm
@@ -115,16 +120,6 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
 
 def _rank(env: Mapping[str, str]) -> int:
     return next((int(env[name]) for name in RANKS if env.get(name, "").isdigit()), 0)
-
-
-def print_error(text: str) -> None:
-    """Print each line of `text` to stderr, marked as an error of hvdtrain.
-
-    Characters that a terminal would obey are written out.
-    """
-    for line in text.split("\n"):
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-        print_error_line(f"hvdtrain: error: {shown}")
 
 
 def print_early_error(text: str, env: Mapping[str, str]) -> None:

@@ -21,7 +21,6 @@ from hvdtrain.cli.job import (
     job,
     load_on_all,
     print_early_error,
-    print_error,
 )
 from hvdtrain.cli.launch import launch_app
 from hvdtrain.cli.misuse import config_and_settings, explain
@@ -33,7 +32,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError, exit_codes
 from hvdtrain.paths import run_config
 from hvdtrain.signals import expect_notice
-from hvdtrain.streams import discard, prepare_streams, print_error_line, say
+from hvdtrain.streams import discard, prepare_streams, print_error, print_error_line, say
 
 EXIT_CODES = "Exit codes: 0 done; " + "; ".join(f"{n} {text}" for n, text in exit_codes().items())
 

@@ -17,10 +17,7 @@ from hvdtrain.launch.variables import on_several_hosts
 from hvdtrain.versions import GET_HOROVOD
 
 DEFAULTS = {
-    # Name a stalled rank after one minute and end the job after ten; by default Horovod waits
-    # for ever.
-    "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600",
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",  # name a stalled rank after one minute
     # The default of 30 s is shorter than the first import on a busy node.
     "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",
     # The reducer groups gradients itself; fusing the groups would copy every gradient twice.
@@ -38,6 +35,9 @@ NETWORK_DEFAULTS = {
     "OMPI_MCA_btl_tcp_max_send_size": "524288",
 }
 
+
+STALL_FACTOR = 8
+"""Horovod's own limit, in times of the watchdog's; that one waits up to six times before a first step."""
 
 PEER_GONE = re.compile(
     "has been shut down|connection closed|connection reset|missing connection|broken pipe"
@@ -99,14 +99,14 @@ class Horovod:
             rows: torch.Tensor = self._hvd.allgather(row[None], name=name)
         return rows
 
-    def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def broadcast_(self, tensors: Mapping[str, torch.Tensor], root: int = 0) -> None:
         """Broadcast all tensors at once; strided ones through a flat copy."""
         started = []
         for name, tensor in tensors.items():
             flat = tensor.detach().reshape(-1).contiguous()
             wire = flat.to(torch.uint8) if flat.dtype == torch.bool else flat
             with self._named(name):
-                handle = self._hvd.broadcast_async_(wire, root_rank=0, name=f"broadcast.{name}")
+                handle = self._hvd.broadcast_async_(wire, root_rank=root, name=f"broadcast.{name}")
             started.append((tensor, wire, _HorovodHandle(self, handle, name)))
         for tensor, wire, waiting in started:
             waiting.wait()
@@ -161,9 +161,15 @@ class _HorovodHandle:
             self._comm._hvd.synchronize(self._handle)
 
 
-def settings(env: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
-    """Environment variables for Horovod and Open MPI; those that the user has set take precedence."""
+def settings(env: Mapping[str, str], *, cpu: bool, stall_s: float = 600.0) -> dict[str, str]:
+    """Environment variables for Horovod and Open MPI; those that the user has set take precedence.
+
+    `stall_s`: the config's `train.stall_timeout`. Horovod notices only some stalls, and ends the
+    others with an error that does not say why: it waits until the watchdog has had its time.
+    """
+    end_s = 0 if stall_s == 0 else round(min(max(STALL_FACTOR * stall_s, 600), 1e9))
     found = DEFAULTS | (CPU_DEFAULTS if cpu else {})
+    found["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = str(end_s)
     if on_several_hosts(env):
         found |= NETWORK_DEFAULTS
     return found

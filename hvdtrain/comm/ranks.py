@@ -35,8 +35,8 @@ class Comm(Protocol):
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
         """The `row` [n] of every rank, of the same length on all: [size, n] on every rank."""
 
-    def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give every rank the values of rank 0, in place."""
+    def broadcast_(self, tensors: Mapping[str, torch.Tensor], root: int = 0) -> None:
+        """Give every rank the values of rank `root`, in place."""
 
     def gather_text(self, text: str) -> list[str]:
         """The text of every rank, in rank order, on every rank."""
@@ -65,7 +65,7 @@ class Solo:
         """The one row."""
         return row[None]
 
-    def broadcast_(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def broadcast_(self, tensors: Mapping[str, torch.Tensor], root: int = 0) -> None:
         """Rank 0 is the only one."""
 
     def gather_text(self, text: str) -> list[str]:

@@ -20,10 +20,10 @@ from hvdtrain.streams import print_error_line
 from hvdtrain.versions import GET_HOROVOD
 
 
-def init_comm(interface: str = "auto") -> Comm:
+def init_comm(interface: str = "auto", stall_s: float = 600.0) -> Comm:
     """Join the ranks that the launcher started; without a launcher, a job of one rank.
 
-    `interface` is the config's `comm.interface`. Raises CommError if this host has no such
+    `interface` and `stall_s` are the config's `comm.interface` and `train.stall_timeout`. Raises CommError if this host has no such
     interface, if Horovod sees another number of ranks than the launcher started, or if variables
     tell of a launcher that is not there.
     """
@@ -33,7 +33,8 @@ def init_comm(interface: str = "auto") -> Comm:
     expected = launched_size(os.environ)
     if expected == 1:
         return Solo()
-    for name, value in settings(os.environ, cpu=not torch.cuda.is_available()).items():
+    cpu = not torch.cuda.is_available()
+    for name, value in settings(os.environ, cpu=cpu, stall_s=stall_s).items():
         os.environ.setdefault(name, value)
     use_interface(interface)
     try:

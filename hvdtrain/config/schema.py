@@ -152,6 +152,18 @@ class Train(Section):
     compute_threads: Planned[Annotated[int, Field(gt=0, le=256)] | None] = None
     """Threads of a rank that compute the network on a CPU. null: the cores of the rank. Fewer are faster
     on a machine with other work; results then differ in their last digits."""
+    compare_every: Machine[Positive | None] = None
+    """Updates from one comparison of weights and optimizer state over all ranks to the next; they are
+    also compared before each evaluation and checkpoint. null: about once a minute."""
+    on_divergence: Machine[Literal["stop", "majority", "warn"]] = "stop"
+    """What happens if ranks differ in a bit. `stop`: the run ends with exit code 9; go on from the last
+    checkpoint, when all were equal. `majority`: all take the state that more than half of the ranks
+    have; stop if there is none, as on two ranks. `warn`: only say it; for ranks on different hardware,
+    which may round differently."""
+    stall_timeout: Machine[NotNegative] = 600.0
+    """Seconds without any progress (a step, a batch of an evaluation, a stage) after which a rank ends,
+    and with it the job, see docs/exit-codes.md. Set-up and the first step get six times as long. 0:
+    wait for ever."""
 
 
 class Comm(Section):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional
 
+from hvdtrain import activity
 from hvdtrain.engine.mixing import Batch
 from hvdtrain.engine.step import SUMS, State, sums_of
 from hvdtrain.errors import DataError
@@ -23,6 +24,7 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
     state.model.eval()
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=state.settings.device)
     for batch in batches:
+        activity.beat()
         logits = state.forward(batch.images, averaged=True)
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
         loss = torch.dot(losses, batch.weights)

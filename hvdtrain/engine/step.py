@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.mixing import Batch, Mixing
@@ -142,6 +143,7 @@ def backward(state: State, batch: Batch) -> torch.Tensor:
     for part in state.settings.mixing.parts(
         batch, state.reducer.accumulate, state.progress.position.epoch
     ):
+        activity.beat()
         clock.forward.start()
         logits = state.forward(part.images)
         loss = torch.dot(part.losses(logits, state.settings.label_smoothing), part.weights)

@@ -38,7 +38,9 @@ from hvdtrain.run.dataset import (
 )
 from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
+from hvdtrain.run.guard.divergence import Comparison
 from hvdtrain.run.guard.numbers import Skips
+from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.lock import RunLock
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots, finish_writing
@@ -82,6 +84,11 @@ class Run:
     """The updates that the loss scale has skipped in this attempt."""
     other_work: OtherWork | None = None
     """Other programs on the cores of this run."""
+    comparison: Comparison = field(init=False)
+    """Of the ranks' weights with each other."""
+
+    def __post_init__(self) -> None:
+        self.comparison = Comparison(self.cfg.train, self.state, self.hosts, self.sinks, self.paths)
 
     def close(self) -> None:
         """Stop loaders and sinks, when a checkpoint that was begun is complete."""
@@ -110,6 +117,7 @@ def prepare(
 
 def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool) -> Run:
     paths = directory.paths
+    leave_stacks_in(paths.stalls, comm)
     activity.enter("checking hosts and datasets")
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
     findings = judge(facts) if facts else []
@@ -119,6 +127,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     cfg = tuning.config
     recorded = recorded_data(paths, comm)
     parts = set_up(cfg, comm, classes_of(recorded))
+    ask_about_images(parts.loaders.doing)
     data = check_data(cfg, comm, parts.loaders, paths, recorded, accept_changes)
     with together(comm):
         if comm.rank == 0:

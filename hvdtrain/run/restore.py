@@ -23,9 +23,9 @@ from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.errors import CheckpointError
 from hvdtrain.models.weights import load_weights
-from hvdtrain.optim import optimizer_tensors
 from hvdtrain.plan.epochs import Position
 from hvdtrain.run.changes import identity
+from hvdtrain.run.guard.divergence import shared_tensors
 from hvdtrain.telemetry.reports import Note
 from pipelines.sources.classes import matched_rows
 
@@ -71,12 +71,7 @@ def restore(run: Run, *, must: bool) -> None:
     run.loaders.mask(run.bad.restore(header["bad"]))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    optimizer = optimizer_tensors(state.model, state.optimizer)
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
-    if state.ema is not None:
-        tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
-    comm.broadcast_(tensors)
+    comm.broadcast_(shared_tensors(state))
     if header["statistics"]:
         buffers = rank_buffers(state)
         values = torch.empty(comm.size, sum(buffer.numel() for buffer in buffers))

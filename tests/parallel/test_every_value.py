@@ -239,7 +239,9 @@ def test_a_value_trains_or_is_refused_in_one_line(
 TWO_RANKS = [
     (field, setting)
     for field, setting in CASES
-    if field.startswith(("comm.", "metrics.", "checkpoint.", "train.noise", "train.acc"))
+    if field.startswith(
+        ("comm.", "metrics.", "checkpoint.", "train.noise", "train.acc", "train.on_", "train.comp")
+    )
     or field in ("data.cache", "data.shuffle", "phases.0.rect_val", "train.precision")
 ]
 

@@ -24,3 +24,11 @@ def test_the_network_is_set_only_where_there_is_one(env: dict[str, str], network
     assert (found.items() >= NETWORK_DEFAULTS.items()) is network
     assert found.items() >= CPU_DEFAULTS.items()
     assert not settings(env, cpu=False).items() >= CPU_DEFAULTS.items()
+
+
+@pytest.mark.parametrize(
+    ("stall_s", "end"), [(0, "0"), (5, "600"), (600, "4800"), (1.8e308, "1000000000")]
+)
+def test_horovod_leaves_stalls_to_the_watchdog(stall_s: float, end: str) -> None:
+    found = settings({}, cpu=True, stall_s=stall_s)
+    assert found["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] == end

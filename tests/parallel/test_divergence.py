@@ -1,0 +1,104 @@
+"""A bit that flips on one rank is found within two intervals, and what follows is what was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.launch import REPOSITORY, mpirun, run
+
+WORKER = REPOSITORY / "tests/parallel/divergence_worker.py"
+CONFIG = """
+name: flip
+data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
+model: {{name: resnet8_cifar}}
+lr: {{base: 0.01, warmup: none, schedule: constant}}
+phases: [{{epochs: 2, image_size: 16, batch_per_worker: 1}}]
+train: {{log_every: 4, compare_every: 2, ema_decay: 0.9}}
+comm: {{preflight: false}}
+metrics: {{enabled: false}}
+"""
+ONLY_EPOCHS = "train.compare_every=1000"
+
+
+class Result(NamedTuple):
+    """Exit code and message, the same on all ranks; whether their states are equal at the end."""
+
+    code: int
+    text: str
+    equal: bool
+    notes: list[str]
+
+
+def results(
+    ranks: int, cases: list[tuple[int | None, str, list[str]]], root: Path, folder: Path
+) -> list[Result]:
+    (folder / "flip.yaml").write_text(CONFIG.format(root=root))
+    command = [sys.executable, WORKER, "flip.yaml", json.dumps(cases), "results.json"]
+    done = run(mpirun(ranks, *command), cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = []
+    by_case: list[list[Any]] = json.loads((folder / "results.json").read_text())
+    for number, by_rank in enumerate(by_case):
+        assert len(by_rank) == ranks
+        assert all(each == by_rank[0] for each in by_rank[1:])
+        code, text, digests = by_rank[0]
+        lines = (folder / f"runs/{number}/events.jsonl").read_text().splitlines()
+        notes = [event["text"] for event in map(json.loads, lines) if event["kind"] == "note"]
+        equal = all(row == digests[0] for row in digests)
+        found.append(Result(code, text, equal, [note for note in notes if " other " in note]))
+    return found
+
+
+def test_two_ranks(small_root: Path, tmp_path: Path) -> None:
+    cases = [
+        (None, "weights", []),
+        (1, "weights", []),
+        (1, "weights", ["train.on_divergence=majority"]),
+        (0, "averages", [ONLY_EPOCHS, "checkpoint.every_epochs=1", "data.val=null"]),
+    ]
+    fine, stopped, undecided, saved = results(2, cases, small_root, tmp_path)
+    assert (fine.code, fine.text, fine.equal, fine.notes) == (0, "", True, [])
+    for result in (stopped, undecided):
+        assert result.code == 9
+        assert re.match(
+            r"rank 0 on \S+, rank 1 on \S+ got different weights, and with two ranks none can be "
+            r"called the wrong one, between updates 3 and 4: .*, then start again$",
+            result.text,
+        )
+    assert saved.code == 9  # at the first checkpoint, which is not written
+    assert "got different averaged weights" in saved.text
+    assert not list((tmp_path / "runs/3/checkpoints").iterdir())
+
+
+def test_three_ranks(small_root: Path, tmp_path: Path) -> None:
+    majority = "train.on_divergence=majority"
+    cases = [
+        (1, "weights", []),
+        (0, "optimizer", [majority]),
+        (2, "weights", [majority, ONLY_EPOCHS]),
+        (1, "weights", ["train.on_divergence=warn"]),
+    ]
+    stopped, repaired, evaluated, warned = results(3, cases, small_root, tmp_path)
+    assert stopped.code == 9
+    assert re.match(
+        r"rank 1 on \S+ got other weights than the other 2 ranks between updates 3 and 4: ",
+        stopped.text,
+    )
+    assert repaired.code == evaluated.code == warned.code == 0
+    assert repaired.equal
+    assert evaluated.equal
+    assert not warned.equal
+    [note] = repaired.notes
+    assert re.match(
+        r"warning: rank 0 on \S+ got other optimizer state than the other 2 ranks between updates "
+        r"3 and 4; it took those of rank 1: ",
+        note,
+    )
+    [note] = evaluated.notes
+    assert "rank 2 on" in note
+    assert "between updates 1 and 8" in note  # the evaluation at the end of the epoch
+    assert len(warned.notes) > 1
