@@ -19,7 +19,8 @@ from hvdtrain.engine.evaluate import average_buffers, evaluate
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted
 from hvdtrain.plan.epochs import Epoch
-from hvdtrain.report.events import evaluated, restarts
+from hvdtrain.report.events import evaluated
+from hvdtrain.run.attempts import start_attempt
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, check_state, finite
 from hvdtrain.run.prepare import Run, prepare
@@ -28,7 +29,7 @@ from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Interval, Meter
-from hvdtrain.telemetry.reports import Checkpoint, Eval, Note, Scaling, Start, Stop, Train
+from hvdtrain.telemetry.reports import Checkpoint, Eval, Note, Scaling, Stop, Train
 from pipelines.loader import Batch
 
 
@@ -50,7 +51,7 @@ def train(
     began = time.perf_counter()
     prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
     with contextlib.closing(prepared) as run, StopSignals() as signals:
-        _start(run, time.perf_counter() - began)
+        earlier = start_attempt(run, time.perf_counter() - began)
         efficiency, stops = Efficiency(run), Stops(signals, comm)
         last = len(run.plan.epochs)
         epochs = list(run.plan.epochs_from(run.state.progress.position))
@@ -70,7 +71,8 @@ def train(
         if stops.agreed and evaluation is None and run.loaders.num_val:
             raise _preempted(run, stops)
         save(run)
-        end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
+        wall_s = time.perf_counter() - began
+        end = write_summary(run, evaluation, efficiency.overall(), wall_s, earlier)
         withdraw(cfg.metrics, comm, run.paths)
         _write_page(run)
         return end.values()
@@ -235,13 +237,6 @@ def save(run: Run) -> None:
     seconds = time.perf_counter() - began
     size = sum(file.stat().st_size for file in path.iterdir())
     run.sinks.write(Checkpoint(str(path), seconds, size, run.state.progress.step))
-
-
-def _start(run: Run, setup_s: float) -> None:
-    """Report the start of an attempt, from which the report page counts its time and cost."""
-    nodes = len(set(run.hosts))
-    restarted = restarts(run.paths.events) if run.comm.rank == 0 else ()
-    run.sinks.write(Start(run.comm.size, nodes, setup_s, *restarted))
 
 
 def _write_page(run: Run) -> None:

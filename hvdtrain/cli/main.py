@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,6 +26,7 @@ from hvdtrain.cli.job import (
 from hvdtrain.cli.launch import launch_app
 from hvdtrain.cli.misuse import config_and_settings, explain
 from hvdtrain.cli.report import report
+from hvdtrain.cli.results import eval_text, summary_text
 from hvdtrain.cli.scaling import scaling_app
 from hvdtrain.cli.tune import tune_app
 from hvdtrain.config.load import load_config
@@ -99,7 +100,7 @@ def train(
             cfg, comm, resume=resume, run_dir=run_dir, accept_changes=accept_changes
         )
         if comm.rank == 0:
-            say(_summary_text(summary))
+            say(summary_text(summary))
 
 
 @app.command("eval")
@@ -123,7 +124,7 @@ def evaluate(
         if comm.rank == 0:
             for warning in result["warnings"]:
                 print_error_line(f"hvdtrain: warning: {warning}")
-            say(json.dumps(result) if as_json else _eval_text(result))
+            say(json.dumps(result) if as_json else eval_text(result))
 
 
 @app.command()
@@ -213,40 +214,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-def _eval_text(result: dict[str, Any]) -> str:
-    return (
-        f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  loss {result['loss']:.4f}  "
-        f"({result['images']:,} images, {result['checkpoint']})"
-    )
-
-
-def _summary_text(summary: dict[str, Any]) -> str:
-    from hvdtrain.report.text import efficiency_text
-
-    lines = []
-    if "top1" in summary:
-        lines.append(f"top-1               {summary['top1']:.4f}  (top-5 {summary['top5']:.4f})")
-    lines += [
-        f"images/s            {summary['images_per_second']:,.0f} on {summary['world_size']} ranks",
-        f"time                {summary['train_seconds']:.1f} s training (all attempts), "
-        f"{summary['wall_seconds']:.1f} s in total (this attempt)",
-        f"files               {summary['run_dir']}",
-    ]
-    if summary["scaling_efficiency"] is not None:
-        lost = sorted(summary["lost_time"].items(), key=lambda item: -item[1])
-        causes = ", ".join(f"{cause} {share:.0%}" for cause, share in lost if share >= 0.01)
-        text = f"scaling efficiency  {efficiency_text(summary['scaling_efficiency'])}"
-        lines.insert(-2, f"{text}  (lost to {causes})" if causes else text)
-    if noise := summary["noise_scale"]:
-        text = (
-            f"noise scale         {noise['images']:,.0f} images; the batch was {noise['batch']:,}: "
-            f"a batch twice as large needs {noise['doubling_steps']:.0%} of the steps and "
-            f"{noise['doubling_images']:.0%} of the images"
-        )
-        lines.insert(-2, text)
-    return "\n".join(lines)
 
 
 def main() -> None:

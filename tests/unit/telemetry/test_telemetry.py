@@ -13,6 +13,7 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.errors import ResourceError
 from hvdtrain.streams import Output
+from hvdtrain.report.text import ABOVE_ONE
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import BadCounts, Meter
@@ -129,6 +130,8 @@ def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
     assert "efficiency" not in train_text(train(**quiet, efficiency=None))
     assert "waits for data" not in train_text(train(**quiet, data_wait_ratio=0.04))
     lost = {"cause": "straggling", "straggler": 3, "lost": {"straggling": 0.3}}
+    above = train(**quiet, efficiency=1.06)
+    assert f"  efficiency 106% ({ABOVE_ONE})" in train_text(above)
     assert "  lost to straggling 30%  by rank 3" in train_text(train(**lost))
     assert "  noise scale 1,310  " in train_text(train(gradient_noise_scale=1310.4))
     plain = Plain(Output(print))
