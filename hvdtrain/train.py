@@ -91,7 +91,10 @@ def train_epoch(
     free_parts(state, run.cfg, epoch)
     meter.start(loaders.data_wait_s)
     stops.enter()
-    activity.enter("decoding the first images")
+    if run.begun:  # decoded while the last epoch was trained
+        activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
+    else:
+        activity.enter("decoding the first images")
     for i, batch in loaders.train(epoch, following):
         if i == 0:
             _enter(run, epoch, batch, efficiency, meter)
@@ -190,7 +193,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     if not images or stops.agreed:
         return None
     stops.enter()
-    activity.enter("evaluating")
+    activity.enter("evaluating", images, "images")
     try:
         result = evaluate(run.state, _until_stopped(run.loaders.val(epoch), stops), images)
     except _Stopped:

@@ -25,6 +25,7 @@ from hvdtrain.cli.job import (
 )
 from hvdtrain.cli.launch import launch_app
 from hvdtrain.cli.misuse import config_and_settings, explain
+from hvdtrain.cli.progress import doing
 from hvdtrain.cli.report import report
 from hvdtrain.cli.results import eval_text, summary_text
 from hvdtrain.cli.scaling import scaling_app
@@ -146,7 +147,8 @@ def plan(
 
     cfg = load_config(config, overrides)
     check_name(cfg.model.name)
-    found = look_at_dataset(cfg)
+    with doing("listing the images"):
+        found = look_at_dataset(cfg)
     epochs = make_plan(cfg, world_size, found.images)
     about = (found.reads, found.classes, found.held_out)
     if as_json:
@@ -162,8 +164,8 @@ app.command()(doctor)
 @app.command()
 def models() -> None:
     """List the models for model.name."""
-    from hvdtrain.models import describe_models
-
+    with doing("importing torch"):
+        from hvdtrain.models import describe_models
     typer.echo("\n".join(describe_models()))
 
 

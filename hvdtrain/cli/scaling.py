@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
+from hvdtrain.cli.progress import doing
 from hvdtrain.config.load import load_config
 from hvdtrain.streams import say
 
@@ -87,6 +88,8 @@ def scaling_predict(
 
     cfg = load_config(config, overrides)
     speed = worker_speed(cfg, GivenSpeed(calibration, step_ms, image_size, batch))
+    with doing("listing the images"):
+        images = num_images(cfg)
     points, without = predict_all(
         cfg,
         speed.profile,
@@ -99,7 +102,7 @@ def scaling_predict(
             efficiency=efficiency,
             latency_us=latency_us,
         ),
-        num_samples=num_images(cfg),
+        num_samples=images,
         price_per_node_hour=price,
         sigma=straggler,
     )

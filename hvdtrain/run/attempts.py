@@ -25,10 +25,11 @@ class Earlier:
 
 def start_attempt(run: Run, setup_s: float) -> Earlier:
     """Report the start of an attempt, from which the report page counts its time and cost."""
-    found, restarted = [0, 0.0], ()
+    found: tuple[int, float] = (0, 0.0)
+    restarted: tuple[int, ...] = ()
     with together(run.comm):
         if run.comm.rank == 0:
-            found, restarted = [*time_before(run.paths.events)], restarts(run.paths.events)
+            found, restarted = time_before(run.paths.events), restarts(run.paths.events)
     attempts, wall_s = json.loads(run.comm.gather_text(json.dumps(found))[0])
     run.sinks.write(Start(run.comm.size, len(set(run.hosts)), setup_s, *restarted))
     return Earlier(attempts, wall_s, run.state.progress.train_seconds)

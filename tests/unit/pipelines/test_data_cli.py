@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from hvdtrain import activity
 from hvdtrain.cli import data as data_cli
 from hvdtrain.cli import main as cli
 from pipelines.commands import pack_options
@@ -195,3 +197,27 @@ def test_a_folder_without_labels_is_scanned(run, folder):
     code, out, _err = run("data", "scan", folder / "ant")
     assert code == 0
     assert "7 images of no classes (to train on them, " in out
+
+
+def test_a_command_shows_its_stages_from_the_beginning(run, folder, tmp_path, monkeypatch):
+    folder, shards = shutil.copytree(folder, tmp_path / "images"), tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "a.tar", "w") as tar:
+        image = min((folder / "ant").iterdir())
+        (tmp_path / "0.cls").write_text("3")
+        tar.add(image, f"0{image.suffix}")
+        tar.add(tmp_path / "0.cls", "0.cls")
+    stages, enter = [], activity.enter
+    monkeypatch.setattr(activity, "enter", lambda *stage: (stages.append(stage), enter(*stage)))
+    for words, counted in (
+        (("scan", folder), None),
+        (("pack", folder, tmp_path / "p"), ("packing", 21, "images")),
+        (("stage", folder, tmp_path / "s"), ("staging", 1, "MB")),
+        (("index", shards), ("reading headers", 1, "shards")),
+    ):
+        stages.clear()
+        code, _out, err = run("data", *words)
+        assert (code, err) == (0, "")
+        assert stages[0] == ("listing the dataset",)
+        assert stages[1:-1] == ([counted] if counted else [])
+        assert stages[-1][0].endswith(": finishing")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from hvdtrain import activity
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.errors import ResourceError
-from hvdtrain.streams import Output
 from hvdtrain.report.text import ABOVE_ONE
+from hvdtrain.streams import Output
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import BadCounts, Meter
@@ -120,7 +121,7 @@ def test_json_lines(tmp_path: Path) -> None:
         JsonLines(tmp_path, print)
 
 
-def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_console(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = {"gradient_noise_scale": None, "cause": None, "straggler": None}
     well = train(**quiet, data_wait_ratio=0.2)
     assert train_text(well) == (
@@ -136,11 +137,15 @@ def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  noise scale 1,310  " in train_text(train(gradient_noise_scale=1310.4))
     plain = Plain(Output(print))
     plain.write(well)
-    plain.write(well)  # too soon after the first
+    monkeypatch.setattr(activity, "due_in", lambda: 1.0)  # the next report is in time
+    plain.write(well)
+    monkeypatch.setattr(activity, "due_in", lambda: 0.0)
+    plain.write(train(epoch=2.0))
     plain.write(EVAL)
     plain.write(Note("resumed"))
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3
-    assert out[1] == eval_text(EVAL)
-    assert "50,000 images: top-1 0.5000" in out[1]
-    assert out[2] == "resumed"
+    assert len(out) == 4
+    assert [line.split()[1] for line in out[:2]] == ["1.50/3", "2.00/3"]
+    assert out[2] == eval_text(EVAL)
+    assert "50,000 images: top-1 0.5000" in out[2]
+    assert out[3] == "resumed"
