@@ -213,8 +213,8 @@ def _pack_text(report: PackReport) -> str:
 
     lines = [f"{report.path}: {report.images:,} images of {report.classes:,} classes"]
     for name, copy in report.copies.items():
-        each = copy.size_bytes / report.images / 1e3
-        lines.append(f"  {name:<6} {copy.size_bytes / 1e9:10.3f} GB  {each:6.1f} kB an image")
+        each = f"{copy.bytes_per_image / 1e3:6.1f} kB an image"
+        lines.append(f"  {name:<6} {copy.size_bytes / 1e9:10.3f} GB of shards  {each}")
     lines += [f"  left out: {printable(bad.name)}: {bad.reason}" for bad in report.skipped]
     lines += [f"  {report.left_out.text()}"] if report.left_out else []
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,11 +42,13 @@ def test_pack_plan_stage(run, folder, tmp_path):
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"{tmp_path}/p: 21 images of 3 classes"
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["32", "orig"]
+    packed = re.findall(r"([\d.]+ kB an image)", out)
     (tmp_path / "c.yaml").write_text(CONFIG)
     code, out, _err = run("plan", tmp_path / "c.yaml", f"data.train={tmp_path}/p")
     assert code == 0
     assert "epochs 0-1 read   copy 32 (" in out
     assert "epochs 1-2 read   copy orig (" in out
+    assert re.findall(r"([\d.]+ kB an image)", out) == packed  # as data pack has said
     _code, out, _err = run("plan", tmp_path / "c.yaml", f"data.train={tmp_path}/p", "--json")
     assert [phase["reads"]["copy"] for phase in json.loads(out)["phases"]] == ["32", "orig"]
     code, out, _err = run("data", "stage", tmp_path / "p", tmp_path / "s", "--copies", "32")
