@@ -175,7 +175,12 @@ def scaling_published() -> None:
 
     Prints a Markdown table.
     """
-    from hvdtrain.scaling.published import published, traffic_per_step
+    from hvdtrain.scaling.published import (
+        goyal_by_latency,
+        published,
+        rdma_over_tcp,
+        traffic_per_step,
+    )
     from hvdtrain.scaling.tables import published_text
 
     predicted, logged = traffic_per_step()
@@ -183,3 +188,6 @@ def scaling_published() -> None:
     typer.echo(
         f"\nDIUx 4×8, MB that a host sends per step: {logged:g} logged, {predicted:.1f} predicted"
     )
+    by_latency = ", ".join(f"{us} µs {value:.0%}" for us, value in goyal_by_latency().items())
+    typer.echo(f"Goyal et al., predicted at other latencies: {by_latency}")
+    typer.echo(f"VGG-16, 32×4, predicted speed over RDMA: {rdma_over_tcp():.2f}× that over TCP")
