@@ -32,6 +32,7 @@ __all__ = [
     "Comm",
     "Config",
     "Data",
+    "Expected",
     "LearningRate",
     "Metrics",
     "Model",
