@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from hvdtrain import __version__
-from hvdtrain.cli.crash import internal_error
+from hvdtrain.cli.crash import unexpected
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
 from hvdtrain.cli.job import (
@@ -242,7 +242,7 @@ def main() -> None:
         raise
     except Exception as error:  # noqa: BLE001 - users see no traceback
         if not hasattr(error, "format_message"):
-            fault = internal_error(error)
+            fault = unexpected(error)
             print_error(str(fault))
             sys.exit(fault.exit_code)
         text = error.format_message()
