@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from hvdtrain.launch.variables import launched
 from hvdtrain.streams import clear_status, print_error_line, show_status
@@ -47,29 +48,39 @@ def watched(env: Mapping[str, str], parent: Path | None = None) -> bool:
     return output.startswith(("/dev/pts/", "/dev/tty")) and not set(TAGS) & set(words)
 
 
+class _Now(NamedTuple):
+    stage: str
+    done: int
+    steps: int
+    """0: not known."""
+    unit: str
+    """What is counted; empty: steps."""
+    began: float
+    """When the stage, or the step after the `done` ones, began."""
+
+
 class Activity:
     """The present stage, its step, and when something was last shown."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._now = ("starting", 0, 0, clock())
-        """Stage, steps done, all steps (0: not known), when this began; replaced as a whole."""
+        self._now = _Now("starting", 0, 0, "", clock())
+        """Replaced as a whole, since several threads use it."""
         self._shown_at = clock()
         self.beats = 0
         """Signs of progress so far: stages, steps, and parts of steps."""
         self.stepped = False
         """Whether a step of any stage is done."""
 
-    def enter(self, stage: str, steps: int = 0) -> None:
-        """Begin a stage, of `steps` steps if their number is known."""
-        self._now = (stage, 0, steps, self._clock())
+    def enter(self, stage: str, steps: int = 0, unit: str = "") -> None:
+        """Begin a stage, of `steps` steps, or of as many of `unit`, if their number is known."""
+        self._now = _Now(stage, 0, steps, unit, self._clock())
         self.beats += 1
 
     def step(self, done: int) -> None:
         """The number of steps that are done."""
-        stage, _done, steps, _began = self._now
-        self._now = (stage, done, steps, self._clock())
-        self.stepped = True
+        self._now = self._now._replace(done=done, began=self._clock())
+        self.stepped |= not self._now.unit
         self.beats += 1
 
     def beat(self) -> None:
@@ -77,15 +88,17 @@ class Activity:
         self.beats += 1
 
     def place(self) -> str:
-        """Stage and the last step done, without times."""
-        stage, done, steps, _began = self._now
-        return f"{stage}, after step {done} of {steps}" if steps else stage
+        """Stage and what is done of it, without times."""
+        stage, done, steps, unit, _began = self._now
+        amount = f"{done:,} of {steps:,} {unit}" if unit else f"step {done} of {steps}"
+        return f"{stage}, after {amount}" if steps else stage
 
     def text(self) -> str:
         """Stage, step, and the time since either began."""
-        stage, done, steps, began = self._now
+        stage, done, steps, unit, began = self._now
         elapsed = self._clock() - began
-        parts = [stage] + ([f"step {done} of {steps}"] if steps else [])
+        amount = f"{done:,} of {steps:,} {unit}" if unit else f"step {done} of {steps}"
+        parts = [stage] + ([amount] if steps else [])
         parts += [f"{elapsed:.0f} s"] if elapsed >= ELAPSED_FROM_S else []
         return ", ".join(parts)
 
@@ -99,8 +112,8 @@ class Activity:
 
 
 _activity = Activity()
-enter, step, text, shown = _activity.enter, _activity.step, _activity.text, _activity.shown
-beat = _activity.beat
+enter, step, beat, text = _activity.enter, _activity.step, _activity.beat, _activity.text
+shown, due_in = _activity.shown, _activity.due_in
 _silent = threading.Event()
 
 

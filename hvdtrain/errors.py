@@ -48,10 +48,10 @@ class CommError(HvdtrainError):
 
 
 class ResourceError(HvdtrainError):
-    """A port, a disk or a directory cannot be used."""
+    """A port, a disk or a directory cannot be used, or memory was lacking."""
 
     exit_code = 6
-    meaning = "port, disk or run directory"
+    meaning = "port, disk, memory or run directory"
 
 
 class TrainingError(HvdtrainError):
@@ -90,6 +90,21 @@ class Preempted(HvdtrainError):
     exit_code = 75
     meaning = "stopped by a signal, after a checkpoint"
     everywhere = True
+
+
+_MEMORY = (
+    *("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory"),
+    *("alloc_failed", "bad_alloc", "allocation failed"),
+)
+"""What torch, CUDA, cuDNN and DALI say where memory is lacking; in lower case."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was lacking; torch and DALI raise RuntimeError for it on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in _MEMORY)
 
 
 def exit_codes() -> dict[int, str]:

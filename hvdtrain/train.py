@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted
 from hvdtrain.plan.epochs import Epoch
-from hvdtrain.report.events import evaluated, restarts
+from hvdtrain.report.events import evaluated
+from hvdtrain.run.attempts import start_attempt
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
@@ -30,7 +30,7 @@ from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Interval, Meter
-from hvdtrain.telemetry.reports import Eval, Note, Scaling, Start, Stop, Train
+from hvdtrain.telemetry.reports import Eval, Note, Scaling, Stop, Train
 from pipelines.loader import Batch
 
 
@@ -61,7 +61,7 @@ def train(
 
 def _train(run: Run, signals: StopSignals, began: float) -> dict[str, Any]:
     """Train the rest of a run; `began`: when its set-up did, by `time.perf_counter`."""
-    _start(run, time.perf_counter() - began)
+    earlier = start_attempt(run, time.perf_counter() - began)
     efficiency, stops = Efficiency(run), _stops(run, signals)
     last = len(run.plan.epochs)
     epochs = list(run.plan.epochs_from(run.state.progress.position))
@@ -81,7 +81,8 @@ def _train(run: Run, signals: StopSignals, began: float) -> dict[str, Any]:
     if stops.agreed and evaluation is None and run.loaders.num_val:
         raise _preempted(run, stops)
     save(run, wait=True)
-    end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
+    wall_s = time.perf_counter() - began
+    end = write_summary(run, evaluation, efficiency.overall(), wall_s, earlier)
     withdraw(run.cfg.metrics, run.comm, run.paths)
     _write_page(run)
     return end.values()
@@ -100,7 +101,10 @@ def train_epoch(
     free_parts(state, run.cfg, epoch)
     meter.start(loaders.data_wait_s)
     stops.enter()
-    activity.enter("decoding the first images")
+    if run.begun:  # decoded while the last epoch was trained
+        activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
+    else:
+        activity.enter("decoding the first images")
     for i, batch in loaders.train(epoch, following):
         if i == 0:
             _enter(run, epoch, batch, efficiency, meter)
@@ -210,7 +214,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
         return None
     run.comparison.compare()
     stops.enter()
-    activity.enter("evaluating")
+    activity.enter("evaluating", images, "images")
     try:
         result = evaluate(run.state, _until_stopped(run.loaders.val(epoch), stops), images)
     except _Stopped:
@@ -259,15 +263,6 @@ def _save_within(run: Run, epoch: Epoch, i: int, stops: Stops, meter: Meter) -> 
     activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
     activity.step(i + 1)
     meter.leave_out(time.perf_counter() - began)
-
-
-def _start(run: Run, setup_s: float) -> None:
-    """Report the start of an attempt, from which the report page counts its time and cost."""
-    nodes = len(set(run.hosts))
-    restarted = restarts(run.paths.events) if run.comm.rank == 0 else ()
-    changes = [change.as_dict() for change in run.changes]
-    start = Start(run.comm.size, nodes, setup_s, *restarted)
-    run.sinks.write(replace(start, changes=changes))
 
 
 def _write_page(run: Run) -> None:

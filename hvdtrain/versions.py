@@ -24,7 +24,7 @@ GET_HOROVOD = (
     "run make setup in a checkout, or install hvdtrain[horovod] from the folder that make wheels "
     "fills: see docs/how-to/install.md"
 )
-"""What to do where Horovod or MPI is not installed."""
+"""What to do where Horovod or MPI is not installed, or its build is broken."""
 
 
 def installed_versions() -> dict[str, str]:

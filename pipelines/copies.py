@@ -108,10 +108,7 @@ def readings(source: Source, data: Data, phases: Iterable[Phase]) -> list[Readin
     some = ids[:: -(-len(ids) // _SAMPLED)]
     sides = [packed.column(name)[some].astype(np.int64) for name in ("height", "width")]
     sizes = np.stack(sides, axis=1)
-    means = {
-        name: float(packed.column(f"{name}.size")[ids].mean())
-        for name in packed.description["copies"]
-    }
+    means = packed.bytes_per_image(ids)
     result: list[Reading] = []
     for phase in phases:
         side = training_side(phase.largest_image_size, phase.min_crop_area, data.augment)

@@ -46,8 +46,9 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
         for epoch in range(phase.epochs)
     }
     entries = []
-    for image_size, batch in sorted(settings):
-        activity.enter(f"calibrating: {batch} images of {image_size} px")
+    for done, (image_size, batch) in enumerate(sorted(settings)):
+        activity.enter(f"calibrating: {batch} images of {image_size} px", len(settings), "settings")
+        activity.step(done)
         comm.sum_(torch.zeros(1), "calibrate.start")  # all ranks at the same time
         images = noise(state, batch, image_size, classes)
         with _released(state) as released:

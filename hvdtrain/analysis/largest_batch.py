@@ -17,6 +17,7 @@ from hvdtrain import activity
 from hvdtrain.comm.agreement import any_rank
 from hvdtrain.engine.calibrate import calibrate
 from hvdtrain.engine.step import State
+from hvdtrain.errors import is_out_of_memory
 from pipelines.loader import Batch
 
 HEADROOM = 0.1
@@ -81,7 +82,7 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
                 speed = calibrate(state, images, min_steps=2, min_s=0.2).images_per_second
                 del images
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             speed, error.__traceback__ = 0.0, None  # its frames hold the allocated memory
     gc.collect()
@@ -92,13 +93,6 @@ def _try(state: State, memory: Memory, batch: int, image_size: int, classes: int
     if any_rank(state.comm, speed == 0.0):
         return Trial(batch, None)
     return Trial(batch, min(map(float, state.comm.gather_text(str(speed)))))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was lacking; on a CPU and in some libraries torch raises RuntimeError for it."""
-    words = ("can't allocate memory", "ALLOC_FAILED", "not enough memory")
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or any(word in str(error) for word in words)
 
 
 def free_memory() -> int:

@@ -46,6 +46,7 @@ def tune_lr(
             highest=highest,
             steps=steps,
         )
+    activity.enter("drawing lr_range.png")
     with together(comm):
         if comm.rank == 0:
             _make(output)

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
 
-from hvdtrain import __version__
-from hvdtrain.errors import InternalError
+from hvdtrain import __version__, activity
+from hvdtrain.errors import HvdtrainError, InternalError, ResourceError, is_out_of_memory
 from hvdtrain.streams import print_error_line
 
 PACKAGES = ("hvdtrain", "pipelines")
+
+
+def unexpected(error: BaseException) -> HvdtrainError:
+    """The error to show for one that is none of ours: lacking memory, or a bug."""
+    return _out_of_memory(error) if is_out_of_memory(error) else internal_error(error)
+
+
+def _out_of_memory(error: BaseException) -> ResourceError:
+    """What was being done, how much memory was asked for, and what would need less."""
+    said = " ".join(str(error).split())
+    asked = re.search(r"ried to allocate [\d.]+ ?\w+|allocate [\d.]+ ?[KMGTPE]iB", said)
+    amount = f" ({asked.group().replace('ried', 'tried', 1)})" if asked else ""
+    on_gpu = "cuda" in said.lower()
+    where = "out of memory on the GPU" if on_gpu else "out of memory"
+    fix = "use fewer --threads, or a machine with more memory"
+    if "torch" in sys.modules:
+        fix = (
+            "reduce phases.N.batch_per_worker (hvdtrain tune batch finds the largest that fits; "
+            "train.accumulate keeps the global batch) or image_size"
+        )
+        fix += "" if on_gpu else ", data.decode_threads or data.cache, or start fewer ranks"
+    return ResourceError(f"{where} during: {activity.text()}{amount}: {fix}")
 
 
 def internal_error(error: BaseException) -> InternalError:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hvdtrain.cli.job import AsJson
+from hvdtrain.cli.progress import counting
 from hvdtrain.config.data import Columns
 from hvdtrain.errors import ConfigError, ResourceError
 
@@ -91,7 +90,7 @@ def pack(
     except ValueError as error:
         raise ConfigError(f"--short-side {short_side}: {error}") from None
     options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
-    with _bar("packing", "images") as progress:
+    with counting("packing", "images") as progress:
         report = run_packing(src, dst, options, progress, _columns(columns))
     typer.echo(json.dumps(asdict(report)) if as_json else _pack_text(report))
 
@@ -117,7 +116,7 @@ def scan(
     """
     from pipelines.commands.scan import scan as run_scan
 
-    with _bar("scanning", "images") as progress:
+    with counting("scanning", "images") as progress:
         report = run_scan(
             path, output, threads or _cores(), progress, columns=_columns(columns), tell=_tell
         )
@@ -142,7 +141,8 @@ def index(
     """
     from pipelines.sources.tar import write_index
 
-    file, shards, images, left_out = write_index(path)
+    with counting("reading headers", "shards") as progress:
+        file, shards, images, left_out = write_index(path, progress)
     if as_json:
         counts = {"shards": shards, "images": images, "left_out": left_out.counts}
         typer.echo(json.dumps({"index": str(file), **counts}))
@@ -182,35 +182,11 @@ def stage(
     from pipelines.commands.stage import stage as run_staging
 
     names = [name.strip() for name in copies.split(",")] if copies else None
-    with _bar("staging", "bytes") as progress:
+    with counting("staging", "bytes") as progress:
         report = run_staging(
             src, dst, copies=names, threads=threads, delete=delete, progress=progress
         )
     typer.echo(json.dumps(asdict(report)) if as_json else _stage_text(report))
-
-
-@contextlib.contextmanager
-def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr if it is a terminal; call it with the amount done and the total."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    counts = (
-        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    )
-    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn()]
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _columns(names: str | None) -> Columns | None:
@@ -237,8 +213,8 @@ def _pack_text(report: PackReport) -> str:
 
     lines = [f"{report.path}: {report.images:,} images of {report.classes:,} classes"]
     for name, copy in report.copies.items():
-        each = copy.size_bytes / report.images / 1e3
-        lines.append(f"  {name:<6} {copy.size_bytes / 1e9:10.3f} GB  {each:6.1f} kB an image")
+        each = f"{copy.bytes_per_image / 1e3:6.1f} kB an image"
+        lines.append(f"  {name:<6} {copy.size_bytes / 1e9:10.3f} GB of shards  {each}")
     lines += [f"  left out: {printable(bad.name)}: {bad.reason}" for bad in report.skipped]
     lines += [f"  {report.left_out.text()}"] if report.left_out else []
     return "\n".join(lines)

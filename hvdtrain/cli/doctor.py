@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hvdtrain.cli.job import AsJson, Overrides, job, load_on_all
+from hvdtrain.cli.progress import doing
 from hvdtrain.config.load import load_config
 from hvdtrain.streams import say
 
@@ -43,7 +44,9 @@ def doctor(
 
         if config is not None:
             load_config(config, overrides)  # its faults are shown once, not by every host
-        on_hosts = check_hosts(parse_hosts(hosts), HostQuery(config, overrides or []))
+        named = parse_hosts(hosts)
+        with doing(f"asking {len(named)} hosts by ssh"):
+            on_hosts = check_hosts(named, HostQuery(config, overrides or []))
         typer.echo(json.dumps(on_hosts.as_dict()) if as_json else hosts_text(on_hosts))
         ok = on_hosts.ok
     else:

@@ -12,7 +12,7 @@ import typer
 
 from hvdtrain import activity
 from hvdtrain.activity import showing
-from hvdtrain.cli.crash import internal_error
+from hvdtrain.cli.crash import unexpected
 from hvdtrain.cli.misuse import only_settings
 from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.config.schema import Config, Train
@@ -107,7 +107,7 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt):
         code = 130
     else:
-        fault = internal_error(error)
+        fault = unexpected(error)
         print_error(f"rank {comm.rank}: {fault}")
         code = fault.exit_code
     for stream in (sys.stdout, sys.stderr):

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from hvdtrain.cli.job import ConfigFile, Overrides
+from hvdtrain.cli.progress import doing
 from hvdtrain.cli.restarts import resumable, supervised
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import ConfigError
@@ -107,7 +108,8 @@ def run(
         forward=forward or (),
     )
     if request.needs_ssh and not dry_run:
-        require_hosts(request.placement.hosts, HostQuery(config, overrides))
+        with doing(f"asking {len(request.placement.hosts)} hosts by ssh"):
+            require_hosts(request.placement.hosts, HostQuery(config, overrides))
     job = start.prepare(request, env, "auto" if cfg is None else cfg.comm.interface)
     typer.echo(f"placement: {placement_text(request.placement)}")
     if nic := job.request.nic:

@@ -6,12 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hvdtrain import __version__
-from hvdtrain.cli.crash import internal_error
+from hvdtrain.cli.crash import unexpected
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
 from hvdtrain.cli.job import (
@@ -24,7 +24,9 @@ from hvdtrain.cli.job import (
 )
 from hvdtrain.cli.launch import launch_app
 from hvdtrain.cli.misuse import config_and_settings, explain
+from hvdtrain.cli.progress import doing
 from hvdtrain.cli.report import report
+from hvdtrain.cli.results import eval_text, summary_text
 from hvdtrain.cli.scaling import scaling_app
 from hvdtrain.cli.tune import tune_app
 from hvdtrain.config.load import load_config
@@ -98,7 +100,7 @@ def train(
             cfg, comm, resume=resume, run_dir=run_dir, accept_changes=accept_changes
         )
         if comm.rank == 0:
-            say(_summary_text(summary))
+            say(summary_text(summary))
 
 
 @app.command("eval")
@@ -122,7 +124,7 @@ def evaluate(
         if comm.rank == 0:
             for warning in result["warnings"]:
                 print_error_line(f"hvdtrain: warning: {warning}")
-            say(json.dumps(result) if as_json else _eval_text(result))
+            say(json.dumps(result) if as_json else eval_text(result))
 
 
 @app.command()
@@ -144,7 +146,8 @@ def plan(
 
     cfg = load_config(config, overrides)
     check_name(cfg.model.name)
-    found = look_at_dataset(cfg)
+    with doing("listing the images"):
+        found = look_at_dataset(cfg)
     epochs = make_plan(cfg, world_size, found.images)
     about = (found.reads, found.classes, found.held_out)
     if as_json:
@@ -160,8 +163,8 @@ app.command()(doctor)
 @app.command()
 def models() -> None:
     """List the models for model.name."""
-    from hvdtrain.models import describe_models
-
+    with doing("importing torch"):
+        from hvdtrain.models import describe_models
     typer.echo("\n".join(describe_models()))
 
 
@@ -214,40 +217,6 @@ def _root(
     pass
 
 
-def _eval_text(result: dict[str, Any]) -> str:
-    return (
-        f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  loss {result['loss']:.4f}  "
-        f"({result['images']:,} images, {result['checkpoint']})"
-    )
-
-
-def _summary_text(summary: dict[str, Any]) -> str:
-    from hvdtrain.report.text import efficiency_text
-
-    lines = []
-    if "top1" in summary:
-        lines.append(f"top-1               {summary['top1']:.4f}  (top-5 {summary['top5']:.4f})")
-    lines += [
-        f"images/s            {summary['images_per_second']:,.0f} on {summary['world_size']} ranks",
-        f"time                {summary['train_seconds']:.1f} s training (all attempts), "
-        f"{summary['wall_seconds']:.1f} s in total (this attempt)",
-        f"files               {summary['run_dir']}",
-    ]
-    if summary["scaling_efficiency"] is not None:
-        lost = sorted(summary["lost_time"].items(), key=lambda item: -item[1])
-        causes = ", ".join(f"{cause} {share:.0%}" for cause, share in lost if share >= 0.01)
-        text = f"scaling efficiency  {efficiency_text(summary['scaling_efficiency'])}"
-        lines.insert(-2, f"{text}  (lost to {causes})" if causes else text)
-    if noise := summary["noise_scale"]:
-        text = (
-            f"noise scale         {noise['images']:,.0f} images; the batch was {noise['batch']:,}: "
-            f"a batch twice as large needs {noise['doubling_steps']:.0%} of the steps and "
-            f"{noise['doubling_images']:.0%} of the images"
-        )
-        lines.insert(-2, text)
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Entry point: print one line for each fault, and end with a documented exit code."""
     expect_notice()
@@ -272,7 +241,7 @@ def main() -> None:
         raise
     except Exception as error:  # noqa: BLE001 - users see no traceback
         if not hasattr(error, "format_message"):
-            fault = internal_error(error)
+            fault = unexpected(error)
             print_error(str(fault))
             sys.exit(fault.exit_code)
         text = error.format_message()

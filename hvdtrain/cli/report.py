@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from hvdtrain.cli.progress import doing
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as a JSON object.")]
 
 
@@ -55,7 +57,8 @@ def report(
     targets = [parse_target(text) for text in target or []]
     page = output or (RunPaths(runs[0]).report if len(runs) == 1 else Path("report.html"))
     prices = Prices(price_per_node_hour, spot_price, nodes)
-    figures = write_report(runs, page, targets, prices, png)
+    with doing("writing the report"):
+        figures = write_report(runs, page, targets, prices, png)
     if as_json:
         typer.echo(json.dumps({"report": str(page), "runs": [run.as_dict() for run in figures]}))
     else:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from hvdtrain.cli.job import AsJson, ConfigFile, Overrides, job, load_on_all
+from hvdtrain.cli.progress import doing
 from hvdtrain.config.load import load_config
 from hvdtrain.streams import say
 
@@ -87,6 +88,8 @@ def scaling_predict(
 
     cfg = load_config(config, overrides)
     speed = worker_speed(cfg, GivenSpeed(calibration, step_ms, image_size, batch))
+    with doing("listing the images"):
+        images = num_images(cfg)
     points, without = predict_all(
         cfg,
         speed.profile,
@@ -99,7 +102,7 @@ def scaling_predict(
             efficiency=efficiency,
             latency_us=latency_us,
         ),
-        num_samples=num_images(cfg),
+        num_samples=images,
         price_per_node_hour=price,
         sigma=straggler,
     )
@@ -172,7 +175,12 @@ def scaling_published() -> None:
 
     Prints a Markdown table.
     """
-    from hvdtrain.scaling.published import published, traffic_per_step
+    from hvdtrain.scaling.published import (
+        goyal_by_latency,
+        published,
+        rdma_over_tcp,
+        traffic_per_step,
+    )
     from hvdtrain.scaling.tables import published_text
 
     predicted, logged = traffic_per_step()
@@ -180,3 +188,6 @@ def scaling_published() -> None:
     typer.echo(
         f"\nDIUx 4×8, MB that a host sends per step: {logged:g} logged, {predicted:.1f} predicted"
     )
+    by_latency = ", ".join(f"{us} µs {value:.0%}" for us, value in goyal_by_latency().items())
+    typer.echo(f"Goyal et al., predicted at other latencies: {by_latency}")
+    typer.echo(f"VGG-16, 32×4, predicted speed over RDMA: {rdma_over_tcp():.2f}× that over TCP")

@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def share_of(mine: Sequence[int], sets: Sequence[frozenset[int]], quota: float | None) -> int:
+def share_of(
+    mine: Sequence[int],
+    sets: Sequence[frozenset[int]],
+    quotas: Mapping[str, float],
+    groups: Sequence[Container[str]],
+) -> int:
     """Cores for a rank bound to `mine`, if the ranks of its host are bound to `sets`.
 
-    Cores of several ranks are shared, as is the `quota` of the host (cores; None: no limit).
+    Cores of several ranks are shared. `quotas`: those that hold for this rank, as `quotas_of` gives
+    them; each is shared by the ranks of the host in whose control `groups` [ranks] it is.
     """
-    share = sum(1 / sum(core in cores for cores in sets) for core in mine)
-    return max(1, int(share if quota is None else min(share, quota / len(sets))))
+    shares = [sum(1 / sum(core in cores for cores in sets) for core in mine)]
+    shares += [cores / sum(name in names for names in groups) for name, cores in quotas.items()]
+    return max(1, int(min(shares)))
 
 
-def quota_cores(group: str = "", root: Path = CGROUPS) -> float | None:
-    """The CPU quota of the control group, version 2 or 1, in cores; None without one."""
-    limits = []
-    for folder in {root, root / group.lstrip("/")}:
+def quotas_of(group: str = "", root: Path = CGROUPS) -> dict[str, float]:
+    """The CPU quotas, in cores, of a control group and those that it is in, version 2 or 1.
+
+    The keys are equal in two processes of this host if and only if the group is the same.
+    """
+    quotas: dict[str, float] = {}
+    for folder in _path_to(root, group):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
             quota, period = (folder / "cpu.max").read_text().split()
-            limits.append(int(quota) / int(period))
-    for folder in {root / "cpu", root / "cpu" / group.lstrip("/")}:
+            quotas[_key(folder)] = int(quota) / int(period)
+    for folder in _path_to(root / "cpu", group):
         with contextlib.suppress(OSError, ValueError):
             quota = (folder / "cpu.cfs_quota_us").read_text()
             period = (folder / "cpu.cfs_period_us").read_text()
-            limits += [int(quota) / int(period)] if int(quota) > 0 else []
-    return min(limits, default=None)
+            if int(quota) > 0:
+                quotas[_key(folder)] = int(quota) / int(period)
+    return quotas
+
+
+def _path_to(root: Path, group: str) -> list[Path]:
+    """The folders from `root` to the group's own."""
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    return [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+
+
+def _key(folder: Path) -> str:
+    """By the inode: a container sees its own group as the root, so paths do not tell two apart."""
+    found = folder.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def own_group(proc: Path = Path("/proc/self/cgroup")) -> str:

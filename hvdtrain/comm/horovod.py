@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import socket
 import time
@@ -54,14 +55,19 @@ class BrokenBuild(Exception):
 
 def import_horovod() -> Any:
     """The module `horovod.torch`. Raises BrokenBuild, whose text is one line without an end."""
+    said = io.StringIO()
     try:
-        import horovod.torch as hvd
+        # It prints why it was built without torch, and is then a module without functions.
+        with contextlib.redirect_stdout(said):
+            import horovod.torch as hvd
 
         for name in ("init", "allreduce_async_", "mpi_built", "gloo_built", "nccl_built"):
             getattr(hvd, name)
     # A build against another torch or MPI fails in the loader of libraries, or lacks names.
     except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:300]
+        if "has not been built" in said.getvalue():
+            raise BrokenBuild("Horovod was built without torch, so its build has failed") from None
+        text = " ".join((said.getvalue().strip() or str(error)).split())[:300]
         raise BrokenBuild(f"Horovod cannot be imported ({text})") from None
     return hvd
 

@@ -8,7 +8,7 @@ import socket
 
 import torch
 
-from hvdtrain.comm.cores import idle_text, own_group, quota_cores, share_of
+from hvdtrain.comm.cores import idle_text, own_group, quotas_of, share_of
 from hvdtrain.comm.horovod import BrokenBuild, Horovod, settings
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.errors import CommError
@@ -53,15 +53,18 @@ def init_comm(interface: str = "auto", stall_s: float = 600.0) -> Comm:
 def cores_for_rank(comm: Comm) -> int:
     """Number of cores for this rank: those it is bound to, shared with ranks bound to the same.
 
-    A launcher may bind each rank to cores of its own, or let all ranks of a host use all cores.
+    A launcher may bind each rank to cores of its own, or let all ranks of a host use all cores. A CPU
+    quota is shared by the ranks in its control group; Slurm can give each rank a group of its own.
     """
     mine = sorted(os.sched_getaffinity(0))
     host = socket.gethostname()
-    others = [text.split("\n") for text in comm.gather_text(f"{host}\n{mine}")]
-    sets = [frozenset(json.loads(cores)) for name, cores in others if name == host]
+    quotas = quotas_of(own_group())
+    texts = comm.gather_text(json.dumps([host, mine, list(quotas)]))
+    here = [(cores, groups) for name, cores, groups in map(json.loads, texts) if name == host]
+    sets = [frozenset(cores) for cores, _groups in here]
     if comm.local_rank == 0 and (text := idle_text(_cores_of_launcher(), sets)):
         print_error_line(f"hvdtrain: warning: {host}: {text}")
-    return share_of(mine, sets, quota_cores(own_group()))
+    return share_of(mine, sets, quotas, [groups for _cores, groups in here])
 
 
 def _cores_of_launcher() -> set[int]:

@@ -36,6 +36,7 @@ __all__ = [
     "Comm",
     "Config",
     "Data",
+    "Expected",
     "LearningRate",
     "Metrics",
     "Model",

@@ -17,18 +17,21 @@ from hvdtrain.errors import DataError
 def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
     """Loss, top1 and top5 (0–1), the same on all ranks; each image is counted once on one rank.
 
-    Uses the averaged weights, if the run keeps them. Raises DataError if the number of images
+    Uses the averaged weights, if the run keeps them. The activity must count images. Raises DataError if the number of images
     counted is not `expected`.
     """
     average_buffers(state)
     state.model.eval()
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=state.settings.device)
+    seen = 0
     for batch in batches:
         activity.beat()
         logits = state.forward(batch.images, averaged=True)
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
         loss = torch.dot(losses, batch.weights)
         sums += sums_of(logits, loss, batch.labels, batch.weights)
+        seen += len(batch.labels) * state.comm.size
+        activity.step(min(seen, expected))
     loss_sum, top1, top5, count = state.comm.sum_(sums, "evaluate").tolist()
     if round(count) != expected:
         raise DataError(f"evaluation counted {count:.0f} images, expected exactly {expected}")

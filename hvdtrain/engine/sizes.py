@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hvdtrain.config.schema import Config
-from hvdtrain.errors import ConfigError
+from hvdtrain.errors import ConfigError, is_out_of_memory
 from hvdtrain.plan.epochs import one_value
 
 
@@ -47,7 +47,7 @@ def _fewest_values(model: nn.Module, size: int, where: str, name: str) -> int:
     try:
         model(torch.zeros(1, 3, size, size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         text = str(error).split("\n")[0]
         raise ConfigError(f"{where}: {name} does not take images of {size} px: {text}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +21,15 @@ from hvdtrain.launch.nic import choose
 from hvdtrain.launch.placement import Placement, place
 from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
 
+AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+"""Environment variables by which root allows Open MPI to run as root; both are 1."""
 HOROVODRUN_NEEDS = (
     "HOME",
     "USER",
     "LANG",
     "LC_ALL",
     "SSH_AUTH_SOCK",
-    "OMPI_ALLOW_RUN_AS_ROOT",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM",
+    *AS_ROOT,
 )
 """Environment variables that horovodrun itself needs."""
 
@@ -44,7 +46,11 @@ class Job:
     """Ranks find each other through our own store, see `rendezvous`."""
 
     def run(self) -> Ended:
-        """Run the launcher and wait for its end. Raises ResourceError."""
+        """Run the launcher and wait for its end.
+
+        Raises ResourceError, and ConfigError as root, unless mpirun is allowed to run as root.
+        """
+        _require_leave_for_root(self.request, self.env)
         nic, size = self.request.nic, self.request.placement.size
         with contextlib.ExitStack() as stack:
             env = self.env
@@ -125,6 +131,18 @@ def keep_store(file: Path, ranks: int, env: Mapping[str, str], interface: str = 
         text = "".join(f"{name}={value}\n" for name, value in variables.items())
         write_atomically(file, text.encode())
         server.all_joined.wait()
+
+
+def _require_leave_for_root(request: LaunchRequest, env: Mapping[str, str]) -> None:
+    """Raise ConfigError where mpirun would refuse root, which it does in 14 lines."""
+    by_mpirun = request.launcher == "mpirun" or (
+        request.launcher == "horovodrun" and request.controller == "mpi"
+    )
+    if by_mpirun and os.geteuid() == 0 and any(env.get(name) != "1" for name in AS_ROOT):
+        raise ConfigError(
+            "launch: mpirun does not run as root unless you allow it: start as another user, or "
+            f"first export {' '.join(f'{name}=1' for name in AS_ROOT)}"
+        )
 
 
 def _store_variables(address: str, port: int, ranks: int) -> dict[str, str]:

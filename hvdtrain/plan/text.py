@@ -68,13 +68,24 @@ def plan_dict(
                 "steps_per_epoch": epochs[0].steps,
                 "lr_first": epochs[0].lr(0),
                 "lr_last": epochs[-1].lr(epochs[-1].steps - 1),
-                "momentum_first": epochs[0].momentum(0),
-                "momentum_last": epochs[-1].momentum(epochs[-1].steps - 1),
+                **_momenta(cfg, epochs[0].momentum(0), epochs[-1].momentum(epochs[-1].steps - 1)),
                 "reads": read and read.as_dict(),
             }
             for epochs, read in zip_longest(plan.phases, reads)
         ],
     }
+
+
+def _momenta(cfg: Config, first: float, last: float) -> dict[str, Any]:
+    """What the optimizer has, at the first and the last step of a phase: momentum, or both betas."""
+    if not _has_betas(cfg):
+        return {"momentum_first": first, "momentum_last": last}
+    second = cfg.optimizer.betas[1]
+    return {"betas_first": [first, second], "betas_last": [last, second]}
+
+
+def _has_betas(cfg: Config) -> bool:
+    return cfg.optimizer.name in ("lamb", "adamw")
 
 
 def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
@@ -112,7 +123,7 @@ def _turns(cfg: Config, plan: Plan) -> list[str]:
     """The rate before and at each epoch where its formula changes, with a changing momentum."""
     total = len(plan.epochs)
     low, high = _momentum_range(cfg, plan)
-    name = "β1" if cfg.optimizer.name in ("lamb", "adamw") else "momentum"
+    name = "β1" if _has_betas(cfg) else "momentum"
     places = {float(epochs[0].index) for epochs in plan.phases}
     if any(phase.lr is None for phase in cfg.phases):
         places.update(turns(cfg.lr, total))
@@ -192,7 +203,7 @@ def _momentum(cfg: Config, plan: Plan) -> tuple[str, str]:
         value = f"{low:g} at the highest rate, {high:g} at the lowest"
     else:
         value = f"{low:g}-{high:g} by phase"
-    if cfg.optimizer.name in ("lamb", "adamw"):
+    if _has_betas(cfg):
         return "betas", f"{value}{',' if low == high else ';'} {cfg.optimizer.betas[1]:g}"
     return "momentum", value
 

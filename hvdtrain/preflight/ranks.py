@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.preflight.facts import Facts
@@ -46,10 +47,12 @@ def check_ranks(cfg: Config | None, comm: Comm) -> RanksReport:
     With a config, its datasets and the disk of its run directory are checked as well. Faults are
     in the report, not raised.
     """
+    activity.enter("checking this machine")
     machine = examine() if comm.local_rank == 0 else None
     output = Path(cfg.output) if cfg is not None else Path()
     # `ranks_text` on rank 0 shows the checks of its own machine in full.
     faults = machine.faults if machine is not None and comm.rank > 0 else ()
+    activity.enter("comparing the ranks, their links and datasets")
     facts = survey(cfg, comm, output, whole=True, own=tuple(faults))
     findings = judge(facts)
     if cfg is not None:

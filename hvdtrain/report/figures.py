@@ -94,6 +94,9 @@ class RunFigures:
     """Whether the number of nodes is not known for some attempt."""
     train_seconds: float
     wall_seconds: float
+    last_train_seconds: float
+    """Training time of the last attempt alone, as the wall time below."""
+    last_wall_seconds: float
     billed_seconds: float
     paused_seconds: float
     redone_seconds: float
@@ -203,6 +206,8 @@ def run_figures(run: RunRecord, targets: list[Target], prices: Prices) -> RunFig
         nodes_assumed=not all(known for _nodes, known in nodes),
         train_seconds=train_s,
         wall_seconds=run.wall_s,
+        last_train_seconds=sum(p.seconds for p in run.train if p.attempt == len(run.attempts) - 1),
+        last_wall_seconds=run.attempts[-1].seconds,
         billed_seconds=sum(attempt.seconds for attempt in run.attempts),
         paused_seconds=paused_s(run),
         redone_seconds=run.redone_s,

@@ -73,14 +73,18 @@ def _tiles(run: RunFigures) -> list[tuple[str, str]]:
     """The few figures that matter most."""
     figures = [
         ("top-1", run.top1, ratio),
-        ("training time", run.train_seconds or None, duration),
-        ("wall time", run.wall_seconds, duration),
+        (f"training time{_of_attempts(run)}", run.train_seconds or None, duration),
+        (f"wall time{_of_attempts(run)}", run.wall_seconds, duration),
         ("images/s", run.images_per_second, count),
         ("scaling efficiency", run.scaling_efficiency, exact_efficiency),
         ("cost on demand", run.cost.cost, dollars),
         ("cost on spot", run.cost.spot_cost, dollars),
     ]
     return [(name, write(value)) for name, value, write in figures if value is not None]
+
+
+def _of_attempts(run: RunFigures) -> str:
+    return f", all {run.attempts} attempts" if run.attempts > 1 else ""
 
 
 def _comparison(figures: list[RunFigures]) -> Table:
@@ -99,6 +103,8 @@ def _comparison(figures: list[RunFigures]) -> Table:
         ("training time", [duration(f.train_seconds) for f in figures]),
         ("wall time", [duration(f.wall_seconds) for f in figures]),
         ("attempts", [count(f.attempts) for f in figures]),
+        ("training time of the last attempt", [_of_last(f, f.last_train_seconds) for f in figures]),
+        ("wall time of the last attempt", [_of_last(f, f.last_wall_seconds) for f in figures]),
         ("paused between attempts", [duration(f.paused_seconds or None) for f in figures]),
         ("steps made twice", [duration(f.redone_seconds or None) for f in figures]),
         ("bad images", [count(f.bad_samples or None) for f in figures]),
@@ -106,6 +112,10 @@ def _comparison(figures: list[RunFigures]) -> Table:
     names = [run_label(index, run.run) for index, run in enumerate(figures)]
     filled = [[name, *cells] for name, cells in rows if any(cell != MISSING for cell in cells)]
     return Table(["", *names] if len(names) > 1 else [], filled, [])
+
+
+def _of_last(run: RunFigures, seconds: float) -> str:
+    return duration(seconds) if run.attempts > 1 else MISSING
 
 
 def _best(run: RunFigures) -> str:

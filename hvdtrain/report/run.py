@@ -164,6 +164,16 @@ def _changes(group: list[Event]) -> list[Event]:
     ]
 
 
+def time_before(path: Path) -> tuple[int, float]:
+    """The number of attempts in the log of a run, and their wall time together in seconds.
+
+    To be called before the next attempt writes its start.
+    """
+    timed = [event for event in read_lines(path)[0] if number(event, "time") is not None]
+    groups = [group for group in split(timed) if any(event["kind"] == "start" for event in group)]
+    return len(groups), sum(_attempt(group).seconds for group in groups)
+
+
 def _attempt(group: list[Event]) -> Attempt:
     """Start and end of an attempt. Notes do not count, since they may belong to the next attempt."""
     decisive = [event for event in group if event["kind"] != "note"] or group

@@ -8,7 +8,7 @@ import time
 from hvdtrain.report.figures import Cost, RunFigures, TargetResult
 
 MISSING = "–"
-ABOVE_ONE = "nothing lost: calibration ran slower than training"
+ABOVE_ONE = "above 100 % nothing is lost: the reference, calibration, ran slower than training"
 """What a scaling efficiency above 100 % means: its baseline was measured too low."""
 
 
@@ -97,10 +97,7 @@ def lines(runs: list[RunFigures]) -> str:
     """A few lines for each run."""
     texts = []
     for run in runs:
-        texts.append(
-            f"{run.run}  {progress(run)}  top-1 {ratio(run.top1)}  "
-            f"training {duration(run.train_seconds)}  wall {duration(run.wall_seconds)}"
-        )
+        texts.append(f"{run.run}  {progress(run)}  top-1 {ratio(run.top1)}  {_times(run)}")
         texts += [
             f"  {target_name(target.metric, target.target)}: {_target(target)}"
             for target in run.targets
@@ -112,6 +109,14 @@ def lines(runs: list[RunFigures]) -> str:
         if run.damaged_lines:
             texts.append(f"  {run.damaged_lines} damaged lines left out")
     return "\n".join(texts)
+
+
+def _times(run: RunFigures) -> str:
+    whole = f"training {duration(run.train_seconds)}  wall {duration(run.wall_seconds)}"
+    if run.attempts == 1:
+        return whole
+    last = f"{duration(run.last_train_seconds)}  wall {duration(run.last_wall_seconds)}"
+    return f"all {run.attempts} attempts: {whole}; the last one: training {last}"
 
 
 def _target(target: TargetResult) -> str:

@@ -43,7 +43,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
             _require_held_out(cfg, meta, loaders.fingerprints["val"])
             load_checkpoint(state, checkpoint, meta, model_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
-        activity.enter("evaluating")
+        activity.enter("evaluating", loaders.num_val, "images")
         result = evaluate(state, loaders.val(epoch), loaders.num_val)
         check_evaluation(Eval(epoch.index + 1.0, state.progress.step, loaders.num_val, **result))
         warnings = [*loaders.warnings, *([] if classes else [_NO_NAMES.format(checkpoint)])]

@@ -6,12 +6,15 @@ import json
 
 from hvdtrain.engine.noise_scale import advice
 from hvdtrain.files import write_atomically
+from hvdtrain.run.attempts import Earlier
 from hvdtrain.run.changes import accepted_before
 from hvdtrain.run.prepare import Run
 from hvdtrain.telemetry.reports import End, Eval, RunScaling, json_text
 
 
-def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s: float) -> End:
+def write_summary(
+    run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s: float, earlier: Earlier
+) -> End:
     """Report the end of the run, the same on every rank; rank 0 writes it as `summary.json`.
 
     `evaluation`: the last one. `scaling` and `wall_s` (seconds) are those of this attempt.
@@ -40,6 +43,9 @@ def write_summary(run: Run, evaluation: Eval | None, scaling: RunScaling, wall_s
         wall_seconds=wall_s,
         classes=run.data.classes,
         accepted_changes=accepted,
+        attempts=earlier.attempts + 1,
+        attempt_train_seconds=progress.train_seconds - earlier.train_seconds,
+        run_wall_seconds=earlier.wall_seconds + wall_s,
     )
     if run.comm.rank == 0:
         write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())

@@ -73,7 +73,7 @@ def _horovod(
     return Published(name, _MODELS[model](), cluster, efficiency, tol, source, 64 * 2**20)
 
 
-def _goyal() -> Published:
+def _goyal(latency_s: float = NETWORKS["tcp"].latency_s) -> Published:
     """ResNet-50 on 32×8 P100 over 50 Gbit Ethernet with Caffe2 and Gloo, relative to one server.
 
     90 epochs took 29 hours on one server of 8 GPUs; that gives its step time, with its straggler.
@@ -81,7 +81,7 @@ def _goyal() -> Published:
     no coordinator. Caffe2 runs several at once, the prediction one after the other.
     """
     server_step_s = 29 * 3600 / (90 * 1281167 / 256)
-    tcp = replace(NETWORKS["tcp"], link_gbit=50.0, call_s=0.0)
+    tcp = replace(NETWORKS["tcp"], link_gbit=50.0, call_s=0.0, latency_s=latency_s)
     profile = hand_given(
         "resnet50",
         image_size=224,
@@ -119,6 +119,19 @@ def published() -> list[Published]:
         _horovod("ResNet-101", 32, "tcp", 0.88, 0.03, _HOROVOD),
         _goyal(),
     ]
+
+
+def goyal_by_latency() -> dict[int, float]:
+    """The predicted efficiency of Goyal's point at other latencies from host to host, in µs."""
+    return {latency_us: _goyal(latency_us * 1e-6).predicted() for latency_us in (40, 50, 60)}
+
+
+def rdma_over_tcp() -> float:
+    """Predicted speed of VGG-16 on 32×4 GPUs over RDMA, divided by that over TCP."""
+    rdma, tcp = (
+        _horovod("VGG-16", 32, network, 0.0, 0.0, "").predicted() for network in ("rdma", "tcp")
+    )
+    return rdma / tcp
 
 
 def traffic_per_step() -> tuple[float, float]:

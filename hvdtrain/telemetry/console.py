@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from hvdtrain.report.text import duration, efficiency_text
 from hvdtrain.streams import Output
 from hvdtrain.telemetry.reports import Eval, Measured, Note, Report, Train
 
-PLAIN_INTERVAL_S = 2.0
-"""Shortest time between two plain progress lines."""
+SOON = 1.2
+"""A plain progress line is left out if the next report will be there in time for a sign of life, at
+this multiple of the time between the last two reports."""
 WIDEST_BAR, NARROW_BAR, LEAST_BAR = 24, 10, 4
 """Characters of the bar: it shrinks to NARROW_BAR before a part is left out, and further, or vanishes
 below LEAST_BAR, before one of NEEDED is."""
@@ -112,13 +114,18 @@ class Plain:
 
     def __init__(self, output: Output) -> None:
         self._output = output
-        self._next = 0.0
+        self._reported = -math.inf
 
     def write(self, report: Report) -> None:
-        """Print one report; progress only if the last line of progress is old enough."""
-        if isinstance(report, Train) and time.monotonic() >= self._next:
-            self._next = time.monotonic() + PLAIN_INTERVAL_S
-            self._print(train_text(report))
+        """Print one report; of those about training only as many as signs of life are due.
+
+        Otherwise each would stand beside a line of `activity` that says the same.
+        """
+        if isinstance(report, Train):
+            now = time.monotonic()
+            between_s, self._reported = now - self._reported, now
+            if activity.due_in() <= SOON * between_s:
+                self._print(train_text(report))
         elif isinstance(report, Eval):
             self._print(eval_text(report))
         elif isinstance(report, Note):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain.report.text import ABOVE_ONE
 from hvdtrain.telemetry.endpoint import Page
 from hvdtrain.telemetry.history import History, finite, rounded
 from hvdtrain.telemetry.lost_time import CAUSES, LostTime
@@ -193,4 +194,4 @@ def _page() -> bytes:
     page = (folder / "live.html").read_text(encoding="utf-8")
     for name in ("live.css", "charts.js", "live.js"):
         page = page.replace(f"/* {name} */", (folder / name).read_text(encoding="utf-8"))
-    return page.encode()
+    return page.replace("/* ABOVE_ONE */", ABOVE_ONE).encode()

@@ -220,11 +220,18 @@ class End(Report):
     noise_scale: dict[str, float] | None
     """`noise_scale.advice`."""
     train_seconds: float
+    """Time of the training steps of the whole run."""
     wall_seconds: float
+    """Of this attempt, set-up, evaluation and checkpoints included."""
     classes: list[str] = field(default_factory=list)
     """Their names, in the order of their numbers."""
     accepted_changes: list[str] = field(default_factory=list)
     """Changes of settings and of the datasets that --accept-changes has let pass."""
+    attempts: int = 1
+    attempt_train_seconds: float = 0.0
+    """As `train_seconds`, of this attempt."""
+    run_wall_seconds: float = 0.0
+    """As `wall_seconds`, of all attempts together, without the pauses between them."""
 
     def values(self) -> dict[str, Any]:
         """Without an evaluation there are no keys for it."""

@@ -26,7 +26,7 @@ from pipelines.sources import Source
 from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.base import Names, fingerprint
 from pipelines.sources.left_out import printable
-from pipelines.sources.packed import DATASET, FORMAT, INDEX, read_description
+from pipelines.sources.packed import DATASET, FORMAT, INDEX, Packed, read_description
 
 _SETTINGS = ".packing.json"
 _PARTS = ".parts"
@@ -106,12 +106,13 @@ class PackingFolder:
         for name, file in description["files"].items():
             if name != INDEX:
                 sizes[name.split("/")[0]] += file["size"]
+        means = Packed(str(self._root), "DST").bytes_per_image()
         return PackReport(
             path=self._dst,
             images=description["images"],
             classes=len(description["classes"]),
             copies={
-                name: PackedCopy(copy["short_side"], sizes[name])
+                name: PackedCopy(copy["short_side"], sizes[name], means[name])
                 for name, copy in description["copies"].items()
             },
             skipped=[BadImage(**bad) for bad in description["skipped"]],

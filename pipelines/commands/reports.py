@@ -24,6 +24,8 @@ class PackedCopy:
     """In pixels; None: the images as they were."""
     size_bytes: int
     """Size of all its shards."""
+    bytes_per_image: float
+    """Mean size of its images, as `hvdtrain plan` shows it; shards also have headers and labels."""
 
 
 @dataclass(frozen=True)

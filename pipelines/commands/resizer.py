@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, types
 
+from hvdtrain.errors import is_out_of_memory
 from pipelines.images.decoder import DecodeError
 
 BATCH = 16
@@ -60,6 +61,8 @@ class Resizer:
             return self._run(encoded, sizes)  # type: ignore[return-value]
         except RuntimeError as error:
             self.close()
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from None
             if len(encoded) == 1:
                 return [str(DecodeError(error))]
         pairs = zip(encoded, sizes, strict=True)

@@ -61,10 +61,10 @@ def stage(
                 remove(target, extra)
             total = sum(file.size for file in files)
             count = _Count(progress, total)
-            right = list(pool.map(lambda file: _is_right(source, target, file), files))
+            count.add(0)
+            right = list(pool.map(lambda file: _check(source, target, file, count), files))
             kept = [file for file, good in zip(files, right, strict=True) if good]
             missing = [file for file, good in zip(files, right, strict=True) if not good]
-            count.add(sum(file.size for file in kept))
             _require_room(target, sum(file.size for file in missing))
             futures = [pool.submit(_copy, source, target, file, count) for file in missing]
             try:
@@ -88,6 +88,14 @@ def stage(
         extra=extra,
         deleted=delete,
     )
+
+
+def _check(source: Path, target: Path, file: File, count: _Count) -> bool:
+    """Whether `target` has the file as it should be; then it is counted as done."""
+    right = _is_right(source, target, file)
+    if right:
+        count.add(file.size)
+    return right
 
 
 class _Count:

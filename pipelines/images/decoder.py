@@ -12,6 +12,7 @@ import torch
 from nvidia.dali import Pipeline
 from torch.utils.dlpack import from_dlpack
 
+from hvdtrain.errors import is_out_of_memory
 from pipelines.bad import PIXEL, PIXEL_SIZE
 from pipelines.images.graphs import GRAPHS
 from pipelines.images.recipes import Inputs, Recipe
@@ -32,6 +33,11 @@ class DecodeError(Exception):
         numbered = re.search(r"sample #(\d+)", text)
         self.sample = int(numbered.group(1)) if numbered else None
         """Position in the batch of the sample that DALI names; None if it names none."""
+
+
+def decode_fault(error: RuntimeError) -> DecodeError | MemoryError:
+    """The error for what DALI raised; lacking memory is no fault of an image."""
+    return MemoryError(str(error)) if is_out_of_memory(error) else DecodeError(error)
 
 
 class Decoder:
@@ -73,7 +79,7 @@ class Decoder:
             self._pipeline.schedule_run()
         except RuntimeError as error:  # about this batch, or an earlier one
             self.reset()
-            raise DecodeError(error) from None
+            raise decode_fault(error) from None
 
     def result(self) -> torch.Tensor:
         """The images of the oldest batch not taken yet: [N, 3, S, S] float32 on the device, a view
@@ -83,7 +89,7 @@ class Decoder:
             outputs = self._pipeline.outputs()
         except RuntimeError as error:
             self.reset()
-            raise DecodeError(error) from None
+            raise decode_fault(error) from None
         self._kept.popleft()
         return self._images(outputs)
 

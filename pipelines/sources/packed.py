@@ -88,6 +88,14 @@ class Packed:
         view.load()
         return view
 
+    def bytes_per_image(self, ids: np.ndarray | None = None) -> dict[str, float]:
+        """Mean size of the images of each copy, by its name, without what tar adds.
+
+        `ids`: of these samples alone. Raises DataError if the index is damaged.
+        """
+        chosen = slice(None) if ids is None else ids
+        return {name: float(self.column(f"{name}.size")[chosen].mean()) for name in self._views}
+
     def column(self, name: str) -> np.ndarray:
         """One array of the index, [len] or flat. Raises DataError if the index is damaged."""
         try:

@@ -28,9 +28,10 @@ class IndexReport(NamedTuple):
     left_out: LeftOut
 
 
-def write_index(path: str) -> IndexReport:
+def write_index(path: str, progress: tar_index.Progress = tar_index.unseen) -> IndexReport:
     """Read all headers of the shards at `path`, and save an index next to the shards.
 
+    `progress(shards read, all shards)`.
     Raises DataError if `path` is of another kind, a shard is damaged, or the index cannot be
     written.
     """
@@ -42,7 +43,7 @@ def write_index(path: str) -> IndexReport:
     reader = ShardReader(shard_paths(path, "data index", left_out))
     file = tar_index.index_path(path)
     try:
-        index = tar_index.write(reader, file)
+        index = tar_index.write(reader, file, progress)
     except OSError as error:
         raise DataError(f"{file}: cannot write: {error.strerror}") from None
     left_out.merge(index.left_out)

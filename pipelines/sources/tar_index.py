@@ -7,6 +7,7 @@ SHARDS/.hvdtrain-index.npz   names, labels, offsets and sizes of all images, and
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ _FORMAT = 2
 _COLUMNS = ("starts", "names", "name_ends", "offsets", "sizes", "numbers", "texts", "left_out")
 _STATES = ("shards", "lengths", "changed")
 _FIX = "run hvdtrain data index again, or delete it"
+Progress = Callable[[int, int], None]
 _THREADS = 8  # hide the latency of a network disk while indexing
 
 
@@ -55,14 +57,23 @@ def index_path(path: str) -> Path:
     return place / INDEX if place.is_dir() else place.with_name(f".{place.name}{INDEX}")
 
 
-def read_headers(reader: ShardReader) -> TarIndex:
-    """Read all headers of all shards.
+def unseen(_done: int, _total: int) -> None:
+    """A `Progress` that nobody looks at."""
+
+
+def read_headers(reader: ShardReader, progress: Progress = unseen) -> TarIndex:
+    """Read all headers of all shards. `progress(shards read, all shards)`.
 
     Raises DataError if one is damaged, a label is missing, or images are in no sample because of
     dots in their names.
     """
+    count = len(reader.paths)
+    progress(0, count)
+    shards = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        shards = list(pool.map(lambda k: read_shard(reader, k), range(len(reader.paths))))
+        for shard in pool.map(lambda k: read_shard(reader, k), range(count)):
+            shards.append(shard)
+            progress(len(shards), count)
     left_out = LeftOut()
     for shard in shards:
         left_out.merge(shard.left_out)
@@ -87,10 +98,10 @@ def read_headers(reader: ShardReader) -> TarIndex:
     )
 
 
-def write(reader: ShardReader, file: Path) -> TarIndex:
+def write(reader: ShardReader, file: Path, progress: Progress = unseen) -> TarIndex:
     """Read all headers, and save the index, whole or not at all. Raises DataError, OSError."""
     states = _states(reader.paths)
-    index = read_headers(reader)
+    index = read_headers(reader, progress)
     with whole_file(file) as stream:
         np.savez(
             stream,

@@ -222,6 +222,11 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert [event["step"] > 45 for event in events if event["kind"] == "stop"] == [True]
     restarts = [event["restarts_after_signal"] for event in events if event["kind"] == "start"]
     assert restarts == [0, 1]
+    assert summary["attempts"] == 2
+    assert 0 < summary["attempt_train_seconds"] < summary["train_seconds"]
+    assert summary["wall_seconds"] < summary["run_wall_seconds"]
+    assert "this attempt " in resumed.stdout
+    assert "all 2 attempts " in resumed.stdout
     norms = [event["gradient_norm"] for event in events if event["kind"] == "train"]
     assert all(norm > 0 for norm in norms)
     # Another number of ranks sums in another order: equal except for rounding.

@@ -12,8 +12,21 @@ import pytest
 
 from hvdtrain import activity
 from hvdtrain.activity import Activity
+from hvdtrain.cli.progress import counting
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
 from hvdtrain.telemetry.console import bar_line, train_parts
+from hvdtrain.train import train as train_run
 from tests.made_reports import train
+
+CONFIG = """
+name: tiny
+data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
+model: {{name: resnet8_cifar}}
+lr: {{base: 0.1, warmup: none, schedule: constant}}
+phases: [{{epochs: 3, image_size: 16, batch_per_worker: 11}}]
+metrics: {{enabled: false}}
+"""
 
 
 class Clock:
@@ -38,6 +51,32 @@ def test_a_line_is_due_within_two_seconds_of_the_last_output() -> None:
     present.enter("epoch 1", 100)
     present.step(7)
     assert present.text() == "epoch 1, step 7 of 100"
+
+
+def test_the_first_images_are_decoded_once_an_attempt(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    monkeypatch.setattr(activity, "enter", lambda stage, *_: stages.append(stage))
+    config = CONFIG.format(root=small_root)
+    train_run(parse_config(config), Solo(), run_dir=tmp_path)
+    assert stages.count("decoding the first images") == 1
+    assert stages.index("decoding the first images") < stages.index("epoch 1")
+    assert {"epoch 2", "epoch 3", "evaluating", "writing a checkpoint"} < {*stages}
+
+
+def test_what_is_counted_is_named() -> None:
+    with counting("packing", "images") as count:
+        assert activity.text() == "listing the dataset"
+        count(0, 2000)
+        assert activity.text() == "packing, 0 of 2,000 images"
+        count(1500, 2000)
+        assert activity.text() == "packing, 1,500 of 2,000 images"
+        count(2000, 2000)
+        assert activity.text() == "packing: finishing"
+    with counting("staging", "bytes") as count:
+        count(10**9, 2 * 10**9 + 1)
+        assert activity.text() == "staging, 1,000 of 2,001 MB"
 
 
 def test_lines_are_shown_until_the_end() -> None:

@@ -12,6 +12,11 @@ const short = new Intl.NumberFormat("en-US", {notation: "compact", maximumSignif
 const plain = (value, tick) => tick ? short.format(value) : number(4)(value);
 const whole = (value, tick) => tick ? short.format(value) : Math.round(value).toLocaleString("en-US");
 const percent = (value, tick) => `${(100 * value).toFixed(tick ? 0 : 1)}%`;
+// Above 100 % the figure never stands alone; the text is that of the console and the report.
+const ABOVE_ONE = "/* ABOVE_ONE */";
+const above = value => value >= 1.0005;
+const efficiency = (value, tick) =>
+  percent(value, tick) + (!tick && above(value) ? ` (${ABOVE_ONE})` : "");
 const pixels = value => `${Math.round(value)} px`;
 const seconds = value => value < 1 ? `${number(3)(1000 * value)} ms` : `${number(3)(value)} s`;
 
@@ -54,7 +59,7 @@ const overEpochs = {x: "epoch", formatX: value => `epoch ${number(4)(value)}`, u
 const CHARTS = [
   {...overTime, title: "Throughput", zero: true, format: whole,
     lines: [line("images_per_second", "images/s", "blue")]},
-  {...overTime, title: "Efficiency", zero: true, top: 1, format: percent,
+  {...overTime, title: "Efficiency", zero: true, top: 1, format: efficiency,
     lines: [line("efficiency", "scaling", "green"),
       line("efficiency_ceiling", "limit of the link", "gray", "dashed")]},
   {...overTime, title: "Lost time", zero: true, top: 1, stacked: true, format: percent,
@@ -119,12 +124,18 @@ function showHead({run, state, train}) {
   document.title = train ? `${percent(done, true)} · ${run.name}` : run.name;
 }
 
+// A mark in the efficiency's tile, and its meaning below the tiles.
+function showAbove(yes) {
+  const name = tiles[TILES.findIndex(([, key]) => key === "efficiency")].nextSibling;
+  name.textContent = yes ? "efficiency *" : "efficiency";
+  $("above").hidden = !yes;
+  $("above").textContent = yes ? `* efficiency: ${ABOVE_ONE}` : "";
+}
+
 function showLost(train) {
   $("lost").hidden = !isNumber(train?.efficiency);
   $("explanation").textContent = train?.explanation ??
-    (train?.efficiency > 1.005
-      ? "Above 100 % nothing is lost: calibration ran slower than training."
-      : "Too little is lost to name a cause.");
+    (above(train?.efficiency) ? ABOVE_ONE : "Too little is lost to name a cause.");
   CAUSES.forEach(([key], i) => showValue(causes[i], train?.[key], percent));
 }
 
@@ -173,6 +184,7 @@ function show(live) {
   seen = live;
   document.body.classList.remove("stale");
   showHead(live);
+  showAbove(above(live.train?.efficiency));
   showList($("alerts"), live.alerts.map(alert => [alert.text, alert.kind]));
   TILES.forEach(([from, key, , format], i) => showValue(tiles[i], live[from]?.[key], format));
   tiles.forEach(value => { value.parentElement.hidden = value.textContent === "–"; });

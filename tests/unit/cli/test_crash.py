@@ -5,27 +5,39 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from hvdtrain import activity
+from hvdtrain.cli.crash import unexpected
+from hvdtrain.errors import ResourceError
+from pipelines.images.decoder import DecodeError, decode_fault
 from tests.launch import environment
 
 BROKEN = """
 import pathlib, sys
 import hvdtrain.config.load as load
-def broken(*_): raise ZeroDivisionError("caf\\udce9 of " + "x" * 400)
+def broken(*_): BODY
 load._validate = broken
 from hvdtrain.cli.main import main
 main()
 """
 
 
-def crash(tmp_path: Path, *before: str, tmpdir: str) -> subprocess.CompletedProcess[str]:
+def crash(
+    tmp_path: Path,
+    *before: str,
+    tmpdir: str,
+    body: str = 'raise ZeroDivisionError("caf\\udce9 of " + "x" * 400)',
+) -> subprocess.CompletedProcess[str]:
     config = tmp_path / "a.yaml"
     config.write_text("phases: [{epochs: 1}]")
     return subprocess.run(
-        [*before, sys.executable, "-c", BROKEN, "plan", str(config)],
+        [*before, sys.executable, "-c", BROKEN.replace("BODY", body), "plan", str(config)],
         env=environment({"TMPDIR": tmpdir}),
         capture_output=True,
         text=True,
@@ -56,3 +68,54 @@ def test_without_a_place_for_the_file_the_traceback_is_printed(tmp_path: Path) -
     assert done.returncode == 70
     assert "Traceback" in done.stderr
     assert "the traceback above" in done.stderr.splitlines()[-1]
+
+
+def test_a_lack_of_memory_is_no_bug(tmp_path: Path) -> None:
+    done = crash(tmp_path, tmpdir=str(tmp_path), body="bytearray(2**60)")
+    assert done.returncode == ResourceError.exit_code
+    [line] = done.stderr.splitlines()
+    assert line == (
+        "hvdtrain: error: out of memory during: starting: use fewer --threads, or a machine with more "
+        "memory"
+    )
+    assert not [*tmp_path.glob("hvdtrain-crash-*")]
+
+
+def too_large_for_torch() -> None:
+    torch.empty(2**50)
+
+
+def too_large_for_numpy() -> None:
+    np.empty(2**60, dtype=np.uint8)
+
+
+def too_large_for_a_gpu() -> None:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.25 GiB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fails", "asked", "where"),
+    [
+        (too_large_for_torch, "tried to allocate 4503599627370496 bytes", "out of memory"),
+        (too_large_for_numpy, "allocate 1.00 EiB", "out of memory"),
+        (too_large_for_a_gpu, "tried to allocate 20.00 MiB", "out of memory on the GPU"),
+    ],
+)
+def test_memory_of_each_kind(fails: Callable[[], None], asked: str, where: str) -> None:
+    activity.enter("epoch 3", 40)
+    activity.step(7)
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        fails()
+    error = unexpected(caught.value)
+    assert isinstance(error, ResourceError)
+    assert str(error).startswith(
+        f"{where} during: epoch 3, step 7 of 40 ({asked}): reduce phases.N."
+    )
+    assert ("decode_threads" in str(error)) == (where == "out of memory")
+
+
+def test_lacking_memory_makes_no_image_bad() -> None:
+    assert isinstance(decode_fault(RuntimeError("Error: std::bad_alloc")), MemoryError)
+    assert isinstance(decode_fault(RuntimeError("nvjpeg: damaged")), DecodeError)

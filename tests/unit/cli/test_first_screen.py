@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from hvdtrain import __version__
 from hvdtrain.cli.main import main
 
 
@@ -40,3 +43,16 @@ def test_a_wrong_option_is_one_line(
     assert shown.startswith("hvdtrain: error: ")
     assert shown.endswith("did you mean --world-size?\n")
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("-m", "hvdtrain", "--version"), ("-c", "VERSION")])
+def test_the_folder_above_a_clone_does_not_shadow_the_package(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "hvdtrain").symlink_to(Path(__file__).resolve().parents[3])
+    code = "import hvdtrain; print('hvdtrain', hvdtrain.__version__)"
+    words = tuple(code if word == "VERSION" else word for word in words)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"hvdtrain {__version__}\n"), done.stderr

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import json
 import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +60,26 @@ def test_the_store_of_srun_needs_horovod(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(CommError) as caught:
         importlib.import_module("hvdtrain.launch.rendezvous")
     assert str(caught.value).endswith(GET_HOROVOD)
+
+
+def test_a_horovod_built_without_torch_is_named_as_such_and_nothing_else_is_printed(
+    tmp_path: Path,
+) -> None:
+    """As `pip install horovod` leaves it behind where torch was not there to build with."""
+    found = importlib.machinery.PathFinder.find_spec("horovod")
+    if found is None or found.origin is None:
+        pytest.skip("no Horovod here")
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(Path(found.origin).parent, tmp_path / "horovod", ignore=ignored)
+    done = subprocess.run(
+        [sys.executable, "-m", "hvdtrain", "doctor", "--json"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert (done.returncode, checks["horovod"]["ok"]) == (1, False)
+    built = "Horovod was built without torch, so its build has failed"
+    assert checks["horovod"]["detail"] == f"{built}: {GET_HOROVOD}"
+    assert "MPI libs are missing" not in done.stderr

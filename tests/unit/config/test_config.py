@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hvdtrain import config
+from hvdtrain.config import schema
 from hvdtrain.config.load import load_config, parse_config
 from hvdtrain.config.reference import reference
 from hvdtrain.config.schema import Config
@@ -269,3 +273,13 @@ def test_a_share_of_all_or_nothing_is_refused(share: str) -> None:
         f"command line: data.val={share}: data.val: expected a path, or the share of data.train to "
         f"hold out, above 0 and below 1, found {number}; a folder of that name is ./{share}"
     )
+
+
+def test_the_sections_of_the_schema_can_be_imported_from_the_package() -> None:
+    assert {*config.__all__} == {*schema.__all__} - {"GROUP_MB"}
+    for name in config.__all__:
+        assert getattr(config, name) is getattr(schema, name)
+    with pytest.raises(ImportError, match="Modle"):
+        exec("from hvdtrain.config import Modle")
+    code = "import sys, hvdtrain.config.data; assert 'hvdtrain.config.schema' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

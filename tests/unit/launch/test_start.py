@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch.commands import named_config
-from hvdtrain.launch.start import launch_request, prepare
+from hvdtrain.launch.start import AS_ROOT, launch_request, prepare
 
 TRAIN = ("train", "x.yaml")
 
@@ -23,6 +24,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         script.write_text(f'#!/bin/sh\necho "mpirun (Open MPI) 4.1.6"\nenv > {tmp_path}/env\n')
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     return {"PATH": os.environ["PATH"], "HOME": "/root", "NCCL_DEBUG": "INFO", "EDITOR": "vi"}
 
 
@@ -75,6 +77,28 @@ def test_horovodrun_gets_only_what_may_be_forwarded(env: dict[str, str], tmp_pat
     assert given["NCCL_DEBUG"] == "INFO"
     assert given["HOME"] == "/root"
     assert "EDITOR" not in given
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun"])
+def test_root_is_told_what_mpirun_wants_before_it_starts(
+    launcher: Literal["mpirun", "horovodrun"],
+    env: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = launch_request(TRAIN, env, hosts="localhost:2", launcher=launcher)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for half in ({}, {AS_ROOT[0]: "1"}):
+        job = prepare(request, env | half)
+        (tmp_path / "env").unlink(missing_ok=True)  # of asking for the version
+        with pytest.raises(ConfigError) as refused:
+            job.run()
+        assert not (tmp_path / "env").exists()
+        assert str(refused.value).endswith(f"first export {AS_ROOT[0]}=1 {AS_ROOT[1]}=1")
+        assert "\n" not in str(refused.value)
+    assert prepare(request, env | dict.fromkeys(AS_ROOT, "1")).run() == 0
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert prepare(request, env).run() == 0
 
 
 def test_launchers_that_cannot_do_it(env: dict[str, str]) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from hvdtrain import activity
 from hvdtrain.cli import data as data_cli
 from hvdtrain.cli import main as cli
 from pipelines.commands import pack_options
@@ -39,11 +42,13 @@ def test_pack_plan_stage(run, folder, tmp_path):
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"{tmp_path}/p: 21 images of 3 classes"
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["32", "orig"]
+    packed = re.findall(r"([\d.]+ kB an image)", out)
     (tmp_path / "c.yaml").write_text(CONFIG)
     code, out, _err = run("plan", tmp_path / "c.yaml", f"data.train={tmp_path}/p")
     assert code == 0
     assert "epochs 0-1 read   copy 32 (" in out
     assert "epochs 1-2 read   copy orig (" in out
+    assert re.findall(r"([\d.]+ kB an image)", out) == packed  # as data pack has said
     _code, out, _err = run("plan", tmp_path / "c.yaml", f"data.train={tmp_path}/p", "--json")
     assert [phase["reads"]["copy"] for phase in json.loads(out)["phases"]] == ["32", "orig"]
     code, out, _err = run("data", "stage", tmp_path / "p", tmp_path / "s", "--copies", "32")
@@ -195,3 +200,27 @@ def test_a_folder_without_labels_is_scanned(run, folder):
     code, out, _err = run("data", "scan", folder / "ant")
     assert code == 0
     assert "7 images of no classes (to train on them, " in out
+
+
+def test_a_command_shows_its_stages_from_the_beginning(run, folder, tmp_path, monkeypatch):
+    folder, shards = shutil.copytree(folder, tmp_path / "images"), tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "a.tar", "w") as tar:
+        image = min((folder / "ant").iterdir())
+        (tmp_path / "0.cls").write_text("3")
+        tar.add(image, f"0{image.suffix}")
+        tar.add(tmp_path / "0.cls", "0.cls")
+    stages, enter = [], activity.enter
+    monkeypatch.setattr(activity, "enter", lambda *stage: (stages.append(stage), enter(*stage)))
+    for words, counted in (
+        (("scan", folder), None),
+        (("pack", folder, tmp_path / "p"), ("packing", 21, "images")),
+        (("stage", folder, tmp_path / "s"), ("staging", 1, "MB")),
+        (("index", shards), ("reading headers", 1, "shards")),
+    ):
+        stages.clear()
+        code, _out, err = run("data", *words)
+        assert (code, err) == (0, "")
+        assert stages[0] == ("listing the dataset",)
+        assert stages[1:-1] == ([counted] if counted else [])
+        assert stages[-1][0].endswith(": finishing")

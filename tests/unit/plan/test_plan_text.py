@@ -62,6 +62,12 @@ def test_the_text_names_what_the_optimizer_has(optimizer: str, more: str, fact: 
     text = plan_text(cfg, make_plan(cfg, 1, 10**5))
     assert fact in text
     assert ("\nmomentum" in text) == ("momentum" in fact)
+    [phase] = plan_dict(cfg, make_plan(cfg, 1, 10**5))["phases"]
+    assert ("momentum_first" in phase) == ("momentum_last" in phase) == ("momentum" in fact)
+    if "momentum" not in fact:
+        second = cfg.optimizer.betas[1]
+        assert phase["betas_first"] == [0.8 if "0.8" in fact else 0.9, second]
+        assert phase["betas_last"] == [pytest.approx(phase["betas_first"][0], abs=0.1), second]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hvdtrain.report.figures import (
     target_result,
 )
 from hvdtrain.report.phases import phase_speeds
-from hvdtrain.report.run import RunRecord, label_by_path, read_run
+from hvdtrain.report.run import RunRecord, label_by_path, read_run, time_before
 from hvdtrain.report.targets import Target, parse_target
 from tests.report_runs import Log, restarted
 
@@ -73,6 +73,7 @@ def test_the_whole_of_a_restarted_run(tmp_path: Path) -> None:
     assert (found["train_seconds"], found["redone_seconds"]) == (40.0, 10.0)
     assert (found["wall_seconds"], found["paused_seconds"]) == (2024 - 990, 1980 - 1032)
     assert found["billed_seconds"] == 42 + 44
+    assert (found["last_train_seconds"], found["last_wall_seconds"]) == (20.0, 44)
     assert found["node_hours"] == pytest.approx((2 * 42 + 4 * 44) / 3600)
     assert found["cost"] == pytest.approx((2 * 42 + 4 * 44) / 3600 * 24.48)
     assert (found["samples"], found["images_per_second"]) == (400.0, 10.0)
@@ -133,6 +134,13 @@ def test_restarts_are_counted_by_cause(tmp_path: Path) -> None:
             log.write(time + 3, "stop", cause="signal", step=10)
     log.write(5000.0, "note", text="resumed from c")  # of the attempt that is about to start
     assert restarts(log.root / "events.jsonl") == Restarts(by_signal=1, by_crash=3)
+
+
+def test_the_time_of_the_attempts_before(tmp_path: Path) -> None:
+    log = restarted(tmp_path)
+    assert time_before(log.root / "events.jsonl") == (2, 42 + 44)
+    log.write(3000, "note", text="resumed from e2: epoch 2, image 0")  # of the one that begins
+    assert time_before(log.root / "events.jsonl") == (2, 42 + 44)
 
 
 def test_of_a_run_started_again_in_its_directory_only_the_second_start_counts(

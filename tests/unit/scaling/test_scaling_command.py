@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from hvdtrain.errors import ConfigError
 from hvdtrain.scaling.profile import read_calibration
 from tests.launch import REPOSITORY
 
+PAGE = REPOSITORY / "docs/explanation/scaling.md"
 DIUX = str(REPOSITORY / "configs/imagenet_resnet50_diux_4.yaml")
 BY_HAND = ("--step-ms", "80", "--image-size", "224", "--batch", "224")
 CALIBRATION = {
@@ -185,8 +187,29 @@ def test_compare_and_published(
     assert command(monkeypatch, "compare", str(tmp_path / "no.json")) == 6
     assert "no.json: cannot be read" in capsys.readouterr().err
     assert command(monkeypatch, "published") == 0
-    table = capsys.readouterr().out.strip()
-    assert table.split("\n\n")[0] in (REPOSITORY / "docs/explanation/scaling.md").read_text()
+    table, _, more = capsys.readouterr().out.partition("\n\n")
+    page = PAGE.read_text()
+    assert table in page
+    for printed, written in (
+        ("112 logged, 100.0 predicted", "The model says 100.0 (−11 %)"),
+        ("40 µs 96%, 50 µs 91%, 60 µs 86%", "the model says 96 %, at 50 µs 91 %, at 60 µs 86 %"),
+        ("1.15× that over TCP", "the model says 15 %"),
+    ):
+        assert printed in more
+        assert written in " ".join(page.split())
+
+
+def test_the_page_shows_what_its_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(
+        r"```console\n\$ hvdtrain scaling (.*?[^\\])\n(.*?)```", PAGE.read_text(), re.DOTALL
+    )
+    assert len(blocks) == 1
+    monkeypatch.chdir(REPOSITORY)
+    for words, printed in blocks:
+        assert command(monkeypatch, *words.replace("\\\n", " ").split()) == 0
+        assert capsys.readouterr().out == printed
 
 
 SMALL = """

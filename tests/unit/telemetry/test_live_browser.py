@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hvdtrain.telemetry.reports import Eval, Note
+from hvdtrain.report.text import ABOVE_ONE
+from hvdtrain.telemetry.lost_time import CAUSES as CAUSES_OF_LOSS
+from hvdtrain.telemetry.reports import Eval, Note, Scaling
 from tests.browser import CHROMIUM, Tab, opened
 from tests.live_run import FakeRun
+from tests.made_reports import TRAIN
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium in PATH")
 
@@ -34,6 +38,7 @@ GAUGES = {
 TILES = """Object.fromEntries([...document.querySelectorAll('.tile:not([hidden])')].map(
     tile => [tile.querySelector('span').innerText, [+tile.firstChild.value, tile.firstChild.innerText]]))"""
 CAUSES = "[...document.querySelectorAll('#causes data')].map(data => +data.value)"
+TILE = "[...document.querySelectorAll('.tile')][1].firstChild.innerText"
 CELLS = "document.querySelectorAll('#strip button').length"
 
 
@@ -108,6 +113,22 @@ def test_its_numbers_are_those_of_the_endpoint(run: FakeRun, tab: Tab) -> None:
         run.advance(100)  # the page updates by itself
     assert tab.complaints == []
     assert {*tab.requests} - {"about:blank"} == {run.address, run.address + "api/live"}
+
+
+def test_an_efficiency_above_100_percent_comes_with_its_meaning(run: FakeRun, tab: Tab) -> None:
+    tab.open(run.address)
+    shown(tab, run)
+    above = "document.querySelector('#above').innerText"
+    assert tab.value(above) == ""
+    for efficiency, shown_with in ((1.0004, ""), (1.05, f"* efficiency: {ABOVE_ONE}")):
+        scaling = Scaling(efficiency, lost=dict.fromkeys(CAUSES_OF_LOSS, 0.0))
+        run.exporter.write(replace(TRAIN, scaling=scaling))
+        tab.until(f"{above} === {json.dumps(shown_with)} && {TILE} === '{efficiency:.1%}'")
+    assert "efficiency *" in tab.value(TILES)
+    assert tab.value("document.querySelector('#explanation').innerText") == ABOVE_ONE
+    charts = "[...document.querySelectorAll('figcaption')].map(each => each.innerText).join()"
+    assert f"105.0% ({ABOVE_ONE})" in tab.value(charts)
+    assert tab.complaints == []
 
 
 @pytest.mark.parametrize("run", [256], indirect=True)

@@ -30,6 +30,7 @@ RUN = ["name", "run_dir", "world_size", "epochs", "steps", "samples"]
 COSTS = [
     *("images_per_second", "scaling_efficiency", "lost_time", "comm", "noise_scale"),
     *("train_seconds", "wall_seconds", "classes", "accepted_changes"),
+    *("attempts", "attempt_train_seconds", "run_wall_seconds"),
 ]
 RESTARTS = ["restarts_after_signal", "restarts_after_crash"]
 KEYS: dict[str, list[str]] = {

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from hvdtrain import activity
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.stopwatch import Stopwatch
 from hvdtrain.errors import ResourceError
+from hvdtrain.report.text import ABOVE_ONE
 from hvdtrain.streams import Output
 from hvdtrain.telemetry.console import Plain, eval_text, train_text
 from hvdtrain.telemetry.hardware import LinkUse
@@ -119,7 +121,7 @@ def test_json_lines(tmp_path: Path) -> None:
         JsonLines(tmp_path, print)
 
 
-def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_console(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = {"gradient_noise_scale": None, "cause": None, "straggler": None}
     well = train(**quiet, data_wait_ratio=0.2)
     assert train_text(well) == (
@@ -129,15 +131,21 @@ def test_plain_console(capsys: pytest.CaptureFixture[str]) -> None:
     assert "efficiency" not in train_text(train(**quiet, efficiency=None))
     assert "waits for data" not in train_text(train(**quiet, data_wait_ratio=0.04))
     lost = {"cause": "straggling", "straggler": 3, "lost": {"straggling": 0.3}}
+    above = train(**quiet, efficiency=1.06)
+    assert f"  efficiency 106% ({ABOVE_ONE})" in train_text(above)
     assert "  lost to straggling 30%  by rank 3" in train_text(train(**lost))
     assert "  noise scale 1,310  " in train_text(train(gradient_noise_scale=1310.4))
     plain = Plain(Output(print))
     plain.write(well)
-    plain.write(well)  # too soon after the first
+    monkeypatch.setattr(activity, "due_in", lambda: 1.0)  # the next report is in time
+    plain.write(well)
+    monkeypatch.setattr(activity, "due_in", lambda: 0.0)
+    plain.write(train(epoch=2.0))
     plain.write(EVAL)
     plain.write(Note("resumed"))
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3
-    assert out[1] == eval_text(EVAL)
-    assert "50,000 images: top-1 0.5000" in out[1]
-    assert out[2] == "resumed"
+    assert len(out) == 4
+    assert [line.split()[1] for line in out[:2]] == ["1.50/3", "2.00/3"]
+    assert out[2] == eval_text(EVAL)
+    assert "50,000 images: top-1 0.5000" in out[2]
+    assert out[3] == "resumed"
