@@ -87,6 +87,22 @@ def without_adobe_mark() -> bytes:
     return data[:begin] + data[begin + 2 + length :]
 
 
+def jpeg_2000_that_crashes_decoders() -> bytes:
+    """A gray JPEG 2000 of which one byte of the header is damaged."""
+    data = bytearray(encode(picture().convert("L"), "JPEG2000"))
+    data[data.index(b"\xff\x4f") + 46] = 0xFF
+    return bytes(data)
+
+
+def png_with_damaged_exif() -> bytes:
+    """A PNG whose orientation, 6, has become 7; its checksum is that of before."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(picture(), "PNG", exif=exif)
+    begin = data.index(b"eXIf")
+    return data[:begin] + data[begin:].replace(b"\x00\x06", b"\x00\x07", 1)
+
+
 def flipped(data: bytes, begin: int, count: int) -> bytes:
     """`data` with `count` bytes inverted, starting at `begin`."""
     middle = bytes(255 - byte for byte in data[begin : begin + count])
@@ -190,6 +206,8 @@ BAD = {
     "flipped_codes": Kind(lambda: flipped(jpeg(), jpeg().index(b"\xff\xc4") + 6, 10), "decode"),
     "png_cut_in_half": Kind(lambda: png()[: len(png()) // 2], "truncated", suffix=".png"),
     "png_flipped": Kind(lambda: flipped(png(), 60, 8), "decode", suffix=".png"),
+    "png_exif_flipped": Kind(png_with_damaged_exif, "decode", suffix=".png"),
+    "jpeg_2000_flipped": Kind(jpeg_2000_that_crashes_decoders, "header", suffix=".jp2"),
     "webp_cut": Kind(
         lambda: encode(picture(), "WEBP", lossless=True)[:200], "header", suffix=".webp"
     ),

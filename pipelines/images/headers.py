@@ -122,7 +122,7 @@ def _png_size(data: memoryview) -> tuple[int, int]:
         name, after = bytes(data[place + 4 : place + 8]), place + 12 + length
         if after > end:
             break
-        critical = name[:1].isupper()
+        critical = name[:1].isupper() or name == b"eXIf"  # which may turn the image
         (checksum,) = struct.unpack_from(">I", data, after - 4)
         if critical and zlib.crc32(data[place + 4 : after - 4]) != checksum:
             raise HeaderError("decode", f"damaged PNG: checksum of {name!r} at byte {place}")
@@ -155,19 +155,29 @@ def _other_size(data: memoryview) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind, (width, height) = image.format, image.size  # for a TIFF PIL has turned it already
-            turned = kind != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            turned = kind != "TIFF" and _other_orientation(image) in _QUARTER_TURNS
             fault = {"TIFF": _tiff_fault, "PPM": _pnm_fault}.get(kind or "", _none)(image, data)
+            if kind == "JPEG2000" and width * height <= MAX_PIXELS:
+                image.load()  # a damaged one may crash DALI; PIL notices it
     except UnidentifiedImageError:
         raise HeaderError("format", "not an image") from None
     except Image.DecompressionBombError:
         raise HeaderError("size", f"more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:  # noqa: BLE001 - PIL raises many kinds on damaged data
-        raise HeaderError("header", f"damaged image header ({error})") from None
+        reason = " ".join(str(error).split())
+        raise HeaderError("header", f"damaged image ({reason})") from None
     if kind not in FORMATS:
         raise HeaderError("format", f"a {kind} file, which is not decoded")
     if fault:
         raise HeaderError("format", f"{fault}, which DALI does not decode as it is meant")
     return (width, height) if turned else (height, width)
+
+
+def _other_orientation(image: Image.Image) -> int | None:
+    exif = image.info.get("exif")
+    if image.format == "WEBP" and isinstance(exif, bytes):
+        return _orientation(memoryview(exif.removeprefix(b"Exif\0\0")))
+    return image.getexif().get(_ORIENTATION)
 
 
 def _none(_image: Image.Image, _data: memoryview) -> str:

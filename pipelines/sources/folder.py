@@ -17,20 +17,25 @@ from pipelines.sources.walk import FOLDER, IMAGE, images_below, kind, leave_out
 class ImageFolder:
     """One sub-folder of image files per class, in the order of their names (ImageNet's layout).
 
-    Links are followed. What is no image, hidden, or not in a class folder is counted in `left_out`.
+    Links are followed. What is no image, hidden, or not in a class folder is counted in `left_out`. A
+    class folder without images is refused, but left out of a validation set, which may lack classes.
     """
 
     def __init__(self, root: str, key: str) -> None:
         self._root = os.fsencode(root)
         self.left_out = LeftOut()
-        folders = _class_folders(root, key, self.left_out)
-        self.classes = [os.fsdecode(name) for name in folders]
+        self.classes: list[str] = []
         blocks, lengths, counts = [], [], []
-        for folder in folders:
+        for folder in _class_folders(root, key, self.left_out):
             files = _images_of_class(self._root, folder, key, self.left_out)
+            if not files:
+                continue
+            self.classes.append(os.fsdecode(folder))
             counts.append(len(files))
             lengths.append(np.fromiter(map(len, files), dtype=np.int64, count=len(files)))
             blocks.append(b"".join(files))
+        if not counts:
+            raise DataError(f"{key}: {printable(root)}: no images in it{_found(self.left_out)}")
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._names = Names(b"".join(blocks), np.cumsum(np.concatenate(lengths)))
         self.fingerprint = fingerprint(self.classes, self.labels, self._names)
@@ -111,7 +116,9 @@ def _beside(entry: os.DirEntry[bytes], what: str) -> str:
 def _images_of_class(root: bytes, folder: bytes, key: str, left_out: LeftOut) -> list[bytes]:
     own = LeftOut()
     files = images_below(os.path.join(root, folder), folder + b"/", key, own)
-    if not files:
+    if not files and key == "data.val":
+        own.add("class folders without images", folder)
+    elif not files:
         path = printable(os.fsdecode(os.path.join(root, folder)))
         raise DataError(f"{key}: {path}: a class folder without images{_found(own)}")
     left_out.merge(own)

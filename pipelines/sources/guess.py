@@ -183,11 +183,10 @@ def _level_of_classes(folder: bytes, key: str) -> bytes | None:
             return None
         if splits := _splits(os.fsdecode(folder), inner):
             return os.path.join(folder, os.fsencode(_likely(splits, key)))
-        if sum(has_image(os.path.join(folder, name)) for name in inner[:50]) > 1:
-            return folder
-        if len(inner) != 1:
-            return None
-        folder = os.path.join(folder, inner[0])
+        with_images = [name for name in inner[:50] if has_image(os.path.join(folder, name))]
+        if len(with_images) != 1:
+            return folder if with_images else None
+        folder = os.path.join(folder, with_images[0])
         if has_image(folder, deep=False):
             return None
     return None

@@ -24,6 +24,7 @@ from pipelines.sources.classes import (
     natural_order,
     renumbered,
 )
+from pipelines.sources.left_out import left_out_of
 from tests.unit.pipelines.pack_samples import TWO
 from tests.unit.pipelines.samples import photograph
 
@@ -117,6 +118,20 @@ def test_a_class_that_only_the_validation_set_has_is_refused(tmp_path):
     assert str(error.value) == (
         f"data.val: {val}: classes differ from data.train: missing bee; extra wasp"
     )
+
+
+def test_a_validation_set_may_have_an_empty_class_folder(tmp_path):
+    data = Data(train=tree(tmp_path / "t", ant=1, bee=1), val=tree(tmp_path / "v", ant=2, bee=0))
+    found = open_datasets(data, None, seed=0)
+    assert [w.split(": ", 2)[2] for w in found.warnings] == ["has no images of 1 of 2 classes: bee"]
+    assert found.sources["val"].labels.tolist() == [0, 0]
+    assert left_out_of(found.sources["val"]).counts == {"class folders without images": 1}
+    with pytest.raises(DataError, match=r"data.train: .*: a class folder without images"):
+        open_source(str(tmp_path / "v"), "data.train")
+    with pytest.raises(
+        DataError, match=r"data.val: .*: no images in it; found class folders without"
+    ):
+        open_source(tree(tmp_path / "w", ant=0), "data.val")
 
 
 def test_both_unicode_forms_of_a_name_are_one_class(tmp_path):

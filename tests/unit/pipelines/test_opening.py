@@ -60,6 +60,8 @@ def test_classes_that_are_called_like_a_split_among_others(tmp_path):
         (("data/a/1.jpg", "data/b/1.jpg"), "{}/data"),
         (("x/y/z/a/1.jpg", "x/y/z/b/1.jpg"), "{}/x/y/z"),
         (("x/train/a/1.jpg", "x/val/a/1.jpg"), "{}/x/train"),
+        (("x/images/a/1.jpg", "x/images/b/1.jpg", "x/meta/a.txt"), "{}/x/images"),
+        (("x/Data/y/train/a/1.jpg", "x/Data/y/val/1.jpg", "x/Notes/a.xml"), "{}/x/Data/y/train"),
     ],
 )
 def test_one_level_too_high(tmp_path, files, likely):
