@@ -67,7 +67,9 @@ def print_error_line(text: str) -> None:
     """One line on standard error, if somebody still reads it."""
     clear_status()
     try:
-        print(text, file=sys.stderr, flush=True)
+        # In one piece: mpirun and horovodrun write a prefix before each piece, even a line's end.
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
     except (OSError, ValueError):
         discard(sys.stderr)
 

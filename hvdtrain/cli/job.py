@@ -17,7 +17,7 @@ from hvdtrain.cli.misuse import only_settings
 from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.config.schema import Config, Train
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
-from hvdtrain.launch.job import note_stop
+from hvdtrain.launch.job import note_stop, noted_here
 from hvdtrain.launch.variables import launched_size
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.signals import ignore_repeats, wait_for_notice
@@ -85,19 +85,33 @@ def _ended_with_its_ranks(comm: Comm) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        noted = False
         if isinstance(error, Preempted):
             ignore_repeats()
-            if comm.rank == 0:
-                note_stop(os.environ)
+            noted = _note_stop(comm)
         if not isinstance(error, HvdtrainError) or not error.everywhere:
             if comm.size > 1:
                 _die(error, comm)
             raise
         comm.shutdown()
+        if noted:
+            if comm.rank == 0:
+                print_error(str(error))
+            raise typer.Exit from None
         if comm.rank > 0:
             raise typer.Exit(error.exit_code) from None
         raise
     comm.shutdown()
+
+
+def _note_stop(comm: Comm) -> bool:
+    """Note an orderly stop for `hvdtrain launch`; whether it will end with the code for it.
+
+    Then the ranks end with 0: mpirun takes any other code for a failure, and waits for twice its
+    grace. Ranks on other hosts do not know of the note.
+    """
+    noted = note_stop(os.environ) if comm.rank == 0 else noted_here(os.environ)
+    return noted and comm.size == comm.local_size
 
 
 def _die(error: BaseException, comm: Comm) -> NoReturn:

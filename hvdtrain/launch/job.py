@@ -87,6 +87,8 @@ def run_job(
             waiting.append(number)
         elif first is None:
             first = time.monotonic()
+            if sys.stderr.isatty():  # the cursor is at the end of the ranks' bar
+                os.write(2, b"\n")
             child.send_signal(checkpoint_signal)
         elif number in ENDING and time.monotonic() - first > REPEAT_S:
             child.send_signal(signal.SIGTERM)
@@ -116,21 +118,27 @@ def run_job(
         for number, handler in before.items():
             signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
-    if code != 0 and stopped:
+    if stopped:
         code = Preempted.exit_code
     return Ended(code if code >= 0 else 128 - code, first is not None)
 
 
-def note_stop(env: Mapping[str, str]) -> None:
+def note_stop(env: Mapping[str, str]) -> bool:
     """Note on rank 0, for the `run_job` that started it on this host, that it stopped in order.
 
     The launcher's exit code does not say so: Slurm signals all processes of a job, and a launcher
-    whose daemons were stopped ends with its own code.
+    whose daemons were stopped ends with its own code. Returns whether the note could be made.
     """
-    host, _, path = env.get(STOP_NOTE, "").partition(":")
-    if host == socket.gethostname():
-        with contextlib.suppress(OSError):
-            Path(path).touch()
+    with contextlib.suppress(OSError):
+        if noted_here(env):
+            Path(env[STOP_NOTE].partition(":")[2]).touch()
+            return True
+    return False
+
+
+def noted_here(env: Mapping[str, str]) -> bool:
+    """Whether a `run_job` on this host started this process."""
+    return env.get(STOP_NOTE, "").partition(":")[0] == socket.gethostname()
 
 
 def ask(*command: str) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -111,6 +117,40 @@ def test_a_signal_to_the_command(
         assert job.returncode != 0, out
     _, alive = psutil.wait_procs(everyone, timeout=30)
     assert alive == []
+
+
+def test_ctrl_c_in_a_terminal_of_80_columns(config: Path) -> None:
+    """The bar fits on every redraw, and a Ctrl-C leaves a checkpoint, code 75 and the cursor."""
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    words = [*COMMANDS["launch"], str(config), "--run-dir", "run", "train.log_every=1"]
+    job = subprocess.Popen(
+        ["setsid", "--ctty", *words],
+        cwd=config.parent,
+        env=environment({"TERM": "xterm"}),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+    )
+    os.close(inside)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the last process has closed the terminal
+        while text := os.read(terminal, 1 << 16):
+            if b"epoch 2" in shown and b"\x03" not in shown:
+                os.write(terminal, b"\x03")
+                shown += b"\x03"
+            shown += text
+    assert job.wait(timeout=60) == 75, shown
+    os.close(terminal)
+    assert kinds(config)[-2:] == ["checkpoint", "stop"]
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    bars = [
+        line for line in re.split(r"[\r\n]+", plain) if "%  " in line and "evaluated" not in line
+    ]
+    assert len(bars) > 3
+    assert max(len(re.sub(r"\^C|\x03", "", bar)) for bar in bars) < 80, bars
+    assert "continue with --resume run" in plain.splitlines()[-1]
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
 
 
 @pytest.mark.parametrize("words", [TRAIN, ["mpirun", "-np", "2", *TRAIN]])

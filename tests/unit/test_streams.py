@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,14 @@ def test_a_torn_line_is_ended_before_the_next(tmp_path: Path) -> None:
     torn, whole = path.read_text().splitlines()
     assert torn == '{"kind": "no'
     assert '"text": "next"' in whole
+
+
+def test_a_line_is_written_in_one_piece() -> None:
+    """mpirun --tag-output writes a prefix before each piece, also before a line's end."""
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps them apart
+    code = "from hvdtrain.streams import print_error_line as p; p('one'); p('two')"
+    child = subprocess.Popen([sys.executable, "-u", "-c", code], stderr=writer)
+    writer.close()
+    with reader:
+        assert [reader.recv(1 << 16) for _ in range(3)] == [b"one\n", b"two\n", b""]
+    assert child.wait() == 0

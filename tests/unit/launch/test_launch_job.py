@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.launch.job import STOP_NOTE, note_stop, run_job
+from hvdtrain.launch.job import STOP_NOTE, note_stop, noted_here, run_job
 from hvdtrain.launch.rendezvous import rendezvous
 from hvdtrain.launch.slurm_task import report_joined
 from hvdtrain.signals import REPEAT_S, StopSignals
@@ -79,13 +79,16 @@ def test_exit_codes() -> None:
         run_job(["no-such-launcher"], os.environ, signal.SIGUSR1)
 
 
+@pytest.mark.parametrize("code", [0, 75, 205])
 def test_an_orderly_stop_gives_75_whatever_the_launcher_returns(
+    code: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop = "from hvdtrain.launch.job import note_stop; import os; note_stop(os.environ); exit(205)"
-    assert run_job(python(stop), environment(), signal.SIGUSR1).code == 75
+    stop = "from hvdtrain.launch.job import note_stop; import os, sys; assert note_stop(os.environ)"
+    assert run_job(python(f"{stop}; sys.exit({code})"), environment(), signal.SIGUSR1).code == 75
     monkeypatch.setenv(STOP_NOTE, "elsewhere:/tmp/never")
-    note_stop(os.environ)
+    assert not noted_here(os.environ)
+    assert not note_stop(os.environ)
     assert not Path("/tmp/never").exists()
 
 
