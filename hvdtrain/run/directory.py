@@ -184,7 +184,7 @@ def _unfinished(cfg: Config, world_size: int, accept: bool, notes: list[str]) ->
             other = found
             break
         other = other or found
-        passed.append((root, changes[0].text))
+        passed.append((root, changes[0].text + changes[0].hint))
     chosen = other if other and (accept or not identity(other.changes)) else None
     if chosen:
         passed = list(takewhile(lambda item: item[0] != chosen.paths.root, passed))

@@ -69,7 +69,7 @@ class Cadence:
 
 
 class Writer:
-    """Runs one job at a time in a thread of low priority."""
+    """Runs one job at a time in a thread, which training may go on beside."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -78,10 +78,10 @@ class Writer:
         self.seconds = 0.0
         """Of the last job."""
 
-    def start(self, write: Callable[[], Saved]) -> None:
-        """Begin a job; the one before has been taken."""
+    def start(self, write: Callable[[], Saved], *, urgent: bool = False) -> None:
+        """Begin a job, of low priority unless it is `urgent`; the one before has been taken."""
         self._thread = threading.Thread(
-            target=self._run, args=(write,), name="hvdtrain-checkpoint", daemon=True
+            target=self._run, args=(write, urgent), name="hvdtrain-checkpoint", daemon=True
         )
         self._thread.start()
 
@@ -102,9 +102,10 @@ class Writer:
             raise error
         return saved
 
-    def _run(self, write: Callable[[], Saved]) -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    def _run(self, write: Callable[[], Saved], urgent: bool) -> None:
+        if not urgent:
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         began = time.perf_counter()
         try:
             self._saved = write()
@@ -172,7 +173,7 @@ def save(run: Run, *, wait: bool = False) -> None:
         about = {"data": run.data.as_dict(), "config": run.cfg.model_dump()}
         meta = metadata(run.state, checkpoint_labels(run.cfg, run.loaders), about)
         folder, keep = run.paths.checkpoints, run.cfg.checkpoint.keep
-        snapshots.writer.start(lambda: write_checkpoint(files, meta, folder, keep))
+        snapshots.writer.start(lambda: write_checkpoint(files, meta, folder, keep), urgent=wait)
         snapshots.started = run.state.progress.step, time.perf_counter() - began
         if wait:
             report_written(run, None)

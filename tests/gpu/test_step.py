@@ -10,8 +10,9 @@ import torch
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import init_state
-from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint, verify
+from hvdtrain.engine.checkpoint import contents, load_checkpoint, save_checkpoint, verify
 from hvdtrain.engine.step import State, train_step
+from hvdtrain.run.snapshots import Buffers
 from tests.step_samples import Images, images
 
 CONFIG = """
@@ -76,3 +77,16 @@ def test_a_checkpoint_moves_between_cpu_and_gpu(gpu: torch.device, tmp_path: Pat
         for name, tensor in loaded.model.state_dict().items():
             assert tensor.device.type == target.type
             assert torch.equal(tensor.cpu(), expected[name].cpu()), name
+
+
+def test_a_copy_of_the_state_is_pinned_and_kept(gpu: torch.device) -> None:
+    state, _ = trained(gpu, "sgd", "fp32")
+    buffers = Buffers()
+    for _ in range(2):
+        copies = buffers.copy(contents(state))
+        for file, tensors in contents(state).items():
+            for name, tensor in tensors.items():
+                copy = copies[file][name]
+                assert torch.equal(copy, tensor.cpu()), name
+                assert copy.is_contiguous()
+                assert copy.is_pinned() == tensor.is_cuda

@@ -184,6 +184,13 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_identity(tmp_pa
     assert chosen(tmp_path, "lr.base=0.2", "seed=3") == ("t-20260103-000000", [])
 
 
+def test_auto_says_how_to_keep_the_global_batch(tmp_path: Path) -> None:
+    made_run(tmp_path / "t-20260101-000000", world_size=2)
+    why = "global batch of phases.0 16 → 8 (train.accumulate=2 keeps it)"
+    assert chosen(tmp_path) == (None, [passed(tmp_path, "t-20260101-000000", why)])
+    assert chosen(tmp_path, "train.accumulate=2")[0] == "t-20260101-000000"
+
+
 def test_auto_says_what_it_passes_over_before_it_starts_anew(tmp_path: Path) -> None:
     for day in range(1, 6):
         made_run(tmp_path / f"t-2026010{day}-000000")
