@@ -17,13 +17,14 @@ from hvdtrain.engine.build import checkpoint_labels, free_parts, whiten
 from hvdtrain.engine.checkpoint import save_checkpoint
 from hvdtrain.engine.evaluate import average_buffers, evaluate
 from hvdtrain.engine.step import train_step
-from hvdtrain.errors import Preempted
+from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import evaluated, restarts
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, check_state, finite
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
+from hvdtrain.run.rollback import keep_sound, roll_back
 from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
@@ -103,6 +104,7 @@ def train_epoch(
         sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
         run.bad.add(batch.bad, sinks)
         state.progress = state.progress.at(epoch.position_after(i))
+        run.trail.add(state.progress.step, batch.indices, sums)
         step_s = meter.add(sums, loaders.data_wait_s)
         activity.step(i + 1)
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
@@ -147,16 +149,21 @@ def _report(
     noise_scale: float | None,
     scaling: Scaling,
 ) -> None:
-    """Report the interval that ends with step `i` of `epoch`.
+    """Report the interval that ends with step `i` of `epoch`; if its loss is not finite, roll back.
 
-    Raises TrainingError if the loss is not finite, or too many updates were skipped.
+    Raises TrainingError if that is not possible, or too many updates were skipped.
     """
     state, epochs, measured = run.state, len(run.plan.epochs), interval.measured
     state.progress = state.progress.after_report(round(measured.samples), measured.seconds)
     done = epoch.index + epoch.samples_after(i) / epoch.num_samples
     run.skips.add(state, interval.step_s.shape[1])
     at = f"epoch {done:.2f}, step {state.progress.step}, learning rate {lr:.4g}"
-    check_loss(measured.loss, state, run.skips, at)
+    try:
+        check_loss(measured.loss, state, run.skips, at)
+    except TrainingError as fault:
+        roll_back(run, fault)
+        return
+    run.trail.clear()
     speed = measured.images_per_second
     run.sinks.write(
         Train(
@@ -195,6 +202,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     if not images or stops.agreed:
         return None
     run.comparison.compare()
+    keep_sound(run)
     stops.enter()
     activity.enter("evaluating")
     try:
@@ -233,6 +241,7 @@ def save(run: Run) -> None:
     """
     activity.enter("writing a checkpoint")
     run.comparison.compare()
+    keep_sound(run)
     average_buffers(run.state)
     check_state(run.state, run.paths)
     if run.comm.rank > 0:

@@ -145,6 +145,10 @@ class Train(Section):
     """Epochs between two evaluations. The last epoch is always evaluated."""
     log_every: Positive = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
+    rollbacks: Annotated[int, Field(ge=0, le=1000)] = 0
+    """If a loss is not finite, go back to the weights and optimizer state of the last checkpoint and go on
+    with the next images, at most so many times in an attempt; then the run ends with exit code 7, as it
+    does at once with 0 or without a checkpoint."""
     compare_every: Positive | None = None
     """Updates from one comparison of weights and optimizer state over all ranks to the next; they are
     also compared before each evaluation and checkpoint. null: about once a minute."""

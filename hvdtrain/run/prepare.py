@@ -43,6 +43,7 @@ from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.divergence import Comparison, shared_tensors
 from hvdtrain.run.guard.numbers import Skips
+from hvdtrain.run.guard.trail import Trail
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.lock import RunLock
 from hvdtrain.telemetry.bad_samples import BadSamples
@@ -79,6 +80,9 @@ class Run:
     """Whether this attempt has had its first batch; until then the pipelines are filling."""
     skips: Skips = field(default_factory=Skips)
     """The updates that the loss scale has skipped in this attempt."""
+    trail: Trail = field(default_factory=Trail)
+    rollbacks: int = 0
+    """Made in this attempt, the same on all ranks."""
     comparison: Comparison = field(init=False)
     """Of the ranks' weights with each other."""
 
