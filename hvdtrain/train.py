@@ -51,11 +51,11 @@ def train(
     exit code of StallError if it makes no progress for `train.stall_timeout`.
     """
     began = time.perf_counter()
-    with (
-        watching(cfg.train.stall_timeout, comm.rank),
-        contextlib.closing(prepare(cfg, comm, resume, run_dir, accept_changes)) as run,
-        StopSignals() as signals,
-    ):
+    with watching(cfg.train.stall_timeout, comm.rank), contextlib.ExitStack() as stack:
+        run = prepare(cfg, comm, resume, run_dir, accept_changes)
+        # Signals last: one that is repeated while the run closes must not change how it ends.
+        signals = stack.enter_context(StopSignals())
+        stack.enter_context(contextlib.closing(run))
         _start(run, time.perf_counter() - began)
         efficiency, stops = Efficiency(run), Stops(signals, comm)
         last = len(run.plan.epochs)
