@@ -16,7 +16,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import free_parts, whiten
 from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.engine.step import train_step
-from hvdtrain.errors import Preempted
+from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import evaluated
 from hvdtrain.run.attempts import start_attempt
@@ -24,8 +24,9 @@ from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
+from hvdtrain.run.rollback import keep_sound, roll_back
 from hvdtrain.run.snapshots import report_written, save
-from hvdtrain.run.summary import write_summary
+from hvdtrain.run.summary import write_page, write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
@@ -80,11 +81,11 @@ def _train(run: Run, signals: StopSignals, began: float) -> dict[str, Any]:
     evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
     if stops.agreed and evaluation is None and run.loaders.num_val:
         raise _preempted(run, stops)
-    save(run, wait=True)
+    _save(run, wait=True)
     wall_s = time.perf_counter() - began
     end = write_summary(run, evaluation, efficiency.overall(), wall_s, earlier)
     withdraw(run.cfg.metrics, run.comm, run.paths)
-    _write_page(run)
+    write_page(run)
     return end.values()
 
 
@@ -115,6 +116,7 @@ def train_epoch(
         sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
         run.bad.add(batch.bad, sinks)
         state.progress = state.progress.at(epoch.position_after(i))
+        run.trail.add(state.progress.step, batch.indices, sums)
         step_s = meter.add(sums, loaders.data_wait_s)
         activity.step(i + 1)
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
@@ -165,16 +167,21 @@ def _report(
     noise_scale: float | None,
     scaling: Scaling,
 ) -> None:
-    """Report the interval that ends with step `i` of `epoch`.
+    """Report the interval that ends with step `i` of `epoch`; if its loss is not finite, roll back.
 
-    Raises TrainingError if the loss is not finite, or too many updates were skipped.
+    Raises TrainingError if that is not possible, or too many updates were skipped.
     """
     state, epochs, measured = run.state, len(run.plan.epochs), interval.measured
     state.progress = state.progress.after_report(round(measured.samples), measured.seconds)
     done = epoch.index + epoch.samples_after(i) / epoch.num_samples
     run.skips.add(state, interval.step_s.shape[1])
     at = f"epoch {done:.2f}, step {state.progress.step}, learning rate {lr:.4g}"
-    check_loss(measured.loss, state, run.skips, at)
+    try:
+        check_loss(measured.loss, state, run.skips, at)
+    except TrainingError as fault:
+        roll_back(run, fault)
+        return
+    run.trail.clear()
     speed = measured.images_per_second
     run.sinks.write(
         Train(
@@ -213,6 +220,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     if not images or stops.agreed:
         return None
     run.comparison.compare()
+    keep_sound(run)
     stops.enter()
     activity.enter("evaluating", images, "images")
     try:
@@ -247,40 +255,37 @@ def _stops(run: Run, signals: StopSignals) -> Stops:
     return Stops(signals, run.comm, save_due=run.snapshots.due)
 
 
+def _save(run: Run, *, wait: bool = False) -> None:
+    """Save a state that is the same on all ranks and finite; every rank must call. See `save`.
+
+    Raises TrainingError, DivergenceError; the older checkpoints are then untouched.
+    """
+    run.comparison.compare()
+    keep_sound(run)
+    save(run, wait=wait)
+
+
 def save_after(run: Run, epochs: int, stops: Stops) -> None:
     """Save after so many epochs, if a checkpoint is due; every rank must call."""
     by_steps = run.snapshots.cadence.after(run.state.progress.step)
     if epochs % run.cfg.checkpoint.every_epochs == 0 or by_steps or stops.saving:
-        save(run)
+        _save(run)
         stops.saved()
 
 
 def _save_within(run: Run, epoch: Epoch, i: int, stops: Stops, meter: Meter) -> None:
     """Save after step `i` of an epoch; this does not count as training time."""
     began = time.perf_counter()
-    save(run)
+    _save(run)
     stops.saved()
     activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
     activity.step(i + 1)
     meter.leave_out(time.perf_counter() - began)
 
 
-def _write_page(run: Run) -> None:
-    """Write `report.html` on rank 0; if that fails, the run does not fail, but a note says so."""
-    if run.comm.rank > 0:
-        return
-    activity.enter("writing report.html")
-    try:
-        from hvdtrain.report.write import write_report
-
-        write_report([run.paths.root], run.paths.report)
-    except Exception as error:  # noqa: BLE001
-        run.sinks.write(Note(f"warning: no report.html: {error}"))
-
-
 def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
-    save(run, wait=True)
+    _save(run, wait=True)
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position

@@ -153,6 +153,10 @@ class Train(Section):
     compute_threads: Planned[Annotated[int, Field(gt=0, le=256)] | None] = None
     """Threads of a rank that compute the network on a CPU. null: the cores of the rank. Fewer are faster
     on a machine with other work; results then differ in their last digits."""
+    rollbacks: Machine[Annotated[int, Field(ge=0, le=1000)]] = 0
+    """If a loss is not finite, go back to the weights and optimizer state of the last checkpoint and go on
+    with the next images, at most so many times in an attempt; then the run ends with exit code 7, as it
+    does at once with 0 or without a checkpoint."""
     compare_every: Machine[Positive | None] = None
     """Updates from one comparison of weights and optimizer state over all ranks to the next; they are
     also compared before each evaluation and checkpoint. null: about once a minute."""

@@ -40,6 +40,7 @@ from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.divergence import Comparison
 from hvdtrain.run.guard.numbers import Skips
+from hvdtrain.run.guard.trail import Trail
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.lock import RunLock
 from hvdtrain.run.restore import restore
@@ -84,6 +85,9 @@ class Run:
     """The updates that the loss scale has skipped in this attempt."""
     other_work: OtherWork | None = None
     """Other programs on the cores of this run."""
+    trail: Trail = field(default_factory=Trail)
+    rollbacks: int = 0
+    """Made in this attempt, the same on all ranks."""
     comparison: Comparison = field(init=False)
     """Of the ranks' weights with each other."""
 

@@ -160,13 +160,12 @@ def save(run: Run, *, wait: bool = False) -> None:
     """Save the present state on rank 0, without a change of it; every rank must call.
 
     With `wait` the checkpoint is complete on return; else a thread writes it, and the next call of
-    this or `report_written` raises its error. Raises TrainingError if the state is not finite,
-    DivergenceError if ranks differ; the older checkpoints are then untouched.
+    this or `report_written` raises its error. Raises TrainingError if the state is not finite; the
+    older checkpoints are then untouched.
     """
     began = time.perf_counter()
     activity.enter("writing a checkpoint")
     report_written(run, None)  # the copy that it writes is needed
-    run.comparison.compare()
     files = _snapshot(run)
     snapshots = run.snapshots
     if files is not None:

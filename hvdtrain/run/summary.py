@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+from hvdtrain import activity
 from hvdtrain.engine.noise_scale import advice
 from hvdtrain.files import write_atomically
 from hvdtrain.run.attempts import Earlier
 from hvdtrain.run.changes import accepted_before
 from hvdtrain.run.prepare import Run
-from hvdtrain.telemetry.reports import End, Eval, RunScaling, json_text
+from hvdtrain.telemetry.reports import End, Eval, Note, RunScaling, json_text
 
 
 def write_summary(
@@ -51,3 +52,16 @@ def write_summary(
         write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())
     run.sinks.write(end)
     return end
+
+
+def write_page(run: Run) -> None:
+    """Write `report.html` on rank 0; if that fails, the run does not fail, but a note says so."""
+    if run.comm.rank > 0:
+        return
+    activity.enter("writing report.html")
+    try:
+        from hvdtrain.report.write import write_report
+
+        write_report([run.paths.root], run.paths.report)
+    except Exception as error:  # noqa: BLE001
+        run.sinks.write(Note(f"warning: no report.html: {error}"))

@@ -34,12 +34,15 @@ def flip(tensor: torch.Tensor, bit: int) -> None:
 
 
 def faulty(odd: int | None, part: str) -> Any:
-    """`train_step` with a bit that flips in the weights, the optimizer state or the averages."""
+    """`train_step` with a bit that flips in the weights, the optimizer state or the averages after
+    an update, or with images that are not numbers in it."""
 
     def step(state: State, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if part == "images" and state.progress.step == AFTER - 1 and state.comm.rank == odd:
+            args[0].images.fill_(torch.nan)
         sums = train_step(state, *args, **kwargs)
         states[:] = [state]
-        if state.progress.step == AFTER and state.comm.rank == odd:
+        if part != "images" and state.progress.step == AFTER and state.comm.rank == odd:
             weight = next(name for name, _ in state.model.named_parameters())
             found = {"weights": dict(state.model.named_parameters())}
             found["optimizer"] = {

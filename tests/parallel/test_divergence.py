@@ -30,7 +30,8 @@ class Result(NamedTuple):
     code: int
     text: str
     equal: bool
-    notes: list[str]
+    warnings: list[str]
+    """Of what this file is about."""
 
 
 def results(
@@ -49,7 +50,14 @@ def results(
         lines = (folder / f"runs/{number}/events.jsonl").read_text().splitlines()
         notes = [event["text"] for event in map(json.loads, lines) if event["kind"] == "note"]
         equal = all(row == digests[0] for row in digests)
-        found.append(Result(code, text, equal, [note for note in notes if " other " in note]))
+        found.append(
+            Result(
+                code,
+                text,
+                equal,
+                [note for note in notes if " other " in note or "; rollback " in note],
+            )
+        )
     return found
 
 
@@ -58,10 +66,12 @@ def test_two_ranks(small_root: Path, tmp_path: Path) -> None:
         (None, "weights", []),
         (1, "weights", []),
         (1, "weights", ["train.on_divergence=majority"]),
+        (1, "images", []),
+        (1, "images", ["train.rollbacks=1", "phases.0.batch_per_worker=6"]),
         (0, "averages", [ONLY_EPOCHS, "checkpoint.every_epochs=1", "data.val=null"]),
     ]
-    fine, stopped, undecided, saved = results(2, cases, small_root, tmp_path)
-    assert (fine.code, fine.text, fine.equal, fine.notes) == (0, "", True, [])
+    fine, stopped, undecided, nan, rolled_back, saved = results(2, cases, small_root, tmp_path)
+    assert (fine.code, fine.text, fine.equal, fine.warnings) == (0, "", True, [])
     for result in (stopped, undecided):
         assert result.code == 9
         assert re.match(
@@ -69,9 +79,18 @@ def test_two_ranks(small_root: Path, tmp_path: Path) -> None:
             r"called the wrong one, between updates 3 and 4: .*, then start again$",
             result.text,
         )
+    assert nan.code == 7
+    assert re.search(
+        r"the loss is nan at .*; first in step 3 on rank 1, with the images \S+jpg$", nan.text
+    )
+    assert rolled_back.code == 0
+    assert rolled_back.equal
+    [note] = rolled_back.warnings
+    assert "; first in step 3 on rank 1, with the images " in note
+    assert "and 2 more; rollback 1 of 1: these weights go on with the images after step 4" in note
     assert saved.code == 9  # at the first checkpoint, which is not written
     assert "got different averaged weights" in saved.text
-    assert not list((tmp_path / "runs/3/checkpoints").iterdir())
+    assert not list((tmp_path / "runs/5/checkpoints").iterdir())
 
 
 def test_three_ranks(small_root: Path, tmp_path: Path) -> None:
@@ -92,13 +111,13 @@ def test_three_ranks(small_root: Path, tmp_path: Path) -> None:
     assert repaired.equal
     assert evaluated.equal
     assert not warned.equal
-    [note] = repaired.notes
+    [note] = repaired.warnings
     assert re.match(
         r"warning: rank 0 on \S+ got other optimizer state than the other 2 ranks between updates "
         r"3 and 4; it took those of rank 1: ",
         note,
     )
-    [note] = evaluated.notes
+    [note] = evaluated.warnings
     assert "rank 2 on" in note
     assert "between updates 1 and 8" in note  # the evaluation at the end of the epoch
-    assert len(warned.notes) > 1
+    assert len(warned.warnings) > 1

@@ -240,7 +240,16 @@ TWO_RANKS = [
     (field, setting)
     for field, setting in CASES
     if field.startswith(
-        ("comm.", "metrics.", "checkpoint.", "train.noise", "train.acc", "train.on_", "train.comp")
+        (
+            "comm.",
+            "metrics.",
+            "checkpoint.",
+            "train.noise",
+            "train.acc",
+            "train.on_",
+            "train.comp",
+            "train.roll",
+        )
     )
     or field in ("data.cache", "data.shuffle", "phases.0.rect_val", "train.precision")
 ]

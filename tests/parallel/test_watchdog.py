@@ -107,13 +107,13 @@ def stacks(line: str, folder: Path) -> list[str]:
 def test_a_suspension_does_not_end_a_job_but_a_stopped_rank_does(
     small_root: Path, tmp_path: Path, jobs: list[subprocess.Popen[str]]
 ) -> None:
-    jobs.append(start(mpirun(2, *TRAIN), 3.0, small_root / "train", tmp_path))
+    jobs.append(start(mpirun(2, *TRAIN), 4.0, small_root / "train", tmp_path))
     [job] = jobs
     ranks = [p for p in psutil.Process(job.pid).children() if "train" in p.cmdline()]
     numbers = {int(p.environ()["OMPI_COMM_WORLD_RANK"]): p for p in ranks}
     for each in ranks:
         each.suspend()
-    time.sleep(4.0)  # longer than the limit
+    time.sleep(5.0)  # longer than the limit
     for each in ranks:
         each.resume()
     wait_for_steps(job, tmp_path, 2)
@@ -121,7 +121,7 @@ def test_a_suspension_does_not_end_a_job_but_a_stopped_rank_does(
     numbers[1].suspend()
     line = end_of(job, ranks)
     assert "rank 0 on" in line
-    assert "no progress for 3 s (train.stall_timeout) at epoch " in line
+    assert "no progress for 4 s (train.stall_timeout) at epoch " in line
     assert "waiting for rank 1 on" in line
     assert "of which there is no sign" in line
     found = stacks(line, tmp_path)
@@ -133,7 +133,7 @@ def test_a_read_that_does_not_return_on_one_rank(
     small_root: Path, tmp_path: Path, jobs: list[subprocess.Popen[str]]
 ) -> None:
     """The rank that reads speaks, not the one that waits for it."""
-    jobs.append(start(mpirun(2, sys.executable, "-c", HANGS), 3.0, small_root / "train", tmp_path))
+    jobs.append(start(mpirun(2, sys.executable, "-c", HANGS), 4.0, small_root / "train", tmp_path))
     [job] = jobs
     ranks = psutil.Process(job.pid).children()
     (tmp_path / "hang").touch()

@@ -97,6 +97,15 @@ def check_state(state: State, paths: RunPaths) -> None:
 
     The averaged buffers and everything else in a checkpoint are equal on all ranks.
     """
+    if what := not_finite(state):
+        raise TrainingError(
+            f"{what} is not finite after update {state.progress.step}, so no checkpoint of it is "
+            f"written{_go_on(paths)}"
+        )
+
+
+def not_finite(state: State) -> str | None:
+    """The first tensor of a checkpoint that is not finite, and how many are not; waits for the device."""
     for file, tensors in contents(state).items():
         floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
         if not floats:
@@ -104,10 +113,8 @@ def check_state(state: State, paths: RunPaths) -> None:
         finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
         bad = [name for name, fine in zip(floats, finite, strict=True) if not fine]
         if bad:
-            raise TrainingError(
-                f"{bad[0]} ({len(bad)} of {len(finite)} tensors of {file}) is not finite after update "
-                f"{state.progress.step}, so no checkpoint of it is written{_go_on(paths)}"
-            )
+            return f"{bad[0]} ({len(bad)} of {len(finite)} tensors of {file})"
+    return None
 
 
 def finite(value: torch.Tensor | None) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hvdtrain.run.guard.standing import Standing, stack_lines
 
@@ -37,9 +37,21 @@ class StallFiles:
         """The file of a rank."""
         return self.folder / f"rank-{rank}.txt"
 
-    def write(self, rank: int, standing: Standing, thread: int, frame: FrameType | None) -> Path:
-        """Write what `rank` is at, the stack of its training thread, and those of all threads."""
+    def write(
+        self,
+        rank: int,
+        standing: Standing,
+        thread: int,
+        frame: FrameType | None,
+        *,
+        told: bool = False,
+    ) -> Path:
+        """Write what `rank` is at, the stack of its training thread, and those of all threads.
+
+        `told`: it ends now, and prints its line.
+        """
         about = {"rank": rank, "doing": standing.doing, "for_ranks": standing.for_ranks}
+        about["told"] = told
         part = self.of(rank).with_suffix(".part")
         self.folder.mkdir(parents=True, exist_ok=True)
         with part.open("w", errors="backslashreplace") as file:
@@ -55,6 +67,11 @@ class StallFiles:
         with contextlib.suppress(OSError):
             self.of(rank).unlink(missing_ok=True)
             self.folder.rmdir()
+
+    def told(self, rank: int) -> bool:
+        """Whether another rank than `rank` has ended with a line already."""
+        others = (other for other in range(len(self.hosts)) if other != rank)
+        return any((self._about(other) or {}).get("told") for other in others)
 
     def others(self, rank: int) -> str:
         """Why `rank` waits for others: the ones that left no file, or else those that do not wait."""
@@ -80,14 +97,22 @@ class StallFiles:
         return f"{first} and {more} more" if more > 0 else first
 
     def _read(self, rank: int) -> Standing | None:
+        about = self._about(rank)
+        if about is None:
+            return None
+        # There may be a sign, though not a readable one.
+        return Standing(str(about.get("doing", "waiting")), bool(about.get("for_ranks", True)))
+
+    def _about(self, rank: int) -> dict[str, Any] | None:
+        """The first line of a rank's file; None without the file, empty if it cannot be read."""
         try:
             with self.of(rank).open(errors="replace") as file:
                 about = json.loads(file.readline())
-            return Standing(str(about["doing"]), bool(about["for_ranks"]))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
-            return Standing("waiting", for_ranks=True)  # there is a sign, though not a readable one
+        except (OSError, ValueError):
+            return {}
+        return about if isinstance(about, dict) else {}
 
 
 def bounded(call: Callable[[], T], seconds: float = BOUND_S) -> T | None:

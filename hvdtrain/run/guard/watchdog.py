@@ -118,12 +118,14 @@ class Watchdog:
         later = 3 if now.for_ranks else 0
         return later + min(self.rank, 3)
 
-    def _write(self, now: Standing) -> None:
+    def _write(self, now: Standing, *, told: bool = False) -> None:
         files = self.files or StallFiles(
             Path(tempfile.gettempdir()) / f"hvdtrain-stall-{os.getpid()}", []
         )
         frame = sys._current_frames().get(self._watched)
-        self._written = bounded(lambda: files.write(self.rank, now, self._watched, frame))
+        self._written = bounded(
+            lambda: files.write(self.rank, now, self._watched, frame, told=told)
+        )
 
     def _forget(self) -> None:
         """There is progress again: nobody needs the stacks."""
@@ -132,8 +134,10 @@ class Watchdog:
             bounded(lambda: files.remove(self.rank))
 
     def _tell(self, now: Standing) -> None:
-        self._write(now)
         doing, files = now.doing, self.files
+        if files is not None and bounded(lambda: files.told(self.rank)):
+            return  # this rank was stopped, and goes on as the launcher ends it
+        self._write(now, told=True)
         if now.for_ranks and files is not None:
             doing = bounded(lambda: files.others(self.rank)) or doing
         setting = "train.stall_timeout"

@@ -75,6 +75,45 @@ def test_a_run_goes_on_from_the_last_good_state(small_root: Path, tmp_path: Path
     assert math.isfinite(summary["loss"])
 
 
+def weights(run: Path, checkpoint: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "checkpoints" / checkpoint / "model.safetensors")
+
+
+@pytest.mark.parametrize("batch", [22, 11, 2])
+def test_a_rollback_to_the_last_checkpoint(batch: int, small_root: Path, tmp_path: Path) -> None:
+    """Whether the last update of an epoch spoils the weights, or an earlier one."""
+    more = "train: {rollbacks: 9, log_every: 2}\ncheckpoint: {keep: 9}"
+    text = config(small_root, (2, batch, GOOD), (1, batch, HUGE), (1, batch, GOOD), more=more)
+    summary = train(parse_config(text), Solo(), run_dir=tmp_path / "run")
+    steps = 4 * math.ceil(22 / batch)
+    assert (summary["epochs"], summary["steps"]) == (4, steps)
+    assert math.isfinite(summary["loss"])
+    notes = [e["text"] for e in events(tmp_path / "run", "note") if "; rollback " in e["text"]]
+    assert len(notes) == (6 if batch == 2 else 1)
+    assert (
+        f"rollback 1 of 9: these weights go on with the images after step {steps // 2 + 1 + (batch < 22)}"
+        in notes[0]
+    )
+    before, after = (weights(tmp_path / "run", f"e000{n}-s0000000000") for n in (2, 3))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_rollbacks_end(small_root: Path, tmp_path: Path) -> None:
+    more = "train: {rollbacks: 2, log_every: 1}"
+    text = config(small_root, (1, 11, GOOD), (2, 2, HUGE), more=more)
+    with pytest.raises(TrainingError) as end:
+        train(parse_config(text), Solo(), run_dir=tmp_path / "run")
+    assert "the loss is nan at epoch " in str(end.value)
+    assert "; first in step 8, with the images " in str(end.value)
+    assert str(end.value).endswith(".jpg, after 2 rollbacks")
+
+
+def test_no_rollback_without_a_checkpoint(small_root: Path, tmp_path: Path) -> None:
+    text = config(small_root, (1, 11, HUGE), more="train: {rollbacks: 2, log_every: 1}")
+    with pytest.raises(TrainingError, match=r"loss is nan at epoch .*; first in step 2, with the"):
+        train(parse_config(text), Solo(), run_dir=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("batch", "epochs", "which"),
     [

@@ -98,7 +98,12 @@ def test_stacks_are_written_at_half_time_and_go_with_the_stall(tmp_path: Path) -
     dog.sleep(2)
     assert written(tmp_path / "stalls") == ["rank-1.txt"]
     first = (tmp_path / "stalls/rank-1.txt").read_text().splitlines()
-    assert json.loads(first[0]) == {"rank": 1, "doing": "in a test", "for_ranks": False}
+    assert json.loads(first[0]) == {
+        "rank": 1,
+        "doing": "in a test",
+        "for_ranks": False,
+        "told": False,
+    }
     assert f"0x{threading.get_ident():016x}" in first[2]
     assert any(f"{Path(__file__).name}" in line for line in first[3:])
     assert "All threads:" in first
@@ -138,6 +143,21 @@ def test_a_rank_that_waits_names_the_one_that_is_at_something(
     dog.files.write(1, dog.at, 0, None)  # type: ignore[union-attr]
     dog.files.write(2, Standing("waiting for images: reading x.jpg"), 0, None)  # type: ignore[union-attr]
     assert ": waiting for rank 2 on b: waiting for images: reading x.jpg; " in line_of(dog, capsys)
+
+
+def test_a_rank_that_goes_on_after_another_has_told_is_silent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mpirun lets a stopped rank go on before it ends it."""
+    first, late = Dog(20, folder=tmp_path), Dog(20, rank=1, folder=tmp_path)
+    first.at = Standing("waiting for the other ranks", for_ranks=True)
+    assert ": waiting for rank 1 on a" in line_of(first, capsys)
+    late.present.step(1)
+    late.tick()
+    late.sleep(60)
+    assert late.codes == [8]
+    assert capsys.readouterr().err == ""
+    assert json.loads((tmp_path / "rank-0.txt").read_text().splitlines()[0])["told"]
 
 
 def test_all_wait_for_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

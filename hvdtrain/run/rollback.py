@@ -1,0 +1,52 @@
+"""Going back to the last checkpoint when the loss is not finite, while the data goes on."""
+
+from __future__ import annotations
+
+from hvdtrain.comm.agreement import any_rank
+from hvdtrain.engine.checkpoint import list_checkpoints
+from hvdtrain.errors import TrainingError
+from hvdtrain.run.guard.numbers import REMEDY, not_finite
+from hvdtrain.run.prepare import Run
+from hvdtrain.run.restore import restore
+from hvdtrain.run.snapshots import report_written
+from hvdtrain.telemetry.reports import Note
+
+
+def roll_back(run: Run, fault: TrainingError) -> None:
+    """Give all ranks the weights and optimizer state of the newest intact checkpoint; position, learning
+    rate and counts stay, so the images that led to the fault are not trained again in this epoch.
+
+    Every rank must call it. Raises `fault`, with the images at fault, if `train.rollbacks` is used up
+    or there is no checkpoint.
+    """
+    text = f"{fault}{run.trail.first_fault(run.comm, run.loaders.sources['train'].name)}"
+    run.trail.clear()
+    most, there = run.cfg.train.rollbacks, run.comm.rank == 0
+    there = there and bool(list_checkpoints(run.paths.checkpoints))
+    if run.rollbacks >= most or not any_rank(run.comm, there):
+        after = f", after {run.rollbacks} rollbacks" if run.rollbacks else ""
+        raise TrainingError(f"{text}{after}") from None
+    run.rollbacks += 1
+    report_written(run, None)  # a checkpoint that is still being written is the newest
+    progress = run.state.progress
+    restore(run, must=True)
+    run.state.progress = progress
+    run.sinks.write(
+        Note(
+            f"warning: {text}; rollback {run.rollbacks} of {most}: these weights go on with the images "
+            f"after step {progress.step}"
+        )
+    )
+
+
+def keep_sound(run: Run) -> None:
+    """With `train.rollbacks`, roll back before an evaluation or a checkpoint if the last update spoiled the
+    state of some rank; every rank must call it. Raises TrainingError like `roll_back`."""
+    if not run.cfg.train.rollbacks:
+        return
+    what = not_finite(run.state)
+    if any_rank(run.comm, what is not None):
+        step = run.state.progress.step
+        roll_back(
+            run, TrainingError(f"{what or 'a tensor'} is not finite after update {step}: {REMEDY}")
+        )
