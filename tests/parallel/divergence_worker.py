@@ -57,7 +57,7 @@ def faulty(odd: int | None, part: str) -> Any:
 
 
 def main(config: str, cases: str, results: Path) -> None:
-    train._write_page = lambda run: None  # matplotlib takes seconds
+    train.write_page = lambda run: None  # matplotlib takes seconds
     comm = init_comm()
     said = []
     for number, (odd, part, settings) in enumerate(json.loads(cases)):

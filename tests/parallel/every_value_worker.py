@@ -14,7 +14,7 @@ from hvdtrain.errors import HvdtrainError
 
 
 def main(settings: Path) -> None:
-    train._write_page = lambda run: None  # matplotlib takes seconds
+    train.write_page = lambda run: None  # matplotlib takes seconds
     comm = init_comm()
     results: list[tuple[int, str]] = []
     for number, line in enumerate(json.loads(settings.read_text())):

@@ -34,7 +34,7 @@ def cut(comm: Comm, run: Path, target: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    train._write_page = lambda run: None  # matplotlib takes seconds
+    train.write_page = lambda run: None  # matplotlib takes seconds
     comm = init_comm()
     for name, settings in RUNS.items():
         train.train(load_config(folder / "c.yaml", settings), comm, run_dir=folder / name)

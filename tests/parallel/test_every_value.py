@@ -224,7 +224,7 @@ def test_a_value_trains_or_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(images)
-    monkeypatch.setattr(train, "_write_page", lambda run: None)  # matplotlib takes seconds
+    monkeypatch.setattr(train, "write_page", lambda run: None)  # matplotlib takes seconds
     monkeypatch.setattr(sys, "argv", sys.argv)
     extra = WITH.get(field, []) + WITH.get(setting, [])
     code, err = run([*extra, setting], capsys)
