@@ -168,14 +168,8 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     return run
 
 
-def _describe(run: Run) -> None:
-    """Write the resolved config and the environment beside the results.
-
-    A result that the run has had before more epochs were added is not its result any more.
-    """
-    if run.state.progress.position.epoch < len(run.plan.epochs):
-        with contextlib.suppress(OSError):
-            run.paths.summary.unlink(missing_ok=True)
+def write_description(run: Run) -> None:
+    """Write the resolved config, the environment and the names of the classes beside the results."""
     config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
     write_atomically(run.paths.config, config.encode())
     environment = {
@@ -195,6 +189,17 @@ def _describe(run: Run) -> None:
     names = "".join(f"{name!r}\n" if "\n" in name else f"{name}\n" for name in run.loaders.classes)
     write_atomically(run.paths.classes, names.encode("utf-8", "surrogateescape"))
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
+
+
+def _describe(run: Run) -> None:
+    """Write and tell what the run is.
+
+    A result that it has had before more epochs were added is not its result any more.
+    """
+    if run.state.progress.position.epoch < len(run.plan.epochs):
+        with contextlib.suppress(OSError):
+            run.paths.summary.unlink(missing_ok=True)
+    write_description(run)
     settings = run.state.settings
     if settings.autocast == torch.float16 and settings.device.type == "cpu":
         run.sinks.write(Note(f"warning: {SLOW_FP16}"))

@@ -166,6 +166,8 @@ def save(run: Run, *, wait: bool = False) -> None:
     began = time.perf_counter()
     activity.enter("writing a checkpoint")
     report_written(run, None)  # the copy that it writes is needed
+    if run.comm.rank == 0:
+        _require_directory(run)
     files = _snapshot(run)
     snapshots = run.snapshots
     if files is not None:
@@ -177,6 +179,22 @@ def save(run: Run, *, wait: bool = False) -> None:
         if wait:
             report_written(run, None)
     snapshots.cadence.saved(time.perf_counter() - began)
+
+
+def _require_directory(run: Run) -> None:
+    """Make the run directory anew if somebody has removed it. Raises ResourceError if that fails."""
+    if run.paths.config.exists():
+        return
+    from hvdtrain.run.prepare import write_description
+
+    run.paths.create()
+    write_description(run)
+    run.sinks.write(
+        Note(
+            f"warning: {run.paths.root} was removed, and is made anew: its reports and checkpoints so far "
+            "are lost"
+        )
+    )
 
 
 def report_written(run: Run, timeout_s: float | None = 0) -> None:
