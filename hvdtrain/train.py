@@ -23,7 +23,6 @@ from hvdtrain.report.events import evaluated, restarts
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
 from hvdtrain.run.prepare import Run, prepare
-from hvdtrain.run.snapshots import report_written, save
 from hvdtrain.run.summary import write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
@@ -71,7 +70,7 @@ def train(
         evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
         if stops.agreed and evaluation is None and run.loaders.num_val:
             raise _preempted(run, stops)
-        save(run, wait=True)
+        run.snapshots.save(wait=True)
         end = write_summary(run, evaluation, efficiency.overall(), time.perf_counter() - began)
         withdraw(cfg.metrics, comm, run.paths)
         _write_page(run)
@@ -114,7 +113,7 @@ def train_epoch(
             loaders.mask(run.bad.settle(interval.bad, epoch.num_samples, sinks))
             _report(run, epoch, i, lr, interval, noise_scale, efficiency.add(interval))
             sinks.observe_interval(interval, efficiency.lost)
-            report_written(run)
+            run.snapshots.report_written()
             if state.progress.position.epoch == epoch.index:
                 if stops.agreed:
                     raise _preempted(run, stops)
@@ -226,21 +225,21 @@ def owes_evaluation(run: Run) -> bool:
 
 
 def _stops(run: Run, signals: StopSignals) -> Stops:
-    return Stops(signals, run.comm, save_due=run.snapshots.due)
+    return Stops(signals, run.comm, save_due=run.snapshots.cadence.due)
 
 
 def save_after(run: Run, epochs: int, stops: Stops) -> None:
     """Save after so many epochs, if a checkpoint is due; every rank must call."""
     by_steps = run.snapshots.cadence.after(run.state.progress.step)
     if epochs % run.cfg.checkpoint.every_epochs == 0 or by_steps or stops.saving:
-        save(run)
+        run.snapshots.save()
         stops.saved()
 
 
 def _save_within(run: Run, epoch: Epoch, i: int, stops: Stops, meter: Meter) -> None:
     """Save after step `i` of an epoch; this does not count as training time."""
     began = time.perf_counter()
-    save(run)
+    run.snapshots.save()
     stops.saved()
     activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
     activity.step(i + 1)
@@ -271,7 +270,7 @@ def _write_page(run: Run) -> None:
 
 def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
-    save(run, wait=True)
+    run.snapshots.save(wait=True)
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position

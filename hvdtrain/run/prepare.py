@@ -7,7 +7,7 @@ import json
 import platform
 import socket
 import sys
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,79 +17,37 @@ from hvdtrain import activity
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.build import set_up
+from hvdtrain.engine.build import checkpoint_labels, set_up
 from hvdtrain.engine.checkpoint import sweep
-from hvdtrain.engine.step import State
 from hvdtrain.files import write_atomically
 from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
-from hvdtrain.paths import RunPaths
-from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
-from hvdtrain.run.changes import Change, notes_of
+from hvdtrain.run.changes import notes_of
 from hvdtrain.run.dataset import (
     DatasetWriter,
-    RunData,
     check_data,
     classes_of,
     recorded_data,
 )
 from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
-from hvdtrain.run.guard.numbers import Skips
-from hvdtrain.run.lock import RunLock
+from hvdtrain.run.parts import Run
 from hvdtrain.run.restore import restore
-from hvdtrain.run.snapshots import Cadence, Snapshots, finish_writing
+from hvdtrain.run.snapshots import Cadence, Snapshots
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
 from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
-from pipelines.loader import Loaders
 from pipelines.sources.classes import describe_classes
 from pipelines.sources.left_out import left_out_of
 
+__all__ = ["Run", "prepare"]
+
 SLOW_FP16 = "train.precision fp16 on a CPU takes up to 100 times as long as fp32: set it to fp32, bf16 or auto"
-
-
-@dataclass
-class Run:
-    """All parts of a run on one rank."""
-
-    cfg: Config
-    comm: Comm
-    paths: RunPaths
-    plan: Plan
-    loaders: Loaders
-    sinks: Sinks
-    state: State
-    bad: BadSamples
-    hosts: list[str]
-    """The host of every rank."""
-    data: RunData
-    writer: DatasetWriter
-    snapshots: Snapshots
-    changes: list[Change]
-    """Settings that differ from those of the attempt before."""
-    lock: RunLock | None = None
-    """On rank 0: no other job uses the directory."""
-    begun: bool = False
-    """Whether this attempt has had its first batch; until then the pipelines are filling."""
-    skips: Skips = field(default_factory=Skips)
-    """The updates that the loss scale has skipped in this attempt."""
-
-    def close(self) -> None:
-        """Stop loaders and sinks, when a checkpoint that was begun is complete."""
-        finish_writing(self)
-        self.writer.close()
-        if self.writer.fault:
-            self.sinks.write(Note(f"warning: {self.writer.fault}"))
-        self.loaders.close()
-        self.sinks.close()
-        if self.lock is not None:
-            self.lock.release()
 
 
 def prepare(
@@ -128,6 +86,10 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         sinks = Sinks(cfg, comm, paths, hosts)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     writer = DatasetWriter(paths.dataset, parts.loaders, data)
+    labels = checkpoint_labels(cfg, parts.loaders)
+    about = {"data": data.as_dict(), "config": cfg.model_dump()}
+    cadence = Cadence(cfg.checkpoint)
+    snapshots = Snapshots(parts.state, paths, sinks, cadence, labels, about, cfg.checkpoint.keep)
     run = Run(
         cfg,
         comm,
@@ -140,12 +102,13 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         hosts,
         data,
         writer,
-        Snapshots(Cadence(cfg.checkpoint)),
+        snapshots,
         directory.changes,
         lock=directory.lock,
     )
     with contextlib.ExitStack() as on_error:
         on_error.callback(run.close)
+        snapshots.describe = partial(write_description, run)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
         notes += notes_of(directory.changes)
         if comm.size > 1:
