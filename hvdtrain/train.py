@@ -25,7 +25,6 @@ from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.rollback import keep_sound, roll_back
-from hvdtrain.run.snapshots import report_written, save
 from hvdtrain.run.summary import write_page, write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
@@ -132,7 +131,7 @@ def train_epoch(
             if run.other_work and (crowded := run.other_work.note()):
                 sinks.write(Note(f"warning: {crowded}"))
             run.comparison.pace(interval.measured.step_seconds)
-            report_written(run)
+            run.snapshots.report_written()
             if state.progress.position.epoch == epoch.index:
                 if stops.agreed:
                     raise _preempted(run, stops)
@@ -252,17 +251,17 @@ def owes_evaluation(run: Run) -> bool:
 
 
 def _stops(run: Run, signals: StopSignals) -> Stops:
-    return Stops(signals, run.comm, save_due=run.snapshots.due)
+    return Stops(signals, run.comm, save_due=run.snapshots.cadence.due)
 
 
 def _save(run: Run, *, wait: bool = False) -> None:
-    """Save a state that is the same on all ranks and finite; every rank must call. See `save`.
+    """Save a state that is the same on all ranks and finite; every rank must call. See `Snapshots`.
 
     Raises TrainingError, DivergenceError; the older checkpoints are then untouched.
     """
     run.comparison.compare()
     keep_sound(run)
-    save(run, wait=wait)
+    run.snapshots.save(wait=wait)
 
 
 def save_after(run: Run, epochs: int, stops: Stops) -> None:

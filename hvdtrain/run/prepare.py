@@ -7,7 +7,7 @@ import json
 import platform
 import socket
 import sys
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,93 +17,39 @@ from hvdtrain import activity
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.build import set_up
+from hvdtrain.engine.build import checkpoint_labels, set_up
 from hvdtrain.engine.checkpoint import sweep
-from hvdtrain.engine.step import State
 from hvdtrain.files import write_atomically
 from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
-from hvdtrain.paths import RunPaths
-from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
-from hvdtrain.run.changes import Change, notes_of
+from hvdtrain.run.changes import notes_of
 from hvdtrain.run.dataset import (
     DatasetWriter,
-    RunData,
     check_data,
     classes_of,
     recorded_data,
 )
 from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
-from hvdtrain.run.guard.divergence import Comparison
-from hvdtrain.run.guard.numbers import Skips
-from hvdtrain.run.guard.trail import Trail
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
-from hvdtrain.run.lock import RunLock
+from hvdtrain.run.parts import Run
 from hvdtrain.run.restore import restore
-from hvdtrain.run.snapshots import Cadence, Snapshots, finish_writing
+from hvdtrain.run.snapshots import Cadence, Snapshots
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
-from hvdtrain.telemetry.other_work import OtherWork, watch_for
+from hvdtrain.telemetry.other_work import watch_for
 from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.versions import installed_versions
-from pipelines.loader import Loaders
 from pipelines.sources.classes import describe_classes
 from pipelines.sources.left_out import left_out_of
 
+__all__ = ["Run", "prepare"]
+
 SLOW_FP16 = "train.precision fp16 on a CPU takes up to 100 times as long as fp32: set it to fp32, bf16 or auto"
-
-
-@dataclass
-class Run:
-    """All parts of a run on one rank."""
-
-    cfg: Config
-    comm: Comm
-    paths: RunPaths
-    plan: Plan
-    loaders: Loaders
-    sinks: Sinks
-    state: State
-    bad: BadSamples
-    hosts: list[str]
-    """The host of every rank."""
-    data: RunData
-    writer: DatasetWriter
-    snapshots: Snapshots
-    changes: list[Change]
-    """Settings that differ from those of the attempt before."""
-    lock: RunLock | None = None
-    """On rank 0: no other job uses the directory."""
-    begun: bool = False
-    """Whether this attempt has had its first batch; until then the pipelines are filling."""
-    skips: Skips = field(default_factory=Skips)
-    """The updates that the loss scale has skipped in this attempt."""
-    other_work: OtherWork | None = None
-    """Other programs on the cores of this run."""
-    trail: Trail = field(default_factory=Trail)
-    rollbacks: int = 0
-    """Made in this attempt, the same on all ranks."""
-    comparison: Comparison = field(init=False)
-    """Of the ranks' weights with each other."""
-
-    def __post_init__(self) -> None:
-        self.comparison = Comparison(self.cfg.train, self.state, self.hosts, self.sinks, self.paths)
-
-    def close(self) -> None:
-        """Stop loaders and sinks, when a checkpoint that was begun is complete."""
-        finish_writing(self)
-        self.writer.close()
-        if self.writer.fault:
-            self.sinks.write(Note(f"warning: {self.writer.fault}"))
-        self.loaders.close()
-        self.sinks.close()
-        if self.lock is not None:
-            self.lock.release()
 
 
 def prepare(
@@ -144,6 +90,10 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         sinks = Sinks(cfg, comm, paths, hosts)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     writer = DatasetWriter(paths.dataset, parts.loaders, data)
+    labels = checkpoint_labels(cfg, parts.loaders)
+    about = {"data": data.as_dict(), "config": cfg.model_dump()}
+    cadence = Cadence(cfg.checkpoint)
+    snapshots = Snapshots(parts.state, paths, sinks, cadence, labels, about, cfg.checkpoint.keep)
     run = Run(
         cfg,
         comm,
@@ -156,13 +106,14 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         hosts,
         data,
         writer,
-        Snapshots(Cadence(cfg.checkpoint)),
+        snapshots,
         directory.changes,
         lock=directory.lock,
         other_work=watch_for(comm.size, parts.state.settings.device),
     )
     with contextlib.ExitStack() as on_error:
         on_error.callback(run.close)
+        snapshots.describe = partial(write_description, run)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
         notes += notes_of(directory.changes)
         if comm.size > 1:
@@ -185,14 +136,8 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     return run
 
 
-def _describe(run: Run) -> None:
-    """Write the resolved config and the environment beside the results.
-
-    A result that the run has had before more epochs were added is not its result any more.
-    """
-    if run.state.progress.position.epoch < len(run.plan.epochs):
-        with contextlib.suppress(OSError):
-            run.paths.summary.unlink(missing_ok=True)
+def write_description(run: Run) -> None:
+    """Write the resolved config, the environment and the names of the classes beside the results."""
     config = yaml.safe_dump(run.cfg.model_dump(), sort_keys=False, allow_unicode=True)
     write_atomically(run.paths.config, config.encode())
     environment = {
@@ -212,6 +157,17 @@ def _describe(run: Run) -> None:
     names = "".join(f"{name!r}\n" if "\n" in name else f"{name}\n" for name in run.loaders.classes)
     write_atomically(run.paths.classes, names.encode("utf-8", "surrogateescape"))
     write_atomically(run.paths.environment, json.dumps(environment, indent=1).encode())
+
+
+def _describe(run: Run) -> None:
+    """Write and tell what the run is.
+
+    A result that it has had before more epochs were added is not its result any more.
+    """
+    if run.state.progress.position.epoch < len(run.plan.epochs):
+        with contextlib.suppress(OSError):
+            run.paths.summary.unlink(missing_ok=True)
+    write_description(run)
     settings = run.state.settings
     if settings.autocast == torch.float16 and settings.device.type == "cpu":
         run.sinks.write(Note(f"warning: {SLOW_FP16}"))

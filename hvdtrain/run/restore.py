@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -26,11 +26,9 @@ from hvdtrain.models.weights import load_weights
 from hvdtrain.plan.epochs import Position
 from hvdtrain.run.changes import identity
 from hvdtrain.run.guard.divergence import shared_tensors
+from hvdtrain.run.parts import Run
 from hvdtrain.telemetry.reports import Note
 from pipelines.sources.classes import matched_rows
-
-if TYPE_CHECKING:
-    from hvdtrain.run.prepare import Run
 
 
 def restore(run: Run, *, must: bool) -> None:

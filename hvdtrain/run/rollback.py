@@ -6,9 +6,8 @@ from hvdtrain.comm.agreement import any_rank
 from hvdtrain.engine.checkpoint import list_checkpoints
 from hvdtrain.errors import TrainingError
 from hvdtrain.run.guard.numbers import REMEDY, not_finite
-from hvdtrain.run.prepare import Run
+from hvdtrain.run.parts import Run
 from hvdtrain.run.restore import restore
-from hvdtrain.run.snapshots import report_written
 from hvdtrain.telemetry.reports import Note
 
 
@@ -27,7 +26,7 @@ def roll_back(run: Run, fault: TrainingError) -> None:
         after = f", after {run.rollbacks} rollbacks" if run.rollbacks else ""
         raise TrainingError(f"{text}{after}") from None
     run.rollbacks += 1
-    report_written(run, None)  # a checkpoint that is still being written is the newest
+    run.snapshots.report_written(None)  # a checkpoint that is still being written is the newest
     progress = run.state.progress
     restore(run, must=True)
     run.state.progress = progress

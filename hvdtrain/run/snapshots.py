@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import torch
 
 from hvdtrain import activity
 from hvdtrain.checkpoint_files import BUFFERS_FILE
 from hvdtrain.config.schema import Checkpoint as Settings
-from hvdtrain.engine.build import checkpoint_labels
 from hvdtrain.engine.checkpoint import (
     RANKS,
     Saved,
@@ -25,12 +25,12 @@ from hvdtrain.engine.checkpoint import (
     write_checkpoint,
 )
 from hvdtrain.engine.evaluate import average_buffers, rank_buffers, set_buffers
+from hvdtrain.engine.step import State
 from hvdtrain.errors import HvdtrainError
+from hvdtrain.paths import RunPaths
 from hvdtrain.run.guard.numbers import check_state
 from hvdtrain.telemetry.reports import Checkpoint, Note
-
-if TYPE_CHECKING:
-    from hvdtrain.run.prepare import Run
+from hvdtrain.telemetry.sinks import Sinks
 
 SHORTEST_S = 60.0
 """Between two checkpoints, however little they cost, unless `checkpoint.every_minutes` is shorter."""
@@ -141,92 +141,101 @@ class Buffers:
 
 @dataclass
 class Snapshots:
-    """What a rank needs to save; only rank 0 writes."""
+    """Saves the state of a run; every rank has one, and rank 0 writes."""
 
+    state: State
+    paths: RunPaths
+    sinks: Sinks
     cadence: Cadence
+    labels: dict[str, Any]
+    """What must be equal in the run that loads a checkpoint."""
+    about: dict[str, Any]
+    """What else a checkpoint keeps."""
+    keep: int
+    describe: Callable[[], None] = lambda: None
+    """Writes the files that say what the run is."""
     writer: Writer = field(default_factory=Writer)
     buffers: Buffers = field(default_factory=Buffers)
-    started: tuple[int, float] = (0, 0.0)
+    _started: tuple[int, float] = (0, 0.0)
     """Step of the checkpoint that is being written, and how long training has waited for it."""
-    told: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
     """Lines about files that cannot be deleted."""
 
-    def due(self) -> bool:
-        """Whether this rank finds that it is time for a checkpoint."""
-        return self.cadence.due()
+    def save(self, *, wait: bool = False) -> None:
+        """Save the present state on rank 0, without a change of it; every rank must call.
 
+        With `wait` the checkpoint is complete on return; else a thread writes it, and the next call
+        of this or `report_written` raises its error. Raises TrainingError if the state is not
+        finite; the older checkpoints are then untouched.
+        """
+        began = time.perf_counter()
+        activity.enter("writing a checkpoint")
+        self.report_written(None)  # the copy that it writes is needed
+        files = self._copy()
+        if files is not None:
+            self._require_directory()
+            meta = metadata(self.state, self.labels, self.about)
+            write = partial(write_checkpoint, files, meta, self.paths.checkpoints, self.keep)
+            self.writer.start(write, urgent=wait)
+            self._started = self.state.progress.step, time.perf_counter() - began
+            if wait:
+                self.report_written(None)
+        self.cadence.saved(time.perf_counter() - began)
 
-def save(run: Run, *, wait: bool = False) -> None:
-    """Save the present state on rank 0, without a change of it; every rank must call.
+    def report_written(self, timeout_s: float | None = 0) -> None:
+        """Report a checkpoint that is complete, or becomes so within the time (None: for ever).
 
-    With `wait` the checkpoint is complete on return; else a thread writes it, and the next call of
-    this or `report_written` raises its error. Raises TrainingError if the state is not finite; the
-    older checkpoints are then untouched.
-    """
-    began = time.perf_counter()
-    activity.enter("writing a checkpoint")
-    report_written(run, None)  # the copy that it writes is needed
-    files = _snapshot(run)
-    snapshots = run.snapshots
-    if files is not None:
-        about = {"data": run.data.as_dict(), "config": run.cfg.model_dump()}
-        meta = metadata(run.state, checkpoint_labels(run.cfg, run.loaders), about)
-        folder, keep = run.paths.checkpoints, run.cfg.checkpoint.keep
-        snapshots.writer.start(lambda: write_checkpoint(files, meta, folder, keep), urgent=wait)
-        snapshots.started = run.state.progress.step, time.perf_counter() - began
-        if wait:
-            report_written(run, None)
-    snapshots.cadence.saved(time.perf_counter() - began)
+        Raises ResourceError on rank 0 if it could not be written.
+        """
+        saved = self.writer.take(timeout_s)
+        if saved is None:
+            return
+        step, stall_s = self._started
+        written_s = self.writer.seconds
+        if self.state.settings.device.type == "cpu":  # the thread takes a core from training
+            self.cadence.cost_s += written_s
+        seconds = stall_s + written_s
+        self.sinks.write(Checkpoint(str(saved.path), seconds, saved.size, step, stall_s))
+        for text in saved.kept:
+            if text not in self._told:
+                self._told.add(text)
+                self.sinks.write(Note(f"warning: {text}"))
 
+    def finish(self) -> None:
+        """At the end of a run, however it ends: let a checkpoint be completed. Raises nothing."""
+        try:
+            self.report_written(CLOSE_S)
+        except HvdtrainError as error:
+            self.sinks.write(Note(f"warning: {error}"))
 
-def report_written(run: Run, timeout_s: float | None = 0) -> None:
-    """Report a checkpoint that is complete, or becomes so within the time (None: for ever).
+    def _require_directory(self) -> None:
+        """Make the run directory anew if somebody has removed it. Raises ResourceError."""
+        if self.paths.config.exists():
+            return
+        self.paths.create()
+        self.describe()
+        text = f"{self.paths.root} was removed, and is made anew"
+        self.sinks.write(Note(f"warning: {text}: its reports and checkpoints so far are lost"))
 
-    Raises ResourceError on rank 0 if it could not be written.
-    """
-    snapshots = run.snapshots
-    saved = snapshots.writer.take(timeout_s)
-    if saved is None:
-        return
-    step, stall_s = snapshots.started
-    written_s = snapshots.writer.seconds
-    if run.state.settings.device.type == "cpu":  # the thread takes a core from training
-        snapshots.cadence.cost_s += written_s
-    seconds = stall_s + written_s
-    run.sinks.write(Checkpoint(str(saved.path), seconds, saved.size, step, stall_s))
-    for text in saved.kept:
-        if text not in snapshots.told:
-            snapshots.told.add(text)
-            run.sinks.write(Note(f"warning: {text}"))
+    def _copy(self) -> Tensors | None:
+        """A copy of the state, with batch-norm statistics averaged over ranks; None on ranks above 0.
 
-
-def finish_writing(run: Run) -> None:
-    """At the end of a run, however it ends: let a checkpoint be completed. Raises nothing."""
-    try:
-        report_written(run, CLOSE_S)
-    except HvdtrainError as error:
-        run.sinks.write(Note(f"warning: {error}"))
-
-
-def _snapshot(run: Run) -> Tensors | None:
-    """A copy of the state, with batch-norm statistics averaged over ranks; None on ranks above 0.
-
-    The ranks' own statistics are a file of their own, unless all are equal. Training goes on with
-    them.
-    """
-    state, comm = run.state, run.comm
-    buffers = rank_buffers(state) if comm.size > 1 else []
-    own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
-    average_buffers(state)
-    try:
-        check_state(state, run.paths)
-        files = run.snapshots.buffers.copy(contents(state)) if comm.rank == 0 else None
-        if own is not None:
-            rows = comm.gather(own.cpu(), "statistics")
-            mean = torch.cat([buffer.flatten() for buffer in buffers]).cpu()
-            if files is not None and not torch.equal(rows, mean.expand_as(rows)):
-                files[BUFFERS_FILE] = {RANKS: rows}
-    finally:
-        if own is not None:
-            set_buffers(buffers, own)
-    return files
+        The ranks' own statistics are a file of their own, unless all are equal. Training goes on
+        with them.
+        """
+        state, comm = self.state, self.state.comm
+        buffers = rank_buffers(state) if comm.size > 1 else []
+        own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
+        average_buffers(state)
+        try:
+            check_state(state, self.paths)
+            files = self.buffers.copy(contents(state)) if comm.rank == 0 else None
+            if own is not None:
+                rows = comm.gather(own.cpu(), "statistics")
+                mean = torch.cat([buffer.flatten() for buffer in buffers]).cpu()
+                if files is not None and not torch.equal(rows, mean.expand_as(rows)):
+                    files[BUFFERS_FILE] = {RANKS: rows}
+        finally:
+            if own is not None:
+                set_buffers(buffers, own)
+        return files

@@ -55,6 +55,7 @@ class JsonLines:
         record = {"time": round(time.time(), 3), "kind": report.kind, **report.values()}
         line = json_text(record).encode() + b"\n"
         try:
+            self._reopen_if_removed()
             self._append(b"\n" + line if self._torn else line)
         except OSError as error:
             self._lost += 1
@@ -68,6 +69,12 @@ class JsonLines:
         """Close the file."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+    def _reopen_if_removed(self) -> None:
+        """Begin the file anew once its folder is there again."""
+        if os.fstat(self._file.fileno()).st_nlink == 0 and self._path.parent.is_dir():
+            self._file.close()
+            self._file, self._torn = self._path.open("ab", buffering=0), False
 
     def _append(self, line: bytes) -> None:
         """Write all of it; a disk that is nearly full takes a part, which stays a torn line."""

@@ -62,3 +62,16 @@ def edit_meta(work: Path, **changes: Any) -> None:
     body = json.dumps(meta, sort_keys=True)
     seal = hashlib.sha256(body.encode()).hexdigest()
     file.write_text(json.dumps({"meta": meta, "seal": seal}))
+
+
+BASE = """
+name: t
+lr: {warmup: none, schedule: constant}
+phases:
+  - {epochs: 2, image_size: 16, batch_per_worker: 8}
+  - {epochs: 4, image_size: [16, 48], size_multiple: 8, batch_per_worker: 4}
+"""
+
+
+def changed(*settings: str, base: str = BASE) -> Config:
+    return parse_config(base, overrides=list(settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hvdtrain import train as loop
 from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Checkpoint
@@ -176,3 +178,27 @@ def test_a_checkpoint_in_mid_epoch_is_gone_on_from(work: Path) -> None:
     lines = map(json.loads, (work / "run/events.jsonl").read_text().splitlines())
     written = [event["step"] for event in lines if event["kind"] == "checkpoint"]
     assert written == [2, 3, 4, 6, 6]
+
+
+def test_a_removed_run_directory_is_made_anew(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = work / "run"
+    evaluate = loop.report_evaluation
+
+    def removed(run: Any, epoch: Any, stops: Any) -> Any:
+        if epoch.index == 0:
+            run.snapshots.writer.take(None)
+            shutil.rmtree(root)
+        return evaluate(run, epoch, stops)
+
+    monkeypatch.setattr(loop, "report_evaluation", removed)
+    train(config(work, 3), Solo(), run_dir=root)
+    warning = f"warning: {root} was removed, and is made anew: its reports and checkpoints so far are lost"
+    assert warning in notes(work)
+    assert [path.name for path in list_checkpoints(root / "checkpoints")] == [
+        "e0003-s0000000000",
+        "e0002-s0000000000",
+    ]
+    for name in ("config.yaml", "environment.json", "classes.txt", "summary.json", "report.html"):
+        assert (root / name).is_file()
+    monkeypatch.undo()
+    assert resume(work, epochs=4)["epochs"] == 4
