@@ -24,6 +24,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import init_state
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Epoch, make_plan
+from hvdtrain.run.dataset import DatasetWriter, RunData
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.prepare import Run
 from hvdtrain.signals import StopSignals
@@ -53,6 +54,7 @@ class MemoryLoaders:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+        self.sources: dict[str, Any] = {}
 
     def train(self, epoch: Epoch, *_: Any, **__: Any) -> Iterator[tuple[int, Batch]]:
         """Yield the planned number of batches."""
@@ -61,6 +63,10 @@ class MemoryLoaders:
 
     def mask(self, _bad: Any) -> None:
         """No image is bad."""
+
+    def take_changed(self) -> list[str]:
+        """No file changes."""
+        return []
 
     def close(self) -> None:
         """Do nothing: no file is open."""
@@ -88,7 +94,9 @@ def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> I
         sinks = Sinks(cfg, comm, paths, hosts)
         bad = BadSamples(cfg.data, comm, paths.bad_samples)
         loaders: Any = MemoryLoaders(batch)
-        run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad, hosts)
+        data = RunData([], {}, {}, {}, {})
+        writer = DatasetWriter(paths.dataset, loaders, data)  # not started: there are no files
+        run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad, hosts, data, writer)
         with contextlib.closing(run):
             yield run
 
