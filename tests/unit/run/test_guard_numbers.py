@@ -15,7 +15,8 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.checkpoint import list_checkpoints
 from hvdtrain.errors import TrainingError
-from hvdtrain.run.guard.numbers import IN_A_ROW, IN_AN_EPOCH, Skips
+from hvdtrain.paths import RunPaths
+from hvdtrain.run.guard.numbers import IN_A_ROW, IN_AN_EPOCH, Skips, check_state
 from hvdtrain.telemetry.reports import json_text
 from hvdtrain.train import train
 from tests.step_samples import network, state_of
@@ -147,6 +148,18 @@ def test_weights_that_overflow_fp16(small_root: Path, tmp_path: Path) -> None:
         TrainingError, match=r"before the first update: numbers above 65504 .* bf16"
     ):
         train(cfg.model_copy(update={"model": model}), Solo(), run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_found(value: float, tmp_path: Path) -> None:
+    state = state_of(network())
+    check_state(state, RunPaths(tmp_path))
+    with torch.no_grad():
+        next(state.model.parameters()).view(-1)[-1] = value
+    with pytest.raises(
+        TrainingError, match=r"^0\.weight \(1 of \d+ tensors of model.safetensors\)"
+    ):
+        check_state(state, RunPaths(tmp_path))
 
 
 @pytest.mark.parametrize("static", [1024.0, None])
