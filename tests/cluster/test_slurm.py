@@ -145,7 +145,9 @@ def test_cancelled(jobs: Jobs, launcher: str) -> None:
     assert jobs.slurm.finish(job)["JobState"] == "CANCELLED"
     jobs.slurm.until("the script's end", lambda: "code " in jobs.log("long", job))
     assert "\ncode 75\n" in jobs.log("long", job)
-    assert len(list((run_dir / "checkpoints").iterdir())) == 1
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert [event["kind"] for event in events][-2:] == ["checkpoint", "stop"]
+    assert list((run_dir / "checkpoints").iterdir())
     assert jobs.slurm.job(job)["Restarts"] == "0"
 
 

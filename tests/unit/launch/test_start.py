@@ -96,9 +96,9 @@ def test_root_is_told_what_mpirun_wants_before_it_starts(
         assert not (tmp_path / "env").exists()
         assert str(refused.value).endswith(f"first export {AS_ROOT[0]}=1 {AS_ROOT[1]}=1")
         assert "\n" not in str(refused.value)
-    assert prepare(request, env | dict.fromkeys(AS_ROOT, "1")).run() == 0
+    assert prepare(request, env | dict.fromkeys(AS_ROOT, "1")).run().code == 0
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert prepare(request, env).run() == 0
+    assert prepare(request, env).run().code == 0
 
 
 def test_launchers_that_cannot_do_it(env: dict[str, str]) -> None:
