@@ -9,7 +9,9 @@ API.username = API.password = ""; // fetch refuses an address with a password
 const $ = id => document.getElementById(id);
 
 const short = new Intl.NumberFormat("en-US", {notation: "compact", maximumSignificantDigits: 3});
-const plain = (value, tick) => tick ? short.format(value) : number(4)(value);
+const tiny = value => value !== 0 && Math.abs(value) < 0.001;  // too long for a tile otherwise
+const plain = (value, tick) => tick ? short.format(value)
+  : tiny(value) ? value.toExponential(2) : number(4)(value);
 const whole = (value, tick) => tick ? short.format(value) : Math.round(value).toLocaleString("en-US");
 const percent = (value, tick) => `${(100 * value).toFixed(tick ? 0 : 1)}%`;
 // Above 100 % the figure never stands alone; the text is that of the console and the report.
