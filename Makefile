@@ -16,6 +16,9 @@ test: setup ## run all tests; PYTEST="-k plan" selects some
 fast: check ## the checks, and the unit tests that take seconds
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.run -m "unit and not slow" $(PYTEST)
 
+chaos: setup ## faults in real trainings, drawn by a seed; CHAOS="--cases 150 --seed 1" passes options
+	@$(BIN)/python -m tests.chaos $(CHAOS)
+
 docs: setup ## build the documentation in site/; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -33,4 +36,4 @@ clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test fast docs check wheels clean
+.PHONY: help setup demo test fast chaos docs check wheels clean

@@ -1,0 +1,1 @@
+"""Seeded faults in real training jobs: `make chaos`, see CONTRIBUTING.md."""

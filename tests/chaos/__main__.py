@@ -1,0 +1,41 @@
+"""Faults in real training jobs: `make chaos`, or `python -m tests.chaos --cases N --seed S`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.chaos import table
+from tests.chaos.cases import draw
+from tests.chaos.course import Chaos, Result
+
+
+def main(arguments: list[str]) -> int:
+    """1 if a case was wrong or did not end."""
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--cases", type=int, default=30, help="how many, with seeds in a row")
+    parser.add_argument("--seed", type=int, default=1, help="of the first case")
+    parser.add_argument("--only", type=int, metavar="SEED", help="this case alone")
+    parser.add_argument("--ranks", type=int, default=2, help="at most so many, 2 or 4")
+    parser.add_argument("--out", type=Path, help="CSV file for the results")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of the cases")
+    known = parser.parse_args(arguments)
+    first = known.seed if known.only is None else known.only
+    seeds = range(first, first + (known.cases if known.only is None else 1))
+    chaos, results = Chaos(), list[Result]()
+    try:
+        for seed in seeds:
+            results.append(chaos.run(draw(seed, known.ranks)))
+            print(table.line(results[-1]), flush=True)
+            if known.out:
+                table.write(known.out, results)
+    finally:
+        failed = any(result.verdict in ("wrong", "hang") for result in results)
+        chaos.close(keep=known.keep or failed)
+    print(table.table(results))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

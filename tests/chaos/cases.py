@@ -1,0 +1,118 @@
+"""Which fault strikes when: a case is drawn from its seed alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+START, MIDDLE, END, SIZE, EVALUATION, SAVE = (
+    *("start", "mid-epoch", "epoch end", "size change", "evaluation", "save"),
+)
+MOMENTS = (START, MIDDLE, END, SIZE, EVALUATION, SAVE)
+TRAINING = MOMENTS[1:]
+RESUMABLE = (MIDDLE, SIZE, EVALUATION)
+"""Moments at which there are two checkpoints if the first epoch is over."""
+ALONE, MPIRUN, LAUNCH = "alone", "mpirun", "launch"
+LAUNCHERS = (ALONE, MPIRUN, LAUNCH)
+"""`hvdtrain train` in one process, below `mpirun`, and below `hvdtrain launch`."""
+SEVERAL = (MPIRUN, LAUNCH)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where a fault makes sense, and what is documented to follow."""
+
+    codes: frozenset[int]
+    """Exit codes of the job that the fault strikes."""
+    says: str = ""
+    """Regular expression of a line that must be told; empty: the fault need not be noticed."""
+    moments: tuple[str, ...] = MOMENTS
+    launchers: tuple[str, ...] = LAUNCHERS
+    as_root: bool = False
+    """It mounts a file system."""
+    leaves: bool = False
+    """It kills the launcher, which would have deleted its temporary files."""
+    other_end: bool = False
+    """The weights may be others than those of the reference run."""
+
+
+def _kind(codes: str, says: str = "", **more: object) -> Kind:
+    return Kind(frozenset(map(int, codes.split())), says, **more)  # type: ignore[arg-type]
+
+
+KILLED = r"signal 9|SIGKILL|was killed"
+STOP = "'kind': 'stop'"
+"""The event of an orderly stop."""
+STOPPED = "stopped by a signal"
+EARLY = "75 129 130 138 143"
+"""A stop, in training or before it."""
+SIGNALLED = rf"{STOPPED}|interrupted|signal \d+|terminated|before training|ended by"
+KINDS = {
+    "kill-rank0": _kind("137", KILLED),
+    "kill-rank": _kind("137", KILLED, launchers=SEVERAL),
+    "kill-mpirun": _kind("75 137", STOP, launchers=SEVERAL, moments=TRAINING, leaves=True),
+    "kill-launch": _kind("137", STOP, launchers=(LAUNCH,), moments=TRAINING, leaves=True),
+    "kill-all": _kind("137", leaves=True),
+    "kill-restart": _kind("0", "attempt 1 ended after", launchers=(LAUNCH,)),
+    "stop-5s": _kind("0"),
+    "stop-for-ever": _kind("8", "no progress for", launchers=SEVERAL, moments=TRAINING),
+    "term-rank": _kind(EARLY, SIGNALLED),
+    "term-launcher": _kind(EARLY, SIGNALLED),
+    "int-rank": _kind(EARLY, SIGNALLED),
+    "int-launcher": _kind(EARLY, SIGNALLED),
+    "usr1-rank": _kind(EARLY, SIGNALLED),
+    "usr1-launcher": _kind(EARLY, SIGNALLED),
+    "term-twice-rank": _kind(EARLY, SIGNALLED),
+    "term-twice-launcher": _kind(EARLY, SIGNALLED),
+    "int-twice-launcher": _kind(EARLY, SIGNALLED),
+    "usr1-twice-launcher": _kind(EARLY, SIGNALLED),
+    "disk-full": _kind("6", "No space left on device", as_root=True),
+    "read-only": _kind("6", "Read-only file system", as_root=True),
+    "run-removed": _kind("0 6", "was removed, and is made anew|error", moments=TRAINING),
+    "checkpoint-flipped": _kind("137", "damaged", moments=RESUMABLE),
+    "checkpoint-cut": _kind("137", "damaged", moments=RESUMABLE),
+    "checkpoint-file-deleted": _kind("137", "cannot be read", moments=RESUMABLE),
+    "image-deleted": _kind("3", "cannot read", moments=TRAINING),
+    "image-damaged": _kind("3", "truncated", moments=TRAINING),
+    "image-replaced": _kind("0", "changed while the run reads", other_end=True, moments=TRAINING),
+    "port-taken": _kind("0", "in use", moments=(START,)),
+}
+OWN_CODES = {MPIRUN: frozenset({1})}
+"""Of a launcher that was signalled itself: docs/how-to/resume.md."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault in one training."""
+
+    seed: int
+    fault: str
+    moment: str
+    ranks: int
+    launcher: str
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.fault]
+
+    def random(self) -> random.Random:
+        """The source of all that is left to chance in this case."""
+        return random.Random(f"{self.seed} of {self.fault}")
+
+    def documented(self) -> frozenset[int]:
+        """Exit codes of the first job that are right, beside 0."""
+        codes = self.kind.codes
+        if self.fault.endswith("-launcher"):
+            codes |= OWN_CODES.get(self.launcher, frozenset())
+        return codes
+
+
+def draw(seed: int, most_ranks: int = 2) -> Case:
+    """The case of `seed`. Of as many seeds in a row as there are faults, each fault has one."""
+    block, place = divmod(seed, len(KINDS))
+    fault = random.Random(f"block {block}").sample(sorted(KINDS), len(KINDS))[place]
+    kind, chance = KINDS[fault], random.Random(seed)
+    launcher = chance.choice(kind.launchers)
+    moment = chance.choice(kind.moments)
+    ranks = 1 if launcher == ALONE else chance.choice([2, 4]) if most_ranks >= 4 else 2
+    return Case(seed, fault, moment, ranks, launcher)
