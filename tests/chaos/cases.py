@@ -46,7 +46,7 @@ STOP = "'kind': 'stop'"
 STOPPED = "stopped by a signal"
 EARLY = "75 129 130 138 143"
 """A stop, in training or before it."""
-SIGNALLED = rf"{STOPPED}|interrupted|signal \d+|terminated|before training|ended by"
+SIGNALLED = rf"{STOPPED}|{STOP}|interrupted|signal \d+|terminated|before training|ended by"
 KINDS = {
     "kill-rank0": _kind("137", KILLED),
     "kill-rank": _kind("137", KILLED, launchers=SEVERAL),

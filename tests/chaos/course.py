@@ -154,9 +154,8 @@ def _course(
         words = [*WHERE, "--resume", "auto"]
         jobs.append(Job(scene.folder, case.launcher, case.ranks, words, []))
         result.codes.append(_ended(jobs[-1]))
-    anew = len(jobs) > 1 or bool(options)
-    if anew or case.fault == "stop-5s":
-        result.recovered_s = _recovered(scene.run_dir, struck, anew)
+    if len(jobs) > 1 or options:
+        result.recovered_s = _recovered(scene.run_dir, struck)
     _judge(scene, reference, jobs, result)
 
 
@@ -192,14 +191,13 @@ def _ended(job: Job) -> int:
     return code
 
 
-def _recovered(run_dir: Path, struck: float, anew: bool) -> float | None:
-    """Seconds from the fault, at the Unix time `struck`, to the first update after it.
-
-    `anew`: only updates of a job that started after it count.
-    """
+def _recovered(run_dir: Path, struck: float) -> float | None:
+    """Seconds from the fault, at the Unix time `struck`, to the first update of the last job."""
     after = [event for event in all_events(run_dir) if event["time"] > struck]
-    if anew:
-        starts = [k for k, event in enumerate(after) if event["kind"] == "start"]
-        after = after[starts[-1] :] if starts else []
-    times = [event["time"] for event in after if event["kind"] == "train"]
+    starts = [k for k, event in enumerate(after) if event["kind"] == "start"]
+    times = (
+        [event["time"] for event in after[starts[-1] :] if event["kind"] == "train"]
+        if starts
+        else []
+    )
     return times[0] - struck if times else None

@@ -12,8 +12,8 @@ from tests.chaos.oracle import documented_codes
 from tests.chaos.table import line
 
 CASES = [
-    Case(1, "usr1-rank", EVALUATION, 1, ALONE),
-    Case(2, "kill-rank", SAVE, 2, MPIRUN),
+    Case(1, "kill-rank", SAVE, 2, MPIRUN),
+    Case(2, "run-removed", EVALUATION, 2, MPIRUN),
 ]
 
 
