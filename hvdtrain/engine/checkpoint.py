@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,14 +133,25 @@ def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep
     return Saved(final if final.exists() else place, size + len(sealed), kept)
 
 
+_AT_EPOCH_END = re.compile(r"e\d+-s0+(?!\d)")
+
+
 def _prune(place: Path, keep: int) -> list[str]:
-    """Delete what a new checkpoint, perhaps at `place`, makes superfluous; tells what cannot be."""
+    """Delete what a new checkpoint, perhaps at `place`, makes superfluous; tells what cannot be.
+
+    The last `keep` stay, and the last `keep` of those at the end of an epoch: checkpoints in mid-epoch
+    come by the minute, and would leave no history.
+    """
     kept: list[str] = []
     with _told(kept, place):
         _settle(place)
-    for old in list_checkpoints(place.parent)[keep:]:
-        with _told(kept, old):
-            _remove(old)
+    ends = 0
+    for number, old in enumerate(list_checkpoints(place.parent)):
+        at_end = _AT_EPOCH_END.match(old.name) is not None
+        ends += at_end
+        if number >= keep and not (at_end and ends <= keep):
+            with _told(kept, old):
+                _remove(old)
     return kept
 
 
@@ -229,6 +241,8 @@ def load_buffers(state: State, path: Path, meta: dict[str, Any]) -> torch.Tensor
         return None
     target = torch.empty(state.comm.size, sum(b.numel() for b in rank_buffers(state)))
     loaded = _tensors(path / BUFFERS_FILE)
+    if (EMA_FILE in meta["sha256"]) != (state.ema is not None):
+        return None  # the averages have statistics, too: all ranks begin with the mean
     _check_fit(path / BUFFERS_FILE, loaded, {RANKS: target})
     return loaded[RANKS].float()
 
