@@ -131,8 +131,7 @@ def prune(
     else:
         typer.echo(_pruned_text(run, done, dry_run))
     if done.failed:
-        count = f"{len(done.failed):,} checkpoints are not deleted"
-        raise ResourceError(f"{run}: {count}: {done.failed[0]}")
+        raise ResourceError(f"{run}: {len(done.failed):,} not deleted: {done.failed[0]}")
 
 
 def _size(size_bytes: int) -> str:
@@ -214,5 +213,6 @@ def _pruned_text(run: Path, done: Pruned, dry_run: bool) -> str:
     verb = "would be deleted" if dry_run else "deleted"
     lines = [f"{verb}: {name}" for name in done.deleted]
     lines += [f"left: {_shown(name)}: {_shown(reason)}" for name, reason in done.left.items()]
-    counts = f"{len(done.deleted):,} checkpoints {verb} ({_size(done.deleted_bytes)})"
+    lines += [f"not deleted: {_shown(line)}" for line in done.failed]
+    counts = f"{len(done.deleted):,} {verb} ({_size(done.deleted_bytes)})"
     return "\n".join([*lines, f"{_shown(str(run))}: {counts}, {len(done.kept):,} kept"])

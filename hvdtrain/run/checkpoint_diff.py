@@ -198,4 +198,6 @@ def _values(name: str, left: Any, right: Any) -> Differing | None:
 
 def _wide(values: Any) -> Any:
     """As float64, or as int64 where that is exact."""
+    if values.is_complex():
+        return values.cdouble()
     return values.double() if values.is_floating_point() else values.long()

@@ -240,8 +240,9 @@ def _fault(path: Path) -> str:
 def _entry(path: Path, *, newest: bool) -> Entry:
     """Raises FileNotFoundError."""
     kind, note = _kind(path)
-    about = path / META
-    written = (about if about.is_file() else path).lstat().st_mtime
+    written = path.lstat().st_mtime
+    with contextlib.suppress(OSError):
+        written = (path / META).lstat().st_mtime
     epoch, sample, step = _position(path) if kind != "other" else (None, None, None)
     is_newest = newest and kind == "checkpoint"
     return Entry(path.name, kind, is_newest, epoch, sample, step, _size(path), written, note)
