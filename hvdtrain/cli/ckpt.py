@@ -186,9 +186,10 @@ def _file_lines(name: str, file: FileDifference) -> list[str]:
     if file.equal:
         return [f"{name}: all {file.tensors:,} tensors are equal"]
     text = f"{name}: {len(file.differing):,} of {file.tensors:,} tensors differ"
-    if (most := file.largest) is not None:
-        largest = "not finite" if most.largest is None else f"{most.largest:.6g}"
-        text += f", largest difference {largest} ({_shown(most.name)})"
+    for counts, what in ((False, "largest difference"), (True, "largest difference of counts")):
+        if (most := file.largest(counts=counts)) is not None:
+            largest = "not finite" if most.largest is None else f"{most.largest:.6g}"
+            text += f", {what} {largest} ({_shown(most.name)})"
     lines = [f"  only in A: {_shown(name)}" for name in file.only_a]
     lines += [f"  only in B: {_shown(name)}" for name in file.only_b]
     lines += [f"  {_setting_text(one)}" for one in file.forms]

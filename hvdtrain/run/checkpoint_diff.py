@@ -37,6 +37,8 @@ class Differing(NamedTuple):
     """How many have other bytes."""
     largest: float | None
     """Largest absolute difference; None if one of the values is not finite."""
+    counts: bool
+    """Integers, as the number of batches that batch norm has seen."""
 
 
 @dataclass
@@ -56,11 +58,11 @@ class FileDifference:
         """To the bit."""
         return not (self.only_a or self.only_b or self.forms or self.differing)
 
-    @property
-    def largest(self) -> Differing | None:
-        """The tensor with the largest difference, or with one that is not finite."""
+    def largest(self, *, counts: bool) -> Differing | None:
+        """The tensor, of integers or of others, with the largest difference or with one that is not
+        finite."""
         return max(
-            self.differing,
+            (one for one in self.differing if one.counts == counts),
             key=lambda one: math.inf if one.largest is None else one.largest,
             default=None,
         )
@@ -193,7 +195,8 @@ def _values(name: str, left: Any, right: Any) -> Differing | None:
             largest = max(largest, piece) if math.isfinite(piece + largest) else math.inf
     if not elements:
         return None
-    return Differing(name, elements, largest if math.isfinite(largest) else None)
+    counts = not (a.is_floating_point() or a.is_complex())
+    return Differing(name, elements, largest if math.isfinite(largest) else None, counts)
 
 
 def _wide(values: Any) -> Any:

@@ -50,9 +50,10 @@ def test_diff_names_settings_and_tensors(run: Path, ckpt: Typed) -> None:
     code, out, _ = ckpt("diff", folder / MIDDLE, folder / NEWEST)
     assert code == 1
     assert "  config.lr.base 0.1 → 0.2\n" in out
-    largest = max(one["largest"] for one in shown.values())
+    largest = max(one["largest"] for one in shown.values() if not one["counts"])
     counts = f"{len(shown)} of {len(a)} tensors differ, largest difference {largest:.6g} ("
     assert f"model.safetensors: {counts}" in out
+    assert "), largest difference of counts 1 (1.num_batches_tracked)\n" in out
     assert out.endswith("different\n")
 
 
