@@ -161,7 +161,7 @@ def _files(a: Path | None, b: Path | None, *, same: bool) -> FileDifference:
             )
             for name in [] if same else both:
                 _tensors(name, left, right, found)
-    except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{a or b}: cannot be compared: {str(error)[:200]}") from None
     return found
 
