@@ -33,6 +33,7 @@ from hvdtrain.checkpoint_files import (
     list_checkpoints,
     next_number,
     read_meta,
+    remove,
     verify,
 )
 from hvdtrain.engine.evaluate import rank_buffers
@@ -151,7 +152,7 @@ def _prune(place: Path, keep: int) -> list[str]:
         ends += at_end
         if number >= keep and not (at_end and ends <= keep):
             with _told(kept, old):
-                _remove(old)
+                remove(old)
     return kept
 
 
@@ -187,7 +188,7 @@ def _settle(place: Path) -> None:
     """Let the checkpoint `place`, if it is there, take the place of the one of its position."""
     if place.exists():
         final = place.with_name(place.name.removesuffix(NEW))
-        _remove(final)
+        remove(final)
         place.rename(final)
 
 
@@ -281,12 +282,3 @@ def classes_beside(weights: Path) -> list[str] | None:
     except CheckpointError:
         return None
     return names
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint. If killed in between, nothing is left that looks like one."""
-    if path.exists():
-        gone = path.with_name(f".{path.name}.gone")
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
