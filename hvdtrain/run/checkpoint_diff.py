@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,17 +148,21 @@ def _files(a: Path | None, b: Path | None, *, same: bool) -> FileDifference:
     """Compare the tensors of a file, which one of the two may lack."""
     import safetensors
 
-    kind = "np" if same or not (a and b) else "pt"  # names alone are read without torch
-    open_file = partial(safetensors.safe_open, framework=kind)
     try:
-        with open_file(a or b) as left, open_file(b or a) as right:
+        # Names alone are read without torch.
+        with (
+            safetensors.safe_open(a or b, "np") as left,
+            safetensors.safe_open(b or a, "np") as right,
+        ):
             left_names = set(left.keys()) if a else set()
             right_names = set(right.keys()) if b else set()
-            both = sorted(left_names & right_names)
-            found = FileDifference(
-                len(both), sorted(left_names - right_names), sorted(right_names - left_names)
-            )
-            for name in [] if same else both:
+        both = sorted(left_names & right_names)
+        found = FileDifference(
+            len(both), sorted(left_names - right_names), sorted(right_names - left_names)
+        )
+        for name in [] if same else both:
+            # Opened anew for each: what was mapped of the file would stay in memory.
+            with safetensors.safe_open(a, "pt") as left, safetensors.safe_open(b, "pt") as right:
                 _tensors(name, left, right, found)
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{a or b}: cannot be compared: {str(error)[:200]}") from None
