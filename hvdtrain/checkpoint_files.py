@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -95,6 +96,15 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def next_number(directory: Path) -> int:
     """One more than the number of every checkpoint in `directory`."""
     return 1 + max((_order(path)[0] for path in list_checkpoints(directory)[:1]), default=0)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint. If killed in between, nothing is left that looks like one."""
+    if path.exists():
+        gone = path.with_name(f".{path.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _order(path: Path) -> tuple[int, int, int, str]:

@@ -218,8 +218,8 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     images = run.loaders.num_val
     if not images or stops.agreed:
         return None
-    run.comparison.compare()
     keep_sound(run)
+    run.comparison.compare()
     stops.enter()
     activity.enter("evaluating", images, "images")
     try:
@@ -228,6 +228,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
         return None
     evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
     run.sinks.write(evaluation)
+    run.snapshots.report_written(None)  # an error names the last one
     check_evaluation(evaluation, run.paths)
     return evaluation
 
@@ -251,7 +252,7 @@ def owes_evaluation(run: Run) -> bool:
 
 
 def _stops(run: Run, signals: StopSignals) -> Stops:
-    return Stops(signals, run.comm, save_due=run.snapshots.cadence.due)
+    return Stops(signals, run.comm, save_due=run.snapshots.due)
 
 
 def _save(run: Run, *, wait: bool = False) -> None:
@@ -259,8 +260,8 @@ def _save(run: Run, *, wait: bool = False) -> None:
 
     Raises TrainingError, DivergenceError; the older checkpoints are then untouched.
     """
-    run.comparison.compare()
     keep_sound(run)
+    run.comparison.compare()
     run.snapshots.save(wait=wait)
 
 
@@ -285,6 +286,9 @@ def _save_within(run: Run, epoch: Epoch, i: int, stops: Stops, meter: Meter) -> 
 def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
     _save(run, wait=True)
+    any_rank(
+        run.comm, False
+    )  # a rank that ended sooner would have the launcher end rank 0 in its write
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position

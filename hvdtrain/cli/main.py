@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from hvdtrain import __version__
+from hvdtrain.cli.ckpt import ckpt_app
 from hvdtrain.cli.crash import unexpected
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
@@ -52,6 +53,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show a resolved config, or all config fields.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(tune_app, name="tune")
 app.add_typer(scaling_app, name="scaling")
 app.add_typer(launch_app, name="launch")

@@ -36,7 +36,9 @@ def explain(error: Any) -> str:
     if kind == "NoSuchOption":
         return _no_such_option(error, command)
     text = str(error.format_message()).rstrip(".")
-    if kind == "MissingParameter" and (name := error.param.metavar or error.param.name.upper()):
+    if kind == "MissingParameter" and error.param.param_type_name == "option":
+        text = f"{error.param.opts[0]} is missing"
+    elif kind == "MissingParameter" and (name := error.param.metavar or error.param.name.upper()):
         text = f"{name.strip('[]').removesuffix('...')} is missing"
     unit = re.search(r"'(\d+)[A-Za-z]+' is not a valid", text)
     if unit:

@@ -56,10 +56,12 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def supervised(start: Callable[[], Ended], max_restarts: int, run_dir: Path | None) -> int:
+def supervised(
+    start: Callable[[Callable[[], bool]], Ended], max_restarts: int, run_dir: Path | None
+) -> int:
     """Run a job, and again after a crash; returns its exit code."""
     if run_dir is None:
-        return start().code
+        return start(lambda: False).code
     paths = RunPaths(run_dir)
 
     def tell(text: str) -> None:

@@ -231,7 +231,7 @@ class Checkpoint(Section):
     """Share of the time that checkpoints may cost: as long as they cost less, they are written more
     often than `every_minutes` says, up to once a minute."""
     keep: Machine[Positive] = 2
-    """Number of checkpoints to keep; older ones are deleted."""
+    """Number of checkpoints to keep, and of those at the end of an epoch; older ones are deleted."""
 
 
 class Expected(Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from hvdtrain.checkpoint_files import (
     list_checkpoints,
     next_number,
     read_meta,
+    remove,
     verify,
 )
 from hvdtrain.engine.evaluate import rank_buffers
@@ -132,14 +134,25 @@ def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep
     return Saved(final if final.exists() else place, size + len(sealed), kept)
 
 
+_AT_EPOCH_END = re.compile(r"e\d+-s0+(?!\d)")
+
+
 def _prune(place: Path, keep: int) -> list[str]:
-    """Delete what a new checkpoint, perhaps at `place`, makes superfluous; tells what cannot be."""
+    """Delete what a new checkpoint, perhaps at `place`, makes superfluous; tells what cannot be.
+
+    The last `keep` stay, and the last `keep` of those at the end of an epoch: checkpoints in mid-epoch
+    come by the minute, and would leave no history.
+    """
     kept: list[str] = []
     with _told(kept, place):
         _settle(place)
-    for old in list_checkpoints(place.parent)[keep:]:
-        with _told(kept, old):
-            _remove(old)
+    ends = 0
+    for number, old in enumerate(list_checkpoints(place.parent)):
+        at_end = _AT_EPOCH_END.match(old.name) is not None
+        ends += at_end
+        if number >= keep and not (at_end and ends <= keep):
+            with _told(kept, old):
+                remove(old)
     return kept
 
 
@@ -175,7 +188,7 @@ def _settle(place: Path) -> None:
     """Let the checkpoint `place`, if it is there, take the place of the one of its position."""
     if place.exists():
         final = place.with_name(place.name.removesuffix(NEW))
-        _remove(final)
+        remove(final)
         place.rename(final)
 
 
@@ -229,6 +242,8 @@ def load_buffers(state: State, path: Path, meta: dict[str, Any]) -> torch.Tensor
         return None
     target = torch.empty(state.comm.size, sum(b.numel() for b in rank_buffers(state)))
     loaded = _tensors(path / BUFFERS_FILE)
+    if (EMA_FILE in meta["sha256"]) != (state.ema is not None):
+        return None  # the averages have statistics, too: all ranks begin with the mean
     _check_fit(path / BUFFERS_FILE, loaded, {RANKS: target})
     return loaded[RANKS].float()
 
@@ -267,12 +282,3 @@ def classes_beside(weights: Path) -> list[str] | None:
     except CheckpointError:
         return None
     return names
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint. If killed in between, nothing is left that looks like one."""
-    if path.exists():
-        gone = path.with_name(f".{path.name}.gone")
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)

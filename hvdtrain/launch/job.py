@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NamedTuple
@@ -63,13 +63,16 @@ class Ended(NamedTuple):
 
 
 def run_job(
-    command: Sequence[str], env: Mapping[str, str], checkpoint_signal: signal.Signals
+    command: Sequence[str],
+    env: Mapping[str, str],
+    checkpoint_signal: signal.Signals,
+    stopped_before: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Start `command` and wait for its end.
 
     When this process gets SIGTERM, SIGUSR1, SIGINT or SIGHUP, the command gets `checkpoint_signal` and
     passes it on, so that the ranks write a checkpoint and stop. A second SIGTERM or SIGINT more than
-    `REPEAT_S` later sends SIGTERM. If rank 0 noted that it stopped after a checkpoint, the exit
+    `REPEAT_S` later sends SIGTERM. `stopped_before`: whether such a signal came before this call. If rank 0 noted that it stopped after a checkpoint, the exit
     code is that of Preempted. Raises ResourceError if the command cannot be started.
     """
     waiting: list[int] = []  # signals that came before the child was started
@@ -106,6 +109,8 @@ def run_job(
             stderr=None if sys.stderr.isatty() else subprocess.PIPE,
         )
         copies = [_copied(child.stdout, 1), _copied(child.stderr, 2)]
+        if stopped_before() and not waiting:
+            waiting.append(checkpoint_signal)
         for number in waiting[:1]:
             pass_on(number, None)
         code = child.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -45,8 +45,8 @@ class Job:
     needs_store: bool
     """Ranks find each other through our own store, see `rendezvous`."""
 
-    def run(self) -> Ended:
-        """Run the launcher and wait for its end.
+    def run(self, stopped: Callable[[], bool] = lambda: False) -> Ended:
+        """Run the launcher and wait for its end; `stopped`: see `run_job`.
 
         Raises ResourceError, and ConfigError as root, unless mpirun is allowed to run as root.
         """
@@ -60,7 +60,7 @@ class Job:
                 address = nic.address if nic is not None else "127.0.0.1"
                 server = stack.enter_context(rendezvous(address, size))
                 env = {**env, **_store_variables(address, server.server_port, size)}
-            return run_job(self.command.words, env, self.command.checkpoint_signal)
+            return run_job(self.command.words, env, self.command.checkpoint_signal, stopped)
 
 
 def launch_request(

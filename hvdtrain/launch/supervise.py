@@ -33,8 +33,9 @@ LONGEST_WAIT_S = 60.0
 class Supervised:
     """One job that may be started several times."""
 
-    start: Callable[[], Ended]
-    """Run one attempt and wait for its end. Raises ResourceError, CommError."""
+    start: Callable[[Callable[[], bool]], Ended]
+    """Run one attempt and wait for its end, given what tells whether a signal to stop has come meanwhile.
+    Raises ResourceError, CommError."""
     max_restarts: int
     """Restarts in succession without a new checkpoint between them."""
     newest: Callable[[], str | None]
@@ -54,7 +55,7 @@ class Supervised:
                     return Preempted.exit_code
                 attempt += 1
                 before, began = self.newest(), time.monotonic()
-                ended = self.start()
+                ended = self.start(lambda: stop.requested)
                 if ended.signalled or not _worth_another(ended.code, first=attempt == 1):
                     return ended.code
                 failures = 1 if self.newest() != before else failures + 1

@@ -24,26 +24,27 @@ from hvdtrain.engine.progress import Progress
 from hvdtrain.errors import CheckpointError
 from hvdtrain.models.weights import load_weights
 from hvdtrain.plan.epochs import Position
-from hvdtrain.run.changes import identity
+from hvdtrain.run.changes import accepted_before, identity
 from hvdtrain.run.guard.divergence import shared_tensors
 from hvdtrain.run.parts import Run
 from hvdtrain.telemetry.reports import Note
 from pipelines.sources.classes import matched_rows
 
 
-def restore(run: Run, *, must: bool) -> None:
+def restore(run: Run, *, must: bool, verb: str = "resumed from") -> None:
     """Load the newest intact checkpoint of the run on rank 0 and broadcast the state.
 
     Without a checkpoint the run starts from `model.weights`, if given. Only rank 0 needs to see the
     files. On as many ranks as wrote the checkpoint, each gets its own batch-norm statistics, on others
     their mean. Raises CheckpointError if `must` is set and no checkpoint is usable, or if the
-    checkpoint belongs to another model.
+    checkpoint belongs to another model. `verb` begins the note on it; the report takes "resumed from" for
+    the begin of another attempt.
     """
     state, comm = run.state, run.comm
     statistics: torch.Tensor | None = None
     with together(comm):
         if comm.rank == 0:
-            loaded = _load_newest(run)
+            loaded = _load_newest(run, verb)
             statistics = load_buffers(state, *loaded) if loaded else None
             if must and not loaded:
                 raise CheckpointError(
@@ -78,7 +79,7 @@ def restore(run: Run, *, must: bool) -> None:
         set_buffers(buffers, values[comm.rank].to(state.settings.device))
 
 
-def _load_newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
+def _load_newest(run: Run, verb: str) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that was loaded and its metadata; None if there is none."""
     damaged: list[Path] = []
     for path in list_checkpoints(run.paths.checkpoints):
@@ -89,9 +90,10 @@ def _load_newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
             damaged.append(path)
             continue
         labels = checkpoint_labels(run.cfg, run.loaders)
-        if run.data.changed:
+        # Shown and accepted, now or in an attempt that ended before its first checkpoint.
+        if run.data.changed or run.data.accepted:
             del labels["train_images"]
-        if identity(run.changes):  # shown and accepted
+        if identity(run.changes) or accepted_before(run.paths):
             for key in ("seed", "optimizer", "order"):
                 del labels[key]
         load_checkpoint(run.state, path, meta, labels)
@@ -99,7 +101,7 @@ def _load_newest(run: Run) -> tuple[Path, dict[str, Any]] | None:
         if at.sample >= run.loaders.num_train:  # fewer images than before
             at = Position(at.epoch + 1, 0)
             run.state.progress = run.state.progress.at(at)
-        run.sinks.write(Note(f"resumed from {path}: epoch {at.epoch}, image {at.sample:,}"))
+        run.sinks.write(Note(f"{verb} {path}: epoch {at.epoch}, image {at.sample:,}"))
         _set_aside(run, damaged)
         return path, meta
     return None

@@ -18,6 +18,7 @@ def roll_back(run: Run, fault: TrainingError) -> None:
     Every rank must call it. Raises `fault`, with the images at fault, if `train.rollbacks` is used up
     or there is no checkpoint.
     """
+    run.snapshots.report_written(None)  # a checkpoint that is still being written is the newest
     text = f"{fault}{run.trail.first_fault(run.comm, run.loaders.sources['train'].name)}"
     run.trail.clear()
     most, there = run.cfg.train.rollbacks, run.comm.rank == 0
@@ -26,9 +27,8 @@ def roll_back(run: Run, fault: TrainingError) -> None:
         after = f", after {run.rollbacks} rollbacks" if run.rollbacks else ""
         raise TrainingError(f"{text}{after}") from None
     run.rollbacks += 1
-    run.snapshots.report_written(None)  # a checkpoint that is still being written is the newest
     progress = run.state.progress
-    restore(run, must=True)
+    restore(run, must=True, verb="went back to")
     run.state.progress = progress
     run.sinks.write(
         Note(

@@ -26,7 +26,6 @@ from hvdtrain.engine.checkpoint import (
 )
 from hvdtrain.engine.evaluate import average_buffers, rank_buffers, set_buffers
 from hvdtrain.engine.step import State
-from hvdtrain.errors import HvdtrainError
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.guard.numbers import check_state
 from hvdtrain.telemetry.reports import Checkpoint, Note
@@ -84,6 +83,11 @@ class Writer:
             target=self._run, args=(write, urgent), name="hvdtrain-checkpoint", daemon=True
         )
         self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is being run."""
+        return self._thread is not None and self._thread.is_alive()
 
     def take(self, timeout_s: float | None = 0) -> Saved | None:
         """The result of the job, once; None if there is none within the time (None: for ever).
@@ -201,11 +205,15 @@ class Snapshots:
                 self._told.add(text)
                 self.sinks.write(Note(f"warning: {text}"))
 
+    def due(self) -> bool:
+        """Whether this rank finds that it is time for a checkpoint, and the last one is written."""
+        return self.cadence.due() and not self.writer.busy
+
     def finish(self) -> None:
         """At the end of a run, however it ends: let a checkpoint be completed. Raises nothing."""
         try:
             self.report_written(CLOSE_S)
-        except HvdtrainError as error:
+        except Exception as error:  # noqa: BLE001 - the run ends, perhaps by another error
             self.sinks.write(Note(f"warning: {error}"))
 
     def _require_directory(self) -> None:

@@ -147,7 +147,10 @@ def _require_no_numbers(names: list[str], file: Path) -> None:
     first = min(numbers)
     in_order = list(range(first, first + len(names)))
     comes_first = all(match and match[1] for match in found)
-    is_numbered = first < 2 and sorted(numbers) == in_order
+    before = {match[0][: match.start(2)] for match in found if match and match[2]}
+    is_numbered = (
+        first < 2 and sorted(numbers) == in_order and len(before) != 1
+    )  # "grade 1", "grade 10"
     if is_numbered and (comes_first or numbers != in_order):
         raise DataError(
             f"{file}: every line has a number ({printable(names[0][:40])}); expected names only, "

@@ -74,6 +74,8 @@ class Comparison:
     def _react(self, rows: list[tuple[int, ...]]) -> None:
         assert self._compared_at is not None
         if _all_broken(self._state):
+            if self._train.rollbacks:
+                return  # the next report or checkpoint goes back
             check_state(self._state, self._paths)
         text = describe(rows, self._hosts)
         since = f"between updates {self._compared_at + 1} and {self._state.progress.step}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hvdtrain.comm.agreement import any_rank
 from hvdtrain.engine.checkpoint import contents, list_checkpoints
 from hvdtrain.engine.step import State
 from hvdtrain.errors import TrainingError
@@ -93,13 +94,12 @@ def check_evaluation(evaluation: Eval, paths: RunPaths | None = None) -> None:
 
 
 def check_state(state: State, paths: RunPaths) -> None:
-    """Raise TrainingError if a tensor of the checkpoint would not be finite; waits for the device.
-
-    The averaged buffers and everything else in a checkpoint are equal on all ranks.
-    """
-    if what := not_finite(state):
+    """Raise TrainingError on all ranks if a tensor of the checkpoint would not be finite on one of them;
+    every rank must call. Waits for the device."""
+    what = not_finite(state)
+    if any_rank(state.comm, what is not None):
         raise TrainingError(
-            f"{what} is not finite after update {state.progress.step}, so no checkpoint of it is "
+            f"{what or 'a tensor of another rank'} is not finite after update {state.progress.step}, so no checkpoint of it is "
             f"written{_go_on(paths)}"
         )
 

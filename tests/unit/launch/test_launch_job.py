@@ -118,6 +118,17 @@ def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
     assert log.read_text() == "SIGUSR1 "
 
 
+def test_a_signal_that_came_before_the_start_is_passed_on(tmp_path: Path) -> None:
+    child = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(9))\n"
+        "time.sleep(30)\n"
+    )
+    ended = run_job(python(child), os.environ, signal.SIGUSR1, lambda: True)
+    assert ended.signalled
+    assert ended.code in (9, 128 + signal.SIGUSR1)  # it came before the child had its handler
+
+
 def test_a_signal_repeated_at_once_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm and the launcher may both send it to a rank. A later SIGTERM kills, a later SIGUSR1 not."""
     now = [100.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ class Attempts:
         self.told: list[str] = []
         self.signalled = False
 
-    def start(self) -> Ended:
+    def start(self, stopped: Callable[[], bool]) -> Ended:
         number, self.started = self.started, self.started + 1
         if number < len(self.checkpoints) and self.checkpoints[number]:
             self.newest = f"e{number:04}"

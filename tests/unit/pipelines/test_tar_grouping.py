@@ -225,7 +225,16 @@ def test_class_names_of_all_line_ends(tmp_path, content):
     assert [label for _image, label in contents(source)] == ["dog", "cat"]
 
 
-@pytest.mark.parametrize("content", ["grade 0\ngrade 1\n", "10\n9\n", "1 euro\n2 euro\n5 euro\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "grade 0\ngrade 1\n",
+        "grade 1\ngrade 10\ngrade 11\n",
+        "a 1\na 3\na 2\n",
+        "10\n9\n",
+        "1 euro\n2 euro\n5 euro\n",
+    ],
+)
 def test_class_names_may_have_numbers(tmp_path, content):
     (tmp_path / "classes.txt").write_text(content)
     assert opened(tmp_path, *sample("a", 0)).classes == content.splitlines()

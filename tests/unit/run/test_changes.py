@@ -173,3 +173,19 @@ def test_a_finished_run_with_more_epochs_is_unfinished(
     assert not paths.summary.exists()
     monkeypatch.undo()
     assert train(cfg, Solo(), resume=str(paths.root))["epochs"] == 3
+
+
+def test_accepted_settings_hold_when_the_next_attempt_ends_before_a_checkpoint(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old checkpoint has the old seed."""
+
+    def killed(*_: object) -> None:
+        raise Preempted("killed")
+
+    other, root = config(trained, 2).model_copy(update={"seed": 7}), str(trained / "run")
+    monkeypatch.setattr("hvdtrain.train.train_epoch", killed)
+    with pytest.raises(Preempted):
+        train(other, Solo(), resume=root, accept_changes=True)
+    monkeypatch.undo()
+    assert train(other, Solo(), resume=root)["accepted_changes"] == ["seed 0 → 7"]

@@ -16,6 +16,7 @@ from hvdtrain.config.load import parse_config
 from hvdtrain.engine.checkpoint import list_checkpoints
 from hvdtrain.errors import TrainingError
 from hvdtrain.paths import RunPaths
+from hvdtrain.report.events import restarts
 from hvdtrain.run.guard.numbers import IN_A_ROW, IN_AN_EPOCH, Skips, check_state
 from hvdtrain.telemetry.reports import json_text
 from hvdtrain.train import train
@@ -97,6 +98,7 @@ def test_a_rollback_to_the_last_checkpoint(batch: int, small_root: Path, tmp_pat
     )
     before, after = (weights(tmp_path / "run", f"e000{n}-s0000000000") for n in (2, 3))
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert restarts(tmp_path / "run/events.jsonl") == (0, 0)  # it is no other attempt
 
 
 def test_rollbacks_end(small_root: Path, tmp_path: Path) -> None:

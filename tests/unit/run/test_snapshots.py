@@ -6,7 +6,8 @@ import json
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Checkpoint
 from hvdtrain.engine.checkpoint import Saved
 from hvdtrain.errors import CheckpointError, ResourceError
-from hvdtrain.run.snapshots import SHORTEST_S, Buffers, Cadence, Writer
+from hvdtrain.run.snapshots import SHORTEST_S, Buffers, Cadence, Snapshots, Writer
 from hvdtrain.train import train
 from tests.unit.run.data_runs import config, notes, resume
 
@@ -149,6 +150,45 @@ def test_damaged_checkpoints_stay_where_they_are_if_there_is_no_other(trained: P
         with pytest.raises(CheckpointError, match="no usable checkpoint to resume from"):
             train(config(trained, 2), Solo(), resume="auto", run_dir=trained / "run")
     assert list_checkpoints(trained / "run/checkpoints") == [only]
+
+
+def test_epochs_are_kept_beside_checkpoints_in_mid_epoch(work: Path) -> None:
+    cfg = config(work, 3)
+    every = cfg.checkpoint.model_copy(update={"every_steps": 1, "keep": 2})
+    train(cfg.model_copy(update={"checkpoint": every}), Solo(), run_dir=work / "run")
+    kept = [path.name for path in list_checkpoints(work / "run/checkpoints")]
+    assert kept == ["e0003-s0000000000", "e0002-s0000000008", "e0002-s0000000000"]
+
+
+def test_no_checkpoint_is_due_while_one_is_written(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    cadence = Cadence(Checkpoint(every_minutes=1), lambda: clock[0])
+    state, paths, sinks = (cast("Any", None) for _ in range(3))
+    snapshots = Snapshots(state, paths, sinks, cadence, {}, {}, 2)
+    clock[0] = 61
+    assert snapshots.due()
+    goes_on = threading.Event()
+    snapshots.writer.start(lambda: cast("Any", goes_on.wait()))
+    assert not snapshots.due()
+    goes_on.set()
+    snapshots.writer.take(None)
+    assert snapshots.due()
+
+
+def test_no_error_of_the_writer_hides_how_a_run_ends(work: Path) -> None:
+    told: list[str] = []
+    state, paths = (cast("Any", None) for _ in range(2))
+    sinks = cast("Any", SimpleNamespace(write=lambda note: told.append(note.text)))
+    snapshots = Snapshots(state, paths, sinks, Cadence(Checkpoint()), {}, {}, 2)
+
+    def write() -> Any:
+        raise MemoryError("no room")
+
+    snapshots.writer.start(write)
+    snapshots.finish()
+    assert told == ["warning: no room"]
 
 
 def test_leftovers_are_swept_at_the_start(trained: Path) -> None:

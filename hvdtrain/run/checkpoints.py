@@ -1,0 +1,288 @@
+"""The checkpoints of a run directory: listed, verified and pruned, without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hvdtrain import activity
+from hvdtrain.checkpoint_files import (
+    BUFFERS_FILE,
+    EMA_FILE,
+    FILES,
+    LEFTOVER,
+    META,
+    NAME,
+    list_checkpoints,
+    read_meta,
+    remove,
+    verify,
+)
+from hvdtrain.errors import CheckpointError, ConfigError, ResourceError
+from hvdtrain.paths import RunPaths, run_root
+from hvdtrain.run.lock import RunLock
+
+SET_ASIDE = re.compile(rf"damaged-{NAME.pattern}(?:-\d+)?")
+"""What a damaged checkpoint is renamed to when a run goes on from an older one."""
+OURS = {META, *FILES, EMA_FILE, BUFFERS_FILE}
+
+Kind = Literal["checkpoint", "damaged", "set aside", "unfinished", "half deleted", "other"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in the folder of checkpoints. Only its metadata were read."""
+
+    name: str
+    kind: Kind
+    newest: bool
+    """A resumed run tries it first."""
+    epoch: int | None
+    sample: int | None
+    """Images of the epoch, of all ranks, that were trained."""
+    step: int | None
+    size_bytes: int
+    written: float
+    """Unix time of its metadata file, or of the folder without one."""
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check of every byte has found."""
+
+    path: Path
+    state: Literal["ok", "damaged", "deleted meanwhile"]
+    fault: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass
+class Pruned:
+    """What was deleted, or would be."""
+
+    kept: list[str] = field(default_factory=list)
+    """The newest intact ones."""
+    deleted: list[str] = field(default_factory=list)
+    deleted_bytes: int = 0
+    left: dict[str, str] = field(default_factory=dict)
+    """Neither counted nor deleted, and why."""
+    failed: list[str] = field(default_factory=list)
+    """One line for each that the disk did not let go."""
+
+
+def listing(path: Path) -> list[Entry]:
+    """Everything in the folder of checkpoints of the run `path`: checkpoints, the newest first, then
+    the rest by name. Raises CheckpointError if there is no such folder."""
+    folder = _folder(path)
+    try:
+        found = list_checkpoints(folder)
+        rest = sorted(set(folder.iterdir()) - set(found))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
+    entries: list[Entry] = []
+    for each in [*found, *rest]:
+        with contextlib.suppress(FileNotFoundError):  # a job may delete it meanwhile
+            entries.append(_entry(each, newest=not entries))
+    return entries
+
+
+def to_verify(path: Path, *, every: bool) -> list[Path]:
+    """The checkpoint `path`, or of a run the newest and those whose metadata are damaged, or every.
+
+    Raises CheckpointError if there is none.
+    """
+    if _is_checkpoint(path):
+        if every:
+            raise ConfigError(f"--all {path}: one checkpoint, expected a run directory")
+        return [path]
+    found = _checkpoints(path)
+    # Without metadata nobody knows which is the newest.
+    return found if every else [each for each in found if each == found[0] or _fault(each)]
+
+
+def check(path: Path) -> Verdict:
+    """Read every byte of a checkpoint."""
+    try:
+        verify(path)
+    except CheckpointError as error:
+        if not path.exists():
+            return Verdict(path, "deleted meanwhile")
+        return Verdict(path, "damaged", str(error))
+    return Verdict(path, "ok")
+
+
+def one_of(path: Path) -> Path:
+    """The checkpoint `path`, or the newest of the run `path`. Raises CheckpointError."""
+    return path if _is_checkpoint(path) else _checkpoints(path)[0]
+
+
+def prune(path: Path, keep: int, *, dry_run: bool) -> Pruned:
+    """Delete the intact checkpoints of the run `path` except the `keep` written last.
+
+    Raises ResourceError if a job uses the run, CheckpointError if there is no intact checkpoint.
+    """
+    if _is_checkpoint(path):
+        raise ConfigError(f"{path}: one checkpoint, expected a run directory")
+    folder = _folder(path)
+    try:
+        lock = RunLock(path)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be locked: {error.strerror}") from None
+    try:
+        return _prune(folder, keep, dry_run)
+    finally:
+        lock.release()
+
+
+def _prune(folder: Path, keep: int, dry_run: bool) -> Pruned:
+    done, old = Pruned(), []
+    for path in list_checkpoints(folder):
+        activity.enter(f"verifying {path.name}")
+        if reason := _reason_to_leave(path):
+            done.left[path.name] = reason
+        elif len(done.kept) < keep:
+            done.kept.append(path.name)
+        else:
+            old.append(path)
+    if not done.kept:
+        raise CheckpointError(f"{folder}: no intact checkpoint: nothing is deleted")
+    for path in reversed(old):  # the oldest first, however this ends
+        size = _size(path)
+        try:
+            if not dry_run:
+                _delete(path)
+        except OSError as error:
+            done.failed.append(f"{error.filename or path}: cannot be deleted: {error.strerror}")
+        else:
+            done.deleted.append(path.name)
+            done.deleted_bytes += size
+    return done
+
+
+def _reason_to_leave(path: Path) -> str:
+    """Why a folder with the name of a checkpoint is none of ours to delete; empty if it is."""
+    if path.is_symlink():
+        return "a link"
+    try:
+        foreign = sorted({each.name for each in path.iterdir()} - OURS)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if foreign:
+        return f"holds {foreign[0]}, which is not of hvdtrain"
+    verdict = check(path)
+    return "" if verdict.state == "ok" else verdict.fault or verdict.state
+
+
+def _delete(path: Path) -> None:
+    remove(path)
+    gone = path.with_name(f".{path.name}.gone")
+    if gone.exists():
+        raise OSError(0, "files of it are left", str(gone))
+
+
+def _folder(path: Path) -> Path:
+    """The folder of checkpoints of a run, which may be named by a checkpoint. Raises CheckpointError."""
+    try:
+        folder = RunPaths(run_root(path)).checkpoints
+        path.stat()
+        if folder.is_dir():
+            return folder
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    raise CheckpointError(
+        f"{path}: neither a run directory nor a checkpoint: it has no folder {folder.name}"
+    )
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    folder = _folder(path)
+    found = list_checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoint")
+    return found
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a checkpoint is named, even if it is damaged. Raises CheckpointError if it is missing."""
+    name = Path(os.path.abspath(path)).name  # noqa: PTH100 - keeps links
+    patterns = (NAME, SET_ASIDE, LEFTOVER)
+    try:
+        named = any(pattern.fullmatch(name) for pattern in patterns)
+        if named and not path.exists():
+            raise CheckpointError(f"{path}: no such checkpoint")
+        return named or (path / META).is_file()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with the metadata of a checkpoint; empty if nothing is."""
+    try:
+        read_meta(path)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _entry(path: Path, *, newest: bool) -> Entry:
+    """Raises FileNotFoundError."""
+    kind, note = _kind(path)
+    written = path.lstat().st_mtime
+    with contextlib.suppress(OSError):
+        written = (path / META).lstat().st_mtime
+    epoch, sample, step = _position(path) if kind != "other" else (None, None, None)
+    is_newest = newest and kind == "checkpoint"
+    return Entry(path.name, kind, is_newest, epoch, sample, step, _size(path), written, note)
+
+
+def _kind(path: Path) -> tuple[Kind, str]:
+    """What a name in the folder is, and what there is to say of it."""
+    if NAME.fullmatch(path.name) and path.is_dir():
+        if fault := _fault(path):
+            return "damaged", fault
+        return "checkpoint", "a link" if path.is_symlink() else ""
+    if SET_ASIDE.fullmatch(path.name):
+        return "set aside", "damaged when a run went on from an older one"
+    if not LEFTOVER.fullmatch(path.name):
+        return "other", "not of hvdtrain, never deleted"
+    if path.name.endswith(".part"):
+        return "unfinished", "being written, or left by a job that was killed"
+    return "half deleted", "being deleted, or left by a job that was killed"
+
+
+def _position(path: Path) -> tuple[int | None, int | None, int | None]:
+    """Epoch, sample and step, by the metadata if they can be read, else by the name."""
+    try:
+        meta = read_meta(path)
+    except CheckpointError:
+        named = NAME.search(path.name)
+        return (int(named[1]), int(named[2]), None) if named else (None, None, None)
+    return meta["position"]["epoch"], meta["position"]["sample"], meta["step"]
+
+
+def _size(path: Path) -> int:
+    """Bytes of all files; links are not followed, and what vanishes meanwhile is not counted."""
+    return sum(_sizes(path))
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    if path.is_symlink() or not path.is_dir():
+        yield path.lstat().st_size
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield (Path(folder) / name).lstat().st_size
