@@ -218,12 +218,12 @@ def few_updates(cfg: Config, plan: Plan) -> str | None:
     if updates >= (FEW_UPDATES if new and steps < SHORT_EPOCH else VERY_FEW_UPDATES):
         return None
     batch = max(epoch.batch_per_worker for epoch in plan.epochs) * updates // FEW_UPDATES
+    recipe = "" if cfg.name == "finetune_small" else "; finetune_small is the recipe for few images"
     smaller = f"a batch_per_worker of {batch} or less, or " if batch >= 8 else ""
     return (
         f"{updates} updates in all, at most {steps} an epoch, are few: the rate rises and falls faster "
         f"than the network learns: use {smaller}"
-        f"{-(-len(plan.epochs) * FEW_UPDATES // updates)} epochs or more"
-        f"{', or start from model.weights' if new else ''}; finetune_small is the recipe for few images"
+        f"{-(-len(plan.epochs) * FEW_UPDATES // updates)} epochs or more{', or start from model.weights' if new else ''}{recipe}"
     )
 
 

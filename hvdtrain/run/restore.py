@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hvdtrain.checkpoint_files import read_meta
 from hvdtrain.comm.agreement import together
 from hvdtrain.engine.build import checkpoint_labels
 from hvdtrain.engine.checkpoint import (
@@ -82,7 +83,8 @@ def restore(run: Run, *, must: bool, verb: str = "resumed from") -> None:
 def _load_newest(run: Run, verb: str) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that was loaded and its metadata; None if there is none."""
     damaged: list[Path] = []
-    for path in list_checkpoints(run.paths.checkpoints):
+    found = list_checkpoints(run.paths.checkpoints)
+    for number, path in enumerate(found, 1):
         try:
             meta = verify(path)
         except CheckpointError as error:
@@ -102,9 +104,21 @@ def _load_newest(run: Run, verb: str) -> tuple[Path, dict[str, Any]] | None:
             at = Position(at.epoch + 1, 0)
             run.state.progress = run.state.progress.at(at)
         run.sinks.write(Note(f"{verb} {path}: epoch {at.epoch}, image {at.sample:,}"))
-        _set_aside(run, damaged)
+        _set_aside(run, damaged + _without_metadata(run, found[number:]))
         return path, meta
     return None
+
+
+def _without_metadata(run: Run, paths: list[Path]) -> list[Path]:
+    """Those whose place in the order is not known, so that each may be the newest; warns of them."""
+    damaged = []
+    for path in paths:
+        try:
+            read_meta(path)
+        except CheckpointError as error:
+            run.sinks.write(Note(f"warning: {error}"))
+            damaged.append(path)
+    return damaged
 
 
 def _set_aside(run: Run, damaged: list[Path]) -> None:

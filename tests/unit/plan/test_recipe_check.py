@@ -176,6 +176,14 @@ def test_when_updates_are_few(images: int, epochs: int, batch: int, warned: bool
     assert (text is not None) == warned
 
 
+def test_the_recipe_for_few_images_does_not_name_itself() -> None:
+    for name, named in (("other", True), ("finetune_small", False)):
+        cfg = parse_config(f"{{name: {name}, phases: [{{epochs: 1, batch_per_worker: 32}}]}}")
+        text = recipe_check.few_updates(cfg, make_plan(cfg, 1, 300))
+        assert text is not None
+        assert ("finetune_small" in text) == named
+
+
 def test_few_updates_from_weights_are_enough() -> None:
     text = "{{phases: [{{epochs: {}, batch_per_worker: 32}}], model: {{weights: w.pt}}}}"
     enough, few = parse_config(text.format(20)), parse_config(text.format(10))

@@ -141,6 +141,18 @@ def test_a_damaged_newest_checkpoint_is_moved_aside(trained: Path) -> None:
     )
 
 
+def test_a_newest_checkpoint_without_metadata_is_told_and_moved_aside(trained: Path) -> None:
+    """Nothing says any more that it is the newest."""
+    resume(trained, epochs=2)
+    newest, older = list_checkpoints(trained / "run/checkpoints")
+    (newest / "meta.json").write_text("{")
+    resume(trained, epochs=2)
+    folder = trained / "run/checkpoints"
+    assert f"damaged-{newest.name}" in {path.name for path in folder.iterdir()}
+    assert f"resumed from {older}: epoch 1, image 0" in notes(trained)
+    assert any(note.startswith(f"warning: {newest}/meta.json") for note in notes(trained))
+
+
 def test_damaged_checkpoints_stay_where_they_are_if_there_is_no_other(trained: Path) -> None:
     [only] = list_checkpoints(trained / "run/checkpoints")
     (only / "model.safetensors").write_bytes(b"")
