@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from types import FrameType
 from typing import IO, Any, NamedTuple
 
 from hvdtrain.errors import Preempted, ResourceError
+from hvdtrain.launch.note_folder import note_folder
 from hvdtrain.signals import ENDING, REPEAT_S, stopping_signals
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
@@ -72,15 +72,25 @@ def run_job(
 
     When this process gets SIGTERM, SIGUSR1, SIGINT or SIGHUP, the command gets `checkpoint_signal` and
     passes it on, so that the ranks write a checkpoint and stop. A second SIGTERM or SIGINT more than
-    `REPEAT_S` later sends SIGTERM. `stopped_before`: whether such a signal came before this call. If rank 0 noted that it stopped after a checkpoint, the exit
-    code is that of Preempted. Raises ResourceError if the command cannot be started.
+    `REPEAT_S` later sends SIGTERM. `stopped_before`: whether such a signal came before this call. If
+    rank 0 noted that it stopped after a checkpoint, the exit code is that of Preempted. Raises
+    ResourceError if the command cannot be started.
     """
+    with note_folder() as folder:
+        noted = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
+        code, signalled = _run(command, noted, checkpoint_signal, stopped_before)
+        if (folder / "stopped").exists():
+            code = Preempted.exit_code
+    return Ended(code, signalled)
+
+
+def _run(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    checkpoint_signal: signal.Signals,
+    stopped_before: Callable[[], bool],
+) -> Ended:
     waiting: list[int] = []  # signals that came before the child was started
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="hvdtrain-launch-"))
-    except OSError as error:
-        raise ResourceError(f"TMPDIR: no folder for temporary files: {error.strerror}") from None
-    env = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
     child: subprocess.Popen[bytes] | None = None
     first: float | None = None
 
@@ -116,15 +126,11 @@ def run_job(
         code = child.wait()
         for copy in copies:
             copy.join(COPY_S)
-        stopped = (folder / "stopped").exists()
     except OSError as error:
         raise ResourceError(f"{command[0]}: cannot be started: {error.strerror}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        shutil.rmtree(folder, ignore_errors=True)
-    if stopped:
-        code = Preempted.exit_code
     return Ended(code if code >= 0 else 128 - code, first is not None)
 
 

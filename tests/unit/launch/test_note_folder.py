@@ -1,0 +1,72 @@
+"""What a killed `hvdtrain launch` leaves is removed by the next one; that of a living one is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.errors import ResourceError
+from hvdtrain.launch.note_folder import YOUNG_S, note_folder
+from tests.launch import environment
+
+HOLD = """
+import sys
+from hvdtrain.launch.note_folder import note_folder
+with note_folder() as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def age(folder: Path) -> None:
+    then = folder.stat().st_mtime - 2 * YOUNG_S
+    os.utime(folder, (then, then))
+
+
+def test_a_killed_process_leaves_nothing_for_long(place: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        env=environment({"TMPDIR": str(place)}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        folder = Path(other.stdout.readline().strip())
+        age(folder)
+        with note_folder() as own:
+            assert own.is_dir()
+            assert folder.is_dir()  # its process lives
+        assert not own.exists()
+        other.kill()
+    with note_folder():
+        assert not folder.exists()
+
+
+def test_folders_that_are_young_or_not_ours_stay(place: Path) -> None:
+    young, strange = place / "hvdtrain-launch-young", place / "hvdtrain-launch-strange"
+    for folder in (young, strange):
+        folder.mkdir()
+    (young / "lock").touch()
+    (strange / "file").write_text("x")
+    age(strange)
+    with note_folder():
+        assert young.exists()
+        assert strange.exists()
+
+
+def test_no_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "missing"))
+    with pytest.raises(ResourceError, match="TMPDIR: no folder for temporary files"), note_folder():
+        pass
