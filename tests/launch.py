@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,21 +37,28 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env | dict(extra or {})
 
 
+_given: deque[int] = deque(maxlen=100)
+"""What free_port returned last, which may not be in use yet."""
+
+
 def free_port() -> int:
-    """A port on which two local ranks can listen, port and port + 1.
+    """A port on which two local ranks can listen, port and port + 1; none is returned again soon.
 
     It is below the range from which the kernel assigns ports, for example to a launcher started
     later. Each test process that runs beside others has its own range.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
     first = 20000 + 1000 * worker
-    for port in random.SystemRandom().sample(range(first, first + 1000), 100):
+    for port in random.SystemRandom().sample(range(first, first + 1000), 1000):
+        if any(abs(port - other) <= 1 for other in _given):
+            continue
         with socket.socket() as one, socket.socket() as two:
             try:
                 one.bind(("127.0.0.1", port))
                 two.bind(("127.0.0.1", port + 1))
             except OSError:
                 continue
+        _given.append(port)
         return port
     raise RuntimeError(f"no two free ports in a row from {first} to {first + 1000}")
 

@@ -29,7 +29,14 @@ def slurm() -> Iterator[slurm_daemons.Slurm]:
         )
     cluster = slurm_daemons.Slurm()
     try:
-        cluster.start()
+        try:
+            cluster.start()
+        except RuntimeError as error:
+            if "Address already in use" not in str(error):
+                raise
+            cluster.stop()
+            cluster = slurm_daemons.Slurm()  # with other ports
+            cluster.start()
         yield cluster
     finally:
         cluster.stop()

@@ -32,12 +32,13 @@ sys.argv.insert(1, "train")
 main()
 """
 """hvdtrain train, whose rank 1 reads for ever once there is a file `hang`."""
+COPIES = 300
 CONFIG = """
 name: stall
 data: {{train: {root}, augment: pad_crop, decode_threads: 1}}
 model: {{name: resnet8_gn}}
 lr: {{base: 0.02, warmup: none, schedule: constant}}
-phases: [{{epochs: 5000, image_size: 16, batch_per_worker: 2}}]
+phases: [{{epochs: 500, image_size: 16, batch_per_worker: 2}}]
 train: {{log_every: 5, stall_timeout: {timeout_s}}}
 comm: {{preflight: false}}
 metrics: {{enabled: false}}
@@ -52,11 +53,15 @@ def jobs() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def start(words: list[str], timeout_s: float, images: Path, folder: Path) -> subprocess.Popen[str]:
-    """Start a training of copies of `images` in `folder`; returns when it has trained an epoch."""
+    """Start a training of copies of `images` in `folder`; returns when it has reported once.
+
+    An epoch outlasts the test, so that a rank that is stopped is at a step, not at a checkpoint.
+    """
     for image in sorted(images.rglob("*.jpg")):
         target = folder / "train" / image.relative_to(images)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(image.read_bytes())
+        for copy in range(COPIES):
+            target.with_stem(f"{target.stem}-{copy}").write_bytes(image.read_bytes())
     config = folder / "stall.yaml"
     config.write_text(CONFIG.format(root=folder / "train", timeout_s=timeout_s))
     job = subprocess.Popen(
