@@ -203,6 +203,14 @@ class Lab:
             queue = f"tbf rate {link_gbit * 1e9:.0f}bit burst {burst} limit {2**20}"
             self._ip(place, f"tc qdisc replace dev {device} root {queue}")
 
+    def link(self, host: int, *, up: bool) -> None:
+        """Plug a host's cable in, or pull it."""
+        self._ip(0, f"ip link set port{host} {'up' if up else 'down'}")
+
+    def has(self, pid: int) -> bool:
+        """Whether a process runs on one of the hosts."""
+        return _network(pid) in {_network(host) for host in self._pids[1:]} - {None}
+
     def kill(self, host: int) -> None:
         """End a host and all its processes at once, as if it lost power."""
         self._ip(0, f"ip link delete port{host}")
@@ -284,6 +292,14 @@ def _assign_cores(cores: Sequence[int], shares: int, hosts: int) -> list[str]:
     """Cores of each host as a list for taskset: every `shares`-th core, at least one."""
     lists = [cores[k % len(cores) :: shares] for k in range(shares)]
     return [",".join(map(str, lists[k % shares])) for k in range(hosts)]
+
+
+def _network(pid: int) -> Path | None:
+    """The network namespace of a process; None if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").readlink()
+    except OSError:
+        return None
 
 
 def _state(folder: Path) -> dict[str, Any] | None:

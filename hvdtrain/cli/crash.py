@@ -19,7 +19,23 @@ PACKAGES = ("hvdtrain", "pipelines")
 
 def unexpected(error: BaseException) -> HvdtrainError:
     """The error to show for one that is none of ours: lacking memory, or a bug."""
-    return _out_of_memory(error) if is_out_of_memory(error) else internal_error(error)
+    if is_out_of_memory(error):
+        return _out_of_memory(error)
+    return _no_thread() if _lacks_threads(error) else internal_error(error)
+
+
+def _lacks_threads(error: BaseException) -> bool:
+    """Whether the system refused a new thread: Python's words for it, or those of C++."""
+    words = ("can't start new thread", "resource temporarily unavailable")
+    return isinstance(error, RuntimeError) and str(error).lower().startswith(words)
+
+
+def _no_thread() -> ResourceError:
+    return ResourceError(
+        f"no new thread could be started during: {activity.text()}: raise the limit of processes "
+        "(ulimit -u, pids.max of the control group) or of memory (ulimit -v), or reduce "
+        "data.decode_threads or train.compute_threads, or start fewer ranks"
+    )
 
 
 def _out_of_memory(error: BaseException) -> ResourceError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -17,12 +18,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cases", type=int, default=30, help="how many, with seeds in a row")
     parser.add_argument("--seed", type=int, default=1, help="of the first case")
     parser.add_argument("--only", type=int, metavar="SEED", help="this case alone")
-    parser.add_argument("--ranks", type=int, default=2, help="at most so many, 2 or 4")
+    parser.add_argument("--ranks", type=int, default=4, choices=(2, 4), help="at most so many")
     parser.add_argument("--out", type=Path, help="CSV file for the results")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the cases")
     known = parser.parse_args(arguments)
     first = known.seed if known.only is None else known.only
     seeds = range(first, first + (known.cases if known.only is None else 1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the jobs are ended on the way out
     chaos, results = Chaos(), list[Result]()
     try:
         for seed in seeds:

@@ -10,11 +10,13 @@ START, MIDDLE, END, SIZE, EVALUATION, SAVE = (
 )
 MOMENTS = (START, MIDDLE, END, SIZE, EVALUATION, SAVE)
 TRAINING = MOMENTS[1:]
+WITHIN = (MIDDLE, SIZE)
 RESUMABLE = (MIDDLE, SIZE, EVALUATION)
 """Moments at which there are two checkpoints if the first epoch is over."""
-ALONE, MPIRUN, LAUNCH = "alone", "mpirun", "launch"
+ALONE, MPIRUN, LAUNCH, HOSTS = "alone", "mpirun", "launch", "hosts"
 LAUNCHERS = (ALONE, MPIRUN, LAUNCH)
-"""`hvdtrain train` in one process, below `mpirun`, and below `hvdtrain launch`."""
+"""`hvdtrain train` in one process, below `mpirun`, and below `hvdtrain launch`. HOSTS: below `launch` on
+two hosts in network namespaces; needs root."""
 SEVERAL = (MPIRUN, LAUNCH)
 
 
@@ -30,6 +32,8 @@ class Kind:
     launchers: tuple[str, ...] = LAUNCHERS
     as_root: bool = False
     """It mounts a file system."""
+    inside: bool = False
+    """It happens within a rank's process: tests/chaos/inside."""
     leaves: bool = False
     """It kills the launcher, which would have deleted its temporary files."""
     other_end: bool = False
@@ -76,6 +80,19 @@ KINDS = {
     "image-damaged": _kind("3", "truncated", moments=TRAINING),
     "image-replaced": _kind("0", "changed while the run reads", other_end=True, moments=TRAINING),
     "port-taken": _kind("0", "in use", moments=(START,)),
+    "stop-60s": _kind("0", moments=(MIDDLE, EVALUATION)),
+    "memory-limit": _kind("6 137 134", "memory|no new thread|killed|signal", moments=TRAINING),
+    "weight-flipped": _kind("9", "got other weights", launchers=SEVERAL, moments=WITHIN, inside=True),
+    "weight-nan": _kind("7 9", "the loss is nan|weights are not finite|got other weights", moments=WITHIN, inside=True),
+    "clock-jump": _kind("0", moments=TRAINING, inside=True),
+    "rank-hangs": _kind("8", "no progress for", moments=TRAINING, inside=True),
+    "read-hangs": _kind("8", "no progress for", moments=TRAINING, inside=True),
+    "link-5s": _kind("0", launchers=(HOSTS,), moments=TRAINING),
+    "link-slow": _kind("0", launchers=(HOSTS,), moments=TRAINING),
+    "link-down": _kind("8 137 205", "lost|no progress", launchers=(HOSTS,), moments=TRAINING),
+    "host-dies": _kind(
+        "8 137 205", "lost|no progress|signal", launchers=(HOSTS,), moments=TRAINING
+    ),
 }
 OWN_CODES = {MPIRUN: frozenset({1})}
 """Of a launcher that was signalled itself: docs/how-to/resume.md."""
@@ -107,12 +124,14 @@ class Case:
         return codes
 
 
-def draw(seed: int, most_ranks: int = 2) -> Case:
+def draw(seed: int, most_ranks: int = 4) -> Case:
     """The case of `seed`. Of as many seeds in a row as there are faults, each fault has one."""
     block, place = divmod(seed, len(KINDS))
     fault = random.Random(f"block {block}").sample(sorted(KINDS), len(KINDS))[place]
     kind, chance = KINDS[fault], random.Random(seed)
     launcher = chance.choice(kind.launchers)
     moment = chance.choice(kind.moments)
-    ranks = 1 if launcher == ALONE else chance.choice([2, 4]) if most_ranks >= 4 else 2
+    if launcher == HOSTS:
+        return Case(seed, fault, moment, 2, launcher)
+    ranks = 1 if launcher == ALONE else chance.choice([2, 2, most_ranks])
     return Case(seed, fault, moment, ranks, launcher)

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.netlab import lab
 from tests.chaos import faults, oracle
-from tests.chaos.cases import ALONE, MPIRUN, Case
+from tests.chaos.cases import ALONE, HOSTS, MPIRUN, Case
 from tests.chaos.job import Job
 from tests.chaos.moments import Missed, all_events, wait_for
 from tests.launch import REPOSITORY, free_port
@@ -81,8 +82,8 @@ class Chaos:
     def run(self, case: Case) -> Result:
         """One case, with the reference run that it needs."""
         result = Result(case)
-        if case.kind.as_root and os.geteuid() != 0:
-            result.verdict, result.notes = "skipped", ["needs root to mount a disk"]
+        if reason := _why_not(case):
+            result.verdict, result.notes = "skipped", [reason]
             return result
         reference = self.reference(case.ranks)
         folder = self._prepared(f"case-{case.seed}")
@@ -128,6 +129,13 @@ class Chaos:
         return images
 
 
+def _why_not(case: Case) -> str | None:
+    """Why a case cannot be run on this machine; None if it can."""
+    if case.kind.as_root and os.geteuid() != 0:
+        return "needs root to mount a disk"
+    return lab.why_not() if case.launcher == HOSTS else None
+
+
 class Hangs(Exception):
     """A job, or a process of it, did not end."""
 
@@ -140,7 +148,7 @@ def _course(
     faults.before(scene)
     more = faults.settings(scene, free_port())
     options = ["--max-restarts", "2"] if case.fault == "kill-restart" else []
-    jobs.append(Job(scene.folder, case.launcher, case.ranks, [*more, *WHERE], options))
+    jobs.append(Job(scene.folder, case.launcher, case.ranks, [*more, *WHERE], options, scene.lab))
     result.at = wait_for(case.moment, jobs[0], scene.run_dir, scene.chance, reference.evaluation_s)
     jobs[0].look()
     struck = time.time()
@@ -152,7 +160,7 @@ def _course(
         repair()
     while result.codes[-1] != 0 and len(jobs) <= ATTEMPTS:
         words = [*WHERE, "--resume", "auto"]
-        jobs.append(Job(scene.folder, case.launcher, case.ranks, words, []))
+        jobs.append(Job(scene.folder, case.launcher, case.ranks, words, [], scene.lab))
         result.codes.append(_ended(jobs[-1]))
     if len(jobs) > 1 or options:
         result.recovered_s = _recovered(scene.run_dir, struck)

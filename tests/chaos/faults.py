@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.netlab.lab import Lab
 from hvdtrain.checkpoint_files import list_checkpoints
-from tests.chaos.cases import Case
+from tests.chaos.cases import HOSTS, Case
 from tests.chaos.job import Job
 from tests.chaos.moments import Missed
 
@@ -25,6 +27,9 @@ DISK_MB = 24
 """Size of the disk that is filled: enough for some checkpoints of this run."""
 SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1}
 STALL_TIMEOUT_S = 5
+MORE_MEMORY = 2**22
+"""Bytes that a rank may still take when its memory is limited."""
+LINK_GBIT = 1.0
 
 
 @dataclass
@@ -35,6 +40,8 @@ class Scene:
     folder: Path
     run_dir: Path
     chance: random.Random
+    lab: Lab | None = None
+    """The hosts, if the case has several."""
     sockets: list[socket.socket] = field(default_factory=list)
     mounts: list[Path] = field(default_factory=list)
     repair: list[Callable[[], object]] = field(default_factory=list)
@@ -55,6 +62,8 @@ class Scene:
 
     def close(self) -> None:
         """Give back what the machine lent."""
+        if self.lab is not None:
+            self.lab.close()
         for one in self.sockets:
             one.close()
         for place in self.mounts:
@@ -64,6 +73,8 @@ class Scene:
 
 def before(scene: Scene) -> None:
     """Prepare what must be there before the job starts."""
+    if scene.case.launcher == HOSTS:
+        scene.lab = Lab(2, link_gbit=LINK_GBIT, own_cores=False)
     if scene.case.kind.as_root:
         disk = scene.run_dir.parent
         disk.mkdir()
@@ -79,8 +90,10 @@ def settings(scene: Scene, port: int) -> list[str]:
             one.listen()
             scene.sockets.append(one)
         return ["metrics.enabled=true", f"metrics.port={port}"]
-    if scene.case.fault == "stop-for-ever":
+    if scene.case.fault in ("stop-for-ever", "rank-hangs", "read-hangs"):
         return [f"train.stall_timeout={STALL_TIMEOUT_S}"]
+    if scene.case.fault.startswith("weight"):
+        return ["train.compare_every=4"]
     return []
 
 
@@ -88,8 +101,12 @@ def strike(scene: Scene, job: Job) -> None:
     """Let the fault happen. It may find that its victim has just ended."""
     name = scene.case.fault
     with contextlib.suppress(psutil.NoSuchProcess):
-        if name.startswith(("kill", "stop")):
+        if scene.case.kind.inside:
+            _inside(scene, job)
+        elif name.startswith(("kill", "stop", "memory")):
             _processes(scene, job)
+        elif scene.lab is not None:
+            _link(scene, scene.lab)
         elif name.startswith(tuple(SIGNALS)):
             _signals(scene, job)
         elif name.startswith("image"):
@@ -116,11 +133,52 @@ def _processes(scene: Scene, job: Job) -> None:
                 process.kill()
     elif victim is not None and name.startswith("stop"):
         victim.suspend()
-        if name == "stop-5s":
-            time.sleep(5)
+        if name != "stop-for-ever":
+            time.sleep(int(name.removeprefix("stop-").removesuffix("s")))
             victim.resume()
+    elif victim is not None and name == "memory-limit":
+        most = victim.memory_info().vms + MORE_MEMORY
+        victim.rlimit(psutil.RLIMIT_AS, (most, most))
     elif victim is not None:
         (ranks[0] if name == "kill-rank0" else victim).kill()
+
+
+def _inside(scene: Scene, job: Job) -> None:
+    """Have a rank do it, and wait until it is done; see tests/chaos/inside."""
+    ranks = job.ranks()
+    if not ranks:
+        return
+    victim = scene.chance.choice(sorted(ranks))
+    order = scene.folder / f"strike-{victim}"
+    order.with_suffix(".part").write_text(scene.case.fault)
+    order.with_suffix(".part").replace(order)
+    while order.exists() and job.process.poll() is None:
+        time.sleep(0.01)
+    order.unlink(missing_ok=True)
+
+
+def _link(scene: Scene, lab: Lab) -> None:
+    """Something happens to the second of two hosts, or to its link."""
+    name = scene.case.fault
+    if name == "link-slow":
+        lab.shape(LINK_GBIT / 100)
+    elif name == "host-dies":
+        lab.kill(1)
+        scene.repair.append(functools.partial(_new_lab, scene))
+    else:
+        lab.link(1, up=False)
+        up = functools.partial(lab.link, 1, up=True)
+        if name == "link-5s":
+            time.sleep(5)
+            up()
+        else:
+            scene.repair.append(up)
+
+
+def _new_lab(scene: Scene) -> None:
+    if scene.lab is not None:
+        scene.lab.close()
+    scene.lab = Lab(2, link_gbit=LINK_GBIT, own_cores=False)
 
 
 def _signals(scene: Scene, job: Job) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import time
 from pathlib import Path
 
 import psutil
 
+from benchmarks.netlab.lab import Lab
 from hvdtrain.signals import MPI_STARTERS
-from tests.chaos.cases import ALONE, LAUNCH
+from tests.chaos.cases import ALONE, HOSTS, LAUNCH
 from tests.launch import BIN, environment, mpirun
 
 MARK = "CHAOS_CASE"
 """Environment variable by which processes of a case are found, whatever became of their parents."""
+INSIDE = Path(__file__).with_name("inside")
 TRAIN = [str(BIN / "hvdtrain"), "train"]
 LIMIT_S = 120.0
 """Of one job."""
@@ -26,21 +29,30 @@ class Job:
     """A job that runs in `folder`, with its output in a file there."""
 
     def __init__(
-        self, folder: Path, launcher: str, ranks: int, settings: list[str], options: list[str]
+        self,
+        folder: Path,
+        launcher: str,
+        ranks: int,
+        settings: list[str],
+        options: list[str],
+        lab: Lab | None = None,
     ) -> None:
         self.folder, self.launcher, self.ranks_wanted = folder, launcher, ranks
+        self._lab = lab
         number = len(list(folder.glob("output-*.txt"))) + 1
         self.output = folder / f"output-{number}.txt"
         self.segments: set[Path] = set()
         """Shared memory that its processes have had open."""
         words = [*TRAIN, "chaos.yaml", *settings]
-        if launcher == LAUNCH:
-            hosts = f"localhost:{ranks}"
+        if launcher in (LAUNCH, HOSTS):
+            hosts = f"localhost:{ranks}" if lab is None else ",".join(lab.hosts)
             words = [TRAIN[0], "launch", "--hosts", hosts, *options, "--", *words[1:]]
+            words = [*(lab.inside(0) if lab else []), *words]
         elif launcher != ALONE:
             words = mpirun(ranks, *words)
         (folder / "tmp").mkdir(exist_ok=True)
         env = environment({MARK: str(folder), "TMPDIR": str(folder / "tmp")})
+        env["PYTHONPATH"] = f"{INSIDE}{os.pathsep}{env['PYTHONPATH']}"
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
                 words,
@@ -57,12 +69,19 @@ class Job:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if (
-                    process.environ().get(MARK) == str(self.folder)
-                    and process.status() != psutil.STATUS_ZOMBIE
-                ):
+                mine = process.environ().get(MARK) == str(self.folder)
+                if (mine or self._on_a_host(process)) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
+
+    def _on_a_host(self, process: psutil.Process) -> bool:
+        """Whether it is a program of Open MPI's, or started by one, on a host of the lab."""
+        if self._lab is None:
+            return False
+        ours = (
+            process.name().startswith(MPI_STARTERS) or "OMPI_COMM_WORLD_RANK" in process.environ()
+        )
+        return ours and self._lab.has(process.pid)
 
     def ranks(self) -> dict[int, psutil.Process]:
         """The ranks' processes by number."""

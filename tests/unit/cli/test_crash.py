@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def test_memory_of_each_kind(fails: Callable[[], None], asked: str, where: str) 
         f"{where} during: epoch 3, step 7 of 40 ({asked}): reduce phases.N."
     )
     assert ("decode_threads" in str(error)) == (where == "out of memory")
+
+
+def test_a_thread_that_cannot_be_started_is_no_bug() -> None:
+    activity.enter("epoch 3", 40)
+    activity.step(7)
+    usual = threading.stack_size(2**46)  # more than there are addresses
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            threading.Thread(target=int).start()
+    finally:
+        threading.stack_size(usual)
+    error = unexpected(caught.value)
+    assert isinstance(error, ResourceError)
+    assert str(error).startswith("no new thread could be started during: epoch 3, step 7 of 40: ")
 
 
 def test_lacking_memory_makes_no_image_bad() -> None:
