@@ -121,6 +121,7 @@ def train_epoch(
         sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
         if due:
             run.bad.add_changed(loaders.take_changed())
+            run.bad.add_retried(loaders.take_retried(), sinks)
             waiting, bad = state.reducer.clock.waiting, run.bad.counts()
             interval = meter.drain(run.comm, waiting, stops.requested, bad, state.noise.rows())
             stops.agreed |= interval.stopping

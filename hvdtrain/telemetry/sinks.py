@@ -106,14 +106,14 @@ class Sinks:
         if self.exporter and metrics.textfile_dir is not None:
             labels = {"run": paths.name, "rank": str(comm.rank)}
             folder = Path(metrics.textfile_dir)
-            self._sinks.append(TextFile(folder, self.exporter.registry, labels, self._note))
+            self._sinks.append(TextFile(folder, self.exporter.registry, labels, self.note))
         if first and metrics.pushgateway is not None:
-            self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self._note))
+            self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self.note))
         if first and metrics.tensorboard:
-            self._sinks.append(TensorBoard(paths.tensorboard, self._note))
+            self._sinks.append(TensorBoard(paths.tensorboard, self.note))
         self._console = open_console(self._console_lost) if first else None
         if self._console:
-            self._sinks += [JsonLines(paths.events, self._note), self._console]
+            self._sinks += [JsonLines(paths.events, self.note), self._console]
 
     def write(self, report: Report) -> None:
         """Give one report to every sink."""
@@ -141,6 +141,11 @@ class Sinks:
         if self.exporter:
             self.exporter.bad_samples[reason].inc()
 
+    def observe_retries(self, count: int) -> None:
+        """Count reads that this rank has tried again in the metrics."""
+        if self.exporter:
+            self.exporter.read_retries.inc(count)
+
     def close(self) -> None:
         """Close every sink."""
         for sink in self._sinks:
@@ -150,10 +155,10 @@ class Sinks:
         """The reader of standard output has gone, for example `| head`."""
         text = f"warning: standard output is gone ({reason}): training goes on without it"
         print_error_line(text)
-        self._note(text)
+        self.note(text)
 
-    def _note(self, text: str) -> None:
-        """Report a fault of a sink; only rank 0 has a console."""
+    def note(self, text: str) -> None:
+        """Report what this rank alone knows; only rank 0 has a console."""
         if self._rank == 0:
             self.write(Note(text))
         else:

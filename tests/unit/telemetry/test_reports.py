@@ -18,7 +18,7 @@ PROGRESS = [
     *("global_batch_size", "total_samples", "lr", "momentum", "gradient_norm", "skipped_updates"),
     *("loss_scale", "loss", "top1", "top5", "samples", "seconds", "images_per_second"),
     *("step_seconds", "network_bytes_per_second", "data_wait_ratio", "comm_wait_ratio"),
-    *("bad_samples", "gradient_noise_scale"),
+    *("bad_samples", "read_retries", "gradient_noise_scale"),
 ]
 EFFICIENCY = [
     *("efficiency", "efficiency_so_far", "efficiency_ceiling", "lost_data_ratio"),
