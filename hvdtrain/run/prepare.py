@@ -125,6 +125,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
             sinks.write(Note(text))
         activity.enter("looking for a checkpoint")
         restore(run, must=directory.must_resume)
+        snapshots.saved_step = run.state.progress.step
         restore_masked(run)
         if comm.rank == 0:
             writer.start(resumed=recorded is not None)

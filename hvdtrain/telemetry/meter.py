@@ -99,6 +99,16 @@ class Meter:
         self._now = self._clock()
         self._waited_s = data_wait_s
 
+    @property
+    def steps(self) -> int:
+        """Steps since the last `drain`."""
+        return len(self._step_s)
+
+    @property
+    def seconds(self) -> float:
+        """Time of these steps on this rank."""
+        return sum(self._step_s)
+
     def leave_out(self, seconds: float) -> None:
         """Leave these seconds of the current step out, since they were not training."""
         self._now += seconds
