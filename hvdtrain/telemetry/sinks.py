@@ -39,6 +39,7 @@ class JsonLines:
     """`events.jsonl`: one JSON object per report, with its time and kind.
 
     A full disk does not end the run: one note tells, and lines are written again once there is room.
+    Times go on steadily from the start of the attempt, whatever happens to the clock of the machine.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None]) -> None:
@@ -49,10 +50,15 @@ class JsonLines:
         except OSError as error:
             raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
         self._lost = 0
+        self._epoch_s = time.time() - time.monotonic()
 
     def write(self, report: Report) -> None:
         """Append one line."""
-        record = {"time": round(time.time(), 3), "kind": report.kind, **report.values()}
+        record = {
+            "time": round(self._epoch_s + time.monotonic(), 3),
+            "kind": report.kind,
+            **report.values(),
+        }
         line = json_text(record).encode() + b"\n"
         try:
             self._reopen_if_removed()
