@@ -47,6 +47,10 @@ class CommError(HvdtrainError):
     meaning = "communication"
 
 
+class SumRefused(CommError):
+    """A rank cannot take part in sums that others have started; they ended on all ranks, which go on."""
+
+
 class ResourceError(HvdtrainError):
     """A port, a disk or a directory cannot be used, or memory was lacking."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from hvdtrain.errors import ResourceError
@@ -102,6 +105,28 @@ class RunPaths:
                 f"output: cannot write the run directory {self.root}: {error.strerror}; "
                 "choose another with output=DIR"
             ) from None
+
+
+STAMP = "%Y%m%d-%H%M%S"
+"""A time in the name of a run."""
+
+
+def fresh_stamp(output: Path, name: str) -> str:
+    """The local time for the name of a new run, after that of every run of this name.
+
+    Where the clock was set back, or summer time ends, it is a second after the newest: the order of
+    the names is that of the starts.
+    """
+    now = datetime.now()
+    newest = now
+    for root in output.glob(f"{glob.escape(name)}-[0-9]*-[0-9]*/"):
+        with contextlib.suppress(ValueError, OverflowError):  # not of this form
+            stamp = "-".join(root.name.removeprefix(f"{name}-").split("-")[:2])
+            newest = max(newest, datetime.strptime(stamp, STAMP) + timedelta(seconds=1))
+    own = now.strftime(STAMP)
+    # The same second is no step back: such names get a number.
+    one_more = (now + timedelta(seconds=1)).replace(microsecond=0)
+    return own if newest <= one_more else newest.strftime(STAMP)
 
 
 def run_root(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.report.events import evaluated
 from hvdtrain.run.attempts import start_attempt
 from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.emergency import rescued
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.rollback import keep_sound, roll_back
+from hvdtrain.run.saving import save, save_after, save_within
 from hvdtrain.run.summary import write_page, write_summary
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.discovery import withdraw
@@ -80,7 +83,7 @@ def _train(run: Run, signals: StopSignals, began: float) -> dict[str, Any]:
     evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
     if stops.agreed and evaluation is None and run.loaders.num_val:
         raise _preempted(run, stops)
-    _save(run, wait=True)
+    save(run, wait=True)
     wall_s = time.perf_counter() - began
     end = write_summary(run, evaluation, efficiency.overall(), wall_s, earlier)
     withdraw(run.cfg.metrics, run.comm, run.paths)
@@ -105,39 +108,32 @@ def train_epoch(
         activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
     else:
         activity.enter("decoding the first images")
-    for i, batch in loaders.train(epoch, following):
-        if i == 0:
-            _enter(run, epoch, batch, efficiency, meter)
-        lr = epoch.lr(i)
-        stopping = stops.check()
-        saving = stops.saving or run.snapshots.cadence.after(state.progress.step + 1)
-        due = stopping or saving or epoch.should_log(i, run.cfg.train.log_every)
-        sums = train_step(state, batch, lr, epoch.momentum(i), norm=due)
-        run.bad.add(batch.bad, sinks)
-        state.progress = state.progress.at(epoch.position_after(i))
-        run.trail.add(state.progress.step, batch.indices, sums)
-        step_s = meter.add(sums, loaders.data_wait_s)
-        activity.step(i + 1)
-        sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
-        if due:
-            run.bad.add_changed(loaders.take_changed())
-            waiting, bad = state.reducer.clock.waiting, run.bad.counts()
-            interval = meter.drain(run.comm, waiting, stops.requested, bad, state.noise.rows())
-            stops.agreed |= interval.stopping
-            noise_scale = state.noise.take(interval.more)
-            loaders.mask(run.bad.settle(interval.bad, epoch.num_samples, sinks))
-            _report(run, epoch, i, lr, interval, noise_scale, efficiency.add(interval))
-            sinks.observe_interval(interval, efficiency.lost)
-            if run.other_work and (crowded := run.other_work.note()):
-                sinks.write(Note(f"warning: {crowded}"))
-            run.comparison.pace(interval.measured.step_seconds)
-            run.snapshots.report_written()
-            if state.progress.position.epoch == epoch.index:
-                if stops.agreed:
-                    raise _preempted(run, stops)
-                if saving:
-                    _save_within(run, epoch, i, stops, meter)
-        run.comparison.after_step()
+    report = partial(_measure, run, epoch, meter, stops, efficiency)
+    with rescued(run, epoch, stops, meter, report) as rescue:
+        for i, batch in rescue.batches(loaders.train(epoch, following)):
+            if i == 0:
+                _enter(run, epoch, batch, efficiency, meter)
+            stopping = stops.check()
+            saving = stops.saving or run.snapshots.cadence.after(state.progress.step + 1)
+            due = stopping or saving or epoch.should_log(i, run.cfg.train.log_every)
+            sums = train_step(state, batch, epoch.lr(i), epoch.momentum(i), norm=due)
+            run.bad.add(batch.bad, sinks)
+            state.progress = state.progress.at(epoch.position_after(i))
+            run.trail.add(state.progress.step, batch.indices, sums)
+            step_s = meter.add(sums, loaders.data_wait_s)
+            activity.step(i + 1)
+            sinks.observe_step(step_s, len(batch.labels), loaders.data_wait_s, state.reducer)
+            if due:
+                report(i)
+                if run.other_work and (crowded := run.other_work.note()):
+                    sinks.write(Note(f"warning: {crowded}"))
+                run.snapshots.report_written()
+                if state.progress.position.epoch == epoch.index:
+                    if stops.agreed:
+                        raise _preempted(run, stops)
+                    if saving:
+                        save_within(run, epoch, i, stops, meter)
+            run.comparison.after_step()
     run.skips.end_epoch(state, epoch.steps)
 
 
@@ -157,11 +153,30 @@ def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: 
     activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
 
 
+def _measure(
+    run: Run, epoch: Epoch, meter: Meter, stops: Stops, efficiency: Efficiency, i: int
+) -> None:
+    """Measure the steps of all ranks up to step `i` of `epoch`, and report them.
+
+    Raises TrainingError like `_report`, DataError if too many images are bad; on all ranks alike.
+    """
+    state, loaders, sinks = run.state, run.loaders, run.sinks
+    run.bad.add_changed(loaders.take_changed())
+    run.bad.add_retried(loaders.take_retried(), sinks)
+    waiting, bad = state.reducer.clock.waiting, run.bad.counts()
+    interval = meter.drain(run.comm, waiting, stops.requested, bad, state.noise.rows())
+    stops.agreed |= interval.stopping
+    noise_scale = state.noise.take(interval.more)
+    _report(run, epoch, i, interval, noise_scale, efficiency.add(interval))
+    sinks.observe_interval(interval, efficiency.lost)
+    run.comparison.pace(interval.measured.step_seconds)
+    loaders.mask(run.bad.settle(interval.bad, epoch.num_samples, sinks))
+
+
 def _report(
     run: Run,
     epoch: Epoch,
     i: int,
-    lr: float,
     interval: Interval,
     noise_scale: float | None,
     scaling: Scaling,
@@ -171,6 +186,7 @@ def _report(
     Raises TrainingError if that is not possible, or too many updates were skipped.
     """
     state, epochs, measured = run.state, len(run.plan.epochs), interval.measured
+    lr = epoch.lr(i)
     state.progress = state.progress.after_report(round(measured.samples), measured.seconds)
     done = epoch.index + epoch.samples_after(i) / epoch.num_samples
     run.skips.add(state, interval.step_s.shape[1])
@@ -255,37 +271,9 @@ def _stops(run: Run, signals: StopSignals) -> Stops:
     return Stops(signals, run.comm, save_due=run.snapshots.due)
 
 
-def _save(run: Run, *, wait: bool = False) -> None:
-    """Save a state that is the same on all ranks and finite; every rank must call. See `Snapshots`.
-
-    Raises TrainingError, DivergenceError; the older checkpoints are then untouched.
-    """
-    keep_sound(run)
-    run.comparison.compare()
-    run.snapshots.save(wait=wait)
-
-
-def save_after(run: Run, epochs: int, stops: Stops) -> None:
-    """Save after so many epochs, if a checkpoint is due; every rank must call."""
-    by_steps = run.snapshots.cadence.after(run.state.progress.step)
-    if epochs % run.cfg.checkpoint.every_epochs == 0 or by_steps or stops.saving:
-        _save(run)
-        stops.saved()
-
-
-def _save_within(run: Run, epoch: Epoch, i: int, stops: Stops, meter: Meter) -> None:
-    """Save after step `i` of an epoch; this does not count as training time."""
-    began = time.perf_counter()
-    _save(run)
-    stops.saved()
-    activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
-    activity.step(i + 1)
-    meter.leave_out(time.perf_counter() - began)
-
-
 def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
-    _save(run, wait=True)
+    save(run, wait=True)
     any_rank(
         run.comm, False
     )  # a rank that ended sooner would have the launcher end rank 0 in its write

@@ -31,6 +31,8 @@ class BadSample:
     """A name by which a person finds it, usually a path."""
     detail: str
     """What is wrong with it, in a few words."""
+    crc32: int | None = None
+    """Of its bytes; None if they could not be read."""
 
 
 class Quarantine:

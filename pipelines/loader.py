@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -28,6 +28,7 @@ from pipelines.images.recipes import Recipe
 from pipelines.images.windows import WindowDecoder
 from pipelines.memory import limit_arenas
 from pipelines.prefetcher import Passes, Prefetcher
+from pipelines.recheck import repaired
 from pipelines.sampling import (
     EpochSpec,
     EvaluationSampler,
@@ -36,6 +37,7 @@ from pipelines.sampling import (
     shard_starts,
 )
 from pipelines.sources import Source
+from pipelines.sources.retries import RETRIES, Retried
 from pipelines.stream import READERS, Batch
 from pipelines.watched import Watched, watched
 
@@ -205,6 +207,14 @@ class Loaders:
     def take_changed(self) -> list[str]:
         """Files that this rank has found to be changed in mid-run since the last call."""
         return [name for source in self._watched for name in source.take_changed()]
+
+    def take_retried(self) -> Retried:
+        """Reads that this process has tried again since the last call."""
+        return RETRIES.take()
+
+    def repaired(self, masked: Sequence[BadSample], beat: Callable[[], None]) -> list[int]:
+        """The ids of those of `masked` that can be used again; see `pipelines.recheck`."""
+        return repaired(self.sources["train"], masked, self.decode_threads, beat)
 
     def mask(self, samples: Iterable[BadSample]) -> None:
         """Mask bad training samples that any rank, or an earlier attempt of the run, has found.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pipelines.images.headers import HeaderError, image_size
 from pipelines.images.recipes import Inputs, Recipe
 from pipelines.order import Share
 from pipelines.sources import Source
+from pipelines.sources.retries import RETRIES
 
 READERS = 8
 """Threads that read files: enough to hide the latency of a network disk, idle on a local one."""
@@ -169,11 +171,12 @@ class Stream:
         """Read samples `ids`; runs in a reader thread."""
         result, thread = [], threading.get_ident()
         try:
-            for i in ids.tolist():
-                if self._channel.closed:
-                    break
-                self._reading[thread] = i
-                result.append(self._read_one(i))
+            with RETRIES.unless(lambda: self._channel.closed):
+                for i in ids.tolist():
+                    if self._channel.closed:
+                        break
+                    self._reading[thread] = i
+                    result.append(self._read_one(i))
         finally:
             self._reading.pop(thread, None)
         return result
@@ -181,21 +184,25 @@ class Stream:
     def _read_one(self, i: int) -> Encoded:
         if self._quarantine is not None and self._quarantine.find(i, self._epoch):
             return PIXEL, PIXEL_SIZE
+        encoded: np.ndarray | None = None
         try:
             encoded = self._source.read(i)
             return encoded, image_size(encoded)
         except HeaderError as error:
-            return self._mask(i, error.reason, str(error))
+            return self._mask(i, error.reason, str(error), encoded)
         except DataError as error:
+            if self._channel.closed:  # not tried again, so nothing is known of it
+                return PIXEL, PIXEL_SIZE
             return self._mask(i, "read", str(error))
 
-    def _mask(self, i: int, reason: str, detail: str) -> Encoded:
-        """Add sample `i` to the quarantine; returns what takes its place."""
+    def _mask(self, i: int, reason: str, detail: str, encoded: np.ndarray | None = None) -> Encoded:
+        """Add sample `i`, whose bytes are `encoded`, to the quarantine; returns what takes its place."""
         name = self._source.name(i)
         detail = detail.removeprefix(f"{name}: ")
         if self._quarantine is None:
             raise DataError(f"{name}: {detail}")
-        self._quarantine.add([BadSample(i, self._epoch, reason, name, detail)])
+        crc32 = None if encoded is None else zlib.crc32(encoded.data)
+        self._quarantine.add([BadSample(i, self._epoch, reason, name, detail, crc32)])
         return PIXEL, PIXEL_SIZE
 
     def _submit(self, work: _Work, decoding: deque[_Work]) -> None:
@@ -221,7 +228,8 @@ class Stream:
         """Mask the samples at fault, and submit again the batches that were lost with them."""
         while not self._channel.closed:
             work, k, reason = self._culprit(decoding, error)
-            pixel, size = self._mask(int(work.share.indices[k]), "decode", str(reason))
+            encoded = work.encoded[k]
+            pixel, size = self._mask(int(work.share.indices[k]), "decode", str(reason), encoded)
             work.encoded[k] = pixel
             inputs = self._recipe.inputs(work.share.indices[k : k + 1], np.array([size]))
             for name, values in inputs.items():

@@ -44,7 +44,7 @@ class Watched:
         self._file_of = file_of
         self._seen = np.zeros(most, dtype=np.int64)
         """A hash of size and date by file; 0: not read yet."""
-        self._began_ns = time.time_ns()
+        self._began_ns, self._steady_ns = time.time_ns(), time.monotonic_ns()
         self._named: dict[int, int] = {}
         self._changed: list[str] = []
         self._lock = threading.Lock()
@@ -78,8 +78,9 @@ class Watched:
             return  # deleted after it was read; the next reading reports it
         state = hash((found.st_size, found.st_mtime_ns)) or 1
         before, self._seen[place] = int(self._seen[place]), state
-        # A date that is still to come is a wrong one, not a change.
-        recent = self._began_ns < found.st_mtime_ns <= time.time_ns()
+        # A date that is still to come is a wrong one, not a change; the clock may be set meanwhile.
+        now_ns = self._began_ns + time.monotonic_ns() - self._steady_ns
+        recent = self._began_ns < found.st_mtime_ns <= now_ns
         if (before and before != state) or (recent and not before):
             with self._lock:
                 if self._named.get(place) != state:

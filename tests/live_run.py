@@ -94,6 +94,7 @@ class FakeRun:
             data_wait_ratio=float(data_s.mean() / step_s.mean()),
             comm_wait_ratio=float(wait_s.mean() / step_s.mean()),
             bad_samples=0.0,
+            read_retries=0.0,
         )
         bad = BadCounts(0, 0)
         interval = Interval(measured, bad, False, [], step_s, data_s, wait_s, zeros, zeros)

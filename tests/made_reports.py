@@ -31,6 +31,7 @@ MEASURED = Measured(
     data_wait_ratio=0.1,
     comm_wait_ratio=0.05,
     bad_samples=0.0,
+    read_retries=0.0,
 )
 SCALING = Scaling(
     efficiency=0.93,

@@ -143,6 +143,13 @@ def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def _date(unix_s: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+    except (OverflowError, ValueError, OSError):  # a date that no clock shows
+        return "-"
+
+
 def _listing_text(entries: list[Entry]) -> str:
     head = ("name", "epoch", "image", "step", "size", "written", "")
     rows: list[tuple[str, ...]] = [head]
@@ -151,7 +158,7 @@ def _listing_text(entries: list[Entry]) -> str:
             "-" if number is None else f"{number:,}"
             for number in (entry.epoch, entry.sample, entry.step)
         ]
-        written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.written))
+        written = _date(entry.written)
         mark = "newest" if entry.newest else "" if entry.kind == "checkpoint" else entry.kind
         note = ": ".join(filter(None, (mark, _shown(entry.note))))
         rows.append((_shown(entry.name), *numbers, _size(entry.size_bytes), written, note))

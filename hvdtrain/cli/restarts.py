@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch.job import Ended
 from hvdtrain.launch.supervise import Supervised, keep_note
-from hvdtrain.paths import RunPaths, run_root
+from hvdtrain.paths import RunPaths, fresh_stamp, run_root
 from hvdtrain.streams import print_error_line
 
 
@@ -41,7 +40,7 @@ def resumable(arguments: Sequence[str], cfg: Config | None) -> tuple[list[str], 
             f"--run-dir {run_dir}: holds a run already: add --resume auto to go on with it"
         )
     if run_dir is None:
-        run_dir = str(Path(cfg.output) / f"{cfg.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        run_dir = str(Path(cfg.output) / f"{cfg.name}-{fresh_stamp(Path(cfg.output), cfg.name)}")
         words += ["--run-dir", run_dir]
     return words if resume else [*words, "--resume", "auto"], Path(run_dir)
 

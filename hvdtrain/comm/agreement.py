@@ -36,18 +36,29 @@ def together(comm: Comm) -> Iterator[None]:
         yield
     except HvdtrainError as error:
         fault = error
-    texts = comm.gather_text(f"{type(fault).__name__}\n{fault}" if fault else "")
+    shared = shared_fault(comm.gather_text(fault_text(fault)))
+    if shared is not None:
+        raise shared from None
+
+
+def fault_text(fault: HvdtrainError | None) -> str:
+    """An error as text for the other ranks; empty without one."""
+    return f"{type(fault).__name__}\n{fault}" if fault else ""
+
+
+def shared_fault(texts: Sequence[str]) -> HvdtrainError | None:
+    """One error for all ranks, of the `fault_text` of every rank; None if none has an error."""
     faults = {rank: text for rank, text in enumerate(texts) if text}
     if not faults:
-        return
+        return None
     kind, _, message = next(iter(faults.values())).partition("\n")
-    if len(faults) < comm.size or len(set(faults.values())) > 1:
+    if len(faults) < len(texts) or len(set(faults.values())) > 1:
         message = "\n".join(
             f"rank {rank}: {line}" for rank, text in faults.items() for line in text.split("\n")[1:]
         )
     shared: HvdtrainError = getattr(errors, kind)(message)
     shared.everywhere = True
-    raise shared from None
+    return shared
 
 
 def require_equal(comm: Comm, what: str, value: str, kind: type[HvdtrainError]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hvdtrain.comm.ranks import Handle
-from hvdtrain.errors import CommError
+from hvdtrain.errors import CommError, SumRefused
 from hvdtrain.launch.variables import on_several_hosts
 from hvdtrain.versions import GET_HOROVOD
 
@@ -47,6 +47,10 @@ PEER_GONE = re.compile(
 )
 """What Horovod, Gloo and NCCL say when a rank has ended or cannot be reached; they report wrong use
 and faults of a GPU by the same type of error."""
+
+
+MISMATCHED = re.compile("mismatched allreduce tensor shapes", re.IGNORECASE)
+"""What Horovod says where ranks offer tensors of different shapes under one name."""
 
 
 class BrokenBuild(Exception):
@@ -99,6 +103,16 @@ class Horovod:
         self.sum_async_(tensor, name).wait()
         return tensor
 
+    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Offer tensors of another length: Horovod compares lengths before it sums, and tells all ranks."""
+        handles = []
+        for name, tensor in sums.items():
+            other = tensor.new_zeros(1 if tensor.numel() != 1 else 2)
+            handles.append(self.sum_async_(other, name))
+        for handle in handles:
+            with contextlib.suppress(SumRefused):
+                handle.wait()
+
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
         """One allgather."""
         with self._named(name):
@@ -145,6 +159,8 @@ class Horovod:
         except self._internal_error as error:
             text = " ".join(str(error).split())
             where = f"{what} on {socket.gethostname()}"
+            if MISMATCHED.search(text):
+                raise SumRefused(f"{where}: {text}") from error
             if not PEER_GONE.search(text):
                 raise CommError(f"{where}: {text}") from error
             reason = text.split(". ")[0]

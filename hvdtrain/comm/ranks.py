@@ -32,6 +32,12 @@ class Comm(Protocol):
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over all ranks, in place, and return it."""
 
+    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """In place of `sum_async_` of these tensors: the sums raise SumRefused on all ranks.
+
+        Returns once they have. Other collectives may follow.
+        """
+
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
         """The `row` [n] of every rank, of the same length on all: [size, n] on every rank."""
 
@@ -60,6 +66,9 @@ class Solo:
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Nothing to add."""
         return tensor
+
+    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Nobody waits."""
 
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
         """The one row."""

@@ -43,6 +43,7 @@ from hvdtrain.engine.step import State
 from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.files import sync_folder, whole_file
 from hvdtrain.optim import optimizer_tensors
+from hvdtrain.plan.epochs import Position
 
 __all__ = ["list_checkpoints", "load_checkpoint", "save_checkpoint", "verify"]
 
@@ -98,6 +99,11 @@ def metadata(
     }
 
 
+def checkpoint_name(at: Position) -> str:
+    """The name of the checkpoint of a position."""
+    return f"e{at.epoch:04d}-s{at.sample:010d}"
+
+
 def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep: int) -> Saved:
     """Write `directory/e<epoch>-s<sample>`, then delete all but the last written `keep` checkpoints.
 
@@ -106,7 +112,7 @@ def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep
     are then untouched.
     """
     at = meta["position"]
-    final = directory / f"e{at['epoch']:04d}-s{at['sample']:010d}"
+    final = directory / checkpoint_name(Position(**at))
     part = directory / f".{final.name}.part"
     place = final.with_name(final.name + NEW)
     try:

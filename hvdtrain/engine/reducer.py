@@ -7,6 +7,7 @@ zeros, so all ranks always send the same buffers.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -16,6 +17,7 @@ from torch import nn
 from hvdtrain.comm.ranks import Comm, Handle
 from hvdtrain.engine.gradient_groups import group_limit
 from hvdtrain.engine.stopwatch import StepClock
+from hvdtrain.errors import CommError
 
 _BLOCK = 2**16
 
@@ -152,9 +154,9 @@ class Reducer:
         last = len(self.groups) - 1
         for number, group in enumerate(self.groups):
             self.clock.waiting.start()
-            assert group.handle is not None
-            group.handle.wait()
-            group.handle = None
+            handle, group.handle = group.handle, None
+            assert handle is not None
+            handle.wait()
             if group.wire is not group.flat:
                 group.flat.copy_(group.wire)
             self.clock.waiting.stop(pause=number < last)
@@ -162,6 +164,18 @@ class Reducer:
                 self.clock.flight.stop()
             if arrived is not None:
                 arrived(number)
+
+    def refuse(self) -> None:
+        """In place of a step: let the others' sums of it end with SumRefused, on all ranks."""
+        self.comm.refuse({group.name: group.wire for group in self.groups})
+
+    def abandon(self) -> None:
+        """After an error of `finish`: wait for what is still in flight, which ends with errors, too."""
+        for group in self.groups:
+            handle, group.handle = group.handle, None
+            if handle is not None:
+                with contextlib.suppress(CommError):
+                    handle.wait()
 
     @property
     def step_bytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -40,6 +41,28 @@ class StepSettings:
     seed: int = 0
 
 
+class Statistics:
+    """A copy of a model's buffers, which a forward pass changes before the update is sure."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._copies: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy the buffers as they are."""
+        if len(self._copies) != len(buffers := list(self._model.buffers())):
+            self._copies = [torch.empty_like(buffer) for buffer in buffers]
+        if buffers:
+            torch._foreach_copy_(self._copies, buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the buffers the values that were kept last."""
+        for buffer, copy in zip(self._model.buffers(), self._copies, strict=False):
+            buffer.copy_(copy)
+
+
 @dataclass
 class State:
     """What training changes, with the settings and ranks it depends on; one per rank."""
@@ -58,9 +81,14 @@ class State:
     skipped: torch.Tensor | None = None
     """Updates skipped since the start because gradients were not finite; on the device. None
     before the first update with a loss scale."""
+    updating: bool = False
+    """An update has begun and is not complete: the state is that of no step."""
     update_group: UpdateByGroup = field(init=False)
+    statistics: Statistics = field(init=False)
+    """Of batch norm, before the step that is being made."""
 
     def __post_init__(self) -> None:
+        self.statistics = Statistics(self.model if self.comm.size > 1 else nn.Module())
         self.update_group = UpdateByGroup(self.optimizer, [g.params for g in self.reducer.groups])
 
     @property
@@ -107,20 +135,27 @@ def train_step(
     reducer = state.reducer
     measured = state.noise.due(state.progress.step)
     _seed(state)
+    state.statistics.keep()
     reducer.start_step(measure=measured)
     sums = backward(state, batch)
     set_rates(state.optimizer, lr, momentum)
     together = measured or norm or state.needs_all_gradients or state.comm.size == 1
-    reducer.finish(None if together else state.update_group)
+    reducer.finish(None if together else partial(_update_group, state))
     if measured:
         _measure_noise(state, sums[:, -1], len(batch.labels) * state.comm.size)
     if norm:
         state.gradient_norm = _big_square(state).sqrt() / _loss_scale(state)
+    state.updating = True
     if together:
         update(state)
     average(state)
-    state.progress = state.progress.after_step()
+    state.progress, state.updating = state.progress.after_step(), False
     return sums.sum(dim=0)
+
+
+def _update_group(state: State, number: int) -> None:
+    state.updating = True
+    state.update_group(number)
 
 
 def _seed(state: State) -> None:

@@ -42,7 +42,9 @@ def _sweep(place: Path) -> None:
     for folder in place.glob(f"{PREFIX}*/"):
         with contextlib.suppress(OSError):  # another one's, in use, or gone meanwhile
             about = folder.lstat()
-            if about.st_uid != os.getuid() or time.time() - about.st_mtime < YOUNG_S:
+            # A folder from the future was made before the clock was set back.
+            young = 0 <= time.time() - about.st_mtime < YOUNG_S
+            if about.st_uid != os.getuid() or young:
                 continue
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:

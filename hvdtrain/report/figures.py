@@ -10,7 +10,7 @@ from typing import Any
 from hvdtrain.errors import ConfigError
 from hvdtrain.report.events import number, whole
 from hvdtrain.report.phases import PhaseSpeed, overall_efficiency, phase_speeds
-from hvdtrain.report.run import RunRecord
+from hvdtrain.report.run import RunRecord, offsets
 from hvdtrain.report.targets import Target, best, reached
 
 
@@ -137,10 +137,9 @@ def node_hours(run: RunRecord, nodes: int | None = None, until_s: float = math.i
 
     Set-up, evaluation, checkpoints and steps made twice count; pauses between attempts do not.
     """
-    began = run.attempts[0].began
     total = 0.0
-    for index, attempt in enumerate(run.attempts):
-        seconds = min(attempt.ended, began + until_s) - attempt.began
+    for index, (attempt, begun) in enumerate(zip(run.attempts, offsets(run.attempts), strict=True)):
+        seconds = min(attempt.seconds, until_s - begun)
         total += max(0.0, seconds) * nodes_of(run, index, nodes)[0]
     return total / 3600
 

@@ -6,6 +6,7 @@ lines may be damaged, and only `events.jsonl` must exist.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,13 +107,25 @@ class RunRecord:
     @property
     def wall_s(self) -> float:
         """From the first start to the last event, pauses included."""
-        return max(0.0, self.attempts[-1].ended - self.attempts[0].began)
+        return offsets(self.attempts)[-1] + self.attempts[-1].seconds
 
     @property
     def last(self) -> Point | None:
         """The last training interval, or the last evaluation of a run that has none."""
         points = self.train or self.evals
         return points[-1] if points else None
+
+
+def offsets(attempts: list[Attempt]) -> list[float]:
+    """The start of each attempt, in seconds since the first one's.
+
+    Within an attempt times are those of a steady clock. Between two the clock of the machine may have
+    been set back, or the machine be another: a pause is never negative.
+    """
+    begun = [0.0]
+    for before, after in itertools.pairwise(attempts):
+        begun.append(begun[-1] + before.seconds + max(0.0, after.began - before.ended))
+    return begun
 
 
 def read_run(root: Path) -> RunRecord:
@@ -203,14 +216,15 @@ def _points(
     kept: list[tuple[int, Event]], attempts: list[Attempt]
 ) -> tuple[list[Point], list[Point]]:
     """Training intervals and evaluations, each with the sums up to it."""
-    points = list(_walk(kept, attempts[0].began))
+    points = list(_walk(kept, attempts))
     train = [point for point in points if point.values["kind"] == "train"]
     evals = [point for point in points if point.values["kind"] == "eval"]
     return train, evals
 
 
-def _walk(kept: list[tuple[int, Event]], began: float) -> Iterator[Point]:
+def _walk(kept: list[tuple[int, Event]], attempts: list[Attempt]) -> Iterator[Point]:
     samples = train_s = epoch = 0.0
+    begun = offsets(attempts)
     for attempt, event in kept:
         seconds = interval_s(event) if event["kind"] == "train" else 0.0
         if event["kind"] == "train":
@@ -218,7 +232,7 @@ def _walk(kept: list[tuple[int, Event]], began: float) -> Iterator[Point]:
             train_s += seconds
         began_at, reported = epoch, number(event, "epoch")
         epoch = epoch if reported is None else reported
-        wall_s = max(0.0, event["time"] - began)
+        wall_s = begun[attempt] + max(0.0, event["time"] - attempts[attempt].began)
         yield Point(event, epoch, samples, train_s, wall_s, seconds, began_at, attempt)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.files import whole_file
 from hvdtrain.paths import RunPaths
+from hvdtrain.telemetry.bad_list import read_list
 from pipelines.inventory import file_sizes, has_files, take
 from pipelines.loader import Loaders
+from pipelines.sources import Source
 from pipelines.sources.arrays import DamagedError, read_arrays
 from pipelines.sources.inventory import UNKNOWN, Inventory, compare
 
@@ -120,6 +122,8 @@ def check_data(
         if comm.rank == 0 and kind in known:
             before = begun.inventories.get(kind) if begun else None
             same = known[kind] == loaders.fingerprints[kind]
+            if kind == "train":
+                sizes = _without_masked(sizes, before, loaders, paths)
             text = _difference(loaders, kind, given[kind], before, same, sizes)
             differ += [f"data.{kind}: {given[kind]}: {text}"] if text else []
     with together(comm):
@@ -186,6 +190,43 @@ def _difference(
     return compare(before, take(loaders.sources[kind], path, sizes)).text()
 
 
+def _without_masked(
+    sizes: np.ndarray | None, before: Inventory | None, loaders: Loaders, paths: RunPaths
+) -> np.ndarray | None:
+    """`sizes` [N] with the earlier ones of masked images: one that was repaired is no other dataset."""
+    if sizes is None or before is None or len(before.sizes) != len(sizes):
+        return sizes
+    masked, _fault = read_list(paths.bad_samples, loaders.sources["train"])
+    ids = [bad.index for bad in masked]
+    sizes = sizes.copy()
+    sizes[ids] = before.sizes[ids]
+    return sizes
+
+
+def take_sizes(file: Path, source: Source, ids: Sequence[int]) -> None:
+    """Record the present sizes of training images that were repaired. Raises OSError."""
+    begun = _read(file)
+    if begun is None or not has_files(source) or "train" not in begun.inventories:
+        return
+    sizes = begun.inventories["train"].sizes
+    known = np.array([i for i in ids if sizes[i] != UNKNOWN], dtype=np.int64)
+    now = file_sizes(source, known)
+    if (sizes[known] != now).any():
+        sizes[known] = now
+        about = {"fingerprints": begun.fingerprints, "accepted": begun.accepted}
+        _write_inventories(file, about, begun.inventories)
+
+
+def _write_inventories(
+    path: Path, about: Mapping[str, Any], inventories: Mapping[str, Inventory]
+) -> None:
+    arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    for kind, inventory in inventories.items():
+        arrays |= inventory.arrays(kind)
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
 class DatasetWriter:
     """Writes `dataset.npz` in a thread of rank 0 while the run trains.
 
@@ -236,8 +277,4 @@ class DatasetWriter:
 
     def _write(self, inventories: dict[str, Inventory]) -> None:
         about = {"fingerprints": self._data.fingerprints, "accepted": self._data.accepted}
-        arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-        for kind, inventory in inventories.items():
-            arrays |= inventory.arrays(kind)
-        with whole_file(self._file) as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        _write_inventories(self._file, about, inventories)

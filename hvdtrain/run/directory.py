@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -17,7 +16,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint import list_checkpoints
 from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError, ResourceError
-from hvdtrain.paths import RunPaths
+from hvdtrain.paths import RunPaths, fresh_stamp
 from hvdtrain.run.changes import Change, compare, identity, read_begun, refusal
 from hvdtrain.run.lock import RunLock
 
@@ -117,7 +116,7 @@ def _choose_directory(
     notes: list[str] = []
     if resume == "auto" and (found := _unfinished(cfg, world_size, accept, notes)) is not None:
         return found
-    name = f"{cfg.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{cfg.name}-{fresh_stamp(Path(cfg.output), cfg.name)}"
     root = Path(cfg.output) / name
     _require_writable(root)
     number = 1

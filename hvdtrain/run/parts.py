@@ -66,6 +66,7 @@ class Run:
         if self.writer.fault:
             self.sinks.write(Note(f"warning: {self.writer.fault}"))
         self.loaders.close()
+        self.bad.close(self.loaders.take_retried(), self.sinks)
         self.sinks.close()
         if self.lock is not None:
             self.lock.release()

@@ -35,6 +35,7 @@ from hvdtrain.run.dataset import (
 from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
+from hvdtrain.run.masked import restore_masked
 from hvdtrain.run.parts import Run
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots
@@ -124,6 +125,8 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
             sinks.write(Note(text))
         activity.enter("looking for a checkpoint")
         restore(run, must=directory.must_resume)
+        snapshots.saved_step = run.state.progress.step
+        restore_masked(run)
         if comm.rank == 0:
             writer.start(resumed=recorded is not None)
             _describe(run)

@@ -61,14 +61,11 @@ def restore(run: Run, *, must: bool, verb: str = "resumed from") -> None:
         "progress": state.progress.as_dict(),
         "scaler": state.scaler.state_dict(),
         "noise_scale": state.noise.scale.state(),
-        # The list has numbers, which other images have now.
-        "bad": [] if run.data.changed else run.bad.read(),
         "statistics": statistics is not None,
     }
     header = json.loads(comm.gather_text(json.dumps(header))[0])
     state.progress = Progress.from_dict(header["progress"])
     state.noise.scale = NoiseScale(**header["noise_scale"])
-    run.loaders.mask(run.bad.restore(header["bad"]))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
     comm.broadcast_(shared_tensors(state))

@@ -26,8 +26,9 @@ from hvdtrain.engine.checkpoint import (
 )
 from hvdtrain.engine.evaluate import average_buffers, rank_buffers, set_buffers
 from hvdtrain.engine.step import State
+from hvdtrain.errors import TrainingError
 from hvdtrain.paths import RunPaths
-from hvdtrain.run.guard.numbers import check_state
+from hvdtrain.run.guard.numbers import check_state, not_finite
 from hvdtrain.telemetry.reports import Checkpoint, Note
 from hvdtrain.telemetry.sinks import Sinks
 
@@ -160,6 +161,8 @@ class Snapshots:
     """Writes the files that say what the run is."""
     writer: Writer = field(default_factory=Writer)
     buffers: Buffers = field(default_factory=Buffers)
+    saved_step: int = 0
+    """The last step of which a checkpoint was written or loaded; the same on all ranks."""
     _started: tuple[int, float] = (0, 0.0)
     """Step of the checkpoint that is being written, and how long training has waited for it."""
     _told: set[str] = field(default_factory=set)
@@ -177,14 +180,30 @@ class Snapshots:
         self.report_written(None)  # the copy that it writes is needed
         files = self._copy()
         if files is not None:
-            self._require_directory()
-            meta = metadata(self.state, self.labels, self.about)
-            write = partial(write_checkpoint, files, meta, self.paths.checkpoints, self.keep)
-            self.writer.start(write, urgent=wait)
-            self._started = self.state.progress.step, time.perf_counter() - began
+            self._start(files, began, urgent=wait)
             if wait:
                 self.report_written(None)
+        self.saved_step = self.state.progress.step
         self.cadence.saved(time.perf_counter() - began)
+
+    def save_alone(self) -> None:
+        """Save the present state of this rank, which has no batch-norm statistics, as the others cannot
+        be reached. Raises TrainingError if it is not finite, ResourceError if the disk refuses."""
+        began = time.perf_counter()
+        activity.enter("writing a checkpoint")
+        self.report_written(None)
+        if what := not_finite(self.state):
+            raise TrainingError(f"{what} is not finite after update {self.state.progress.step}")
+        self._start(self.buffers.copy(contents(self.state)), began, urgent=True)
+        self.report_written(None)
+
+    def _start(self, files: Tensors, began: float, *, urgent: bool) -> None:
+        """Have the thread write `files`, copies of the present state."""
+        self._require_directory()
+        meta = metadata(self.state, self.labels, self.about)
+        write = partial(write_checkpoint, files, meta, self.paths.checkpoints, self.keep)
+        self.writer.start(write, urgent=urgent)
+        self._started = self.state.progress.step, time.perf_counter() - began
 
     def report_written(self, timeout_s: float | None = 0) -> None:
         """Report a checkpoint that is complete, or becomes so within the time (None: for ever).

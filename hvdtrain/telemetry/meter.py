@@ -22,7 +22,9 @@ class BadCounts(NamedTuple):
 
     masked: int
     unlisted: int
-    """Of these, the ones that the run's list does not have yet."""
+    """What the ranks have to exchange: those that the run's list does not have yet, and other news."""
+    retried: int = 0
+    """Reads that were tried again."""
 
 
 class _Sums(NamedTuple):
@@ -37,6 +39,7 @@ class _Sums(NamedTuple):
     """Ranks that were asked to stop."""
     masked: float
     unlisted: float
+    retried: float
     machines: float
     """Machines whose network use is known."""
     sent_bytes: float
@@ -96,6 +99,16 @@ class Meter:
         self._now = self._clock()
         self._waited_s = data_wait_s
 
+    @property
+    def steps(self) -> int:
+        """Steps since the last `drain`."""
+        return len(self._step_s)
+
+    @property
+    def seconds(self) -> float:
+        """Time of these steps on this rank."""
+        return sum(self._step_s)
+
     def leave_out(self, seconds: float) -> None:
         """Leave these seconds of the current step out, since they were not training."""
         self._now += seconds
@@ -134,6 +147,7 @@ class Meter:
             stops=float(stop),
             masked=bad.masked,
             unlisted=bad.unlisted,
+            retried=bad.retried,
             machines=float(self._link is not None),
             sent_bytes=sent,
         )
@@ -149,7 +163,7 @@ class Meter:
         sums = _Sums(*summed[: len(mine)])
         return Interval(
             measured=_measured(sums, comm.size, data_s, wait_s),
-            bad=BadCounts(round(sums.masked), round(sums.unlisted)),
+            bad=BadCounts(round(sums.masked), round(sums.unlisted), round(sums.retried)),
             stopping=sums.stops > 0,
             more=summed[len(mine) :],
             step_s=step_s,
@@ -175,4 +189,5 @@ def _measured(sums: _Sums, ranks: int, data_s: np.ndarray, wait_s: np.ndarray) -
         data_wait_ratio=float(data_s.sum()) / sums.seconds,
         comm_wait_ratio=float(wait_s.sum()) / sums.seconds,
         bad_samples=sums.masked,
+        read_retries=sums.retried,
     )

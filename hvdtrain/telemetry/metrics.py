@@ -64,6 +64,10 @@ STEPS = (
         "Part of `hvdtrain_late_seconds_total` in which this rank still waited for images.",
     ),
     _counter("hvdtrain_bad_samples", "Bad training images that this rank has masked.", "reason"),
+    _counter(
+        "hvdtrain_read_retries",
+        "Reads of images that failed, as on a network disk, and were tried again on this rank.",
+    ),
     _counter("hvdtrain_checkpoints", "Checkpoints written since the start. Only rank 0."),
 )
 """Counted by each rank for itself."""

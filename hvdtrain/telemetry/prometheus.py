@@ -69,6 +69,7 @@ class Exporter:
         self._seen = [0.0] * len(TOTALS)
         bad = self._counters["hvdtrain_bad_samples_total"]
         self.bad_samples = {reason: bad.labels(reason) for reason in REASONS}
+        self.read_retries = self._counters["hvdtrain_read_retries_total"]
         [step] = [metric for metric in STEPS if metric.type == "histogram"]
         self.step_seconds = Histogram(step.name, step.text, buckets=STEP_BUCKETS, registry=registry)
         self._reported = Reported()

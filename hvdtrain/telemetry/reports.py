@@ -68,6 +68,8 @@ class Measured(_Values):
     """Share of the time in which a rank waited for gradients; mean over ranks."""
     bad_samples: float
     """Images masked because they are bad."""
+    read_retries: float
+    """Reads that failed and were tried again."""
 
 
 @dataclass(frozen=True)

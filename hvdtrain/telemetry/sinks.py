@@ -39,6 +39,7 @@ class JsonLines:
     """`events.jsonl`: one JSON object per report, with its time and kind.
 
     A full disk does not end the run: one note tells, and lines are written again once there is room.
+    Times go on steadily from the start of the attempt, whatever happens to the clock of the machine.
     """
 
     def __init__(self, path: Path, note: Callable[[str], None]) -> None:
@@ -49,10 +50,15 @@ class JsonLines:
         except OSError as error:
             raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
         self._lost = 0
+        self._epoch_s = time.time() - time.monotonic()
 
     def write(self, report: Report) -> None:
         """Append one line."""
-        record = {"time": round(time.time(), 3), "kind": report.kind, **report.values()}
+        record = {
+            "time": round(self._epoch_s + time.monotonic(), 3),
+            "kind": report.kind,
+            **report.values(),
+        }
         line = json_text(record).encode() + b"\n"
         try:
             self._reopen_if_removed()
@@ -106,14 +112,14 @@ class Sinks:
         if self.exporter and metrics.textfile_dir is not None:
             labels = {"run": paths.name, "rank": str(comm.rank)}
             folder = Path(metrics.textfile_dir)
-            self._sinks.append(TextFile(folder, self.exporter.registry, labels, self._note))
+            self._sinks.append(TextFile(folder, self.exporter.registry, labels, self.note))
         if first and metrics.pushgateway is not None:
-            self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self._note))
+            self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self.note))
         if first and metrics.tensorboard:
-            self._sinks.append(TensorBoard(paths.tensorboard, self._note))
+            self._sinks.append(TensorBoard(paths.tensorboard, self.note))
         self._console = open_console(self._console_lost) if first else None
         if self._console:
-            self._sinks += [JsonLines(paths.events, self._note), self._console]
+            self._sinks += [JsonLines(paths.events, self.note), self._console]
 
     def write(self, report: Report) -> None:
         """Give one report to every sink."""
@@ -141,6 +147,11 @@ class Sinks:
         if self.exporter:
             self.exporter.bad_samples[reason].inc()
 
+    def observe_retries(self, count: int) -> None:
+        """Count reads that this rank has tried again in the metrics."""
+        if self.exporter:
+            self.exporter.read_retries.inc(count)
+
     def close(self) -> None:
         """Close every sink."""
         for sink in self._sinks:
@@ -150,10 +161,10 @@ class Sinks:
         """The reader of standard output has gone, for example `| head`."""
         text = f"warning: standard output is gone ({reason}): training goes on without it"
         print_error_line(text)
-        self._note(text)
+        self.note(text)
 
-    def _note(self, text: str) -> None:
-        """Report a fault of a sink; only rank 0 has a console."""
+    def note(self, text: str) -> None:
+        """Report what this rank alone knows; only rank 0 has a console."""
         if self._rank == 0:
             self.write(Note(text))
         else:

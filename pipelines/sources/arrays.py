@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.sources.retries import RETRIES
+
 
 class DamagedError(Exception):
     """The file does not have the expected arrays; the message says why."""
@@ -13,9 +15,13 @@ class DamagedError(Exception):
 
 def read_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
     """The named arrays of an `.npz` file. Raises DamagedError; never unpickles."""
-    try:
+
+    def once() -> dict[str, np.ndarray]:
         with file.open("rb") as stream, np.load(stream) as arrays:
-            found = {name: arrays[name] for name in names}
+            return {name: arrays[name] for name in names}
+
+    try:
+        found = RETRIES.read(str(file), once)
     # numpy and zipfile do not document what they raise on a damaged file
     except Exception as error:  # noqa: BLE001
         text = " ".join(str(error).split()) or type(error).__name__

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from hvdtrain.errors import DataError, ResourceError
+from pipelines.sources.retries import RETRIES, cut_short
 
 EXTENSIONS = frozenset(
     b".jpg .jpeg .jpe .jfif .jfi .jif .mpo .png .apng .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm "
@@ -85,26 +86,31 @@ def fingerprint(classes: list[str], labels: np.ndarray, names: Names, *more: np.
 def read_file(path: bytes) -> np.ndarray:
     """All bytes of a file, [bytes] uint8. Raises DataError naming it.
 
-    Only regular files of up to `MAX_FILE` bytes are read: a pipe would never end.
+    Only regular files of up to `MAX_FILE` bytes are read: a pipe would never end. A read that fails
+    for a moment is tried again.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
-            state = os.fstat(file.fileno())
-            if not stat.S_ISREG(state.st_mode):
-                raise DataError(f"{os.fsdecode(path)}: cannot read: not a regular file")
-            if state.st_size > MAX_FILE:
-                raise DataError(f"{os.fsdecode(path)}: cannot read: more than 1 GiB, no image")
-            content = np.empty(state.st_size, dtype=np.uint8)
-            view, done = content.data, 0
-            while done < len(content):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise DataError(f"{os.fsdecode(path)}: cut short while it was read")
-                done += count
+        return RETRIES.read(path, lambda: _read_once(path))
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # the image is sound
             raise ResourceError(f"{os.fsdecode(path)}: {error.strerror}: raise ulimit -n") from None
         raise DataError(f"{os.fsdecode(path)}: cannot read: {error.strerror}") from None
+
+
+def _read_once(path: bytes) -> np.ndarray:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise DataError(f"{os.fsdecode(path)}: cannot read: not a regular file")
+        if state.st_size > MAX_FILE:
+            raise DataError(f"{os.fsdecode(path)}: cannot read: more than 1 GiB, no image")
+        content = np.empty(state.st_size, dtype=np.uint8)
+        view, done = content.data, 0
+        while done < len(content):
+            count = file.readinto(view[done:])
+            if not count:
+                raise cut_short()
+            done += count
     return content
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from hvdtrain.errors import DataError
 from pipelines.sources.base import EXTENSIONS, Names, fingerprint, read_file
 from pipelines.sources.left_out import LeftOut, printable
+from pipelines.sources.retries import RETRIES
 from pipelines.sources.walk import FOLDER, IMAGE, images_below, kind, leave_out
 
 
@@ -81,9 +82,12 @@ class Unlabelled:
 
 
 def _class_folders(root: str, key: str, left_out: LeftOut) -> list[bytes]:
+    def entries() -> list[tuple[os.DirEntry[bytes], str]]:
+        with os.scandir(os.fsencode(root)) as all_of_it:
+            return [(entry, kind(entry)) for entry in all_of_it]
+
     try:
-        with os.scandir(os.fsencode(root)) as entries:
-            found = [(entry, kind(entry)) for entry in entries]
+        found = RETRIES.read(root, entries)
         names = sorted(entry.name for entry, what in found if what == FOLDER)
         for entry, what in found:
             if what != FOLDER:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import unicodedata
 from collections import defaultdict
@@ -11,6 +12,7 @@ from collections import defaultdict
 from hvdtrain.errors import DataError
 from pipelines.sources.base import EXTENSIONS, some
 from pipelines.sources.left_out import printable
+from pipelines.sources.retries import RETRIES
 
 
 def find_files(root: bytes, files: list[bytes], where: str, beside: bytes) -> list[bytes]:
@@ -51,11 +53,13 @@ class _Folder:
         self._path = path
         self._stems: dict[str, list[bytes]] | None = None
         self._composed: dict[str, bytes] = {}
-        try:
+
+        def once() -> set[bytes]:
             with os.scandir(path) as entries:
-                self.files = {entry.name for entry in entries if _is_file(entry)}
-        except (OSError, ValueError):
-            pass  # its files are missing
+                return {entry.name for entry in entries if _is_file(entry)}
+
+        with contextlib.suppress(OSError, ValueError):  # its files are missing
+            self.files = RETRIES.read(path, once)
 
     def similar(self, name: bytes, where: str) -> bytes | None:
         """The file that `name`, which is no file itself, stands for; None if there is none."""

@@ -25,6 +25,8 @@ class _Open:
     """The descriptor."""
     users: int = 1
     """Threads that read from it now."""
+    broken: bool = False
+    """A read of it has failed: the next one opens the file anew."""
 
 
 class OpenFiles:
@@ -83,10 +85,20 @@ class OpenFiles:
             os.close(other)
         return file if known is None else known.file
 
-    def release(self, key: Key) -> None:
-        """The thread that called `acquire` has read."""
+    def release(self, key: Key, *, broken: bool = False) -> None:
+        """The thread that called `acquire` has read; `broken`: it could not.
+
+        A descriptor that a network disk has given up never reads again, so the last user closes it.
+        """
         with self._lock:
-            self._files[key].users -= 1
+            known = self._files[key]
+            known.users -= 1
+            known.broken |= broken
+            close = known.broken and not known.users
+            if close:
+                del self._files[key]
+        if close:
+            os.close(known.file)
 
     def forget(self, reader: int) -> None:
         """Close all files of a reader that is no longer used, now or at the next `acquire`.

@@ -18,6 +18,7 @@ import numpy as np
 from hvdtrain.errors import DataError
 from pipelines.sources.arrays import DamagedError, are_whole, read_arrays, require
 from pipelines.sources.base import Names
+from pipelines.sources.retries import RETRIES
 from pipelines.sources.shards import Places, ShardReader
 
 DATASET = "dataset.json"
@@ -188,7 +189,8 @@ def read_description(root: Path, where: str) -> dict[str, Any]:
     Raises DataError if it cannot be read or has another format.
     """
     try:
-        description: dict[str, Any] = json.loads((root / DATASET).read_bytes())
+        content = RETRIES.read(str(root / DATASET), (root / DATASET).read_bytes)
+        description: dict[str, Any] = json.loads(content)
         version = description["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None

@@ -6,11 +6,13 @@ import itertools
 import os
 import weakref
 from bisect import bisect_right
+from collections.abc import Callable
 
 import numpy as np
 
 from hvdtrain.errors import DataError
 from pipelines.sources.open_files import OpenFiles
+from pipelines.sources.retries import RETRIES, cut_short
 
 BLOCK = 512  # bytes; headers and contents of a tar file begin at multiples of it
 _FILES = OpenFiles()
@@ -43,34 +45,45 @@ class ShardReader:
         return content
 
     def read_into(self, shard: int, offset: int, content: np.ndarray) -> int:
-        """Fill `content` [bytes] uint8 from `offset`; returns how many bytes there were."""
-        view, done = content.data, 0
-        key = (self._number, shard)
-        try:
-            file = _FILES.acquire(key, self.paths[shard])
-            try:
-                while done < len(content):
-                    count = os.preadv(file, [view[done:]], offset + done)
-                    if not count:
-                        break
-                    done += count
-            finally:
-                _FILES.release(key)
-        except OSError as error:
-            raise DataError(f"{self.paths[shard]}: cannot read: {error.strerror}") from None
-        return done
+        """Fill `content` [bytes] uint8 from `offset`; returns how many bytes there were.
+
+        A read that fails for a moment is tried again, on the file opened anew.
+        """
+
+        def once(file: int) -> int:
+            view, done = content.data, 0
+            while done < len(content):
+                count = os.preadv(file, [view[done:]], offset + done)
+                if not count:
+                    if os.fstat(file).st_size > offset + done:
+                        raise cut_short()
+                    break
+                done += count
+            return done
+
+        return self._with_file(shard, once)
 
     def size_bytes(self, shard: int) -> int:
         """Length of a shard. Raises DataError naming it."""
-        key = (self._number, shard)
-        try:
-            file = _FILES.acquire(key, self.paths[shard])
+        return self._with_file(shard, lambda file: os.fstat(file).st_size)
+
+    def _with_file(self, shard: int, use: Callable[[int], int]) -> int:
+        key, path = (self._number, shard), self.paths[shard]
+
+        def once() -> int:
+            file = _FILES.acquire(key, path)
+            broken = True
             try:
-                return os.fstat(file).st_size
+                found = use(file)
+                broken = False
             finally:
-                _FILES.release(key)
+                _FILES.release(key, broken=broken)
+            return found
+
+        try:
+            return RETRIES.read(path, once)
         except OSError as error:
-            raise DataError(f"{self.paths[shard]}: cannot read: {error.strerror}") from None
+            raise DataError(f"{path}: cannot read: {error.strerror}") from None
 
 
 class Places:

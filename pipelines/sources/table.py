@@ -15,6 +15,7 @@ from pipelines.sources.base import EXTENSIONS, some
 from pipelines.sources.column_names import IDS, LABELS, NUMBERS, PARTS, PATHS
 from pipelines.sources.guess import what_file
 from pipelines.sources.left_out import printable
+from pipelines.sources.retries import RETRIES
 
 MAX_LINE = 2**16
 """Characters in a line."""
@@ -55,9 +56,13 @@ def read_table(path: str, key: str, columns: Columns | None = None) -> list[Row]
     where = f"{key}: {printable(path)}"
     if what := what_file(path):
         raise DataError(f"{where}: {what}: not a list of images")
-    try:
+
+    def once() -> list[Row]:
         with open(path, newline="", encoding=_encoding(path), errors=_errors(path)) as text:  # noqa: PTH123
             return list(_rows(_lines(text, where), path, where, columns))
+
+    try:
+        return RETRIES.read(path, once)
     except OSError as error:
         raise DataError(f"{where}: cannot read: {error.strerror}") from None
     except UnicodeError:

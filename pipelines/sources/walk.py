@@ -3,17 +3,19 @@
 Links are followed everywhere. Files with a known ending are images; others are looked into.
 """
 
-# ruff: noqa: PTH122
+# ruff: noqa: PTH119, PTH122
 
 from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 from hvdtrain.errors import DataError
 from pipelines.sources.base import EXTENSIONS
 from pipelines.sources.left_out import LeftOut, printable
+from pipelines.sources.retries import RETRIES, passing
 
 SYSTEM_FOLDERS = frozenset(
     [b"@eaDir", b"__MACOSX", b"lost+found", b"$RECYCLE.BIN", b"System Volume Information"]
@@ -55,8 +57,10 @@ def kind(entry: os.DirEntry[bytes]) -> str:
             return FOLDER
         if not entry.is_file():
             return "dangling links" if entry.is_symlink() else "pipes and devices"
-    except OSError:  # a link to itself, or to where nobody may look
-        return "dangling links"
+    except OSError as error:
+        if passing(error):
+            raise
+        return "dangling links"  # a link to itself, or to where nobody may look
     extension = os.path.splitext(entry.name)[1].lower()
     if extension in EXTENSIONS:
         return IMAGE
@@ -78,11 +82,13 @@ def leave_out(entry: os.DirEntry[bytes], reason: str, name: bytes, left_out: Lef
 
 def head(path: str | bytes, size: int) -> bytes:
     """The first bytes of a file; none if it cannot be read or is no regular file."""
-    try:
-        if not os.path.isfile(path):  # noqa: PTH113 - bytes
-            return b""
+
+    def once() -> bytes:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             return file.read(size) or b""
+
+    try:
+        return RETRIES.read(path, once) if os.path.isfile(path) else b""  # noqa: PTH113 - bytes
     except OSError:
         return b""
 
@@ -99,19 +105,40 @@ def images_below(folder: bytes, prefix: bytes, key: str, left_out: LeftOut) -> l
         while pending:
             path, inner, above = pending.pop()
             chain = (identity(path, above, key), above)
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    name, found = inner + entry.name, kind(entry)
-                    if found == IMAGE:
-                        names.append(name)
-                    elif found == FOLDER:
-                        pending.append((entry.path, name + b"/", chain))
-                    else:
-                        leave_out(entry, found, prefix + name, left_out)
+            found = RETRIES.read(path, partial(_below, path, inner, prefix))
+            names += found.images
+            pending += [
+                (each, inner + os.path.basename(each) + b"/", chain) for each in found.folders
+            ]
+            left_out.merge(found.left_out)
     except OSError as error:
         shown = printable(os.fsdecode(error.filename or folder))
         raise DataError(f"{key}: {shown}: cannot list the folder: {error.strerror}") from None
     return sorted(names)
+
+
+class _Below(NamedTuple):
+    """What lies directly in a folder."""
+
+    images: list[bytes]
+    """Relative to where the listing began."""
+    folders: list[bytes]
+    """Their paths."""
+    left_out: LeftOut
+
+
+def _below(path: bytes, inner: bytes, prefix: bytes) -> _Below:
+    found = _Below([], [], LeftOut())
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name, what = inner + entry.name, kind(entry)
+            if what == IMAGE:
+                found.images.append(name)
+            elif what == FOLDER:
+                found.folders.append(entry.path)
+            else:
+                leave_out(entry, what, prefix + name, found.left_out)
+    return found
 
 
 def identity(path: bytes, above: Chain, key: str) -> tuple[int, int]:

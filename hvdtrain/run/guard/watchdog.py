@@ -21,6 +21,7 @@ from typing import Protocol
 
 from hvdtrain.activity import Activity, present
 from hvdtrain.errors import StallError
+from hvdtrain.paths import STAMP
 from hvdtrain.run.guard.stall_files import StallFiles, bounded
 from hvdtrain.run.guard.standing import Standing, standing
 from hvdtrain.signals import noticed
@@ -183,10 +184,20 @@ def watching(timeout_s: float, rank: int) -> Iterator[None]:
 
 def leave_stacks_in(folder: Path, ranks: Ranks) -> None:
     """Have the stacks of stalled ranks written below `folder`; every rank must call it."""
-    own = f"{socket.gethostname()}\n{time.strftime('%Y%m%d-%H%M%S')}"
+    own = f"{socket.gethostname()}\n{_unused(folder) if ranks.rank == 0 else ''}"
     texts = [text.split("\n") for text in ranks.gather_text(own)]
     if _watchdog is not None:
         _watchdog.files = StallFiles(folder / texts[0][1], [host for host, _ in texts])
+
+
+def _unused(folder: Path) -> str:
+    """The time, as the name of a new folder in `folder`, also where the clock was set back."""
+    stamp, number = time.strftime(STAMP), 1
+    name = stamp
+    while (folder / name).exists():
+        number += 1
+        name = f"{stamp}-{number}"
+    return name
 
 
 def ask_about_images(doing: Callable[[], str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.checkpoint_files import list_checkpoints
+from hvdtrain.cli.ckpt import _date
 from hvdtrain.engine.checkpoint import move_aside
 from hvdtrain.run.lock import RunLock
 from tests.launch import environment
@@ -201,3 +202,8 @@ def test_no_torch_where_no_tensors_differ(made: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_date_that_no_clock_shows_is_a_dash() -> None:
+    assert _date(1e18) == "-"
+    assert _date(0.0).startswith(("1970-01-01 ", "1969-12-31 "))

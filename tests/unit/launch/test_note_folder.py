@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.launch.note_folder import YOUNG_S, note_folder
+from hvdtrain.launch.note_folder import LOCK, YOUNG_S, note_folder
 from tests.launch import environment
 
 HOLD = """
@@ -70,3 +71,14 @@ def test_no_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(place / "missing"))
     with pytest.raises(ResourceError, match="TMPDIR: no folder for temporary files"), note_folder():
         pass
+
+
+def test_a_folder_from_before_the_clock_was_set_back_is_removed(place: Path) -> None:
+    with note_folder() as old:
+        pass
+    old.mkdir()
+    (old / LOCK).touch()
+    later = time.time() + 86400
+    os.utime(old, (later, later))
+    with note_folder():
+        assert not old.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -193,12 +194,31 @@ def test_damaged_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     assert run.wall_s == 2024 - 990
 
 
+@pytest.mark.parametrize("jump_s", [-86400, 0])
+def test_a_clock_that_is_set_back_between_attempts_shortens_nothing(
+    jump_s: int, tmp_path: Path
+) -> None:
+    restarted(tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    second = next(k for k, event in enumerate(events) if event["time"] == 1999)
+    for event in events[second:]:
+        event["time"] += jump_s
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    run = read_run(tmp_path)
+    pause_s = 948 if jump_s == 0 else 0  # not known
+    assert run.wall_s == 42 + pause_s + 44
+    assert [point.wall_s for point in run.evals] == [31, 42 + pause_s + 42]
+    assert node_hours(run) == pytest.approx((2 * 42 + 4 * 44) / 3600)
+    assert target(run, "top1=0.75")["node_hours"] == pytest.approx((2 * 42 + 4 * 42) / 3600)
+
+
 def test_missing_and_odd_values_are_accepted(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.write(10, "train")
     log.raw('{"time": 20, "kind": "train", "loss": NaN, "epoch": "x", "image_size": Infinity}')
     log.raw('{"time": 30, "kind": "eval", "top1": null, "step": true}')
     log.raw('{"time": 40, "kind": ["odd"]}')
+    log.raw(f'{{"time": 1{"0" * 400}, "kind": "train"}}')  # too large for a float
     (tmp_path / "config.yaml").write_text("- a\n- list\n")
     (tmp_path / "environment.json").write_text("{")
     found = run_figures(read_run(tmp_path), [Target("top1", 0.5)], PRICES).as_dict()

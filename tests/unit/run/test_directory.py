@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ResourceError
+from hvdtrain.paths import STAMP
 from hvdtrain.run import lock
 from hvdtrain.run.directory import discarded_if_unused, run_directory
 from hvdtrain.run.lock import RunLock
@@ -139,3 +141,24 @@ def test_a_run_directory_with_checkpoints_is_never_begun_anew(tmp_path: Path) ->
     assert run_directory(config(tmp_path), Solo(), "auto", tmp_path).must_resume
     assert not run_directory(config(tmp_path), Solo(), "auto", tmp_path / "new").must_resume
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("names", "after"),
+    [
+        (["t-29990101-235959", "t-20200101-000000"], "t-29990102-000000"),
+        (["t-29990101-235959-2"], "t-29990102-000000"),
+        (["t-99999999-999999", "t-2999-1", "t-x-29990101-235959", "other-29990101-235959"], None),
+    ],
+)
+def test_a_new_run_is_the_newest_by_its_name_though_the_clock_was_set_back(
+    names: list[str], after: str | None, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+    before = f"t-{time.strftime(STAMP)}"
+    found = run_directory(config(tmp_path), Solo(), "never", None).paths.name
+    if after is None:
+        assert before <= found <= f"t-{time.strftime(STAMP)}"
+    else:
+        assert found == after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -18,7 +19,7 @@ PROGRESS = [
     *("global_batch_size", "total_samples", "lr", "momentum", "gradient_norm", "skipped_updates"),
     *("loss_scale", "loss", "top1", "top5", "samples", "seconds", "images_per_second"),
     *("step_seconds", "network_bytes_per_second", "data_wait_ratio", "comm_wait_ratio"),
-    *("bad_samples", "gradient_noise_scale"),
+    *("bad_samples", "read_retries", "gradient_noise_scale"),
 ]
 EFFICIENCY = [
     *("efficiency", "efficiency_so_far", "efficiency_ceiling", "lost_data_ratio"),
@@ -58,6 +59,21 @@ def test_keys_of_an_event(report: Report, tmp_path: Path) -> None:
     sink.close()
     [line] = (tmp_path / "events.jsonl").read_text().splitlines()
     assert list(json.loads(line)) == ["time", "kind", *KEYS[report.kind]]
+
+
+def test_times_of_events_go_on_steadily_when_the_clock_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.time()
+    sink = JsonLines(tmp_path / "events.jsonl", print)
+    for jump_s in (0, 7200, -86400):
+        monkeypatch.setattr(time, "time", lambda jump_s=jump_s: began + jump_s)
+        sink.write(REPORTS[0])
+    sink.close()
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    times = [json.loads(line)["time"] for line in lines]
+    assert times == sorted(times)
+    assert began - 1 < times[0] <= times[-1] < began + 3600
 
 
 def test_one_rank_has_no_efficiency() -> None:

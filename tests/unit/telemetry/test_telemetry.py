@@ -42,14 +42,14 @@ def test_meter_with_a_fake_clock() -> None:
         assert meter.add(torch.tensor(one), data_wait_s) == step_s
     now[0] += 0.25  # until the device is done
     more = torch.tensor([7.0, 0.5]).double()
-    interval = meter.drain(Solo(), Laps(9.0, 0.05, 0.15), False, BadCounts(3, 1), more)
+    interval = meter.drain(Solo(), Laps(9.0, 0.05, 0.15), False, BadCounts(3, 1, 2), more)
     assert interval.more == [7.0, 0.5]
     assert not interval.stopping
     assert interval.step_s.tolist() == [[1.25, 0.75]]
     assert interval.data_s.tolist() == pytest.approx(np.array([[0.4, 0.1]]))
     assert interval.wait_s.tolist() == [[0.05, 0.15]]  # an earlier lap does not count
     assert interval.link_bytes_per_s is None
-    assert interval.bad == (3, 1)
+    assert interval.bad == (3, 1, 2)
     assert interval.measured.values() == pytest.approx(
         {
             "loss": 14 / 8,
@@ -63,6 +63,7 @@ def test_meter_with_a_fake_clock() -> None:
             "data_wait_ratio": 0.25,
             "comm_wait_ratio": 0.1,
             "bad_samples": 3,
+            "read_retries": 2,
         }
     )
     now[0] += 1.0

@@ -1,0 +1,116 @@
+"""Train on two ranks, of which one fails in mid-epoch; resume, and train the same without a fault.
+
+Writes `rank-N.json`: exit code and line of the error that each rank got, by the case.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import init_comm
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
+from hvdtrain.errors import HvdtrainError
+from hvdtrain.train import train
+from pipelines import order
+from pipelines.loader import Loaders
+from pipelines.sources import ImageFolder
+
+CONFIG = """
+data: {{train: {root}, augment: pad_crop, decode_threads: 1}}
+model: {{name: {model}}}
+lr: {{base: 0.02, warmup: none, schedule: constant}}
+phases: [{{epochs: 2, image_size: 16, batch_per_worker: 2}}]
+train: {{log_every: 3, ema_decay: 0.9, compute_threads: 1}}
+checkpoint: {{every_epochs: 100, every_minutes: null, keep: 9}}
+comm: {{preflight: false}}
+metrics: {{enabled: false}}
+"""
+STEPS = {"next-epoch": 6, "same-epoch": 4}
+"""Updates before the one for which rank 1 gets no images; an epoch has 6."""
+COUNT = 22
+
+
+def config(root: Path, model: str = "resnet8_cifar") -> Config:
+    return parse_config(CONFIG.format(root=root, model=model))
+
+
+def hidden(step: int) -> int:
+    """The image with which rank 1 begins its share of that update."""
+    epoch, within = divmod(step, 6)
+    ids = order.permutation(COUNT, seed=0, epoch=epoch)
+    shares = list(order.shares(ids, 0, 2, 1, 2))
+    return int(shares[within].indices[0])
+
+
+class Hidden:
+    """While active, rank 1 misses the file of a sample."""
+
+    def __init__(self, comm: Comm, sample: int) -> None:
+        self.comm, self.sample, self.read = comm, sample, ImageFolder.read
+
+    def __enter__(self) -> None:
+        def reading(source: ImageFolder, i: int):  # type: ignore[no-untyped-def]
+            if self.comm.rank == 1 and i == self.sample and source.name(i).startswith(str(ROOT)):
+                file = Path(source.name(i))
+                moved = file.rename(ROOT.parent / "moved.jpg")
+                try:
+                    return self.read(source, i)
+                finally:
+                    moved.rename(file)
+            return self.read(source, i)
+
+        ImageFolder.read = reading  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        ImageFolder.read = self.read  # type: ignore[method-assign]
+
+
+def error_of(comm: Comm, cfg: Config, run_dir: Path) -> list[object]:
+    try:
+        train(cfg, comm, run_dir=run_dir)
+    except HvdtrainError as error:
+        return [error.exit_code, error.everywhere, str(error)]
+    return []
+
+
+def leave(comm: Comm, out: Path) -> None:
+    """Let rank 1 leave in mid-epoch, and end when rank 0 has."""
+    give = Loaders.train
+
+    def giving(loaders, epoch, then=None):  # type: ignore[no-untyped-def]
+        for i, batch in give(loaders, epoch, then):
+            if i == 4:
+                comm.shutdown()
+                while not (out / "rank-0.json").exists():
+                    time.sleep(0.05)
+                sys.exit()
+            yield i, batch
+
+    if comm.rank == 1:
+        Loaders.train = giving  # type: ignore[method-assign]
+
+
+def main(out: Path) -> None:
+    comm = init_comm()
+    train(config(ROOT), comm, run_dir=out / "whole")
+    found = {}
+    for case, step in STEPS.items():
+        with Hidden(comm, hidden(step)):
+            found[case] = error_of(comm, config(ROOT), out / case)
+        comm.gather_text("")
+        train(config(ROOT), comm, resume=str(out / case))
+    if comm.rank == 1:
+        (out / "rank-1.json").write_text(json.dumps(found))
+    leave(comm, out)
+    found["gone"] = error_of(comm, config(ROOT, "resnet8_gn"), out / "gone")
+    (out / "rank-0.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    ROOT = Path(sys.argv[1])
+    main(Path(sys.argv[2]))

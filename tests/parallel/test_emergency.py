@@ -1,0 +1,58 @@
+"""When one rank fails in mid-epoch, a checkpoint keeps the updates so far, and a resume ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvdtrain.checkpoint_files import list_checkpoints, verify
+from pipelines.images.decoder import DEPTH
+from tests.launch import REPOSITORY, mpirun, run
+from tests.parallel.emergency_worker import STEPS
+
+WORKER = REPOSITORY / "tests/parallel/emergency_worker.py"
+
+
+@pytest.fixture(scope="module")
+def runs(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("emergency")
+    shutil.copytree(small_root / "train", out / "images")
+    done = run(mpirun(2, sys.executable, WORKER, out / "images", out), cwd=out)
+    assert (out / "rank-0.json").exists(), done.stdout + done.stderr
+    return out
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_rank_without_images_loses_no_update(runs: Path, case: str) -> None:
+    told = [json.loads((runs / f"rank-{rank}.json").read_text())[case] for rank in (0, 1)]
+    assert told[0] == told[1]
+    code, everywhere, line = told[0]
+    assert (code, everywhere) == (3, True)
+    found = re.fullmatch(
+        rf"rank 1: {runs}/images/\S+: cannot read: No such file or directory; update (\d+) is saved in "
+        rf"{runs / case}/checkpoints/e(\d+)-s(\d+): go on with --resume {runs / case}",
+        line,
+    )
+    assert found is not None, line
+    step, epoch, sample = map(int, found.groups())
+    assert STEPS[case] - DEPTH <= step <= STEPS[case]  # what is being decoded is lost
+    assert step == 6 * epoch + sample // 4
+    whole, resumed = (
+        verify(list_checkpoints(runs / name / "checkpoints")[0]) for name in ("whole", case)
+    )
+    assert resumed["sha256"] == whole["sha256"]  # weights, optimizer, averages, statistics
+    assert (resumed["step"], resumed["samples"]) == (12, 44) == (whole["step"], whole["samples"])
+
+
+def test_rank_0_saves_alone_where_it_knows_the_whole_state(runs: Path) -> None:
+    code, everywhere, line = json.loads((runs / "rank-0.json").read_text())["gone"]
+    assert (code, everywhere) == (5, False)
+    path = runs / "gone/checkpoints" / "e0000-s0000000016"
+    assert line.endswith(f"; update 4 is saved in {path}: go on with --resume {runs / 'gone'}")
+    meta = verify(path)
+    assert (meta["step"], meta["samples"]) == (4, 16)
