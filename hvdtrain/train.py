@@ -26,7 +26,7 @@ from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.rollback import keep_sound, roll_back
 from hvdtrain.run.summary import write_page, write_summary
-from hvdtrain.signals import StopSignals
+from hvdtrain.signals import HeardStops
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Interval, Meter
@@ -55,11 +55,11 @@ def train(
     with watching(cfg.train.stall_timeout, comm.rank):
         prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
         # Signals last: one that is repeated while the run closes must not change how it ends.
-        with StopSignals() as signals, contextlib.closing(prepared) as run:
+        with HeardStops() as signals, contextlib.closing(prepared) as run:
             return _train(run, signals, began)
 
 
-def _train(run: Run, signals: StopSignals, began: float) -> dict[str, Any]:
+def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
     """Train the rest of a run; `began`: when its set-up did, by `time.perf_counter`."""
     earlier = start_attempt(run, time.perf_counter() - began)
     efficiency, stops = Efficiency(run), _stops(run, signals)
@@ -251,8 +251,8 @@ def owes_evaluation(run: Run) -> bool:
     return not any_rank(run.comm, made)
 
 
-def _stops(run: Run, signals: StopSignals) -> Stops:
-    return Stops(signals, run.comm, save_due=run.snapshots.due)
+def _stops(run: Run, signals: HeardStops) -> Stops:
+    return Stops(signals, run.comm, save_due=run.snapshots.due, say=run.sinks.say)
 
 
 def _save(run: Run, *, wait: bool = False) -> None:
@@ -285,6 +285,7 @@ def _save_within(run: Run, epoch: Epoch, i: int, stops: Stops, meter: Meter) -> 
 
 def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
+    stops.tell()
     _save(run, wait=True)
     any_rank(
         run.comm, False
