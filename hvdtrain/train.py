@@ -252,7 +252,8 @@ def owes_evaluation(run: Run) -> bool:
 
 
 def _stops(run: Run, signals: HeardStops) -> Stops:
-    return Stops(signals, run.comm, save_due=run.snapshots.due, say=run.sinks.say)
+    asked, say = run.notices.cause, run.sinks.say
+    return Stops(signals, run.comm, save_due=run.snapshots.due, say=say, asked=asked)
 
 
 def _save(run: Run, *, wait: bool = False) -> None:
@@ -293,8 +294,7 @@ def _preempted(run: Run, stops: Stops) -> Preempted:
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position
-    cause = "as its launcher has ended" if stops.orphaned else "by a signal"
     return Preempted(
-        f"stopped {cause} at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
+        f"stopped {stops.cause} at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
         f"{run.paths.checkpoints}; continue with --resume {run.paths.root}"
     )

@@ -80,14 +80,15 @@ class Stops:
         clock: Callable[[], float] = time.monotonic,
         save_due: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] | None = None,
+        asked: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`save_due` counts on rank 0 only. `say` shows a line to the user; it may be called by another
-        thread."""
+        thread. `asked`: why this rank was asked to stop, other than by a signal."""
         self.agreed = False
         """The same on all ranks: some rank was asked to stop."""
         self.saving = False
         """The same on all ranks: a checkpoint is due."""
-        self._save_due = save_due
+        self._save_due, self._asked = save_due, asked
         self._stale = False
         """What is on the way about a checkpoint was asked before the last one."""
         self._signals, self._comm, self._clock = signals, comm, clock
@@ -108,8 +109,9 @@ class Stops:
         if say is not None and self._comm.rank == 0:
             step_s = activity.present().step_s
             takes = "" if step_s is None else f", {step_s:.1f} s" if step_s >= 0.05 else ", < 0.1 s"
+            why = f"{cause}: " if (cause := self._asked()) else ""
             say(
-                f"stopping after this step{takes}, with a checkpoint; another Ctrl-C or SIGTERM, "
+                f"{why}stopping after this step{takes}, with a checkpoint; another Ctrl-C or SIGTERM, "
                 f"{REPEAT_S:.0f} s later or more, ends at once and without"
             )
 
@@ -121,7 +123,17 @@ class Stops:
     @property
     def requested(self) -> bool:
         """This rank was asked to stop, or its launcher is gone, which would never end it."""
-        return self._signals.requested or self.orphaned
+        return self._signals.requested or self._asked() is not None or self.orphaned
+
+    @property
+    def cause(self) -> str:
+        """Why the run stops, as far as this rank knows."""
+        if self.orphaned:
+            return "as its launcher has ended"
+        if (asked := self._asked()) is not None:
+            return f"as {asked}"
+        own = self._signals.requested or self._comm.size == 1
+        return "by a signal" if own else "by a signal or notice to another rank"
 
     @property
     def orphaned(self) -> bool:

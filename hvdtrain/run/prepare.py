@@ -35,6 +35,7 @@ from hvdtrain.run.dataset import (
 from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
+from hvdtrain.run.notices import watch
 from hvdtrain.run.parts import Run
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots
@@ -132,6 +133,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
                 sinks.write(Note(tuning.text))
         _describe_data(run)
         publish(cfg.metrics, comm, paths, sinks)
+        run.notices = watch(cfg.train.stop_when, snapshots.taken_s, comm, sinks.tell)
         on_error.pop_all()
     return run
 
