@@ -39,6 +39,8 @@ class Ended(NamedTuple):
     """Its exit code, or 128 + n if signal n killed it."""
     signalled: bool
     """This process had a signal to stop meanwhile."""
+    errors: tuple[str, ...] = ()
+    """The last lines of its standard error."""
 
 
 def run_job(
@@ -115,7 +117,7 @@ def _run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return Ended(code, first is not None)
+    return Ended(code, first is not None, tuple(copies[1].last))
 
 
 def note_stop(env: Mapping[str, str]) -> bool:

@@ -6,11 +6,14 @@ import contextlib
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import IO
 
 COPY_S = 5.0
 """Time for the last output after the command has ended; a process it left behind may keep it open."""
+LAST, LONGEST = 200, 4096
+"""Lines that are kept, and bytes of one."""
 RULE = re.compile(rb"-{60,}\s*$")
 """A line before and after each of mpirun's messages."""
 REMARK = re.compile(rb"mpirun: (Forwarding signal|killing job)")
@@ -28,8 +31,10 @@ class Copy:
     ) -> None:
         self._source, self._target, self._holding = source, target, holding
         self._held: list[bytes] = []
+        self.last: deque[str] = deque(maxlen=LAST)
+        """The last lines, shown or held back."""
         self._in_message = False
-        self._rest = b""
+        self._rest = self._unfinished = b""
         self._broken = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -43,8 +48,15 @@ class Copy:
     def _run(self) -> None:
         with self._source or contextlib.nullcontext():
             while self._source is not None and (text := os.read(self._source.fileno(), 1 << 16)):
+                self._keep(text)
                 self._write(self._passed(text))
         self._write(self._rest)
+
+    def _keep(self, text: bytes) -> None:
+        """Keep whole lines in `last`."""
+        *lines, self._unfinished = (self._unfinished + text).split(b"\n")
+        self.last.extend(line.decode(errors="replace") for line in lines)
+        self._unfinished = self._unfinished[-LONGEST:]
 
     def _passed(self, text: bytes) -> bytes:
         """What is not held back of `text`; a part of a line is passed at once unless it may belong to a

@@ -115,6 +115,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--signal", choices=NAMES, action="append")
     parser.add_argument("--verbose", action="store_true", help="show what was printed")
     known = parser.parse_args(arguments)
+    # A shell that starts this in the background has SIGINT ignored, and so would the trainings.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     chaos, wrong, tries = Chaos(), 0, 0
     try:
         for launcher in known.launcher or (ALONE, LAUNCH):
