@@ -67,6 +67,8 @@ class Activity:
         self._now = _Now("starting", 0, 0, "", clock())
         """Replaced as a whole, since several threads use it."""
         self._shown_at = clock()
+        self.step_s: float | None = None
+        """How long the last step of this stage took; None before its end."""
         self.beats = 0
         """Signs of progress so far: stages, steps, and parts of steps."""
         self.stepped = False
@@ -75,11 +77,14 @@ class Activity:
     def enter(self, stage: str, steps: int = 0, unit: str = "") -> None:
         """Begin a stage, of `steps` steps, or of as many of `unit`, if their number is known."""
         self._now = _Now(stage, 0, steps, unit, self._clock())
+        self.step_s = None
         self.beats += 1
 
     def step(self, done: int) -> None:
         """The number of steps that are done."""
-        self._now = self._now._replace(done=done, began=self._clock())
+        now, before = self._clock(), self._now
+        self.step_s = (now - before.began) / max(1, done - before.done)
+        self._now = before._replace(done=done, began=now)
         self.stepped |= not self._now.unit
         self.beats += 1
 

@@ -63,6 +63,23 @@ def clear_status() -> None:
             sys.stderr.flush()
 
 
+_cursor_hidden = threading.Event()
+
+
+def cursor_is_hidden(hidden: bool) -> None:
+    """Note that a progress bar hides the terminal's cursor, or does so no more."""
+    (_cursor_hidden.set if hidden else _cursor_hidden.clear)()
+
+
+def show_cursor() -> None:
+    """Remove a progress bar whose process ends without closing it, and show the cursor again."""
+    if _cursor_hidden.is_set():
+        _cursor_hidden.clear()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.write("\r\x1b[K\x1b[?25h")
+            sys.stdout.flush()
+
+
 def print_error_line(text: str) -> None:
     """One line on standard error, if somebody still reads it."""
     clear_status()

@@ -29,7 +29,7 @@ from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.rollback import keep_sound, roll_back
 from hvdtrain.run.saving import save, save_after, save_within
 from hvdtrain.run.summary import write_page, write_summary
-from hvdtrain.signals import StopSignals
+from hvdtrain.signals import HeardStops
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Interval, Meter
@@ -58,11 +58,11 @@ def train(
     with watching(cfg.train.stall_timeout, comm.rank):
         prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
         # Signals last: one that is repeated while the run closes must not change how it ends.
-        with StopSignals() as signals, contextlib.closing(prepared) as run:
+        with HeardStops() as signals, contextlib.closing(prepared) as run:
             return _train(run, signals, began)
 
 
-def _train(run: Run, signals: StopSignals, began: float) -> dict[str, Any]:
+def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
     """Train the rest of a run; `began`: when its set-up did, by `time.perf_counter`."""
     earlier = start_attempt(run, time.perf_counter() - began)
     efficiency, stops = Efficiency(run), _stops(run, signals)
@@ -267,12 +267,14 @@ def owes_evaluation(run: Run) -> bool:
     return not any_rank(run.comm, made)
 
 
-def _stops(run: Run, signals: StopSignals) -> Stops:
-    return Stops(signals, run.comm, save_due=run.snapshots.due)
+def _stops(run: Run, signals: HeardStops) -> Stops:
+    asked, say = run.notices.cause, run.sinks.say
+    return Stops(signals, run.comm, save_due=run.snapshots.due, say=say, asked=asked)
 
 
 def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
+    stops.tell()
     save(run, wait=True)
     any_rank(
         run.comm, False
@@ -280,8 +282,7 @@ def _preempted(run: Run, stops: Stops) -> Preempted:
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position
-    cause = "as its launcher has ended" if stops.orphaned else "by a signal"
     return Preempted(
-        f"stopped {cause} at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
+        f"stopped {stops.cause} at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "
         f"{run.paths.checkpoints}; continue with --resume {run.paths.root}"
     )

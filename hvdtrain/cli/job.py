@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -20,8 +21,8 @@ from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
 from hvdtrain.launch.job import note_stop, noted_here
 from hvdtrain.launch.variables import launched_size
 from hvdtrain.run.guard.watchdog import watching
-from hvdtrain.signals import ignore_repeats, wait_for_notice
-from hvdtrain.streams import discard, print_error
+from hvdtrain.signals import end_at_once, heard, ignore_repeats, wait_for_notice
+from hvdtrain.streams import discard, print_error, print_error_line, show_cursor
 
 if TYPE_CHECKING:
     from hvdtrain.comm.ranks import Comm
@@ -54,13 +55,14 @@ def load_on_all(comm: Comm, config: str, overrides: list[str] | None) -> Config:
 
 
 @contextlib.contextmanager
-def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
+def job(config: str | None, overrides: list[str] | None, before: str = "the end") -> Iterator[Comm]:
     """Join the launcher's ranks. If only this rank has a fault, its process ends at once.
 
     It must not wait for the others, which wait for it; the launcher ends them. From `config` only
     `comm.interface` and `train.stall_timeout` are used: they are needed before the ranks are
     connected. Its faults are raised
-    before anything slow is imported.
+    before anything slow is imported. A signal to stop ends this process at once, with a line on
+    rank 0 that it came before `before`, unless the body handles it.
     """
     interface, timeout_s = "auto", Train().stall_timeout
     if config is not None:
@@ -68,7 +70,7 @@ def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
         interface, timeout_s = cfg.comm.interface, cfg.train.stall_timeout
     rank = _rank(os.environ)
     shown = showing() if rank == 0 else contextlib.nullcontext()
-    with shown, watching(timeout_s, rank):
+    with heard(partial(_end_at_once, rank, before)), shown, watching(timeout_s, rank):
         activity.enter("importing torch and Horovod")
         from hvdtrain.comm.start import init_comm
 
@@ -77,6 +79,16 @@ def job(config: str | None, overrides: list[str] | None) -> Iterator[Comm]:
         activity.enter("importing DALI and the trainer")
         with _ended_with_its_ranks(comm):
             yield comm
+
+
+def _end_at_once(rank: int, before: str, number: int) -> None:
+    def say() -> None:
+        show_cursor()
+        if rank == 0:
+            at = activity.present().place()
+            print_error_line(f"hvdtrain: ended by a signal before {before}, at: {at}")
+
+    end_at_once(number, say)
 
 
 @contextlib.contextmanager

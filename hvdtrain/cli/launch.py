@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,14 +13,15 @@ from typer.core import TyperGroup
 
 from hvdtrain.cli.job import ConfigFile, Overrides
 from hvdtrain.cli.progress import doing
-from hvdtrain.cli.restarts import resumable, supervised
+from hvdtrain.cli.restarts import Attempts, resumable, supervised
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch import start
-from hvdtrain.launch.commands import Controller, named_config
+from hvdtrain.launch.commands import Controller, LaunchRequest, named_config
 from hvdtrain.launch.forwarding import kept_back
 from hvdtrain.launch.placement import placement_text
 from hvdtrain.launch.sbatch import Script, render, sweep_settings
+from hvdtrain.launch.spares import Pool
 from hvdtrain.preflight.hosts import HostQuery, require_hosts
 
 BatchLauncher = Literal["srun", "mpirun"]
@@ -53,6 +55,15 @@ def run(
     ] = None,
     hostfile: Annotated[
         Path | None, typer.Option(help="File with hosts: one per line, a:4 or a slots=4.")
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Use the first N hosts. With --max-restarts the others are spares: one takes the "
+            "place of a host that does not answer, or fails twice in a row. Default: all hosts.",
+        ),
     ] = None,
     launcher: Annotated[
         Literal["auto", "mpirun", "horovodrun", "srun"],
@@ -98,20 +109,41 @@ def run(
     run_dir = None
     if max_restarts:
         arguments, run_dir = resumable(arguments, cfg)
-    request = start.launch_request(
-        arguments,
-        env,
-        hosts=hosts,
-        hostfile=hostfile,
-        launcher=launcher,
-        controller=controller,
-        forward=forward or (),
-    )
-    if request.needs_ssh and not dry_run:
-        with doing(f"asking {len(request.placement.hosts)} hosts by ssh"):
-            require_hosts(request.placement.hosts, HostQuery(config, overrides))
-    job = start.prepare(request, env, "auto" if cfg is None else cfg.comm.interface)
-    typer.echo(f"placement: {placement_text(request.placement)}")
+    pool = Pool(start.placement_of(env, hosts, hostfile), nodes)
+    if pool.has_spares and not max_restarts:
+        raise ConfigError(f"--nodes {nodes}: the other hosts are spares: add --max-restarts N")
+
+    def request() -> LaunchRequest:
+        return start.launch_request(
+            arguments,
+            env,
+            hosts=hosts,
+            hostfile=hostfile,
+            launcher=launcher,
+            controller=controller,
+            forward=forward or (),
+            pool=pool,
+        )
+
+    def prepared() -> start.Job:
+        job = start.prepare(request(), env, "auto" if cfg is None else cfg.comm.interface)
+        _show(job, env)
+        return job
+
+    first = request()
+    if first.needs_ssh and not dry_run:
+        with doing(f"asking {len(first.placement.hosts)} hosts by ssh"):
+            require_hosts(first.placement.hosts, HostQuery(config, overrides))
+    if dry_run:
+        prepared()
+        return
+    attempts = Attempts(prepared, pool, in_slurm=first.in_slurm)
+    raise typer.Exit(supervised(attempts.start, max_restarts, run_dir))
+
+
+def _show(job: start.Job, env: Mapping[str, str]) -> None:
+    """Print where the ranks of an attempt run, and the launcher's command."""
+    typer.echo(f"placement: {placement_text(job.request.placement)}")
     if nic := job.request.nic:
         typer.echo(f"network:   {nic.subnet} ({nic.name} here)")
     if names := kept_back(env):
@@ -119,8 +151,6 @@ def run(
     for text in job.command.warnings:
         typer.echo(f"warning: {text}", err=True)
     typer.echo(f"command:   {shlex.join(job.command.words)}")
-    if not dry_run:
-        raise typer.Exit(supervised(job.run, max_restarts, run_dir))
 
 
 @launch_app.command("slurm")
@@ -128,6 +158,9 @@ def slurm(
     config: ConfigFile,
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    spares: Annotated[
+        int, typer.Option(min=0, help="Nodes beyond these, for when one is lost or keeps failing.")
+    ] = 0,
     ranks_per_node: Annotated[
         int | None, typer.Option(min=1, help="Ranks of each node. Default: one per GPU.")
     ] = None,
@@ -175,6 +208,7 @@ def slurm(
         config=config,
         overrides=overrides or [],
         nodes=nodes,
+        spares=spares,
         ranks_per_node=ranks_per_node,
         total_ranks=ranks,
         gpus=gpus,

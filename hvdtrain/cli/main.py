@@ -34,7 +34,7 @@ from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError, exit_codes
 from hvdtrain.paths import run_config
-from hvdtrain.signals import expect_notice
+from hvdtrain.signals import expect_notice, interrupt_as_usual
 from hvdtrain.streams import discard, prepare_streams, print_error, print_error_line, say
 
 EXIT_CODES = "Exit codes: 0 done; " + "; ".join(f"{n} {text}" for n, text in exit_codes().items())
@@ -94,7 +94,7 @@ def train(
     mpirun, horovodrun or srun: one process per rank.
     """
     config, overrides = config_and_settings(config, overrides, resume)
-    with job(config, overrides) as comm:
+    with job(config, overrides, before="training began") as comm:
         cfg = load_on_all(comm, config, overrides)
         from hvdtrain.train import train as run_training
 
@@ -224,6 +224,7 @@ def main() -> None:
     expect_notice()
     prepare_streams()
     try:
+        interrupt_as_usual()
         code = app(standalone_mode=False)
     except HvdtrainError as error:
         # An error that all ranks share comes from rank 0 alone.

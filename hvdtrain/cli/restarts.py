@@ -8,9 +8,13 @@ from pathlib import Path
 from hvdtrain.checkpoint_files import list_checkpoints
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
+from hvdtrain.launch.hosts import Host
 from hvdtrain.launch.job import Ended
+from hvdtrain.launch.spares import Pool, away_in_slurm, blamed
+from hvdtrain.launch.start import Job
 from hvdtrain.launch.supervise import Supervised, keep_note
 from hvdtrain.paths import RunPaths, fresh_stamp, run_root
+from hvdtrain.preflight.hosts import HostQuery, check_hosts
 from hvdtrain.streams import print_error_line
 
 
@@ -55,12 +59,16 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
+Tell = Callable[[str], None]
+"""Shows the user a line, and keeps it with the run."""
+
+
 def supervised(
-    start: Callable[[Callable[[], bool]], Ended], max_restarts: int, run_dir: Path | None
+    start: Callable[[Callable[[], bool], Tell], Ended], max_restarts: int, run_dir: Path | None
 ) -> int:
     """Run a job, and again after a crash; returns its exit code."""
     if run_dir is None:
-        return start(lambda: False).code
+        return start(lambda: False, print_error_line).code
     paths = RunPaths(run_dir)
 
     def tell(text: str) -> None:
@@ -71,4 +79,28 @@ def supervised(
         found = list_checkpoints(paths.checkpoints)
         return found[0].name if found else None
 
-    return Supervised(start, max_restarts, newest, tell).run()
+    return Supervised(lambda stop: start(stop, tell), max_restarts, newest, tell).run()
+
+
+class Attempts:
+    """Starts attempt after attempt, on other hosts where one has failed and there are spares."""
+
+    def __init__(self, job: Callable[[], Job], pool: Pool, *, in_slurm: bool) -> None:
+        """`job` prepares an attempt on the hosts that `pool` uses now."""
+        self._job, self._pool, self._in_slurm = job, pool, in_slurm
+        self._before: Ended | None = None
+
+    def start(self, stopped: Callable[[], bool], tell: Tell) -> Ended:
+        """One attempt. Raises HvdtrainError if it cannot be started."""
+        if self._before is not None:
+            away = away_in_slurm if self._in_slurm else _unreachable
+            for text in self._pool.renew(blamed(self._before.errors), away):
+                tell(text)
+        self._before = self._job().run(stopped)
+        return self._before
+
+
+def _unreachable(hosts: Sequence[Host]) -> set[str]:
+    """The hosts that ssh does not reach."""
+    found = check_hosts(hosts, HostQuery()).findings
+    return {finding.where for finding in found if finding.name == "ssh"}

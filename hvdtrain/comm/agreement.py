@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from hvdtrain import errors
+from hvdtrain import activity, errors
 from hvdtrain.comm.ranks import Comm, Handle
 from hvdtrain.errors import HvdtrainError
-from hvdtrain.signals import StopSignals, parent_gone
+from hvdtrain.signals import REPEAT_S, HeardStops, StopSignals, parent_gone
+from hvdtrain.streams import print_error_line, show_cursor
 
 AGREE_S = 0.6
 """Time from one agreement on a stop to the next. Open MPI ends a rank a second after SIGTERM unless
@@ -88,13 +90,16 @@ class Stops:
         comm: Comm,
         clock: Callable[[], float] = time.monotonic,
         save_due: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] | None = None,
+        asked: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`save_due` counts on rank 0 only."""
+        """`save_due` counts on rank 0 only. `say` shows a line to the user; it may be called by another
+        thread. `asked`: why this rank was asked to stop, other than by a signal."""
         self.agreed = False
         """The same on all ranks: some rank was asked to stop."""
         self.saving = False
         """The same on all ranks: a checkpoint is due."""
-        self._save_due = save_due
+        self._save_due, self._asked = save_due, asked
         self._stale = False
         """What is on the way about a checkpoint was asked before the last one."""
         self._signals, self._comm, self._clock = signals, comm, clock
@@ -102,11 +107,44 @@ class Stops:
         self._since = clock()
         self._sums = torch.zeros(3, dtype=torch.float64)
         self._handle: Handle | None = None
+        self._say, self._saying = say, threading.Lock()
+        if isinstance(signals, HeardStops):
+            signals.on_request, signals.on_end = self.tell, self._last_words
+            if signals.requested:
+                self.tell()
+
+    def tell(self) -> None:
+        """Say once that the run is about to stop: on rank 0, as soon as it knows."""
+        with self._saying:
+            say, self._say = self._say, None
+        if say is not None and self._comm.rank == 0:
+            step_s = activity.present().step_s
+            takes = "" if step_s is None else f", {step_s:.1f} s" if step_s >= 0.05 else ", < 0.1 s"
+            why = f"{cause}: " if (cause := self._asked()) else ""
+            say(
+                f"{why}stopping after this step{takes}, with a checkpoint; another Ctrl-C or SIGTERM, "
+                f"{REPEAT_S:.0f} s later or more, ends at once and without"
+            )
+
+    def _last_words(self) -> None:
+        show_cursor()
+        if self._comm.rank == 0:
+            print_error_line("hvdtrain: ended by a second signal, without a checkpoint of now")
 
     @property
     def requested(self) -> bool:
         """This rank was asked to stop, or its launcher is gone, which would never end it."""
-        return self._signals.requested or self.orphaned
+        return self._signals.requested or self._asked() is not None or self.orphaned
+
+    @property
+    def cause(self) -> str:
+        """Why the run stops, as far as this rank knows."""
+        if self.orphaned:
+            return "as its launcher has ended"
+        if (asked := self._asked()) is not None:
+            return f"as {asked}"
+        own = self._signals.requested or self._comm.size == 1
+        return "by a signal" if own else "by a signal or notice to another rank"
 
     @property
     def orphaned(self) -> bool:
@@ -124,6 +162,8 @@ class Stops:
         if self._comm.size == 1:
             self.agreed |= self.requested
             self.saving |= self._save_due()
+            if self.agreed:
+                self.tell()
         elif self._handle is not None:
             self._finish()
         else:
@@ -150,6 +190,8 @@ class Stops:
         self._handle = None
         stops, seconds, saves = self._sums.tolist()
         self.agreed |= stops > 0
+        if self.agreed:
+            self.tell()
         self.saving |= saves > 0 and not self._stale
         self._stale = False
         steps = AGREE_S * self._comm.size * self._calls / max(seconds, 1e-9)

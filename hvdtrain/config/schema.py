@@ -165,10 +165,21 @@ class Train(Section):
     checkpoint, when all were equal. `majority`: all take the state that more than half of the ranks
     have; stop if there is none, as on two ranks. `warn`: only say it; for ranks on different hardware,
     which may round differently."""
+    stop_when: Machine[PathText | None] = None
+    """A file that appears, or a URL that answers with 200, for example a cloud's notice of preemption: the
+    run then writes a checkpoint and ends with exit code 75, see docs/how-to/resume.md. null: off."""
     stall_timeout: Machine[NotNegative] = 600.0
     """Seconds without any progress (a step, a batch of an evaluation, a stage) after which a rank ends,
     and with it the job, see docs/exit-codes.md. Set-up and the first step get six times as long. 0:
     wait for ever."""
+
+    @field_validator("stop_when")
+    @classmethod
+    def _check_stop_when(cls, value: str | None) -> str | None:
+        scheme, separator, place = (value or "").partition("://")
+        if separator and (scheme not in ("http", "https") or not place.strip("/")):
+            raise ValueError(f"{value}: expected a file, or a URL such as http://HOST/PATH")
+        return value
 
 
 class Comm(Section):

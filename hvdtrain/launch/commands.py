@@ -54,6 +54,8 @@ class LaunchRequest:
     """At least one rank is on another host."""
     in_slurm: bool = False
     """The launcher reads hosts and slots from the Slurm job."""
+    part: bool = False
+    """Only these hosts of the Slurm job are used."""
 
     @property
     def needs_ssh(self) -> bool:
@@ -104,7 +106,7 @@ def mpirun(request: LaunchRequest, version: tuple[int, ...], prefix: str | None)
     five = version >= (5,)
     runtime = "--prtemca" if five else "-mca"
     words = ["mpirun", "-np", str(request.placement.size), "--bind-to", "none"]
-    if not request.in_slurm:
+    if not request.in_slurm or request.part:
         words += ["-H", ",".join(map(str, request.placement.hosts))]
     if request.needs_ssh:
         words += [runtime, "plm_ssh_args" if five else "plm_rsh_args", " ".join(SSH_OPTIONS)]
@@ -156,6 +158,8 @@ def srun(request: LaunchRequest) -> Command:
     """The command line of `srun` in a Slurm job: gloo through our own store, or MPI by PMIx."""
     words = ["srun", "--ntasks", str(request.placement.size)]
     words += ["--nodes", str(len(request.placement.hosts)), f"--wait={LATE_S}"]
+    if request.part:
+        words.append("--nodelist=" + ",".join(host.name for host in request.placement.hosts))
     if request.controller == "mpi":
         words.append("--mpi=pmix")
     # srun turns SIGTERM into SIGKILL; other signals it passes on as they are.

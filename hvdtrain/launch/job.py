@@ -9,48 +9,27 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hvdtrain.errors import Preempted, ResourceError
 from hvdtrain.launch.note_folder import note_folder
-from hvdtrain.signals import ENDING, REPEAT_S, stopping_signals
+from hvdtrain.launch.output import Copy
+from hvdtrain.signals import ENDING, REPEAT_S, STOPPING, stopping_signals
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
-COPY_S = 5.0
-"""Time for the last output after the command has ended; a process it left behind may keep it open."""
+EARLY = (1, *(128 + number for number in STOPPING))
+"""Exit codes of launchers whose ranks were ended by a signal before they trained; 1: the launcher's own."""
 
 
 def _ended_with_this_process(program: str) -> list[str]:
     """The words before `program` that let it get SIGTERM when this process ends, even if killed."""
     setpriv = shutil.which("setpriv")  # of util-linux
     return [setpriv, "--pdeathsig", "TERM"] if setpriv and shutil.which(program) else []
-
-
-def _copied(source: IO[bytes] | None, target: int) -> threading.Thread:
-    """A thread that copies `source` to a descriptor, and reads on when nobody reads that any more.
-
-    mpirun would abort when it cannot write.
-    """
-
-    def copy() -> None:
-        broken = False
-        with source or contextlib.nullcontext():
-            while source is not None and (text := os.read(source.fileno(), 1 << 16)):
-                while text and not broken:
-                    try:
-                        text = text[os.write(target, text) :]
-                    except OSError:
-                        broken = True
-
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    return thread
 
 
 class Ended(NamedTuple):
@@ -60,6 +39,8 @@ class Ended(NamedTuple):
     """Its exit code, or 128 + n if signal n killed it."""
     signalled: bool
     """This process had a signal to stop meanwhile."""
+    errors: tuple[str, ...] = ()
+    """The last lines of its standard error."""
 
 
 def run_job(
@@ -73,15 +54,12 @@ def run_job(
     When this process gets SIGTERM, SIGUSR1, SIGINT or SIGHUP, the command gets `checkpoint_signal` and
     passes it on, so that the ranks write a checkpoint and stop. A second SIGTERM or SIGINT more than
     `REPEAT_S` later sends SIGTERM. `stopped_before`: whether such a signal came before this call. If
-    rank 0 noted that it stopped after a checkpoint, the exit code is that of Preempted. Raises
-    ResourceError if the command cannot be started.
+    rank 0 noted that it stopped after a checkpoint, the exit code is that of Preempted; if the signal
+    ended the ranks without one, 128 + its number. Raises ResourceError if the command cannot be started.
     """
     with note_folder() as folder:
         noted = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
-        code, signalled = _run(command, noted, checkpoint_signal, stopped_before)
-        if (folder / "stopped").exists():
-            code = Preempted.exit_code
-    return Ended(code, signalled)
+        return _run(command, noted, checkpoint_signal, stopped_before, (folder / "stopped").exists)
 
 
 def _run(
@@ -89,49 +67,57 @@ def _run(
     env: Mapping[str, str],
     checkpoint_signal: signal.Signals,
     stopped_before: Callable[[], bool],
+    stopped: Callable[[], bool],
 ) -> Ended:
     waiting: list[int] = []  # signals that came before the child was started
     child: subprocess.Popen[bytes] | None = None
     first: float | None = None
+    told = 0  # the last signal that was passed on
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        nonlocal first
+        nonlocal first, told
         if child is None:
             waiting.append(number)
         elif first is None:
-            first = time.monotonic()
+            first, told = time.monotonic(), number
             if sys.stderr.isatty():  # the cursor is at the end of the ranks' bar
                 os.write(2, b"\n")
             child.send_signal(checkpoint_signal)
         elif number in ENDING and time.monotonic() - first > REPEAT_S:
+            told = number
             child.send_signal(signal.SIGTERM)
 
     sys.stdout.flush()
     before: dict[signal.Signals, Any] = {n: signal.signal(n, pass_on) for n in stopping_signals()}
     try:
-        # A terminal sends Ctrl-C to its whole foreground group, and mpirun would end at once. In a
-        # batch job the group stays as it is, because Slurm may track processes by it.
+        # A terminal sends Ctrl-C to its whole foreground group, as others do, and mpirun would end at once.
+        # In a batch job the group stays as it is, because Slurm may track processes by it.
         child = subprocess.Popen(
             [*_ended_with_this_process(command[0]), *command],
             env=env,
-            start_new_session=sys.stdin.isatty(),
+            start_new_session=sys.stdin.isatty() or "SLURM_JOB_ID" not in env,
             stdout=None if sys.stdout.isatty() else subprocess.PIPE,
-            stderr=None if sys.stderr.isatty() else subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        copies = [_copied(child.stdout, 1), _copied(child.stderr, 2)]
+        copies = [Copy(child.stdout, 1), Copy(child.stderr, 2, lambda: first is not None)]
         if stopped_before() and not waiting:
             waiting.append(checkpoint_signal)
         for number in waiting[:1]:
             pass_on(number, None)
         code = child.wait()
+        code = code if code >= 0 else 128 - code
+        if stopped():
+            code = Preempted.exit_code
+        elif told and code in EARLY:
+            code = 128 + told
         for copy in copies:
-            copy.join(COPY_S)
+            copy.finish(show_held=code not in (Preempted.exit_code, 128 + told))
     except OSError as error:
         raise ResourceError(f"{command[0]}: cannot be started: {error.strerror}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return Ended(code if code >= 0 else 128 - code, first is not None)
+    return Ended(code, first is not None, tuple(copies[1].last))
 
 
 def note_stop(env: Mapping[str, str]) -> bool:

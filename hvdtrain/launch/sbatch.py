@@ -27,6 +27,8 @@ class Script:
     config: str
     overrides: Sequence[str] = ()
     nodes: int = 1
+    spares: int = 0
+    """Nodes beyond `nodes`, which take the place of lost ones."""
     ranks_per_node: int | None = None
     """None: one per GPU, or one without GPUs."""
     total_ranks: int | None = None
@@ -70,6 +72,8 @@ def render(script: Script) -> str:
         )
     if script.container is not None and not script.image:
         raise ConfigError("--container: give --image, the container's file or name")
+    if script.spares and (script.container is not None or script.total_ranks is not None):
+        raise ConfigError("--spares: not with --container or --ranks: give --nodes")
     for text in (script.name, script.time, script.partition or "", script.image, script.config):
         if "\n" in text:
             raise ConfigError(f"a setting of a batch script must be one line, found {text!r}")
@@ -84,7 +88,8 @@ def _header(script: Script) -> str:
     if script.total_ranks is not None:
         options.append(f"--ntasks={script.total_ranks}")
     else:
-        options += [f"--nodes={script.nodes}", f"--ntasks-per-node={script.local_size}"]
+        nodes = script.nodes + script.spares
+        options += [f"--nodes={nodes}", f"--ntasks-per-node={script.local_size}"]
     options.append(f"--cpus-per-task={script.cores_per_rank}")
     if script.gpus:
         by_node = script.total_ranks is None
@@ -94,6 +99,8 @@ def _header(script: Script) -> str:
         options.append(f"--array=0-{len(script.sweep) - 1}")
     log = "%A-%a" if script.sweep else "%j"
     options += [f"--output=%x-{log}.log", "--open-mode=append", "--requeue"]
+    if script.spares:
+        options.append("--no-kill")
     options.append(f"--signal=B:USR1@{SIGNAL_S}")
     lines = ["#!/bin/bash", *(f"#SBATCH {_option(option)}" for option in options), ""]
     return "\n".join([*lines, *(f"# {line}" for line in _about(script)), "set -u", ""])
@@ -150,7 +157,9 @@ def _start(script: Script) -> str:
     train = 'train "$config" "${settings[@]}" --run-dir "$run" --resume auto &'
     if script.container is None:
         launcher = " --launcher mpirun" if script.launcher == "mpirun" else ""
-        return f"hvdtrain launch{launcher} --max-restarts {RESTARTS} -- \\\n    {train}"
+        spares = f" --nodes {script.nodes}" if script.spares else ""
+        options = f"{launcher}{spares} --max-restarts {RESTARTS}"
+        return f"hvdtrain launch{options} -- \\\n    {train}"
     return f"""\
 # The ranks find each other through a store on this node; it closes when all have.
 store=$(mktemp ./.store-XXXXXX)

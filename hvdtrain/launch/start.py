@@ -20,6 +20,7 @@ from hvdtrain.launch.job import Ended, own_command, run_job
 from hvdtrain.launch.nic import choose
 from hvdtrain.launch.placement import Placement, place
 from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
+from hvdtrain.launch.spares import Pool
 
 AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 """Environment variables by which root allows Open MPI to run as root; both are 1."""
@@ -72,15 +73,16 @@ def launch_request(
     launcher: Launcher | Literal["auto"] = "auto",
     controller: Controller | None = None,
     forward: Sequence[str] = (),
+    pool: Pool | None = None,
 ) -> LaunchRequest:
     """Decide what starts where: on `hosts` (or those of `hostfile`), else in the Slurm job of `env`.
 
     `arguments`: what each rank runs after `hvdtrain`. `launcher` auto: srun in a Slurm job, else
     mpirun. `controller` None: gloo with srun, else mpi. `forward`: more variables of `env` to
-    forward. Raises ConfigError, or ResourceError if Slurm's variables are not as expected.
+    forward. `pool`: of the hosts, those that are used now. Raises ConfigError, or ResourceError if Slurm's variables are not as expected.
     """
     in_slurm = in_allocation(env) and hosts is None and hostfile is None
-    placement = slurm_placement(env) if in_slurm else place(given_hosts(hosts, hostfile))
+    placement = placement_of(env, hosts, hostfile) if pool is None else pool.placement()
     if launcher == "auto":
         launcher = "srun" if in_slurm else "mpirun"
     if launcher == "srun" and not in_slurm:
@@ -95,7 +97,18 @@ def launch_request(
         tuple(forwarded(env, forward)),
         remote=not _all_here(placement, env),
         in_slurm=in_slurm,
+        part=pool is not None and pool.is_part,
     )
+
+
+def placement_of(
+    env: Mapping[str, str], hosts: str | None = None, hostfile: Path | None = None
+) -> Placement:
+    """All ranks on all hosts: the given ones, else those of the Slurm job. Raises ConfigError,
+    ResourceError."""
+    if in_allocation(env) and hosts is None and hostfile is None:
+        return slurm_placement(env)
+    return place(given_hosts(hosts, hostfile))
 
 
 def prepare(request: LaunchRequest, env: Mapping[str, str], interface: str = "auto") -> Job:

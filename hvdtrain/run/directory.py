@@ -19,6 +19,7 @@ from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError, Resourc
 from hvdtrain.paths import RunPaths, fresh_stamp
 from hvdtrain.run.changes import Change, compare, identity, read_begun, refusal
 from hvdtrain.run.lock import RunLock
+from hvdtrain.signals import cleaned_up
 
 MOST_NOTES = 3
 """Of runs that `--resume auto` passes over; of the others it tells the number."""
@@ -85,11 +86,16 @@ def _require_writable(root: Path) -> None:
 @contextlib.contextmanager
 def discarded_if_unused(directory: Directory) -> Iterator[None]:
     """After an error, remove the directory if this attempt made it and wrote no checkpoint to it."""
-    try:
-        yield
-    except BaseException:
+
+    def discard() -> None:
         if directory.made and not list_checkpoints(directory.paths.checkpoints):
             shutil.rmtree(directory.paths.root, ignore_errors=True)
+
+    try:
+        with cleaned_up(discard):
+            yield
+    except BaseException:
+        discard()
         if directory.lock is not None:
             directory.lock.release()
         raise

@@ -15,6 +15,7 @@ from hvdtrain.run.guard.divergence import Comparison
 from hvdtrain.run.guard.numbers import Skips
 from hvdtrain.run.guard.trail import Trail
 from hvdtrain.run.lock import RunLock
+from hvdtrain.run.notices import Notices
 from hvdtrain.run.snapshots import Snapshots
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.other_work import OtherWork
@@ -53,6 +54,8 @@ class Run:
     trail: Trail = field(default_factory=Trail)
     rollbacks: int = 0
     """Made in this attempt, the same on all ranks."""
+    notices: Notices = field(default_factory=lambda: Notices([], lambda _text: None))
+    """Of stops that are known in advance."""
     comparison: Comparison = field(init=False)
     """Of the ranks' weights with each other."""
 
@@ -61,6 +64,7 @@ class Run:
 
     def close(self) -> None:
         """Stop loaders and sinks, when a checkpoint that was begun is complete."""
+        self.notices.close()
         self.snapshots.finish()
         self.writer.close()
         if self.writer.fault:

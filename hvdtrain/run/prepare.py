@@ -36,6 +36,7 @@ from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.masked import restore_masked
+from hvdtrain.run.notices import watch
 from hvdtrain.run.parts import Run
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots
@@ -135,6 +136,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
                 sinks.write(Note(tuning.text))
         _describe_data(run)
         publish(cfg.metrics, comm, paths, sinks)
+        run.notices = watch(cfg.train.stop_when, snapshots.taken_s, comm, sinks.tell)
         on_error.pop_all()
     return run
 

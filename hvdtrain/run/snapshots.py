@@ -224,6 +224,10 @@ class Snapshots:
                 self._told.add(text)
                 self.sinks.write(Note(f"warning: {text}"))
 
+    def taken_s(self) -> float:
+        """How long the last checkpoint took until it was complete; 0 before it."""
+        return self._started[1] + self.writer.seconds
+
     def due(self) -> bool:
         """Whether this rank finds that it is time for a checkpoint, and the last one is written."""
         return self.cadence.due() and not self.writer.busy

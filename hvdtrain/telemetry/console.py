@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hvdtrain import activity
 from hvdtrain.report.text import duration, efficiency_text
-from hvdtrain.streams import Output
+from hvdtrain.streams import Output, cursor_is_hidden
 from hvdtrain.telemetry.reports import Eval, Measured, Note, Report, Train
 
 SOON = 1.2
@@ -155,6 +155,7 @@ class Bar:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        cursor_is_hidden(True)
         self._live.start()
 
     def write(self, report: Report) -> None:
@@ -169,6 +170,7 @@ class Bar:
     def close(self) -> None:
         """Remove the bar."""
         self._live.stop()
+        cursor_is_hidden(False)
 
     def _line(self) -> Text:
         """The present line; called from a thread, twice a second."""

@@ -131,6 +131,13 @@ class Sinks:
         if self._console:
             self._console.write(Note(text))
 
+    def tell(self, text: str) -> None:
+        """Show a line on the console from any rank; with the rank's number on others than rank 0."""
+        if self._console:
+            self.say(text)
+        else:
+            print_error_line(f"rank {self._rank}: {text}")
+
     def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
         """Count one update in the metrics."""
         if self.exporter:
@@ -168,4 +175,4 @@ class Sinks:
         if self._rank == 0:
             self.write(Note(text))
         else:
-            print_error_line(f"rank {self._rank}: {text}")
+            self.tell(text)

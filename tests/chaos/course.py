@@ -70,7 +70,7 @@ class Chaos:
     def reference(self, ranks: int) -> oracle.Reference:
         """The undisturbed run on so many ranks; made once. Raises RuntimeError if it fails."""
         if ranks not in self._references:
-            folder = self._prepared(f"reference-{ranks}")
+            folder = self.prepared(f"reference-{ranks}")
             job = Job(folder, ALONE if ranks == 1 else MPIRUN, ranks, WHERE, [])
             if job.wait() != 0:
                 job.end()
@@ -86,7 +86,7 @@ class Chaos:
             result.verdict, result.notes = "skipped", [reason]
             return result
         reference = self.reference(case.ranks)
-        folder = self._prepared(f"case-{case.seed}")
+        folder = self.prepared(f"case-{case.seed}")
         began, jobs = time.monotonic(), list[Job]()
         scene = faults.Scene(case, folder, folder / "disk/run", case.random())
         try:
@@ -105,7 +105,7 @@ class Chaos:
             result.notes.append(f"see {folder}")
         return result
 
-    def _prepared(self, name: str) -> Path:
+    def prepared(self, name: str) -> Path:
         """A new folder with a config, and copies of the images."""
         folder = self.folder / name
         folder.mkdir()

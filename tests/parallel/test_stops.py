@@ -113,6 +113,7 @@ def test_a_signal_to_the_command(
     assert (config.parent / saved[-1]).exists()
     if launcher in ("alone", "launch"):
         assert job.returncode == 75, out
+        assert out.count("stopping after this step") == 1
     else:  # mpirun's own code when it is interrupted
         assert job.returncode != 0, out
     _, alive = psutil.wait_procs(everyone, timeout=30)
@@ -182,6 +183,45 @@ def test_a_stop_during_evaluation_leaves_the_evaluation_to_the_next_attempt(
     events = (config.parent / "run/events.jsonl").read_text().splitlines()
     evals = [json.loads(line)["epoch"] for line in events if '"kind": "eval"' in line]
     assert evals == [float(epoch) for epoch in range(1, epochs + 3)]
+
+
+def test_a_file_that_appears(config: Path, jobs: list[subprocess.Popen[str]]) -> None:
+    """`train.stop_when` on two ranks: one line at once, a checkpoint, code 75."""
+    notice = config.parent / "notice"
+    job = start(["mpirun", "-np", "2", *TRAIN], config, jobs, f"train.stop_when={notice}")
+    notice.touch()
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 75, out
+    assert kinds(config)[-2:] == ["checkpoint", "stop"]
+    assert out.count(f"{notice} is there: stopping after this step") == 1
+    assert f"stopped as {notice} is there at epoch" in out
+
+
+@pytest.mark.parametrize(
+    ("number", "begun"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
+)
+def test_a_signal_before_training(number: signal.Signals, begun: bool, config: Path) -> None:
+    """While the command imports, or when the run directory is there: one line, and no directory is left."""
+    job = subprocess.Popen(
+        [*TRAIN, str(config), "--run-dir", "run"],
+        cwd=config.parent,
+        env=environment(),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    stage = Path(f"/proc/{job.pid}/maps") if not begun else config.parent / "run"
+    while not (stage.exists() if begun else "pydantic" in stage.read_text()):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(number)
+    out, _ = job.communicate(timeout=60)
+    lines = [line for line in out.splitlines() if "ended by" in line or "rror" in line]
+    assert job.returncode in (128 + number, -number), out  # a shell shows both as the same
+    assert "Traceback" not in out
+    assert len(lines) == 1 if begun else len(lines) <= 1, out
+    assert not (config.parent / "run").exists()
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(

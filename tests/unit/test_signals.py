@@ -1,13 +1,17 @@
-"""mpirun's SIGCONT tells a rank with a fault that another rank has ended; in training it is none."""
+"""Signals that ask a process to stop, and mpirun's SIGCONT, which tells a rank with a fault that another rank
+has ended; in training it is none."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from hvdtrain.signals import REPEAT_S
 from tests.launch import environment
 
 RANK = """
@@ -62,3 +66,67 @@ def test_a_job_that_goes_on_after_a_suspension_trains_on(tmp_path: Path, name: s
 def test_a_fault_of_its_own_is_told_apart(tmp_path: Path) -> None:
     assert launch(tmp_path, "mpirun", "wait", "30")[:2] == ["ready", "True"]
     assert launch(tmp_path, "other", "wait", "0.5")[:2] == ["ready", "False"]
+
+
+STOPPED = """
+import hashlib, os, sys, time
+from hvdtrain.signals import HeardStops, cleaned_up, end_at_once, heard
+def long_call():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+def say(text):
+    print(text, flush=True)
+def early(number):
+    end_at_once(number, lambda: say("early"))
+with heard(early), cleaned_up(lambda: say("cleaned")):
+    if sys.argv[1] == "early":
+        say("ready")
+        long_call()
+    with HeardStops() as stop:
+        stop.on_request = lambda: say("asked")
+        say("ready")
+        long_call() if sys.argv[1] == "busy" else time.sleep(0.2)
+    say("closed")
+    while not stop.requested:
+        time.sleep(0.01)
+"""
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    job = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, *words],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    return job
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_before_training_ends_the_process(number: signal.Signals) -> None:
+    job = start("early")
+    job.send_signal(number)
+    assert job.communicate(timeout=60)[0] == "cleaned\nearly\n"
+    assert job.returncode == 128 + number
+
+
+def test_a_signal_in_a_long_step_is_told_at_once_and_a_second_one_ends_it() -> None:
+    """The step is one call, which takes minutes."""
+    job = start("busy")
+    assert job.stdout is not None
+    job.send_signal(signal.SIGINT)
+    assert job.stdout.readline() == "asked\n"
+    time.sleep(REPEAT_S + 1)
+    job.send_signal(signal.SIGTERM)
+    assert job.communicate(timeout=60)[0] == "cleaned\n"
+    assert job.returncode == 128 + signal.SIGTERM
+
+
+def test_a_signal_after_training_does_not_change_how_the_process_ends() -> None:
+    job = start("quick")
+    assert job.stdout is not None
+    assert job.stdout.readline() == "closed\n"
+    job.send_signal(signal.SIGTERM)
+    assert job.communicate(timeout=60)[0] == ""
+    assert job.returncode == 0

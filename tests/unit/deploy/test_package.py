@@ -139,10 +139,10 @@ def test_the_wheel_has_every_module_and_data_file(wheel: Path) -> None:
 
 def test_the_wheel_has_the_command(wheel: Path, tmp_path: Path) -> None:
     """The command of the wheel's entry point, run from the wheel's own files."""
-    assert "hvdtrain = hvdtrain.cli.main:main" in entry(wheel, "entry_points.txt")
+    assert "hvdtrain = hvdtrain.__main__:main" in entry(wheel, "entry_points.txt")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    script = "import sys; sys.path.insert(0, sys.argv.pop()); from hvdtrain.cli.main import main"
+    script = "import sys; sys.path.insert(0, sys.argv.pop()); from hvdtrain.__main__ import main"
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"{script}; main()", "--version", str(tmp_path)],
         capture_output=True,

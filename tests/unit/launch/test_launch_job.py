@@ -92,6 +92,60 @@ def test_an_orderly_stop_gives_75_whatever_the_launcher_returns(
     assert not Path("/tmp/never").exists()
 
 
+RANKS = """
+import os, signal, sys, time
+def end(number, frame):
+    sys.stderr.write(MESSAGE)
+    sys.stderr.flush()
+    sys.exit(int(sys.argv[1]))
+RULE = "-" * 74 + "\\n"
+MESSAGE = "mpirun: Forwarding signal 10 to job\\nof a rank\\n" + 2 * (RULE + "mpirun detected\\n" + RULE) + "last"
+signal.signal(signal.SIGUSR1, end)
+print("ready", flush=True)
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "ends_with"),
+    [
+        (signal.SIGINT, 138, 130),
+        (signal.SIGTERM, 143, 143),
+        (signal.SIGTERM, 1, 143),
+        (signal.SIGUSR1, 138, 138),
+        (signal.SIGTERM, 137, 137),
+        (signal.SIGTERM, 6, 6),
+    ],
+)
+def test_the_end_of_ranks_that_a_signal_ended_before_they_trained(
+    number: signal.Signals, code: int, ends_with: int, tmp_path: Path
+) -> None:
+    """The code is that of the signal that the user sent; mpirun's remarks are shown only at a fault."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    run = (
+        "import os, signal, sys; from hvdtrain.launch.job import run_job; "
+        f"sys.exit(run_job([sys.executable, 'ranks.py', '{code}'], os.environ, signal.SIGUSR1).code)"
+    )
+    job = subprocess.Popen(
+        python(run),
+        cwd=tmp_path,
+        env=environment(),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    os.killpg(job.pid, number)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == ends_with, err
+    assert err.count("mpirun detected") == (2 if code in (6, 137) else 0)
+    assert "of a rank\n" in err
+    assert "last" in err
+
+
 def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
     """The signal that asks for a checkpoint is passed on, whatever signal came."""
     log = tmp_path / "log"

@@ -1,0 +1,103 @@
+"""Which host a spare one replaces, and what launchers say of the host of a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from hvdtrain.errors import ConfigError
+from hvdtrain.launch.hosts import Host, parse_hosts
+from hvdtrain.launch.placement import place, placement_text
+from hvdtrain.launch.spares import AWAY, Pool, blamed
+
+
+def pool(text: str, nodes: int | None) -> Pool:
+    return Pool(place(parse_hosts(text)), nodes)
+
+
+def names(pool: Pool) -> list[str]:
+    return [host.name for host in pool.placement().hosts]
+
+
+def nobody(_hosts: Sequence[Host]) -> list[str]:
+    return []
+
+
+def test_a_host_that_fails_twice_in_a_row_is_replaced_where_it_was() -> None:
+    hosts = pool("a:2,b:2,c:2", 2)
+    assert hosts.renew({"b"}, nobody) == []
+    assert hosts.renew(set(), nobody) == []
+    assert hosts.renew({"b"}, nobody) == []
+    assert names(hosts) == ["a", "b"]
+    assert hosts.renew({"b"}, nobody) == [
+        "b has failed 2 times in a row: it is left out, c takes its place"
+    ]
+    assert names(hosts) == ["a", "c"]
+    assert hosts.placement().size == 4
+    assert not hosts.has_spares
+    assert hosts.is_part
+    assert hosts.renew({"c"}, nobody) == hosts.renew({"c"}, nobody) == []
+    assert names(hosts) == ["a", "c"]
+
+
+def test_a_host_that_does_not_answer_is_replaced_at_once_by_one_that_does() -> None:
+    hosts = pool("a,b,c,d", 2)
+    [text] = hosts.renew(set(), lambda hosts: {"a", "c"} & {host.name for host in hosts})
+    assert text == "a does not answer: it is left out, d takes its place"
+    assert names(hosts) == ["d", "b"]
+    [text] = hosts.renew(set(), lambda _: {"b", "c"})
+    assert text == "b does not answer, and no spare host answers"
+    assert names(hosts) == ["d", "b"]
+
+
+def test_a_name_without_its_domain() -> None:
+    hosts = pool("a.net,b.net,c.net", 2)
+    for _ in range(2):
+        told = hosts.renew({"b"}, nobody)
+    assert told[0].startswith("b.net has failed")
+
+
+def test_without_spares_nothing_changes() -> None:
+    hosts = pool("a:1,b:2", None)
+    assert not hosts.is_part
+    assert placement_text(hosts.placement()) == placement_text(place(parse_hosts("a:1,b:2")))
+
+
+def test_what_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="--nodes 3: only 2 hosts are given"):
+        pool("a,b", 3)
+    with pytest.raises(ConfigError, match="give all hosts the same number of slots"):
+        pool("a:1,b:2", 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "host"),
+    [
+        (
+            "mpirun noticed that process rank 1 with PID 0 on node b exited on signal 9 (Killed).",
+            "b",
+        ),
+        ("  Remote daemon: [[38103,0],1] on node b", "b"),
+        ("srun: error: b: task 1: Killed", "b"),
+        ("srun: error: b: tasks 2-3: Segmentation fault (core dumped)", "b"),
+        ("srun: error: a: task 0: Exited with exit code 5", None),
+        ("srun: error: Node failure on b", "b"),
+        ("srun: error: Task launch for StepId=2.1 failed on node b: Communication failure", "b"),
+        (
+            "hvdtrain: error: rank 0 on a: no progress for 5 s (train.stall_timeout) at epoch 1: "
+            "waiting for rank 1 on b, of which there is no sign; its stacks are in stalls",
+            "b",
+        ),
+        ("hvdtrain: error: rank 1: cannot read", None),
+    ],
+)
+def test_the_host_that_is_blamed(line: str, host: str | None) -> None:
+    assert blamed(["something", line]) == ({host} if host else set())
+
+
+def test_states_of_a_node() -> None:
+    for state in ("down", "down*", "drain", "drng", "fail", "alloc*", "unk"):
+        assert AWAY.search(state)
+    for state in ("idle", "mix", "alloc", "comp", "resv"):
+        assert not AWAY.search(state)
