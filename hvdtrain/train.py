@@ -164,9 +164,10 @@ def _measure(
     run.bad.add_changed(loaders.take_changed())
     run.bad.add_retried(loaders.take_retried(), sinks)
     waiting, bad = state.reducer.clock.waiting, run.bad.counts()
-    interval = meter.drain(run.comm, waiting, stops.requested, bad, state.noise.rows())
+    more = (state.noise.rows(), run.spikes.losses(run.trail))
+    interval = meter.drain(run.comm, waiting, stops.requested, bad, *more)
     stops.agreed |= interval.stopping
-    noise_scale = state.noise.take(interval.more)
+    noise_scale = state.noise.take(interval.more[0])
     _report(run, epoch, i, interval, noise_scale, efficiency.add(interval))
     sinks.observe_interval(interval, efficiency.lost)
     run.comparison.pace(interval.measured.step_seconds)
@@ -181,7 +182,7 @@ def _report(
     noise_scale: float | None,
     scaling: Scaling,
 ) -> None:
-    """Report the interval that ends with step `i` of `epoch`; if its loss is not finite, roll back.
+    """Report the interval that ends with step `i` of `epoch`; if its loss is no good, roll back.
 
     Raises TrainingError if that is not possible, or too many updates were skipped.
     """
@@ -193,10 +194,11 @@ def _report(
     at = f"epoch {done:.2f}, step {state.progress.step}, learning rate {lr:.4g}"
     try:
         check_loss(measured.loss, state, run.skips, at)
+        run.spikes.check(interval.more[1], epoch, state.progress.step)
     except TrainingError as fault:
         roll_back(run, fault)
         return
-    run.trail.clear()
+    run.trail.clear(keep=run.spikes.row)
     speed = measured.images_per_second
     run.sinks.write(
         Train(
@@ -276,9 +278,7 @@ def _preempted(run: Run, stops: Stops) -> Preempted:
     """Save a checkpoint, and only then report the stop."""
     stops.tell()
     save(run, wait=True)
-    any_rank(
-        run.comm, False
-    )  # a rank that ended sooner would have the launcher end rank 0 in its write
+    any_rank(run.comm, False)  # if a rank ended sooner, the launcher would end rank 0 in its write
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
     at = run.state.progress.position

@@ -130,6 +130,10 @@ class Train(Section):
     overflow, doubled after 2000 updates. A number: fixed. All ranks skip an update that overflowed."""
     accumulate: Planned[Annotated[int, Field(gt=0, le=2**16)]] = 1
     """Number of forward and backward passes whose gradients are averaged for one update."""
+    on_other_ranks: Machine[Literal["keep_batch", "as_given"]] = "keep_batch"
+    """What a run does that is resumed on another number of ranks. `keep_batch`: other accumulation steps,
+    or a smaller batch per worker, keep the global batch, so that rates and updates stay the same.
+    `as_given`: the global batch changes, and with it the learning rate."""
     ema_decay: Identity[Annotated[float, Field(gt=0, lt=1)] | None] = None
     """Evaluate a moving average of weights and batch-norm statistics; this is the share of the old
     average that each update keeps. null: evaluate the weights."""
@@ -154,9 +158,12 @@ class Train(Section):
     """Threads of a rank that compute the network on a CPU. null: the cores of the rank. Fewer are faster
     on a machine with other work; results then differ in their last digits."""
     rollbacks: Machine[Annotated[int, Field(ge=0, le=1000)]] = 0
-    """If a loss is not finite, go back to the weights and optimizer state of the last checkpoint and go on
-    with the next images, at most so many times in an attempt; then the run ends with exit code 7, as it
-    does at once with 0 or without a checkpoint."""
+    """If a loss is not finite, or jumps (`loss_spike`), go back to the weights and optimizer state of the
+    last checkpoint and go on with the next images, at most so many times in an attempt; then the run ends
+    with exit code 7, as it does at once with 0 or without a checkpoint."""
+    loss_spike: Machine[NotNegative] = 0.0
+    """A loss that is in three steps in a row this many robust standard deviations above the median of the
+    128 steps before counts as not finite, see docs/exit-codes.md. 10 is a good value, 0: off."""
     compare_every: Machine[Positive | None] = None
     """Updates from one comparison of weights and optimizer state over all ranks to the next; they are
     also compared before each evaluation and checkpoint. null: about once a minute."""

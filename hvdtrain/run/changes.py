@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from hvdtrain.errors import CheckpointError, ConfigError
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Position, epoch_of
 from hvdtrain.report.events import read_lines, read_mapping, whole
+from hvdtrain.run.other_ranks import Batch, shared_anew
 
 
 class Change(NamedTuple):
@@ -56,6 +57,21 @@ class Begun:
     """That of the newest checkpoint that can be read."""
     images: int | None
     """Training images of that checkpoint; None if it is not known."""
+    given: Batch | None = None
+    """The batch that the last attempt was given; None if it is not known."""
+
+    def batch_for(self, cfg: Config, ranks: int) -> Batch | None:
+        """What keeps the global batch if `cfg` goes on with this run on `ranks` ranks; None: what `cfg` says.
+
+        Only if it says what the last attempt was given, or had: what a user changes is never replaced.
+        Raises UnsharedError if so many ranks cannot share the global batch.
+        """
+        given, had = Batch.of(cfg), Batch.of(self.cfg)
+        wanted = had.total(self.world_size or ranks)[: len(given.per_worker)]
+        same = given.total(ranks)[: len(wanted)] == wanted
+        if same or cfg.train.on_other_ranks == "as_given":
+            return None
+        return shared_anew(given, wanted, ranks) if given in (self.given, had) else None
 
 
 def read_begun(paths: RunPaths) -> Begun:
@@ -68,12 +84,14 @@ def read_begun(paths: RunPaths) -> Begun:
         except CheckpointError:
             continue  # the run says so when it loads one
         break
-    world_size = whole(read_mapping(paths.environment), "world_size")
+    environment = read_mapping(paths.environment)
+    world_size = whole(environment, "world_size")
     return Begun(
         cfg,
         world_size or meta.get("world_size"),
         Position(**meta.get("position", {})),
         meta.get("labels", {}).get("train_images"),
+        Batch.read(environment.get("given")),
     )
 
 
@@ -155,7 +173,9 @@ def _fields(before: Config, after: Config) -> Iterator[Change]:
 
 
 def _batch(before: Config, ranks: int, after: Config, ranks_now: int) -> Iterator[Change]:
-    """The first phase of another global batch."""
+    """The first phase of another global batch, which is allowed on other ranks if the config says so."""
+    allowed = ranks != ranks_now and after.train.on_other_ranks == "as_given"
+    kind: Kind = "plan" if allowed else "identity"
     for index, (old, new) in enumerate(zip(before.phases, after.phases, strict=False)):
         was = old.batch_per_worker * before.train.accumulate * ranks
         now = new.batch_per_worker * after.train.accumulate * ranks_now
@@ -163,7 +183,7 @@ def _batch(before: Config, ranks: int, after: Config, ranks_now: int) -> Iterato
             accumulate, rest = divmod(was, new.batch_per_worker * ranks_now)
             hint = "" if rest else f" (train.accumulate={accumulate} keeps it)"
             name = f"global batch of phases.{index}"
-            yield Change(name, "identity", str(was), str(now), hint)
+            yield Change(name, kind, str(was), str(now), "" if allowed else hint)
             return
 
 
@@ -172,8 +192,12 @@ def _schedule(begun: Begun, ranks: int, cfg: Config, ranks_now: int) -> Iterator
     at = begun.position
     images = begun.images or 1
     t = at.epoch + min(at.sample / images, 1.0)
-    old = epoch_of(begun.cfg, ranks, images, at.epoch)
     new = epoch_of(cfg, ranks_now, images, at.epoch)
+    old = epoch_of(begun.cfg, ranks, images, at.epoch)
+    # At the batch of now, whose change is told by itself.
+    size = {"batch_per_worker": new.phase.batch_per_worker}
+    phase = old.phase.model_copy(update=size)
+    old = replace(old, phase=phase, accumulate=new.accumulate, world_size=ranks_now)
     where = f"(epoch {t:.4g})"
     if old.phase_index != new.phase_index:
         back = new.phase_index < old.phase_index

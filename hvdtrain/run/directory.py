@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint import list_checkpoints
 from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError, ResourceError
 from hvdtrain.paths import RunPaths, fresh_stamp
-from hvdtrain.run.changes import Change, compare, identity, read_begun, refusal
+from hvdtrain.run.changes import Begun, Change, compare, identity, read_begun, refusal
 from hvdtrain.run.lock import RunLock
+from hvdtrain.run.other_ranks import Batch, UnsharedError, told
 from hvdtrain.signals import cleaned_up
 
 MOST_NOTES = 3
@@ -36,6 +37,10 @@ class Directory:
     """What there is to tell about the choice."""
     changes: list[Change] = field(default_factory=list)
     """Settings that differ from those that the run has had, see `hvdtrain.run.changes`."""
+    batch: Batch | None = None
+    """What keeps the global batch on this number of ranks; None: what the config says."""
+    kept: str = ""
+    """What to tell of it."""
     made: bool = False
     """This rank has made the directory."""
     lock: RunLock | None = None
@@ -61,10 +66,20 @@ def run_directory(
                     own.paths.root.rmdir()
                 place = error.filename or cfg.output
                 raise ResourceError(f"output: {place}: {error.strerror}") from None
-    facts = [str(own.paths.root), own.must_resume, own.notes, own.changes]
-    root, must_resume, notes, changes = json.loads(comm.gather_text(json.dumps(facts))[0])
-    changes = [Change(*change) for change in changes]
-    return Directory(RunPaths(Path(root)), must_resume, notes, changes, own.made, own.lock)
+    facts = [str(own.paths.root), own.must_resume, own.notes, own.changes, own.batch, own.kept]
+    root, must_resume, notes, changes, batch, kept = json.loads(
+        comm.gather_text(json.dumps(facts))[0]
+    )
+    return Directory(
+        RunPaths(Path(root)),
+        must_resume,
+        notes,
+        [Change(*change) for change in changes],
+        Batch(*batch) if batch else None,
+        kept,
+        own.made,
+        own.lock,
+    )
 
 
 def _require_writable(root: Path) -> None:
@@ -146,12 +161,36 @@ def _begun(paths: RunPaths, cfg: Config, world_size: int, accept: bool) -> Direc
             ) from None
         return Directory(paths, must_resume=True, notes=[text])
     try:
-        changes = compare(begun, cfg, world_size)
+        found = _compared(paths, begun, cfg, world_size, accept)
+    except UnsharedError as error:
+        raise ConfigError(str(error)) from None
     except ConfigError as error:
         raise ConfigError(f"{paths.root}: {error}") from None
-    if (refused := identity(changes)) and not accept:
+    if (refused := identity(found.changes)) and not accept:
         raise refusal(paths.root, refused)
-    return Directory(paths, must_resume=True, notes=[], changes=changes)
+    return found
+
+
+def _compared(
+    paths: RunPaths, begun: Begun, cfg: Config, world_size: int, accept: bool
+) -> Directory:
+    """The directory of a run, and what differs if `cfg` goes on with it.
+
+    Raises ConfigError, and UnsharedError if only the number of ranks stands against it.
+    """
+    batch, kept = None, ""
+    try:
+        batch = begun.batch_for(cfg, world_size)
+    except UnsharedError as error:
+        free = cfg.train.model_copy(update={"on_other_ranks": "as_given"})
+        others = compare(begun, cfg.model_copy(update={"train": free}), world_size)
+        if not accept and not identity(others):
+            raise UnsharedError(f"{paths.root}: {error}") from None
+    if batch is not None:
+        kept = told(Batch.of(cfg), batch, world_size, begun.world_size or world_size)
+        cfg = batch.put_in(cfg)
+    changes = compare(begun, cfg, world_size)
+    return Directory(paths, must_resume=True, notes=[], changes=changes, batch=batch, kept=kept)
 
 
 def _make(root: Path) -> bool:
@@ -180,20 +219,21 @@ def _unfinished(cfg: Config, world_size: int, accept: bool, notes: list[str]) ->
             begun = read_begun(paths)
             if begun.cfg.name != cfg.name:
                 continue
-            changes = compare(begun, cfg, world_size)
+            found = _compared(paths, begun, cfg, world_size, accept)
+        except UnsharedError as error:  # it would be hours of work to begin anew
+            raise ConfigError(str(error)) from None
         except HvdtrainError as error:
             passed.append((root, str(error).splitlines()[0]))
             continue
-        found = Directory(paths, must_resume=True, notes=notes, changes=changes)
-        if not identity(changes):
+        if not identity(found.changes):
             other = found
             break
         other = other or found
-        passed.append((root, changes[0].text + changes[0].hint))
+        passed.append((root, found.changes[0].text + found.changes[0].hint))
     chosen = other if other and (accept or not identity(other.changes)) else None
     if chosen:
         passed = list(takewhile(lambda item: item[0] != chosen.paths.root, passed))
     notes += [f"--resume auto passes over {root}: {why}" for root, why in passed[:MOST_NOTES]]
     if (more := len(passed) - MOST_NOTES) > 0:
         notes.append(f"--resume auto passes over {more} more unfinished runs")
-    return chosen
+    return replace(chosen, notes=notes) if chosen else None

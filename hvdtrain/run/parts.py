@@ -13,9 +13,11 @@ from hvdtrain.run.changes import Change
 from hvdtrain.run.dataset import DatasetWriter, RunData
 from hvdtrain.run.guard.divergence import Comparison
 from hvdtrain.run.guard.numbers import Skips
+from hvdtrain.run.guard.spikes import Spikes
 from hvdtrain.run.guard.trail import Trail
 from hvdtrain.run.lock import RunLock
 from hvdtrain.run.notices import Notices
+from hvdtrain.run.other_ranks import Batch
 from hvdtrain.run.snapshots import Snapshots
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.other_work import OtherWork
@@ -43,6 +45,8 @@ class Run:
     snapshots: Snapshots
     changes: list[Change]
     """Settings that differ from those of the attempt before."""
+    given: Batch
+    """The batch that the user gave, where `cfg` has another that keeps the global batch."""
     lock: RunLock | None = None
     """On rank 0: no other job uses the directory."""
     begun: bool = False
@@ -56,10 +60,12 @@ class Run:
     """Made in this attempt, the same on all ranks."""
     notices: Notices = field(default_factory=lambda: Notices([], lambda _text: None))
     """Of stops that are known in advance."""
+    spikes: Spikes = field(init=False)
     comparison: Comparison = field(init=False)
     """Of the ranks' weights with each other."""
 
     def __post_init__(self) -> None:
+        self.spikes = Spikes(self.cfg.train.loss_spike)
         self.comparison = Comparison(self.cfg.train, self.state, self.hosts, self.sinks, self.paths)
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.masked import restore_masked
 from hvdtrain.run.notices import watch
+from hvdtrain.run.other_ranks import Batch
 from hvdtrain.run.parts import Run
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots
@@ -68,7 +69,8 @@ def prepare(
 
 
 def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool) -> Run:
-    paths = directory.paths
+    paths, given = directory.paths, Batch.of(cfg)
+    cfg = directory.batch.put_in(cfg) if directory.batch else cfg
     leave_stacks_in(paths.stalls, comm)
     activity.enter("checking hosts and datasets")
     facts = survey(cfg, comm, paths.root) if cfg.comm.preflight else []
@@ -110,6 +112,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         writer,
         snapshots,
         directory.changes,
+        given,
         lock=directory.lock,
         other_work=watch_for(comm.size, parts.state.settings.device),
     )
@@ -117,7 +120,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         on_error.callback(run.close)
         snapshots.describe = partial(write_description, run)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
-        notes += notes_of(directory.changes)
+        notes += [*filter(None, [directory.kept]), *notes_of(directory.changes)]
         if comm.size > 1:
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
         if comm.size > 1 and facts:
@@ -156,6 +159,7 @@ def write_description(run: Run) -> None:
             else platform.processor()
         ),
         "world_size": run.comm.size,
+        "given": run.given.as_dict(),
         "threads_per_rank": torch.get_num_threads(),
         "command": sys.argv,
     }

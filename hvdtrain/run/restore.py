@@ -24,6 +24,7 @@ from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.errors import CheckpointError
 from hvdtrain.models.weights import load_weights
+from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Position
 from hvdtrain.run.changes import accepted_before, identity
 from hvdtrain.run.guard.divergence import shared_tensors
@@ -32,20 +33,20 @@ from hvdtrain.telemetry.reports import Note
 from pipelines.sources.classes import matched_rows
 
 
-def restore(run: Run, *, must: bool, verb: str = "resumed from") -> None:
+def restore(run: Run, *, must: bool, verb: str = "resumed from", before: int | None = None) -> None:
     """Load the newest intact checkpoint of the run on rank 0 and broadcast the state.
 
     Without a checkpoint the run starts from `model.weights`, if given. Only rank 0 needs to see the
     files. On as many ranks as wrote the checkpoint, each gets its own batch-norm statistics, on others
     their mean. Raises CheckpointError if `must` is set and no checkpoint is usable, or if the
     checkpoint belongs to another model. `verb` begins the note on it; the report takes "resumed from" for
-    the begin of another attempt.
+    the begin of another attempt. `before`: see `checkpoints_before`.
     """
     state, comm = run.state, run.comm
     statistics: torch.Tensor | None = None
     with together(comm):
         if comm.rank == 0:
-            loaded = _load_newest(run, verb)
+            loaded = _load_newest(run, verb, before)
             statistics = load_buffers(state, *loaded) if loaded else None
             if must and not loaded:
                 raise CheckpointError(
@@ -77,10 +78,24 @@ def restore(run: Run, *, must: bool, verb: str = "resumed from") -> None:
         set_buffers(buffers, values[comm.rank].to(state.settings.device))
 
 
-def _load_newest(run: Run, verb: str) -> tuple[Path, dict[str, Any]] | None:
+def checkpoints_before(paths: RunPaths, step: int | None) -> list[Path]:
+    """Complete checkpoints from before update `step` (None: all), the last written first. One whose
+    metadata are damaged counts: the loader says so."""
+    found = list_checkpoints(paths.checkpoints)
+    return found if step is None else [path for path in found if _step_of(path) < step]
+
+
+def _step_of(path: Path) -> int:
+    try:
+        return int(read_meta(path)["step"])
+    except CheckpointError:
+        return 0
+
+
+def _load_newest(run: Run, verb: str, before: int | None) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that was loaded and its metadata; None if there is none."""
     damaged: list[Path] = []
-    found = list_checkpoints(run.paths.checkpoints)
+    found = checkpoints_before(run.paths, before)
     for number, path in enumerate(found, 1):
         try:
             meta = verify(path)

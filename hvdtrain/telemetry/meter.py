@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -54,8 +55,8 @@ class Interval:
     """Sums over ranks."""
     stopping: bool
     """Whether some rank was asked to stop."""
-    more: list[float]
-    """Sums over ranks of the vector `more` that was given to `drain`."""
+    more: list[list[float]]
+    """Sums over ranks of the vectors `more` that were given to `drain`."""
     step_s: np.ndarray
     """[ranks, steps]: seconds from the end of the update before to the end of this one."""
     data_s: np.ndarray
@@ -123,12 +124,12 @@ class Meter:
         return self._step_s[-1]
 
     def drain(
-        self, comm: Comm, waiting: Stopwatch, stop: bool, bad: BadCounts, more: torch.Tensor
+        self, comm: Comm, waiting: Stopwatch, stop: bool, bad: BadCounts, *more: torch.Tensor
     ) -> Interval:
         """All ranks' steps since the last call: at least one, and the same number on all ranks.
 
         `waiting` has a lap for each step that waited for gradients, `bad` is from
-        `BadSamples.counts`, `more` is float64 and equally long on all ranks.
+        `BadSamples.counts`, `more` are float64 vectors, equally long on all ranks.
         """
         loss, top1, top5, images = self._sums.tolist()  # waits for the device: all laps are known
         now = self._clock()
@@ -152,20 +153,21 @@ class Meter:
             sent_bytes=sent,
         )
         times = [speed, resent, *self._step_s, *self._data_s, *waits]
-        row = torch.tensor([*mine, *more.tolist(), *times], dtype=torch.float64)
+        vectors = [vector.tolist() for vector in more]
+        row = torch.tensor([*mine, *chain(*vectors), *times], dtype=torch.float64)
         rows = comm.gather(row, "meter").numpy()
-        summed = rows[:, : len(mine) + len(more)].sum(axis=0).tolist()
-        rest = rows[:, len(mine) + len(more) :]
+        rest = rows[:, len(row) - len(times) :]
+        summed = iter(rows[:, : len(row) - len(times)].sum(axis=0).tolist())
+        sums = _Sums(*islice(summed, len(mine)))
         step_s, data_s, wait_s = rest[:, 2:].reshape(comm.size, 3, steps).swapaxes(0, 1)
         self._sums.zero_()
         self._step_s.clear()
         self._data_s.clear()
-        sums = _Sums(*summed[: len(mine)])
         return Interval(
             measured=_measured(sums, comm.size, data_s, wait_s),
             bad=BadCounts(round(sums.masked), round(sums.unlisted), round(sums.retried)),
             stopping=sums.stops > 0,
-            more=summed[len(mine) :],
+            more=[list(islice(summed, len(vector))) for vector in vectors],
             step_s=step_s,
             data_s=data_s,
             wait_s=wait_s,

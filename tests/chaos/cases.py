@@ -82,8 +82,15 @@ KINDS = {
     "port-taken": _kind("0", "in use", moments=(START,)),
     "stop-60s": _kind("0", moments=(MIDDLE, EVALUATION)),
     "memory-limit": _kind("6 137 134", "memory|no new thread|killed|signal", moments=TRAINING),
-    "weight-flipped": _kind("9", "got other weights", launchers=SEVERAL, moments=WITHIN, inside=True),
-    "weight-nan": _kind("7 9", "the loss is nan|weights are not finite|got other weights", moments=WITHIN, inside=True),
+    "weight-flipped": _kind(
+        "9", "got other weights", launchers=SEVERAL, moments=WITHIN, inside=True
+    ),
+    "weight-nan": _kind(
+        "7 9",
+        "the loss is nan|weights are not finite|got other weights",
+        moments=WITHIN,
+        inside=True,
+    ),
     "clock-jump": _kind("0", moments=TRAINING, inside=True),
     "rank-hangs": _kind("8", "no progress for", moments=TRAINING, inside=True),
     "read-hangs": _kind("8", "no progress for", moments=TRAINING, inside=True),

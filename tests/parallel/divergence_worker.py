@@ -23,6 +23,8 @@ from hvdtrain.run.guard.divergence import gather_digests
 
 AFTER = 3
 """The update after which the bit flips."""
+JUMP_AFTER = 40
+PARTS = ("weights", "optimizer", "averages")
 train_step = train.train_step
 states: list[State] = []
 
@@ -35,14 +37,17 @@ def flip(tensor: torch.Tensor, bit: int) -> None:
 
 def faulty(odd: int | None, part: str) -> Any:
     """`train_step` with a bit that flips in the weights, the optimizer state or the averages after
-    an update, or with images that are not numbers in it."""
+    an update, with images that are not numbers in it, or with all images taken for one class on all
+    ranks."""
 
     def step(state: State, *args: Any, **kwargs: Any) -> torch.Tensor:
         if part == "images" and state.progress.step == AFTER - 1 and state.comm.rank == odd:
             args[0].images.fill_(torch.nan)
         sums = train_step(state, *args, **kwargs)
         states[:] = [state]
-        if part != "images" and state.progress.step == AFTER and state.comm.rank == odd:
+        if part == "jump" and state.progress.step == JUMP_AFTER:
+            list(state.model.parameters())[-1].data[0] = 1000.0
+        if part in PARTS and state.progress.step == AFTER and state.comm.rank == odd:
             weight = next(name for name, _ in state.model.named_parameters())
             found = {"weights": dict(state.model.named_parameters())}
             found["optimizer"] = {

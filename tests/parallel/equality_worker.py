@@ -1,17 +1,29 @@
-"""Train several small variants in one job; rank 0 writes losses and final weights of each."""
+"""Train several small variants in one job; rank 0 writes losses and final weights of each.
+
+One more run goes on from job to job, on as many ranks as each has, with the same config.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
+import torch
 
+from hvdtrain import train as loop
+from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.calibrate import WorkerSpeed
 from hvdtrain.engine.checkpoint import list_checkpoints
+from hvdtrain.engine.step import State
+from hvdtrain.errors import Preempted
 from hvdtrain.report import write
 from hvdtrain.run import efficiency
 from hvdtrain.train import train
@@ -35,6 +47,29 @@ VARIANTS = {
     "accumulate": {"accumulate": 2, "channels_last": "true", "clip": "null"},
     "clip": {"accumulate": 2, "channels_last": "true", "clip": "0.5"},
 }
+STOPS = {4: 5, 2: 13, 1: 99}
+"""Steps after which the run that goes on is stopped, by number of ranks."""
+train_step = loop.train_step
+samples: list[list[int]] = []
+"""Images of each step on this rank, without padding."""
+
+
+def elastic(comm: Comm, root: str, out: Path) -> None:
+    """Go on with one run, and let rank 0 write the images that every rank had in each step."""
+
+    def step(state: State, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        samples.append(batch.indices[batch.weights.numpy() > 0].tolist())
+        if state.progress.step + 1 == STOPS[comm.size] and comm.rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(state, batch, *args, **kwargs)
+
+    loop.train_step = step
+    cfg = parse_config(CONFIG.format(root=root, batch=GLOBAL_BATCH // 4, **VARIANTS["plain"]))
+    with contextlib.suppress(Preempted):
+        train(cfg, comm, resume="auto", run_dir=out / "elastic")
+    texts = comm.gather_text(json.dumps(samples))
+    if comm.rank == 0:
+        (out / f"samples-{comm.size}.json").write_text("[" + ", ".join(texts) + "]")
 
 
 def main(root: str, out: Path) -> None:
@@ -55,6 +90,7 @@ def main(root: str, out: Path) -> None:
             safetensors.torch.save_file(weights, out / f"{name}-{comm.size}.safetensors")
             result = {"losses": losses, "top1": summary["top1"], "val_loss": summary["loss"]}
             (out / f"{name}-{comm.size}.json").write_text(json.dumps(result))
+    elastic(comm, root, out)
     comm.shutdown()
 
 

@@ -21,6 +21,11 @@ train: {{log_every: 4, compare_every: 2, ema_decay: 0.9}}
 comm: {{preflight: false}}
 metrics: {{enabled: false}}
 """
+SPIKE = [
+    *("train.loss_spike=10", "phases.0.epochs=12", "phases.0.batch_per_worker=3"),
+    *("checkpoint.every_steps=42", "data.val=null"),
+]
+"""4 steps are an epoch; a checkpoint is written after the second step of the spike."""
 ONLY_EPOCHS = "train.compare_every=1000"
 
 
@@ -55,7 +60,7 @@ def results(
                 code,
                 text,
                 equal,
-                [note for note in notes if " other " in note or "; rollback " in note],
+                [note for note in notes if re.search(r" other |; rollback |^went back ", note)],
             )
         )
     return found
@@ -69,8 +74,11 @@ def test_two_ranks(small_root: Path, tmp_path: Path) -> None:
         (1, "images", []),
         (1, "images", ["train.rollbacks=1", "phases.0.batch_per_worker=6"]),
         (0, "averages", [ONLY_EPOCHS, "checkpoint.every_epochs=1", "data.val=null"]),
+        (0, "jump", [*SPIKE, "train.rollbacks=1"]),
+        (0, "jump", SPIKE),
     ]
-    fine, stopped, undecided, nan, rolled_back, saved = results(2, cases, small_root, tmp_path)
+    found = results(2, cases, small_root, tmp_path)
+    fine, stopped, undecided, nan, rolled_back, saved, jumped, ended = found
     assert (fine.code, fine.text, fine.equal, fine.warnings) == (0, "", True, [])
     for result in (stopped, undecided):
         assert result.code == 9
@@ -85,12 +93,26 @@ def test_two_ranks(small_root: Path, tmp_path: Path) -> None:
     )
     assert rolled_back.code == 0
     assert rolled_back.equal
-    [note] = rolled_back.warnings
+    back, note = rolled_back.warnings
+    assert back.startswith("went back to runs/4/checkpoints/e0001-s0000000000: ")
     assert "; first in step 3 on rank 1, with the images " in note
     assert "and 2 more; rollback 1 of 1: these weights go on with the images after step 4" in note
     assert saved.code == 9  # at the first checkpoint, which is not written
     assert "got different averaged weights" in saved.text
     assert not list((tmp_path / "runs/5/checkpoints").iterdir())
+    assert (jumped.code, jumped.equal) == (0, True)
+    back, note = jumped.warnings
+    # Not to the one that was saved in the spike, before it was sure, nor to the one before its first step.
+    assert back.startswith("went back to runs/6/checkpoints/e0009-s0000000000: ")
+    assert re.match(
+        r"warning: the loss is \S+ in step 43, the last of 3 in a row above .*; it began in step 41 on "
+        r"rank [01], where it was highest, with the images \S+jpg, \S+jpg, \S+jpg; rollback 1 of 1: .* after step 44$",
+        note,
+    )
+    events = map(json.loads, (tmp_path / "runs/6/events.jsonl").read_text().splitlines())
+    assert [event for event in events if event["kind"] == "train"][-1]["loss"] < 1
+    assert ended.code == 7
+    assert "; it began in step 41 on rank " in ended.text
 
 
 def test_three_ranks(small_root: Path, tmp_path: Path) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 
+from pipelines.order import permutation
 from tests.launch import REPOSITORY, mpirun, run
 from tests.parallel.equality_worker import VARIANTS
 
+IMAGES = 117
 WORKER = REPOSITORY / "tests/parallel/equality_worker.py"
 
 
@@ -28,10 +32,42 @@ def results(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             count = 12 if name < "7" else 11
             for image in sorted((digits_root / split / name).iterdir())[:count]:
                 (folder / image.name).symlink_to(image)
-    for ranks in (1, 2, 4):
+    for ranks in (4, 2, 1):
         done = run(mpirun(ranks, sys.executable, WORKER, root, out), cwd=out, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+def test_a_run_goes_on_on_other_ranks_with_the_same_global_batch(results: Path) -> None:
+    """From 4 to 2 and 1 ranks, in mid-epoch, with the same config."""
+    lines = (results / "elastic/events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    one = json.loads((results / "plain-1.json").read_text())
+    losses = {event["step"]: event["loss"] for event in events if event["kind"] == "train"}
+    assert [losses[step] for step in sorted(losses)] == pytest.approx(one["losses"], abs=1e-5)
+    assert {event["global_batch_size"] for event in events if event["kind"] == "train"} == {16}
+    told = [event["text"] for event in events if "accumulation" in event.get("text", "")]
+    assert (
+        told[0]
+        == "resumed on 2 ranks instead of 4: 2 accumulation steps keep the global batch of 16"
+    )
+    assert (
+        told[1]
+        == "resumed on 1 rank instead of 2: 4 accumulation steps keep the global batch of 16"
+    )
+    [last] = (results / "elastic/checkpoints").glob("e0003*/model.safetensors")
+    expected = safetensors.torch.load_file(results / "plain-1.safetensors")
+    found = safetensors.torch.load_file(last)
+    assert max(float((expected[k] - found[k]).abs().max()) for k in expected) <= 1e-5
+    seen: list[int] = []
+    for ranks, first, end in ((4, 0, 5), (2, 5, 13), (1, 13, len(losses))):
+        steps = json.loads((results / f"samples-{ranks}.json").read_text())
+        assert {len(of_rank) for of_rank in steps} == {end - first}
+        for of_ranks in zip(*steps, strict=True):  # rank r has every world_size-th place
+            places = zip_longest(*of_ranks)
+            seen += [sample for place in places for sample in place if sample is not None]
+    expected_order = [permutation(IMAGES, seed=0, epoch=epoch) for epoch in range(3)]
+    assert seen == np.concatenate(expected_order).tolist()
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

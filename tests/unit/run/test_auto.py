@@ -49,6 +49,12 @@ def chosen(output: Path, *settings: str, accept: bool = False) -> tuple[str | No
     return name, directory.notes
 
 
+class FourRanks(Solo):
+    """Rank 0 of four."""
+
+    size = 4
+
+
 def passed(output: Path, name: str, why: str) -> str:
     return f"--resume auto passes over {output}/{name}: {why}"
 
@@ -71,11 +77,32 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_identity(tmp_pa
     assert chosen(tmp_path, "lr.base=0.2", "seed=3") == ("t-20260103-000000", [])
 
 
-def test_auto_says_how_to_keep_the_global_batch(tmp_path: Path) -> None:
+def test_auto_says_how_to_keep_a_global_batch_that_is_changed(tmp_path: Path) -> None:
     made_run(tmp_path / "t-20260101-000000", world_size=2)
-    why = "global batch of phases.0 16 → 8 (train.accumulate=2 keeps it)"
-    assert chosen(tmp_path) == (None, [passed(tmp_path, "t-20260101-000000", why)])
+    why = "global batch of phases.0 16 → 24 (train.accumulate=2 keeps it)"
+    assert chosen(tmp_path, "train.accumulate=3") == (
+        None,
+        [passed(tmp_path, "t-20260101-000000", why)],
+    )
     assert chosen(tmp_path, "train.accumulate=2")[0] == "t-20260101-000000"
+
+
+def test_auto_keeps_the_global_batch_on_other_ranks_or_refuses(tmp_path: Path) -> None:
+    made_run(tmp_path / "t-20260101-000000", world_size=2)
+    assert chosen(tmp_path) == ("t-20260101-000000", [])
+    made_run(tmp_path / "t-20260102-000000", "phases.0.batch_per_worker=9", world_size=5)
+    odd = "phases.0.batch_per_worker=9"
+    ranks = ["seed=0", odd]
+    with pytest.raises(ConfigError) as error:
+        run_directory(changed(f"output={tmp_path}", *ranks), FourRanks(), "auto", None)
+    assert str(error.value).removeprefix("rank 0: ") == (
+        f"{tmp_path}/t-20260102-000000: 4 ranks cannot share the global batch of 45 and 20 images "
+        "equally: use 1 or 5 ranks, or let it change with train.on_other_ranks=as_given"
+    )
+    other = changed(f"output={tmp_path}", odd, "seed=3")
+    directory = run_directory(other, FourRanks(), "auto", None)
+    assert not directory.must_resume
+    assert directory.notes[0].startswith(passed(tmp_path, "t-20260102-000000", "seed 0 → 3"))
 
 
 def test_auto_says_what_it_passes_over_before_it_starts_anew(tmp_path: Path) -> None:
@@ -112,19 +139,20 @@ def test_a_named_run_is_held_to_its_settings(tmp_path: Path, form: str) -> None:
     with pytest.raises(ConfigError) as error:
         run_directory(changed("lr.base=0.25"), Solo(), *named)
     assert str(error.value) == (
-        f"{root}: not the settings that this run began with: lr.base 0.1 → 0.25; global batch of "
-        "phases.0 16 → 8 (train.accumulate=2 keeps it): set them back, or go on with these by "
-        "--accept-changes"
+        f"{root}: not the settings that this run began with: lr.base 0.1 → 0.25: set them back, or "
+        "go on with these by --accept-changes"
     )
     with pytest.raises(
         ConfigError, match=rf"^{root}: phases: 3 epochs in all, of a run that is at"
     ):
         run_directory(changed("phases.1.epochs=1"), Solo(), *named, accept=True)
     directory = run_directory(changed("lr.base=0.25"), Solo(), *named, accept=True)
-    assert [change.setting for change in directory.changes][:2] == [
-        "lr.base",
-        "global batch of phases.0",
+    assert [change.setting for change in directory.changes] == [
+        *("lr.base", "train.accumulate", "ranks")
     ]
+    assert directory.kept == (
+        "resumed on 1 rank instead of 2: 2 accumulation steps keep the global batch of 16 and 8"
+    )
 
 
 def test_settings_that_are_not_known_any_more(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_meter_with_a_fake_clock() -> None:
     now[0] += 0.25  # until the device is done
     more = torch.tensor([7.0, 0.5]).double()
     interval = meter.drain(Solo(), Laps(9.0, 0.05, 0.15), False, BadCounts(3, 1, 2), more)
-    assert interval.more == [7.0, 0.5]
+    assert interval.more == [[7.0, 0.5]]
     assert not interval.stopping
     assert interval.step_s.tolist() == [[1.25, 0.75]]
     assert interval.data_s.tolist() == pytest.approx(np.array([[0.4, 0.1]]))
@@ -69,7 +69,7 @@ def test_meter_with_a_fake_clock() -> None:
     now[0] += 1.0
     meter.add(torch.tensor([1.0, 0, 0, 2]), 5.5)
     interval = meter.drain(Solo(), Laps(), True, BadCounts(0, 0), more[:0])
-    assert interval.more == []
+    assert interval.more == [[]]
     assert interval.stopping
     assert interval.measured.samples == 2
     assert interval.measured.data_wait_ratio == 0
