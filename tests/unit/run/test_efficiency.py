@@ -35,6 +35,9 @@ class Two(Solo):
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
         return torch.stack([row, row / 2])
 
+    def gather_text(self, text: str) -> list[str]:
+        return [text, ""]
+
 
 def run(root: Path, ranks: Solo, **settings: Any) -> Any:
     """The part of a run that Efficiency needs."""
