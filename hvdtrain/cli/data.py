@@ -92,6 +92,7 @@ def pack(
     options = PackOptions(sides, quality, shard_images, threads or _cores(), skip_bad, shuffle)
     with counting("packing", "images") as progress:
         report = run_packing(src, dst, options, progress, _columns(columns))
+    _tell_retries()
     typer.echo(json.dumps(asdict(report)) if as_json else _pack_text(report))
 
 
@@ -120,6 +121,7 @@ def scan(
         report = run_scan(
             path, output, threads or _cores(), progress, columns=_columns(columns), tell=_tell
         )
+    _tell_retries()
     typer.echo(json.dumps(asdict(report)) if as_json else _scan_text(report))
     if report.manifest_fault is not None:
         raise ResourceError(f"--output: {report.manifest_fault}; name another file")
@@ -202,6 +204,17 @@ def _columns(names: str | None) -> Columns | None:
 def _tell(line: str) -> None:
     """One line that cannot wait for the report."""
     typer.echo(f"hvdtrain: note: {line}", err=True)
+
+
+def _tell_retries() -> None:
+    """Name the reads that failed and were made again."""
+    from pipelines.sources.retries import RETRIES
+
+    if (retried := RETRIES.take()).count:
+        shown = ", ".join(
+            name if name.isprintable() else repr(name)[1:-1] for name in retried.first
+        )
+        _tell(f"reads failed and were tried again ({retried.count}): {shown}")
 
 
 def _cores() -> int:

@@ -35,7 +35,7 @@ from hvdtrain.run.saving import save
 from hvdtrain.streams import print_error
 from hvdtrain.telemetry.meter import Meter
 
-AGREE_S = 10.0
+AGREE_S = 20.0
 """Longest wait for the other ranks, beyond three times the longest step: they are at most a step away."""
 SAVE_S = 120.0
 """Longest time for the checkpoint."""

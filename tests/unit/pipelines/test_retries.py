@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from hvdtrain import activity
+from hvdtrain.cli.main import app
 from hvdtrain.errors import DataError
 from pipelines.sources import base, open_source, shards
 from pipelines.sources.retries import IN_VAIN, RETRIES, WAITS_S, Retries
@@ -202,3 +204,21 @@ def test_an_image_that_never_reads_is_masked_with_its_reason(make_loaders, folde
     [bad] = [bad for batch in batches for bad in batch.bad]
     assert (bad.index, bad.reason, bad.crc32) == (3, "read", None)
     assert loaders.take_retried().count == len(WAITS_S)
+
+
+def test_data_scan_tells_what_it_has_read_again(folder, tmp_path, monkeypatch):
+    opening, failed = os.open, []
+
+    def fails_once(path, *arguments):
+        if isinstance(path, bytes) and path.endswith(b"ant/3.JPEG") and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opening(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base.os, "open", fails_once)
+        command = ["data", "scan", str(folder), "--output", str(tmp_path / "manifest")]
+        done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    shown = f"{folder}/ant/3.JPEG (Input/output error)"
+    assert f"hvdtrain: note: reads failed and were tried again (1): {shown}\n" in done.stderr

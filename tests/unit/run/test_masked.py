@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hvdtrain.comm.ranks import Solo
+from hvdtrain.errors import DataError
 from hvdtrain.telemetry.bad_list import set_aside
 from hvdtrain.train import train
 from tests.unit.run.data_runs import config, notes
@@ -65,6 +66,20 @@ def test_a_repaired_image_comes_back_and_a_bad_one_does_not(damaged: Path) -> No
         f"{damaged}/train/{BAD[0]}",
         "0 of 1 images masked before can be read again",
     ]
+
+
+def test_a_run_over_the_limit_goes_on_once_its_images_are_repaired(damaged: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"max_bad_ratio: 2 bad .*; update \d is saved in \S+/e0000-s"
+    ):
+        run(damaged, limit=0.1)
+    assert trained(damaged, 1) < 10
+    shutil.copy(damaged / "sound" / BAD[0], damaged / "train" / BAD[0])
+    summary = run(damaged, limit=0.1, resume=True)
+    assert listed(damaged) == [BAD[1]]
+    assert (
+        trained(damaged, 1) == summary["samples"] >= 10
+    )  # 11, if the repaired one was still to come
 
 
 def test_a_damaged_list_is_told_and_kept(damaged: Path) -> None:
