@@ -15,7 +15,7 @@ import psutil
 
 REPOSITORY = Path(__file__).parent.parent
 QUICK_END = (
-    "from hvdtrain.launch import commands; commands.END_S = 2; "
+    "from hvdtrain.launch import commands; commands.END_S = 2; commands.SPARE_LATE_S = 3; "
     "from hvdtrain.cli.main import main; main()"
 )
 """Python code of an `hvdtrain` whose mpirun waits 2 s instead of 10 before it kills ranks;

@@ -33,15 +33,22 @@ class Copy:
         self._held: list[bytes] = []
         self.last: deque[str] = deque(maxlen=LAST)
         """The last lines, shown or held back."""
+        self._timer: tuple[str, threading.Timer] | None = None
         self._in_message = False
         self._rest = self._unfinished = b""
         self._broken = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def then(self, beginning: str, timer: threading.Timer) -> None:
+        """Start a timer when a line comes that begins in this way."""
+        timer.daemon = True
+        self._timer = beginning, timer
+
     def finish(self, *, show_held: bool) -> None:
         """Wait for the end of the output; `show_held`: write what was held back."""
         self._thread.join(COPY_S)
+        self._timer = None
         if show_held:
             self._write(b"".join(self._held))
 
@@ -55,7 +62,11 @@ class Copy:
     def _keep(self, text: bytes) -> None:
         """Keep whole lines in `last`."""
         *lines, self._unfinished = (self._unfinished + text).split(b"\n")
-        self.last.extend(line.decode(errors="replace") for line in lines)
+        texts = [line.decode(errors="replace") for line in lines]
+        self.last.extend(texts)
+        if self._timer and any(text.startswith(self._timer[0]) for text in texts):
+            self._timer[1].start()
+            self._timer = None
         self._unfinished = self._unfinished[-LONGEST:]
 
     def _passed(self, text: bytes) -> bytes:
