@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM, SIGUSR1, Signals
+from signal import SIGKILL, SIGTERM, SIGUSR1, Signals
 from typing import Literal
 
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.launch.job import ask
+from hvdtrain.launch.job import Ending, ask
 from hvdtrain.launch.nic import Nic
 from hvdtrain.launch.placement import Placement
 
@@ -33,10 +33,12 @@ LOST_HOST = (
 LATE_S = 60
 """Seconds after the first task has ended until srun kills the others."""
 
-SPARE_LATE_S = 20
-"""The same where a spare node waits."""
-ENDLESS = "srun: Job step aborted: Waiting up to"
-"""With a node that is lost, srun waits for minutes after this line."""
+SPARE_LATE_S = 15
+"""The same after a fault, where a spare node waits."""
+ENDLESS, ENDLESS_S = "srun: Job step aborted: Waiting up to", 5
+"""With a node that is lost, srun waits for minutes after this line; it is killed after so many seconds."""
+FAULT = r"srun: error: \S+: tasks? [\d,-]+: (?!Exited with exit code 75$)"
+"""What srun says of a task that has not ended in order."""
 
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 """Never ask for a password. Host keys are checked as the user's ssh is configured."""
@@ -81,8 +83,8 @@ class Command:
     checkpoint_signal: Signals
     """The launcher passes it on to the ranks, which then write a checkpoint and stop."""
     warnings: tuple[str, ...] = ()
-    last_line: str | None = None
-    """Beginning of a line after which the launcher may be killed."""
+    endings: tuple[Ending, ...] = ()
+    """Lines of the launcher after which it is not waited for much longer."""
 
 
 def named_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -164,16 +166,16 @@ def horovodrun(request: LaunchRequest, version: tuple[int, ...], prefix: str | N
 def srun(request: LaunchRequest) -> Command:
     """The command line of `srun` in a Slurm job: gloo through our own store, or MPI by PMIx."""
     words = ["srun", "--ntasks", str(request.placement.size)]
-    words += ["--nodes", str(len(request.placement.hosts))]
-    words.append(f"--wait={SPARE_LATE_S if request.part else LATE_S}")
+    words += ["--nodes", str(len(request.placement.hosts)), f"--wait={LATE_S}"]
     if request.part:
         words.append("--nodelist=" + ",".join(host.name for host in request.placement.hosts))
         words.append("--overlap")  # the step of the attempt before may never end on a lost node
     if request.controller == "mpi":
         words.append("--mpi=pmix")
     # srun turns SIGTERM into SIGKILL; other signals it passes on as they are.
-    last_line = ENDLESS if request.part else None
-    return Command((*words, *request.training), SIGUSR1, last_line=last_line)
+    lost = (Ending(FAULT, SPARE_LATE_S, SIGTERM), Ending(ENDLESS, ENDLESS_S, SIGKILL))
+    endings = lost if request.part else ()
+    return Command((*words, *request.training), SIGUSR1, endings=endings)
 
 
 def launcher_command(request: LaunchRequest) -> Command:

@@ -33,7 +33,7 @@ class Copy:
         self._held: list[bytes] = []
         self.last: deque[str] = deque(maxlen=LAST)
         """The last lines, shown or held back."""
-        self._timer: tuple[str, threading.Timer] | None = None
+        self._timers: list[tuple[re.Pattern[str], threading.Timer]] = []
         self._in_message = False
         self._rest = self._unfinished = b""
         self._broken = False
@@ -41,14 +41,14 @@ class Copy:
         self._thread.start()
 
     def then(self, beginning: str, timer: threading.Timer) -> None:
-        """Start a timer when a line comes that begins in this way."""
+        """Start a timer at the first line that begins in this way."""
         timer.daemon = True
-        self._timer = beginning, timer
+        self._timers.append((re.compile(beginning), timer))
 
     def finish(self, *, show_held: bool) -> None:
         """Wait for the end of the output; `show_held`: write what was held back."""
         self._thread.join(COPY_S)
-        self._timer = None
+        self._timers.clear()
         if show_held:
             self._write(b"".join(self._held))
 
@@ -64,9 +64,10 @@ class Copy:
         *lines, self._unfinished = (self._unfinished + text).split(b"\n")
         texts = [line.decode(errors="replace") for line in lines]
         self.last.extend(texts)
-        if self._timer and any(text.startswith(self._timer[0]) for text in texts):
-            self._timer[1].start()
-            self._timer = None
+        for beginning, timer in list(self._timers):
+            if any(beginning.match(text) for text in texts):
+                self._timers.remove((beginning, timer))
+                timer.start()
         self._unfinished = self._unfinished[-LONGEST:]
 
     def _passed(self, text: bytes) -> bytes:

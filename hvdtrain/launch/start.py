@@ -65,9 +65,7 @@ class Job:
                 server = stack.enter_context(rendezvous(address, size))
                 env = {**env, **_store_variables(address, server.server_port, size)}
             command = self.command
-            return run_job(
-                command.words, env, command.checkpoint_signal, stopped, command.last_line
-            )
+            return run_job(command.words, env, command.checkpoint_signal, stopped, command.endings)
 
 
 def launch_request(

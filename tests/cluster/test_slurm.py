@@ -14,7 +14,7 @@ import pytest
 
 from hvdtrain.launch.allocation import node_names
 from tests.cluster.slurm import ENDED, Slurm
-from tests.launch import QUICK_END, free_port
+from tests.launch import LOST_HOSTS, QUICK_END, free_port
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
@@ -183,16 +183,17 @@ def start_two_epochs(jobs: Jobs, name: str, *options: str) -> str:
     return jobs.submit(jobs.script(name, "--nodes", "2", *options, epochs=2))
 
 
+@LOST_HOSTS
 def test_a_lost_node(jobs: Jobs) -> None:
     """The spare node takes its place, and the weights are those of an undisturbed run."""
     whole = start_two_epochs(jobs, "whole")
+    jobs.slurm.until("an undisturbed run", (jobs.run_dir("whole", whole) / "summary.json").exists)
     options = ("--nodes", "2", "--spares", "1", "--partition", "three")
     lost = jobs.submit(jobs.script("lost", *options, epochs=2))
     jobs.wait_for_steps("lost", lost, 10)
     jobs.slurm.lose("n2")
     try:
-        paths = jobs.run_dir("lost", lost)
-        jobs.slurm.until("the end of the run", (paths / "summary.json").exists)
+        jobs.slurm.until("the end", lambda: "in total, without" in jobs.log("lost", lost))
     finally:
         jobs.slurm.restore("n2")
     for name, number in (("whole", whole), ("lost", lost)):
