@@ -10,7 +10,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch.hosts import Host
 from hvdtrain.launch.job import Ended
-from hvdtrain.launch.spares import Pool, away_in_slurm, blamed
+from hvdtrain.launch.spares import Pool, away_in_slurm
 from hvdtrain.launch.start import Job
 from hvdtrain.launch.supervise import Supervised, keep_note
 from hvdtrain.paths import RunPaths, fresh_stamp, run_root
@@ -94,7 +94,7 @@ class Attempts:
         """One attempt. Raises HvdtrainError if it cannot be started."""
         if self._before is not None:
             away = away_in_slurm if self._in_slurm else _unreachable
-            for text in self._pool.renew(blamed(self._before.errors), away):
+            for text in self._pool.renew(self._before.errors, away):
                 tell(text)
         self._before = self._job().run(stopped)
         return self._before

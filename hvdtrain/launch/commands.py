@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM, SIGUSR1, Signals
+from signal import SIGKILL, SIGTERM, SIGUSR1, Signals
 from typing import Literal
 
 from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.launch.job import ask
+from hvdtrain.launch.job import Ending, ask
 from hvdtrain.launch.nic import Nic
 from hvdtrain.launch.placement import Placement
 
@@ -32,6 +32,13 @@ LOST_HOST = (
 """Open MPI 4.1: a daemon whose host has lost power or its link is missed after 19 s, not after minutes."""
 LATE_S = 60
 """Seconds after the first task has ended until srun kills the others."""
+
+SPARE_LATE_S = 15
+"""The same after a fault, where a spare node waits."""
+ENDLESS, ENDLESS_S = "srun: Job step aborted: Waiting up to", 5
+"""With a node that is lost, srun waits for minutes after this line; it is killed after so many seconds."""
+FAULT = r"srun: error: \S+: tasks? [\d,-]+: (?!Exited with exit code 75$)"
+"""What srun says of a task that has not ended in order."""
 
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 """Never ask for a password. Host keys are checked as the user's ssh is configured."""
@@ -76,6 +83,8 @@ class Command:
     checkpoint_signal: Signals
     """The launcher passes it on to the ranks, which then write a checkpoint and stop."""
     warnings: tuple[str, ...] = ()
+    endings: tuple[Ending, ...] = ()
+    """Lines of the launcher after which it is not waited for much longer."""
 
 
 def named_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -160,10 +169,13 @@ def srun(request: LaunchRequest) -> Command:
     words += ["--nodes", str(len(request.placement.hosts)), f"--wait={LATE_S}"]
     if request.part:
         words.append("--nodelist=" + ",".join(host.name for host in request.placement.hosts))
+        words.append("--overlap")  # the step of the attempt before may never end on a lost node
     if request.controller == "mpi":
         words.append("--mpi=pmix")
     # srun turns SIGTERM into SIGKILL; other signals it passes on as they are.
-    return Command((*words, *request.training), SIGUSR1)
+    lost = (Ending(FAULT, SPARE_LATE_S, SIGTERM), Ending(ENDLESS, ENDLESS_S, SIGKILL))
+    endings = lost if request.part else ()
+    return Command((*words, *request.training), SIGUSR1, endings=endings)
 
 
 def launcher_command(request: LaunchRequest) -> Command:

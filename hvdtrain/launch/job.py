@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Timer
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -32,6 +33,16 @@ def _ended_with_this_process(program: str) -> list[str]:
     return [setpriv, "--pdeathsig", "TERM"] if setpriv and shutil.which(program) else []
 
 
+class Ending(NamedTuple):
+    """What follows when a launcher says that its ranks end."""
+
+    line: str
+    """Regular expression of the beginning of the line."""
+    seconds: float
+    signal: signal.Signals
+    """The launcher gets it so many seconds later."""
+
+
 class Ended(NamedTuple):
     """How a command ended."""
 
@@ -48,6 +59,7 @@ def run_job(
     env: Mapping[str, str],
     checkpoint_signal: signal.Signals,
     stopped_before: Callable[[], bool] = lambda: False,
+    endings: Sequence[Ending] = (),
 ) -> Ended:
     """Start `command` and wait for its end.
 
@@ -55,11 +67,13 @@ def run_job(
     passes it on, so that the ranks write a checkpoint and stop. A second SIGTERM or SIGINT more than
     `REPEAT_S` later sends SIGTERM. `stopped_before`: whether such a signal came before this call. If
     rank 0 noted that it stopped after a checkpoint, the exit code is that of Preempted; if the signal
-    ended the ranks without one, 128 + its number. Raises ResourceError if the command cannot be started.
+    ended the ranks without one, 128 + its number. `endings`: signals for the command after a line of its
+    standard error. Raises ResourceError if the command cannot be started.
     """
     with note_folder() as folder:
         noted = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
-        return _run(command, noted, checkpoint_signal, stopped_before, (folder / "stopped").exists)
+        stopped = (folder / "stopped").exists
+        return _run(command, noted, checkpoint_signal, stopped_before, stopped, endings)
 
 
 def _run(
@@ -68,6 +82,7 @@ def _run(
     checkpoint_signal: signal.Signals,
     stopped_before: Callable[[], bool],
     stopped: Callable[[], bool],
+    endings: Sequence[Ending],
 ) -> Ended:
     waiting: list[int] = []  # signals that came before the child was started
     child: subprocess.Popen[bytes] | None = None
@@ -100,6 +115,8 @@ def _run(
             stderr=subprocess.PIPE,
         )
         copies = [Copy(child.stdout, 1), Copy(child.stderr, 2, lambda: first is not None)]
+        for line, seconds, ending in endings:
+            copies[1].then(line, Timer(seconds, child.send_signal, [ending]))
         if stopped_before() and not waiting:
             waiting.append(checkpoint_signal)
         for number in waiting[:1]:

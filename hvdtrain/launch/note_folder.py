@@ -1,4 +1,4 @@
-"""A folder in TMPDIR for as long as this process lives; the next one removes what a killed one has left."""
+"""Folders for as long as this process lives; the next one removes what a killed one has left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hvdtrain.errors import ResourceError
@@ -19,15 +19,45 @@ YOUNG_S = 60.0
 """A folder may be without its lock for a moment after it was made."""
 
 
+SHARED_MEMORY = Path("/dev/shm")
+OPEN_MPI = {
+    "OMPI_MCA_orte_tmpdir_base": None,
+    "OMPI_MCA_btl_vader_backing_directory": SHARED_MEMORY,
+    "OMPI_MCA_btl_sm_backing_directory": SHARED_MEMORY,
+}
+"""Where Open MPI keeps its session and the memory that ranks share, and where each should be (None: TMPDIR);
+the last is the name of the second from version 5 on."""
+
+
 @contextlib.contextmanager
-def note_folder() -> Iterator[Path]:
-    """The folder; it is removed at the end. Raises ResourceError if there is no room for it."""
-    _sweep(Path(tempfile.gettempdir()))
+def open_mpi_folders(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Variables by which mpirun leaves its files in folders of ours; for jobs on this host alone.
+
+    What `env` has set stays. Raises ResourceError if there is no room for them.
+    """
+    with contextlib.ExitStack() as stack:
+        folders: dict[Path | None, Path] = {}
+        for place in set(OPEN_MPI.values()):
+            if place is None or os.access(place, os.W_OK | os.X_OK):
+                folders[place] = stack.enter_context(note_folder(place))
+        yield {
+            name: str(folders[place])
+            for name, place in OPEN_MPI.items()
+            if place in folders and name not in env
+        }
+
+
+@contextlib.contextmanager
+def note_folder(place: Path | None = None) -> Iterator[Path]:
+    """A folder in `place` (None: TMPDIR), which is removed at the end. Raises ResourceError if there is
+    no room for it."""
+    _sweep(place or Path(tempfile.gettempdir()))
     try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ResourceError(f"TMPDIR: no folder for temporary files: {error.strerror}") from None
+        where = place or "TMPDIR"
+        raise ResourceError(f"{where}: no folder for temporary files: {error.strerror}") from None
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,15 +33,22 @@ class Copy:
         self._held: list[bytes] = []
         self.last: deque[str] = deque(maxlen=LAST)
         """The last lines, shown or held back."""
+        self._timers: list[tuple[re.Pattern[str], threading.Timer]] = []
         self._in_message = False
         self._rest = self._unfinished = b""
         self._broken = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def then(self, beginning: str, timer: threading.Timer) -> None:
+        """Start a timer at the first line that begins in this way."""
+        timer.daemon = True
+        self._timers.append((re.compile(beginning), timer))
+
     def finish(self, *, show_held: bool) -> None:
         """Wait for the end of the output; `show_held`: write what was held back."""
         self._thread.join(COPY_S)
+        self._timers.clear()
         if show_held:
             self._write(b"".join(self._held))
 
@@ -55,7 +62,12 @@ class Copy:
     def _keep(self, text: bytes) -> None:
         """Keep whole lines in `last`."""
         *lines, self._unfinished = (self._unfinished + text).split(b"\n")
-        self.last.extend(line.decode(errors="replace") for line in lines)
+        texts = [line.decode(errors="replace") for line in lines]
+        self.last.extend(texts)
+        for beginning, timer in list(self._timers):
+            if any(beginning.match(text) for text in texts):
+                self._timers.remove((beginning, timer))
+                timer.start()
         self._unfinished = self._unfinished[-LONGEST:]
 
     def _passed(self, text: bytes) -> bytes:

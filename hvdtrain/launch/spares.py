@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.launch.commands import ENDLESS
 from hvdtrain.launch.hosts import Host
 from hvdtrain.launch.job import ask
 from hvdtrain.launch.placement import Placement, place
@@ -24,6 +25,7 @@ BLAMED = tuple(
     )
 )
 """Lines of launchers and ranks that name the host of a fault."""
+ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: ")
 AWAY = re.compile(r"down|fail|drain|drng|boot|power|reboot|unk|\*", re.IGNORECASE)
 """States of a node on which Slurm starts nothing. Source: sinfo(1), NODE STATE CODES."""
 
@@ -31,6 +33,15 @@ AWAY = re.compile(r"down|fail|drain|drng|boot|power|reboot|unk|\*", re.IGNORECAS
 def blamed(lines: Sequence[str]) -> set[str]:
     """The hosts that these lines name as those of a fault."""
     return {match[1] for line in lines for rule in BLAMED if (match := rule.search(line))}
+
+
+def silent(lines: Sequence[str], hosts: Sequence[Host]) -> set[str]:
+    """The hosts whose tasks srun waited for in vain when it was given up."""
+    ends = [k for k, line in enumerate(lines) if line.startswith(ENDLESS)]
+    if not ends:
+        return set()
+    heard = {match[1] for line in lines if (match := ENDED.search(line))}
+    return {host.name for host in hosts if heard and not _named(host, heard)}
 
 
 class Pool:
@@ -70,19 +81,21 @@ class Pool:
         return place(hosts, cores, [gpus for _, _, gpus in self._used])
 
     def renew(
-        self, failed: Collection[str], gone: Callable[[Sequence[Host]], Collection[str]]
+        self, lines: Sequence[str], gone: Callable[[Sequence[Host]], Collection[str]]
     ) -> list[str]:
         """Replace hosts after a crash; returns what there is to tell.
 
-        `failed`: names of hosts that the launcher blamed. `gone`: which of some hosts do not answer
-        now; it is asked only if there are spares.
+        `lines`: the last ones of the launcher. `gone`: which of some hosts do not answer now; it is
+        asked only if there are spares.
         """
+        failed = blamed(lines)
         for host, _, _ in self._used:
             again = self._in_a_row.get(host.name, 0) + 1
             self._in_a_row[host.name] = again if _named(host, failed) else 0
         if not self._spares:
             return []
         absent = set(gone([host for host, _, _ in (*self._used, *self._spares)]))
+        absent |= silent(lines, [host for host, _, _ in self._used])
         texts = []
         for place_, (host, _, _) in enumerate(self._used):
             if host.name in absent:

@@ -18,6 +18,7 @@ from hvdtrain.launch.forwarding import forwarded
 from hvdtrain.launch.hosts import given_hosts
 from hvdtrain.launch.job import Ended, own_command, run_job
 from hvdtrain.launch.nic import choose
+from hvdtrain.launch.note_folder import open_mpi_folders
 from hvdtrain.launch.placement import Placement, place
 from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
 from hvdtrain.launch.spares import Pool
@@ -55,13 +56,16 @@ class Job:
         nic, size = self.request.nic, self.request.placement.size
         with contextlib.ExitStack() as stack:
             env = self.env
+            if self.request.launcher == "mpirun" and not self.request.remote:
+                env = {**env, **stack.enter_context(open_mpi_folders(env))}
             if self.needs_store:
                 from hvdtrain.launch.rendezvous import rendezvous
 
                 address = nic.address if nic is not None else "127.0.0.1"
                 server = stack.enter_context(rendezvous(address, size))
                 env = {**env, **_store_variables(address, server.server_port, size)}
-            return run_job(self.command.words, env, self.command.checkpoint_signal, stopped)
+            command = self.command
+            return run_job(command.words, env, command.checkpoint_signal, stopped, command.endings)
 
 
 def launch_request(

@@ -5,9 +5,12 @@ Source: https://prometheus.io/docs/prometheus/latest/configuration/configuration
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,13 @@ from hvdtrain.files import write_atomically
 from hvdtrain.paths import RunPaths
 from hvdtrain.telemetry.reports import Note
 from hvdtrain.telemetry.sinks import Sinks
+
+KEEP_S = 86400.0
+"""So long after a crash the addresses of a run stay, for Prometheus to show its ranks as down."""
+MOST_LOOKED_AT = 200
+"""Files of `metrics.file_sd_dir`."""
+ANSWER_S = 0.5
+LABELS = {"run", "rank", "local_rank", "host"}
 
 
 def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
@@ -66,6 +76,8 @@ def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
     with together(comm):
         if comm.rank == 0:
             _write(cfg, paths, groups)
+            if cfg.file_sd_dir is not None:
+                _sweep(Path(cfg.file_sd_dir), sinks)
     scheme = "http" if cfg.tls_cert is None else "https"
     sinks.say(f"live page: {scheme}://{address}/")
 
@@ -78,6 +90,36 @@ def withdraw(cfg: Metrics, comm: Comm, paths: RunPaths) -> None:
     if comm.rank == 0 and cfg.enabled:
         for path in _files(cfg, paths):
             path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, sinks: Sinks) -> None:
+    """Remove the files of runs that ended without removing them over a day ago: nobody listens at any of
+    their addresses. What is not such a file stays."""
+    removed = []
+    for path in sorted(folder.glob("*.json"))[:MOST_LOOKED_AT]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if time.time() - path.stat().st_mtime < KEEP_S or path.stat().st_uid != os.getuid():
+                continue
+            groups = json.loads(path.read_text())
+            if not groups or any(LABELS - set(group["labels"]) for group in groups):
+                continue
+            if not any(_listens(target) for group in groups for target in group["targets"]):
+                path.unlink()
+                removed.append(path.name)
+    if removed:
+        sinks.write(Note(f"metrics.file_sd_dir: removed what dead runs left: {', '.join(removed)}"))
+
+
+def _listens(target: str) -> bool:
+    """Whether somebody may listen at an address: only a refused connection says that nobody does."""
+    host, _, port = target.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _write(cfg: Metrics, paths: RunPaths, groups: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -14,10 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from tests.launch import environment, free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3")
+"""n3 is in the partition `three` alone."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 LIMIT_S = 240.0
 # cred_expire: a requeued job waits until the credentials of its first start have expired.
@@ -48,8 +52,10 @@ KillWait=90
 ReturnToService=2
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=4
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=4
+NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={port3} CPUs=4
 PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=90 PreemptMode=REQUEUE
 PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF
+PartitionName=three Nodes=n1,n2,n3 PriorityTier=1 PreemptMode=OFF
 """
 
 
@@ -65,10 +71,11 @@ class Slurm:
         # Not pytest's folder: a socket's path is at most 107 characters long.
         self.root = Path(tempfile.mkdtemp(prefix="slurm-"))
         self._daemons: list[subprocess.Popen[bytes]] = []
-        port, (port1, port2) = free_port(), (free_port(), free_port())
+        port, ports = free_port(), [free_port() for _ in NODES]
         user = pwd.getpwuid(os.geteuid()).pw_name
         (self.root / "state").mkdir()
-        settings = {"port": port, "port1": port1, "port2": port2, "user": user}
+        settings = {"port": port, "user": user}
+        settings |= {f"port{k}": each for k, each in enumerate(ports, 1)}
         text = CONFIG.format(root=self.root, host=socket.gethostname(), **settings)
         (self.root / "slurm.conf").write_text(text)
         key = self.root / "munge.key"
@@ -105,6 +112,42 @@ class Slurm:
                 daemon.kill()
                 daemon.wait()
         shutil.rmtree(self.root)
+
+    def lose(self, node: str) -> None:
+        """Kill a node's daemon and everything that it has started, as if it lost power."""
+        [slurmd] = [d for d in self._daemons if isinstance(d.args, list) and node in d.args]
+        slurmd.kill()
+        slurmd.wait()
+        self._daemons.remove(slurmd)
+        for process in self._on(node):
+            with contextlib.suppress(psutil.Error):
+                parent = process.parent()
+                if parent is not None and parent.name().startswith("slurmstepd"):
+                    parent.kill()
+                process.kill()
+
+    def _on(self, node: str) -> list[psutil.Process]:
+        """What this Slurm has started on a node."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                env = process.environ()
+                if (env.get("SLURMD_NODENAME"), env.get("SLURM_CONF")) == (
+                    node,
+                    self.env["SLURM_CONF"],
+                ):
+                    found.append(process)
+        return found
+
+    def restore(self, node: str) -> None:
+        """Have a lost node counted as down, so that its jobs end, and start its daemon again."""
+        self._ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+        self._daemon("slurmd", "-D", "-N", node)
+        self.until(f"{node} up", lambda: "*" not in self._state(node))
+        self._ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+    def _state(self, node: str) -> str:
+        return self._ask("sinfo", "-h", "-N", "-n", node, "-p", "three", "-o", "%t")
 
     def submit(self, folder: Path, *arguments: object) -> str:
         """Submit a batch script; returns the number of the job."""
@@ -157,5 +200,5 @@ class Slurm:
         return self.run(self.root, *command).stdout
 
     def _idle(self) -> int:
-        states = self._ask("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split()
+        states = self._ask("sinfo", "-h", "-N", "-p", "three", "-o", "%t").split()
         return states.count("idle")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -16,7 +18,7 @@ import pytest
 
 from benchmarks.netlab.lab import SUBNET, Lab, why_not
 from hvdtrain.launch.commands import mpi_prefix
-from tests.launch import REPOSITORY, environment
+from tests.launch import LOST_HOSTS, REPOSITORY, environment
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 HOSTS = ["--hosts", "node0:1,node1:1"]
@@ -163,3 +165,32 @@ def test_doctor_under_a_launcher(lab: Lab, config: Path) -> None:
     found = "docker0 172.17.0.1/16 mtu 1500 10000 Mbit/s (a network of containers inside this host)"
     assert "comm.interface: no usable interface is 172.17.0.0/16: found " in wrong.stderr
     assert found in wrong.stderr
+
+
+@LOST_HOSTS
+def test_a_host_without_power_is_replaced_by_a_spare(config: Path) -> None:
+    """It is lost in mid-run; the weights are those of an undisturbed run."""
+    settings = ["phases.0.epochs=60", "train.log_every=1", "checkpoint.every_steps=1"]
+    with Lab(3, nics=("eth0", "ens5", "enp3s0")) as lab:
+        spare = ["--hosts", "node0,node1,node2", "--nodes", "2", "--max-restarts", "3"]
+        words = [*HVDTRAIN, "launch", *spare, "--", "train", config, *settings]
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(on, lab, 0, *words, "--run-dir", "lost")
+            events = Path("lost/events.jsonl")
+            while not events.exists() or events.read_text().count('"kind": "train"') < 5:
+                assert not job.done(), job.result().stderr
+                time.sleep(0.05)
+            lab.kill(1)
+            done = job.result()
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "node1 does not answer: it is left out, node2 takes its place" in events.read_text()
+        whole = on(
+            lab, 0, *HVDTRAIN, "launch", "--hosts", "node0,node2", "--", "train", config, *settings
+        )
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    [undisturbed] = Path("runs").glob("small-*")
+    ends = [
+        max(run.glob("checkpoints/e*")) / "model.safetensors"
+        for run in (events.parent, undisturbed)
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()

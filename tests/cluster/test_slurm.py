@@ -14,7 +14,7 @@ import pytest
 
 from hvdtrain.launch.allocation import node_names
 from tests.cluster.slurm import ENDED, Slurm
-from tests.launch import QUICK_END, free_port
+from tests.launch import LOST_HOSTS, QUICK_END, free_port
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 CONFIG = """
@@ -103,6 +103,7 @@ def test_one_node(jobs: Jobs, launcher: str) -> None:
     assert jobs.slurm.finish(job)["JobState"] == "COMPLETED", jobs.log("one", job)
     assert summary(jobs.run_dir("one", job))["world_size"] == 2
     assert "placement: 2 ranks on 1 host (n1): 2 ranks, 1 core a rank" in jobs.log("one", job)
+    assert "Slurm ends this allocation at 2" in jobs.log("one", job)
 
 
 def test_unequal_nodes(jobs: Jobs) -> None:
@@ -180,6 +181,27 @@ def test_preempted(jobs: Jobs) -> None:
 def start_two_epochs(jobs: Jobs, name: str, *options: str) -> str:
     """The number of a job on two nodes."""
     return jobs.submit(jobs.script(name, "--nodes", "2", *options, epochs=2))
+
+
+@LOST_HOSTS
+def test_a_lost_node(jobs: Jobs) -> None:
+    """The spare node takes its place, and the weights are those of an undisturbed run."""
+    whole = start_two_epochs(jobs, "whole")
+    jobs.slurm.until("an undisturbed run", (jobs.run_dir("whole", whole) / "summary.json").exists)
+    options = ("--nodes", "2", "--spares", "1", "--partition", "three")
+    lost = jobs.submit(jobs.script("lost", *options, epochs=2))
+    jobs.wait_for_steps("lost", lost, 10)
+    jobs.slurm.lose("n2")
+    try:
+        jobs.slurm.until("the end", lambda: "in total, without" in jobs.log("lost", lost))
+    finally:
+        jobs.slurm.restore("n2")
+    for name, number in (("whole", whole), ("lost", lost)):
+        assert jobs.slurm.finish(number)["JobState"] == "COMPLETED", jobs.log(name, number)
+    events = (jobs.run_dir("lost", lost) / "events.jsonl").read_text()
+    assert "n2 " in events
+    assert "it is left out, n3 takes its place" in events
+    assert weights(jobs.run_dir("lost", lost)) == weights(jobs.run_dir("whole", whole))
 
 
 def test_container_and_staging(jobs: Jobs) -> None:

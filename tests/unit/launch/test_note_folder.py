@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.launch.note_folder import LOCK, YOUNG_S, note_folder
+from hvdtrain.launch.note_folder import (
+    LOCK,
+    OPEN_MPI,
+    SHARED_MEMORY,
+    YOUNG_S,
+    note_folder,
+    open_mpi_folders,
+)
 from tests.launch import environment
 
 HOLD = """
@@ -82,3 +89,17 @@ def test_a_folder_from_before_the_clock_was_set_back_is_removed(place: Path) -> 
     os.utime(old, (later, later))
     with note_folder():
         assert not old.exists()
+
+
+def test_open_mpi_keeps_its_files_in_folders_of_ours(place: Path) -> None:
+    given = {"OMPI_MCA_btl_sm_backing_directory": "/elsewhere"}
+    with open_mpi_folders(given) as variables:
+        session = Path(variables["OMPI_MCA_orte_tmpdir_base"])
+        shared = Path(variables["OMPI_MCA_btl_vader_backing_directory"])
+        assert session.parent == place
+        assert shared.parent == SHARED_MEMORY
+        assert session.is_dir()
+        assert shared.is_dir()
+        assert set(variables) == set(OPEN_MPI) - set(given)
+    assert not session.exists()
+    assert not shared.exists()

@@ -12,6 +12,10 @@ from hvdtrain.launch.placement import place, placement_text
 from hvdtrain.launch.spares import AWAY, Pool, blamed
 
 
+def fault(*hosts: str) -> list[str]:
+    return [f"srun: error: {host}: task 1: Killed" for host in hosts]
+
+
 def pool(text: str, nodes: int | None) -> Pool:
     return Pool(place(parse_hosts(text)), nodes)
 
@@ -26,35 +30,47 @@ def nobody(_hosts: Sequence[Host]) -> list[str]:
 
 def test_a_host_that_fails_twice_in_a_row_is_replaced_where_it_was() -> None:
     hosts = pool("a:2,b:2,c:2", 2)
-    assert hosts.renew({"b"}, nobody) == []
-    assert hosts.renew(set(), nobody) == []
-    assert hosts.renew({"b"}, nobody) == []
+    assert hosts.renew(fault("b"), nobody) == []
+    assert hosts.renew([], nobody) == []
+    assert hosts.renew(fault("b"), nobody) == []
     assert names(hosts) == ["a", "b"]
-    assert hosts.renew({"b"}, nobody) == [
+    assert hosts.renew(fault("b"), nobody) == [
         "b has failed 2 times in a row: it is left out, c takes its place"
     ]
     assert names(hosts) == ["a", "c"]
     assert hosts.placement().size == 4
     assert not hosts.has_spares
     assert hosts.is_part
-    assert hosts.renew({"c"}, nobody) == hosts.renew({"c"}, nobody) == []
+    assert hosts.renew(fault("c"), nobody) == hosts.renew(fault("c"), nobody) == []
     assert names(hosts) == ["a", "c"]
 
 
 def test_a_host_that_does_not_answer_is_replaced_at_once_by_one_that_does() -> None:
     hosts = pool("a,b,c,d", 2)
-    [text] = hosts.renew(set(), lambda hosts: {"a", "c"} & {host.name for host in hosts})
+    [text] = hosts.renew([], lambda hosts: {"a", "c"} & {host.name for host in hosts})
     assert text == "a does not answer: it is left out, d takes its place"
     assert names(hosts) == ["d", "b"]
-    [text] = hosts.renew(set(), lambda _: {"b", "c"})
+    [text] = hosts.renew([], lambda _: {"b", "c"})
     assert text == "b does not answer, and no spare host answers"
     assert names(hosts) == ["d", "b"]
+
+
+def test_a_host_whose_tasks_srun_waits_for_in_vain() -> None:
+    lines = [
+        "srun: error: a: task 0: Exited with exit code 5",
+        "srun: StepId=2.0 task 1: running",
+        "srun: Job step aborted: Waiting up to 92 seconds for job step to finish.",
+    ]
+    [text] = pool("a,b,c", 2).renew(lines, nobody)
+    assert text == "b does not answer: it is left out, c takes its place"
+    assert pool("a,b,c", 2).renew(lines[:2], nobody) == []
+    assert pool("a,b,c", 2).renew([*lines, *fault("b")], nobody) == []
 
 
 def test_a_name_without_its_domain() -> None:
     hosts = pool("a.net,b.net,c.net", 2)
     for _ in range(2):
-        told = hosts.renew({"b"}, nobody)
+        told = hosts.renew(fault("b"), nobody)
     assert told[0].startswith("b.net has failed")
 
 
