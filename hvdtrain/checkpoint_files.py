@@ -163,7 +163,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _unsealed(path: Path) -> dict[str, Any]:
-    """The content of `meta.json`, if its seal is right."""
+    """The content of `meta.json`, if its seal is right and every byte is as a run writes it."""
     file = path / META
     try:
         with _open(file) as opened:
@@ -177,6 +177,7 @@ def _unsealed(path: Path) -> dict[str, Any]:
         meta = sealed["meta"]
         body = json.dumps(meta, sort_keys=True)
         whole = hashlib.sha256(body.encode()).hexdigest() == sealed["seal"]
+        whole &= json.dumps(sealed).encode() == data  # not a blank more, 1e-08 not as 1E-08
     except (ValueError, LookupError, TypeError, RecursionError):
         whole = False
     if not whole:

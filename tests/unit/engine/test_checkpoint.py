@@ -60,33 +60,6 @@ def test_training_after_a_round_trip_is_identical(tmp_path: Path) -> None:
         assert tensor.stride() == expected[name].stride(), name
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
-    generator = torch.Generator().manual_seed(0)
-    for file in sorted(path.iterdir()):
-        original = file.read_bytes()
-        for _ in range(60):
-            damaged = bytearray(original)
-            bit = int(torch.randint(0, len(original) * 8, (1,), generator=generator))
-            damaged[bit // 8] ^= 1 << bit % 8
-            file.write_bytes(damaged)
-            with pytest.raises(CheckpointError, match=str(file)):
-                verify(path)
-        for cut in (0, 1, len(original) // 2, len(original) - 1):
-            file.write_bytes(original[:cut])
-            with pytest.raises(CheckpointError, match="damaged"):
-                verify(path)
-        file.write_bytes(original)
-    verify(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
-    (path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: No such file"):
-        verify(path)
-
-
 def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
     path = save_checkpoint(trained(), tmp_path, 2, LABELS)
     for other, message in [
