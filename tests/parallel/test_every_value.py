@@ -118,6 +118,7 @@ REFUSED: dict[str, tuple[int, str]] = {
     "phases.0.lr=1.7976931348623157e+308": NOT_FINITE,
     'phases.0.unfreeze=["stages"]': (2, "stages is not frozen"),
     "train.loss_scale=1e+38": (7, "all 2 updates were skipped"),
+    "checkpoint.mirror=s3://bucket/runs": (2, "expected a folder, found the URL s3://bucket/runs"),
     "metrics.bind=192.0.2.1": (6, "metrics.bind"),
     "metrics.token_file=missing": (6, "missing"),
     "metrics.tls_cert=missing": (6, "missing"),
@@ -243,7 +244,9 @@ TWO_RANKS = [
         (
             "comm.",
             "metrics.",
-            "checkpoint.",
+            "checkpoint.every",
+            "checkpoint.over",
+            "checkpoint.mirror",
             "train.noise",
             "train.acc",
             "train.on_",

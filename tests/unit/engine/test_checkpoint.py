@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from hvdtrain.checkpoint_files import Keep
 from hvdtrain.engine.checkpoint import (
     contents,
     list_checkpoints,
@@ -246,7 +247,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted(
         name: {k: t.contiguous() for k, t in part.items()} for name, part in contents(state).items()
     }
     state.progress = Progress(Position(2, 0))
-    saved = write_checkpoint(files, metadata(state, LABELS), tmp_path, 1)
+    saved = write_checkpoint(files, metadata(state, LABELS), tmp_path, Keep(1))
     assert saved.kept == [f"{old}: cannot be deleted: Operation not permitted"]
     assert list_checkpoints(tmp_path) == [saved.path, old]
     assert saved.size == sum(file.stat().st_size for file in saved.path.iterdir())

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain.checkpoint_files import BUFFERS_FILE, MODEL_FILE, list_checkpoints
+from hvdtrain.checkpoint_files import BUFFERS_FILE, MODEL_FILE, Keep, list_checkpoints
 from hvdtrain.engine.checkpoint import RANKS, contents, metadata, write_checkpoint
 from hvdtrain.engine.step import train_step
 from hvdtrain.optim.ema import Ema
@@ -43,7 +43,7 @@ def written(root: Path, features: int = 4) -> Path:
     files = contents(state) | {BUFFERS_FILE: {RANKS: torch.rand(2, 2 * features)}}
     # A number with an exponent and an escaped letter: both may be written in two ways.
     meta = metadata(state, {"model": "tiny"}, {"config": {"eps": 1e-20, "name": "é"}})
-    return write_checkpoint(files, meta, root / "checkpoints", 2).path
+    return write_checkpoint(files, meta, root / "checkpoints", Keep(2)).path
 
 
 @pytest.fixture
