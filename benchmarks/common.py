@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hvdtrain.checkpoint_files import Keep
 from hvdtrain.comm.agreement import Stops
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
@@ -27,6 +28,7 @@ from hvdtrain.plan.epochs import Epoch, make_plan
 from hvdtrain.run.dataset import DatasetWriter, RunData
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.prepare import Run
+from hvdtrain.run.snapshots import Cadence, Snapshots
 from hvdtrain.signals import StopSignals
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.sinks import Sinks
@@ -101,7 +103,10 @@ def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> I
         loaders: Any = MemoryLoaders(batch)
         data = RunData([], {}, {}, {}, {})
         writer = DatasetWriter(paths.dataset, loaders, data)  # not started: there are no files
-        run = Run(cfg, comm, paths, plan, loaders, sinks, state, bad, hosts, data, writer)
+        snapshots = Snapshots(state, paths, sinks, Cadence(cfg.checkpoint), {}, {}, Keep(1))
+        run = Run(
+            cfg, comm, paths, plan, loaders, sinks, state, bad, hosts, data, writer, snapshots, []
+        )
         with contextlib.closing(run):
             yield run
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -77,6 +78,7 @@ class _Meta(BaseModel):
     train_seconds: Number
     world_size: Count = 1
     number: Count = 0
+    top1: Number | None = None
     scaler: _NoScaler | _Scaler
     noise_scale: _NoiseScale = _NoiseScale()
     labels: dict[str, Any]
@@ -96,6 +98,58 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def next_number(directory: Path) -> int:
     """One more than the number of every checkpoint in `directory`."""
     return 1 + max((_order(path)[0] for path in list_checkpoints(directory)[:1]), default=0)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay when a new one is there; each number may be 0 but the first."""
+
+    last: int
+    """Written last."""
+    ends: int = 0
+    """Of those at the end of an epoch, written last: those in mid-epoch come by the minute, and would
+    leave no history."""
+    best: int = 0
+    """Of the highest top-1 accuracy; of equal ones the later."""
+    every: int = 0
+    """At the end of every so many epochs, for good."""
+
+
+def why_kept(found: list[Path], keep: Keep) -> dict[Path, list[str]]:
+    """The reasons to keep each of `found`, which are ordered as by `list_checkpoints`; those without a
+    reason have no entry."""
+    reasons: dict[Path, list[str]] = {}
+
+    def add(paths: list[Path], reason: str) -> None:
+        for path in paths:
+            reasons.setdefault(path, []).append(reason)
+
+    ends = {path: epoch for path in found if (epoch := _epoch_at_end(path)) is not None}
+    add(found[: keep.last], "last")
+    add([*ends][: keep.ends], "epoch end")
+    if keep.best:
+        by_top1 = [(value, path) for path in found if (value := _top1(path)) is not None]
+        for value, path in sorted(by_top1, key=lambda pair: -pair[0])[: keep.best]:
+            add([path], f"best, top-1 {100 * value:.2f} %")
+    if keep.every:
+        chosen = [path for path, epoch in ends.items() if epoch and epoch % keep.every == 0]
+        add(chosen, "every epoch" if keep.every == 1 else f"every {keep.every:,} epochs")
+    return reasons
+
+
+def _epoch_at_end(path: Path) -> int | None:
+    """Epochs done of a checkpoint at the end of one; None in mid-epoch."""
+    matched = NAME.fullmatch(path.name)
+    return int(matched[1]) if matched and not int(matched[2]) else None
+
+
+def _top1(path: Path) -> float | None:
+    """Of the evaluation before the checkpoint was written, 0-1; None without one."""
+    try:
+        value = read_meta(path).get("top1")
+    except CheckpointError:
+        return None
+    return None if value is None else float(value)
 
 
 def remove(path: Path) -> None:
@@ -163,10 +217,10 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _unsealed(path: Path) -> dict[str, Any]:
-    """The content of `meta.json`, if its seal is right."""
+    """The content of `meta.json`, if its seal is right and every byte is as a run writes it."""
     file = path / META
     try:
-        with _open(file) as opened:
+        with open_regular(file) as opened:
             data = opened.read(MAX_META_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
@@ -177,6 +231,7 @@ def _unsealed(path: Path) -> dict[str, Any]:
         meta = sealed["meta"]
         body = json.dumps(meta, sort_keys=True)
         whole = hashlib.sha256(body.encode()).hexdigest() == sealed["seal"]
+        whole &= json.dumps(sealed).encode() == data  # not a blank more, 1e-08 not as 1E-08
     except (ValueError, LookupError, TypeError, RecursionError):
         whole = False
     if not whole:
@@ -189,7 +244,7 @@ def _unsealed(path: Path) -> dict[str, Any]:
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
     try:
-        with _open(file) as opened:
+        with open_regular(file) as opened:
             while chunk := opened.read(2**20):
                 digest.update(chunk)
     except OSError as error:
@@ -197,7 +252,7 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _open(file: Path) -> BinaryIO:
+def open_regular(file: Path) -> BinaryIO:
     """Open a regular file, no link; a pipe is not waited for. Raises OSError, CheckpointError."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

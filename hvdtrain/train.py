@@ -246,6 +246,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
         return None
     evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
     run.sinks.write(evaluation)
+    run.snapshots.evaluation = evaluation
     run.snapshots.report_written(None)  # an error names the last one
     check_evaluation(evaluation, run.paths)
     return evaluation

@@ -16,7 +16,8 @@ from hvdtrain.errors import CheckpointError, ResourceError
 
 if TYPE_CHECKING:
     from hvdtrain.run.checkpoint_diff import Difference, FileDifference, Setting
-    from hvdtrain.run.checkpoints import Entry, Pruned, Verdict
+    from hvdtrain.run.checkpoints import Entry, Verdict
+    from hvdtrain.run.pruning import Pruned
 
 ckpt_app = typer.Typer(
     help="List, verify, compare and delete checkpoints.",
@@ -39,7 +40,8 @@ RunOrCheckpoint = Annotated[
 def list_all(run: Run, as_json: AsJson = False) -> None:
     """List the checkpoints of a run, the last written first.
 
-    Damaged ones, what a killed job has left, and files of others are listed after them and marked.
+    Each says why it is kept; one that says nothing goes when the next is written. Damaged ones, what a
+    killed job has left, and files of others are listed after them and marked.
     Only metadata are read: ckpt verify checks every byte.
     """
     from hvdtrain.run.checkpoints import listing
@@ -112,6 +114,22 @@ def prune(
     keep: Annotated[
         int, typer.Option(min=1, metavar="N", help="Number of intact checkpoints to keep.")
     ],
+    keep_best: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Keep also so many of the highest top-1. Default: the run's checkpoint.keep_best.",
+        ),
+    ] = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Keep also those of every so many epochs. Default: the run's checkpoint.keep_every.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be deleted.")
     ] = False,
@@ -122,10 +140,10 @@ def prune(
     Every byte is verified first: damaged ones do not count, and are not deleted; nor is anything that
     hvdtrain did not write. Refused while a job uses the run.
     """
-    from hvdtrain.run.checkpoints import prune as run_pruning
+    from hvdtrain.run.pruning import prune as run_pruning
 
     with doing("verifying"):
-        done = run_pruning(run, keep, dry_run=dry_run)
+        done = run_pruning(run, keep, keep_best, keep_every, dry_run=dry_run)
     if as_json:
         typer.echo(json.dumps({"dry_run": dry_run, **vars(done)}))
     else:
@@ -160,7 +178,8 @@ def _listing_text(entries: list[Entry]) -> str:
         ]
         written = _date(entry.written)
         mark = "newest" if entry.newest else "" if entry.kind == "checkpoint" else entry.kind
-        note = ": ".join(filter(None, (mark, _shown(entry.note))))
+        kept = f"kept: {', '.join(entry.kept)}" if entry.kept else ""
+        note = "; ".join(filter(None, (": ".join(filter(None, (mark, _shown(entry.note)))), kept)))
         rows.append((_shown(entry.name), *numbers, _size(entry.size_bytes), written, note))
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = []
@@ -220,6 +239,8 @@ def _capped(lines: list[str]) -> list[str]:
 def _pruned_text(run: Path, done: Pruned, dry_run: bool) -> str:
     verb = "would be deleted" if dry_run else "deleted"
     lines = [f"{verb}: {name}" for name in done.deleted]
+    others = {name: why for name, why in done.reasons.items() if why[0] != "last"}
+    lines += [f"kept: {name}: {', '.join(why)}" for name, why in others.items()]
     lines += [f"left: {_shown(name)}: {_shown(reason)}" for name, reason in done.left.items()]
     lines += [f"not deleted: {_shown(line)}" for line in done.failed]
     counts = f"{len(done.deleted):,} {verb} ({_size(done.deleted_bytes)})"

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from hvdtrain.config.data import Data
 from hvdtrain.config.fields import (
     MAX_EPOCHS,
+    FolderText,
     Fraction,
     Identity,
     LossScale,
@@ -250,6 +251,12 @@ class Checkpoint(Section):
     often than `every_minutes` says, up to once a minute."""
     keep: Machine[Positive] = 2
     """Number of checkpoints to keep, and of those at the end of an epoch; older ones are deleted."""
+    keep_best: Machine[Annotated[int, Field(ge=0, le=10**9)]] = 0
+    """Also keep so many of the highest top-1 accuracy, of those written after an evaluation."""
+    keep_every: Machine[Annotated[int, Field(ge=0, le=10**9)]] = 0
+    """Also keep, for good, those at the end of every so many epochs. 0: none."""
+    mirror: Machine[FolderText | None] = None
+    """Folder for a second copy of the checkpoints that are kept, on another disk. null: none."""
 
 
 class Expected(Section):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,16 +29,19 @@ from hvdtrain.checkpoint_files import (
     META,
     NAME,
     NEW,
+    Keep,
     list_checkpoints,
     next_number,
     read_meta,
     remove,
     verify,
+    why_kept,
 )
 from hvdtrain.engine.evaluate import rank_buffers
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
+from hvdtrain.engine.tensor_file import write_tensors
 from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.files import sync_folder, whole_file
 from hvdtrain.optim import optimizer_tensors
@@ -72,16 +74,16 @@ def save_checkpoint(
     labels: dict[str, Any],
     about: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the present state, see `write_checkpoint`; returns the path.
+    """Write the present state, and keep the last `keep` and as many ends of an epoch; returns the path.
 
     `labels` (such as model and classes) are compared on load; `about` is only kept. Call it on one
     rank only.
     """
     files = {
-        name: {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+        name: {key: tensor.cpu() for key, tensor in tensors.items()}
         for name, tensors in contents(state).items()
     }
-    return write_checkpoint(files, metadata(state, labels, about), directory, keep).path
+    return write_checkpoint(files, metadata(state, labels, about), directory, Keep(keep, keep)).path
 
 
 def metadata(
@@ -104,32 +106,29 @@ def checkpoint_name(at: Position) -> str:
     return f"e{at.epoch:04d}-s{at.sample:010d}"
 
 
-def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep: int) -> Saved:
-    """Write `directory/e<epoch>-s<sample>`, then delete all but the last written `keep` checkpoints.
+def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep: Keep) -> Saved:
+    """Write `directory/e<epoch>-s<sample>`, then delete the checkpoints that are not to `keep`.
 
-    `files` are on the CPU and contiguous. Whenever it is killed, a checkpoint of the same position
+    `files` are on the CPU. Whenever it is killed, a checkpoint of the same position
     is there as it was, or as it is now. Raises ResourceError if the disk refuses; older checkpoints
     are then untouched.
     """
     at = meta["position"]
     final = directory / checkpoint_name(Position(**at))
     part = directory / f".{final.name}.part"
-    place = final.with_name(final.name + NEW)
     try:
-        _settle(place)
+        settle(final.with_name(final.name + NEW))
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         digests, size = {}, 0
         for name, tensors in files.items():
-            data = safetensors.torch.save(tensors)
-            digests[name], size = hashlib.sha256(data).hexdigest(), size + len(data)
             with whole_file(part / name) as file:
-                file.write(data)
+                digests[name], length = write_tensors(file, tensors)
+            size += length
         sealed = _sealed({**meta, "number": next_number(directory), "sha256": digests})
         with whole_file(part / META) as file:
             file.write(sealed)
-        part.rename(place if final.exists() else final)
-        sync_folder(directory)
+        place = put_in_place(part, final)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise ResourceError(
@@ -140,23 +139,26 @@ def write_checkpoint(files: Tensors, meta: dict[str, Any], directory: Path, keep
     return Saved(final if final.exists() else place, size + len(sealed), kept)
 
 
-_AT_EPOCH_END = re.compile(r"e\d+-s0+(?!\d)")
+def put_in_place(part: Path, final: Path) -> Path:
+    """Give a complete checkpoint its name, or another one that `settle` changes to it, which is returned.
 
-
-def _prune(place: Path, keep: int) -> list[str]:
-    """Delete what a new checkpoint, perhaps at `place`, makes superfluous; tells what cannot be.
-
-    The last `keep` stay, and the last `keep` of those at the end of an epoch: checkpoints in mid-epoch
-    come by the minute, and would leave no history.
+    Raises OSError.
     """
+    place = final.with_name(final.name + NEW)
+    part.rename(place if final.exists() else final)
+    sync_folder(final.parent)
+    return place
+
+
+def _prune(place: Path, keep: Keep) -> list[str]:
+    """Delete what a new checkpoint, perhaps at `place`, makes superfluous; tells what cannot be."""
     kept: list[str] = []
     with _told(kept, place):
-        _settle(place)
-    ends = 0
-    for number, old in enumerate(list_checkpoints(place.parent)):
-        at_end = _AT_EPOCH_END.match(old.name) is not None
-        ends += at_end
-        if number >= keep and not (at_end and ends <= keep):
+        settle(place)
+    found = list_checkpoints(place.parent)
+    reasons = why_kept(found, keep)
+    for old in found:
+        if old not in reasons:
             with _told(kept, old):
                 remove(old)
     return kept
@@ -175,7 +177,7 @@ def sweep(directory: Path) -> None:
     for path in directory.glob("e*-s*/"):
         if NAME.fullmatch(path.name) and path.name.endswith(NEW):
             with contextlib.suppress(OSError):
-                _settle(path)
+                settle(path)
     for path in directory.glob(".e*-s*/"):
         if LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -190,7 +192,7 @@ def move_aside(path: Path) -> Path:
     return path.rename(target)
 
 
-def _settle(place: Path) -> None:
+def settle(place: Path) -> None:
     """Let the checkpoint `place`, if it is there, take the place of the one of its position."""
     if place.exists():
         final = place.with_name(place.name.removesuffix(NEW))

@@ -8,6 +8,7 @@ zeros, so all ranks always send the same buffers.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -103,9 +104,9 @@ class Reducer:
             _Group(f"grad.{index}", members, wire)
             for index, members in enumerate(_split(trained, group_bytes))
         ]
-        for group in self.groups:
+        for number, group in enumerate(self.groups):
             for p in group.params:
-                p.register_post_accumulate_grad_hook(self._hook(group))
+                p.register_post_accumulate_grad_hook(self._hook(number))
 
     def start_step(self, *, communicate: bool = True, measure: bool = False) -> None:
         """Drop all gradients; with `communicate=False` this step's are not summed over ranks.
@@ -198,13 +199,21 @@ class Reducer:
         for group in self.groups:
             group.complete()
 
-    def _hook(self, group: _Group):  # type: ignore[no-untyped-def]
+    def _hook(self, number: int):  # type: ignore[no-untyped-def]
+        # A hook that held the reducer would hold its parameters, and these the hook, by references that
+        # Python cannot see: no model would ever be freed.
+        alive = weakref.ref(self)
+
         def ready(p: torch.Tensor) -> None:
             assert isinstance(p, nn.Parameter)
+            reducer = alive()
+            if reducer is None:
+                return
+            group = reducer.groups[number]
             group.take(p)
             group.waiting_for -= 1
-            if self._enabled and self._backward_left == 0 and group.waiting_for == 0:
-                self._send(group)
+            if reducer._enabled and reducer._backward_left == 0 and group.waiting_for == 0:
+                reducer._send(group)
 
         return ready
 

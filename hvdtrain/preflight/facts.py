@@ -140,7 +140,9 @@ def of_host(request: Mapping[str, Any]) -> Facts:
             if request["listing"]:
                 data = tuple(list_images(*named, cfg) for named in datasets(cfg))
             if request["first"]:
-                disk = disk_at(Path(cfg.output), keep=cfg.checkpoint.keep)
+                disk = disk_at(
+                    Path(cfg.output), keep=cfg.checkpoint.keep + cfg.checkpoint.keep_best
+                )
         if unknown := [peer for peer in peers if not _is_known(peer)]:
             faults.append(f"cannot resolve the name {unknown[0]}: add it to DNS or /etc/hosts")
         elif peers:

@@ -76,7 +76,7 @@ def survey(
         config=config_hash(cfg) if cfg else None,
         clock=clock,
         disk=(
-            disk_at(output, checkpoint_bytes(cfg), cfg.checkpoint.keep)
+            disk_at(output, checkpoint_bytes(cfg), cfg.checkpoint.keep + cfg.checkpoint.keep_best)
             if cfg is not None and comm.rank == 0
             else None
         ),

@@ -14,7 +14,7 @@ from hvdtrain.errors import CheckpointError
 
 CHUNK = 2**22
 """Elements that are compared at once."""
-UNCOUNTED = ("number", "train_seconds")
+UNCOUNTED = ("number", "top1", "train_seconds")
 """Metadata of two equal trainings that differ: the count of checkpoints, and a time that was measured."""
 MOST_DEPTH = 8
 """Of nested metadata; what is deeper is one value."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory: listed, verified and pruned, without torch."""
+"""The checkpoints of a run directory: listed and verified, without torch."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hvdtrain import activity
 from hvdtrain.checkpoint_files import (
-    BUFFERS_FILE,
-    EMA_FILE,
-    FILES,
     LEFTOVER,
     META,
     NAME,
+    Keep,
     list_checkpoints,
     read_meta,
-    remove,
     verify,
+    why_kept,
 )
-from hvdtrain.errors import CheckpointError, ConfigError, ResourceError
+from hvdtrain.config.load import load_config
+from hvdtrain.config.schema import Checkpoint
+from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError
 from hvdtrain.paths import RunPaths, run_root
-from hvdtrain.run.lock import RunLock
 
 SET_ASIDE = re.compile(rf"damaged-{NAME.pattern}(?:-\d+)?")
 """What a damaged checkpoint is renamed to when a run goes on from an older one."""
-OURS = {META, *FILES, EMA_FILE, BUFFERS_FILE}
-
 Kind = Literal["checkpoint", "damaged", "set aside", "unfinished", "half deleted", "other"]
 
 
@@ -50,6 +46,8 @@ class Entry:
     written: float
     """Unix time of its metadata file, or of the folder without one."""
     note: str = ""
+    kept: list[str] = field(default_factory=list)
+    """Why the run does not delete it; empty as well if the run's settings are not known."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -69,33 +67,29 @@ class Verdict:
         return {**asdict(self), "path": str(self.path)}
 
 
-@dataclass
-class Pruned:
-    """What was deleted, or would be."""
-
-    kept: list[str] = field(default_factory=list)
-    """The newest intact ones."""
-    deleted: list[str] = field(default_factory=list)
-    deleted_bytes: int = 0
-    left: dict[str, str] = field(default_factory=dict)
-    """Neither counted nor deleted, and why."""
-    failed: list[str] = field(default_factory=list)
-    """One line for each that the disk did not let go."""
+def to_keep(settings: Checkpoint) -> Keep:
+    """What a run with these settings keeps."""
+    return Keep(settings.keep, settings.keep, settings.keep_best, settings.keep_every)
 
 
 def listing(path: Path) -> list[Entry]:
     """Everything in the folder of checkpoints of the run `path`: checkpoints, the newest first, then
     the rest by name. Raises CheckpointError if there is no such folder."""
-    folder = _folder(path)
+    folder = folder_of(path)
     try:
         found = list_checkpoints(folder)
         rest = sorted(set(folder.iterdir()) - set(found))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
+    reasons: dict[Path, list[str]] = {}
+    with contextlib.suppress(HvdtrainError):  # ls shows the rest without the run's settings
+        reasons = why_kept(found, to_keep(load_config(RunPaths(folder.parent).config).checkpoint))
     entries: list[Entry] = []
     for each in [*found, *rest]:
         with contextlib.suppress(FileNotFoundError):  # a job may delete it meanwhile
-            entries.append(_entry(each, newest=not entries))
+            entry = _entry(each, newest=not entries)
+            kept = reasons.get(each, []) if entry.kind == "checkpoint" else []
+            entries.append(replace(entry, kept=kept))
     return entries
 
 
@@ -104,7 +98,7 @@ def to_verify(path: Path, *, every: bool) -> list[Path]:
 
     Raises CheckpointError if there is none.
     """
-    if _is_checkpoint(path):
+    if is_checkpoint(path):
         if every:
             raise ConfigError(f"--all {path}: one checkpoint, expected a run directory")
         return [path]
@@ -126,74 +120,10 @@ def check(path: Path) -> Verdict:
 
 def one_of(path: Path) -> Path:
     """The checkpoint `path`, or the newest of the run `path`. Raises CheckpointError."""
-    return path if _is_checkpoint(path) else _checkpoints(path)[0]
+    return path if is_checkpoint(path) else _checkpoints(path)[0]
 
 
-def prune(path: Path, keep: int, *, dry_run: bool) -> Pruned:
-    """Delete the intact checkpoints of the run `path` except the `keep` written last.
-
-    Raises ResourceError if a job uses the run, CheckpointError if there is no intact checkpoint.
-    """
-    if _is_checkpoint(path):
-        raise ConfigError(f"{path}: one checkpoint, expected a run directory")
-    folder = _folder(path)
-    try:
-        lock = RunLock(path)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be locked: {error.strerror}") from None
-    try:
-        return _prune(folder, keep, dry_run)
-    finally:
-        lock.release()
-
-
-def _prune(folder: Path, keep: int, dry_run: bool) -> Pruned:
-    done, old = Pruned(), []
-    for path in list_checkpoints(folder):
-        activity.enter(f"verifying {path.name}")
-        if reason := _reason_to_leave(path):
-            done.left[path.name] = reason
-        elif len(done.kept) < keep:
-            done.kept.append(path.name)
-        else:
-            old.append(path)
-    if not done.kept:
-        raise CheckpointError(f"{folder}: no intact checkpoint: nothing is deleted")
-    for path in reversed(old):  # the oldest first, however this ends
-        size = _size(path)
-        try:
-            if not dry_run:
-                _delete(path)
-        except OSError as error:
-            done.failed.append(f"{error.filename or path}: cannot be deleted: {error.strerror}")
-        else:
-            done.deleted.append(path.name)
-            done.deleted_bytes += size
-    return done
-
-
-def _reason_to_leave(path: Path) -> str:
-    """Why a folder with the name of a checkpoint is none of ours to delete; empty if it is."""
-    if path.is_symlink():
-        return "a link"
-    try:
-        foreign = sorted({each.name for each in path.iterdir()} - OURS)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if foreign:
-        return f"holds {foreign[0]}, which is not of hvdtrain"
-    verdict = check(path)
-    return "" if verdict.state == "ok" else verdict.fault or verdict.state
-
-
-def _delete(path: Path) -> None:
-    remove(path)
-    gone = path.with_name(f".{path.name}.gone")
-    if gone.exists():
-        raise OSError(0, "files of it are left", str(gone))
-
-
-def _folder(path: Path) -> Path:
+def folder_of(path: Path) -> Path:
     """The folder of checkpoints of a run, which may be named by a checkpoint. Raises CheckpointError."""
     try:
         folder = RunPaths(run_root(path)).checkpoints
@@ -208,14 +138,14 @@ def _folder(path: Path) -> Path:
 
 
 def _checkpoints(path: Path) -> list[Path]:
-    folder = _folder(path)
+    folder = folder_of(path)
     found = list_checkpoints(folder)
     if not found:
         raise CheckpointError(f"{folder}: no checkpoint")
     return found
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     """Whether a checkpoint is named, even if it is damaged. Raises CheckpointError if it is missing."""
     name = Path(os.path.abspath(path)).name  # noqa: PTH100 - keeps links
     patterns = (NAME, SET_ASIDE, LEFTOVER)
@@ -245,7 +175,7 @@ def _entry(path: Path, *, newest: bool) -> Entry:
         written = (path / META).lstat().st_mtime
     epoch, sample, step = _position(path) if kind != "other" else (None, None, None)
     is_newest = newest and kind == "checkpoint"
-    return Entry(path.name, kind, is_newest, epoch, sample, step, _size(path), written, note)
+    return Entry(path.name, kind, is_newest, epoch, sample, step, size_of(path), written, note)
 
 
 def _kind(path: Path) -> tuple[Kind, str]:
@@ -273,7 +203,7 @@ def _position(path: Path) -> tuple[int | None, int | None, int | None]:
     return meta["position"]["epoch"], meta["position"]["sample"], meta["step"]
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Bytes of all files; links are not followed, and what vanishes meanwhile is not counted."""
     return sum(_sizes(path))
 

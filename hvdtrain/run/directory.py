@@ -19,6 +19,7 @@ from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError, Resourc
 from hvdtrain.paths import RunPaths, fresh_stamp
 from hvdtrain.run.changes import Begun, Change, compare, identity, read_begun, refusal
 from hvdtrain.run.lock import RunLock
+from hvdtrain.run.mirror import bring_back
 from hvdtrain.run.other_ranks import Batch, UnsharedError, told
 from hvdtrain.signals import cleaned_up
 
@@ -119,12 +120,15 @@ def discarded_if_unused(directory: Directory) -> Iterator[None]:
 def _choose_directory(
     cfg: Config, world_size: int, resume: str, run_dir: Path | None, accept: bool
 ) -> Directory:
+    mirror = cfg.checkpoint.mirror
     if resume not in ("never", "auto"):
+        notes = bring_back(RunPaths(Path(resume)), mirror)
         if not Path(resume).is_dir():
             raise CheckpointError(f"--resume {resume}: no such run directory")
-        return _begun(RunPaths(Path(resume)), cfg, world_size, accept)
+        return _begun(RunPaths(Path(resume)), cfg, world_size, accept, notes)
     if run_dir is not None:
         paths = RunPaths(run_dir)
+        notes = bring_back(paths, mirror) if resume == "auto" else []
         begun = bool(list_checkpoints(paths.checkpoints))
         if resume == "never" and begun:
             raise CheckpointError(
@@ -132,9 +136,9 @@ def _choose_directory(
             )
         _require_writable(run_dir)
         if begun:
-            return _begun(paths, cfg, world_size, accept)
-        return Directory(paths, must_resume=False, notes=[], made=_make(run_dir))
-    notes: list[str] = []
+            return _begun(paths, cfg, world_size, accept, notes)
+        return Directory(paths, must_resume=False, notes=notes, made=_make(run_dir))
+    notes = []
     if resume == "auto" and (found := _unfinished(cfg, world_size, accept, notes)) is not None:
         return found
     name = f"{cfg.name}-{fresh_stamp(Path(cfg.output), cfg.name)}"
@@ -147,10 +151,12 @@ def _choose_directory(
     return Directory(RunPaths(root), must_resume=False, notes=notes, made=True)
 
 
-def _begun(paths: RunPaths, cfg: Config, world_size: int, accept: bool) -> Directory:
+def _begun(
+    paths: RunPaths, cfg: Config, world_size: int, accept: bool, notes: list[str]
+) -> Directory:
     """The directory of a run that was named. Raises ConfigError if it began with other settings."""
     if not list_checkpoints(paths.checkpoints):
-        return Directory(paths, must_resume=True, notes=[])
+        return Directory(paths, must_resume=True, notes=notes)
     try:
         begun = read_begun(paths)
     except HvdtrainError as error:
@@ -159,7 +165,7 @@ def _begun(paths: RunPaths, cfg: Config, world_size: int, accept: bool) -> Direc
             raise ConfigError(
                 f"{paths.root}: {text}: go on with those of now by --accept-changes"
             ) from None
-        return Directory(paths, must_resume=True, notes=[text])
+        return Directory(paths, must_resume=True, notes=[*notes, text])
     try:
         found = _compared(paths, begun, cfg, world_size, accept)
     except UnsharedError as error:
@@ -168,7 +174,7 @@ def _begun(paths: RunPaths, cfg: Config, world_size: int, accept: bool) -> Direc
         raise ConfigError(f"{paths.root}: {error}") from None
     if (refused := identity(found.changes)) and not accept:
         raise refusal(paths.root, refused)
-    return found
+    return replace(found, notes=notes)
 
 
 def _compared(
@@ -213,6 +219,8 @@ def _unfinished(cfg: Config, world_size: int, accept: bool, notes: list[str]) ->
         if paths.summary.exists():
             continue
         if not list_checkpoints(paths.checkpoints):
+            notes += bring_back(paths, cfg.checkpoint.mirror)
+        if not list_checkpoints(paths.checkpoints):
             passed.append((root, "it has no checkpoint"))
             continue
         try:
@@ -232,6 +240,7 @@ def _unfinished(cfg: Config, world_size: int, accept: bool, notes: list[str]) ->
         passed.append((root, found.changes[0].text + found.changes[0].hint))
     chosen = other if other and (accept or not identity(other.changes)) else None
     if chosen:
+        notes += bring_back(chosen.paths, cfg.checkpoint.mirror)
         passed = list(takewhile(lambda item: item[0] != chosen.paths.root, passed))
     notes += [f"--resume auto passes over {root}: {why}" for root, why in passed[:MOST_NOTES]]
     if (more := len(passed) - MOST_NOTES) > 0:

@@ -26,6 +26,7 @@ from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
 from hvdtrain.run.changes import notes_of
+from hvdtrain.run.checkpoints import to_keep
 from hvdtrain.run.dataset import (
     DatasetWriter,
     check_data,
@@ -36,6 +37,7 @@ from hvdtrain.run.directory import Directory, discarded_if_unused, run_directory
 from hvdtrain.run.exchange_tuning import tune
 from hvdtrain.run.guard.watchdog import ask_about_images, leave_stacks_in
 from hvdtrain.run.masked import restore_masked
+from hvdtrain.run.mirror import Mirror, adopt
 from hvdtrain.run.notices import watch
 from hvdtrain.run.other_ranks import Batch
 from hvdtrain.run.parts import Run
@@ -87,6 +89,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         if comm.rank == 0:
             paths.create()
             sweep(paths.checkpoints)
+            adopt(paths)
     own = (socket.gethostname(), torch.get_num_threads(), torch.cuda.device_count())
     ranks = [RankPlace(*json.loads(text)) for text in comm.gather_text(json.dumps(own))]
     hosts = [rank.host for rank in ranks]
@@ -97,7 +100,10 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     labels = checkpoint_labels(cfg, parts.loaders)
     about = {"data": data.as_dict(), "config": cfg.model_dump()}
     cadence = Cadence(cfg.checkpoint)
-    snapshots = Snapshots(parts.state, paths, sinks, cadence, labels, about, cfg.checkpoint.keep)
+    keep = to_keep(cfg.checkpoint)
+    snapshots = Snapshots(parts.state, paths, sinks, cadence, labels, about, keep)
+    if cfg.checkpoint.mirror and comm.rank == 0:
+        snapshots.mirror = Mirror(paths, cfg.checkpoint.mirror, keep)
     run = Run(
         cfg,
         comm,
@@ -131,6 +137,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         restore(run, must=directory.must_resume)
         snapshots.saved_step = run.state.progress.step
         restore_masked(run)
+        snapshots.reserve()
         if comm.rank == 0:
             writer.start(resumed=recorded is not None)
             _describe(run)

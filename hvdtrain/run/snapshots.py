@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hvdtrain import activity
-from hvdtrain.checkpoint_files import BUFFERS_FILE
+from hvdtrain.checkpoint_files import BUFFERS_FILE, Keep
 from hvdtrain.config.schema import Checkpoint as Settings
 from hvdtrain.engine.checkpoint import (
     RANKS,
@@ -28,8 +28,9 @@ from hvdtrain.engine.evaluate import average_buffers, rank_buffers, set_buffers
 from hvdtrain.engine.step import State
 from hvdtrain.errors import TrainingError
 from hvdtrain.paths import RunPaths
-from hvdtrain.run.guard.numbers import check_state, not_finite
-from hvdtrain.telemetry.reports import Checkpoint, Note
+from hvdtrain.run.guard.numbers import all_finite, check_state, not_finite
+from hvdtrain.run.mirror import Mirror
+from hvdtrain.telemetry.reports import Checkpoint, Eval, Note
 from hvdtrain.telemetry.sinks import Sinks
 
 SHORTEST_S = 60.0
@@ -124,23 +125,30 @@ class Buffers:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], torch.Tensor] = {}
+        self.finite = False
+        """Whether the last copy is known to be finite; its tensors on a GPU are not looked at."""
 
     def copy(self, files: Tensors) -> Tensors:
-        """The same tensors on the CPU, contiguous, until the next call."""
+        """The same tensors on the CPU, until the next call."""
         copies: Tensors = {}
         on_gpu = False
+        sums: list[torch.Tensor] = []
         for file, tensors in files.items():
             copies[file] = {}
             for name, tensor in tensors.items():
                 kept = self._kept.get((file, name))
                 if kept is None:
                     pinned = tensor.is_cuda
-                    kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                    # The same layout: another would take three times as long to copy.
+                    kept = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
                     self._kept[file, name] = kept
                 copies[file][name] = kept.copy_(tensor, non_blocking=True)
                 on_gpu |= tensor.is_cuda
+                if not on_gpu and kept.is_floating_point():
+                    sums.append(kept.sum().double())  # at once, while it is in the cache
         if on_gpu:
             torch.cuda.synchronize()
+        self.finite = not on_gpu and all_finite(sums)
         return copies
 
 
@@ -156,9 +164,13 @@ class Snapshots:
     """What must be equal in the run that loads a checkpoint."""
     about: dict[str, Any]
     """What else a checkpoint keeps."""
-    keep: int
+    keep: Keep
     describe: Callable[[], None] = lambda: None
     """Writes the files that say what the run is."""
+    evaluation: Eval | None = None
+    """The last one: a checkpoint after the same update keeps its accuracy."""
+    mirror: Mirror | None = None
+    """On rank 0, if the run has one."""
     writer: Writer = field(default_factory=Writer)
     buffers: Buffers = field(default_factory=Buffers)
     saved_step: int = 0
@@ -167,6 +179,11 @@ class Snapshots:
     """Step of the checkpoint that is being written, and how long training has waited for it."""
     _told: set[str] = field(default_factory=set)
     """Lines about files that cannot be deleted."""
+
+    def reserve(self) -> None:
+        """Take the memory for copies now: the first checkpoint then takes no longer than the others."""
+        if self.state.comm.rank == 0:
+            self.buffers.copy(contents(self.state))
 
     def save(self, *, wait: bool = False) -> None:
         """Save the present state on rank 0, without a change of it; every rank must call.
@@ -200,7 +217,7 @@ class Snapshots:
     def _start(self, files: Tensors, began: float, *, urgent: bool) -> None:
         """Have the thread write `files`, copies of the present state."""
         self._require_directory()
-        meta = metadata(self.state, self.labels, self.about)
+        meta = metadata(self.state, self.labels, {**self.about, "top1": self._top1()})
         write = partial(write_checkpoint, files, meta, self.paths.checkpoints, self.keep)
         self.writer.start(write, urgent=urgent)
         self._started = self.state.progress.step, time.perf_counter() - began
@@ -211,6 +228,10 @@ class Snapshots:
         Raises ResourceError on rank 0 if it could not be written.
         """
         saved = self.writer.take(timeout_s)
+        if self.mirror is not None:
+            if saved is not None:
+                self.mirror.start()
+            self._report_mirror(self.mirror)
         if saved is None:
             return
         step, stall_s = self._started
@@ -238,6 +259,18 @@ class Snapshots:
             self.report_written(CLOSE_S)
         except Exception as error:  # noqa: BLE001 - the run ends, perhaps by another error
             self.sinks.write(Note(f"warning: {error}"))
+        if self.mirror is not None:
+            self.mirror.finish()
+            self._report_mirror(self.mirror)
+
+    def _report_mirror(self, mirror: Mirror) -> None:
+        for text in mirror.notes():
+            self.sinks.write(Note(f"warning: {text}"))
+
+    def _top1(self) -> float | None:
+        """0-1, of the present weights; None if they were not evaluated."""
+        found = self.evaluation
+        return found.top1 if found and found.step == self.state.progress.step else None
 
     def _require_directory(self) -> None:
         """Make the run directory anew if somebody has removed it. Raises ResourceError."""
@@ -259,8 +292,8 @@ class Snapshots:
         own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
         average_buffers(state)
         try:
-            check_state(state, self.paths)
             files = self.buffers.copy(contents(state)) if comm.rank == 0 else None
+            check_state(state, self.paths, known=files is not None and self.buffers.finite)
             if own is not None:
                 rows = comm.gather(own.cpu(), "statistics")
                 mean = torch.cat([buffer.flatten() for buffer in buffers]).cpu()

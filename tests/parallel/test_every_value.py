@@ -119,6 +119,7 @@ REFUSED: dict[str, tuple[int, str]] = {
     'phases.0.unfreeze=["stages"]': (2, "stages is not frozen"),
     "train.loss_scale=1e+38": (7, "all 2 updates were skipped"),
     "train.stop_when=ftp://host/notice": (2, "expected a file, or a URL"),
+    "checkpoint.mirror=s3://bucket/runs": (2, "expected a folder, found the URL s3://bucket/runs"),
     "metrics.bind=192.0.2.1": (6, "metrics.bind"),
     "metrics.token_file=missing": (6, "missing"),
     "metrics.tls_cert=missing": (6, "missing"),
@@ -244,7 +245,9 @@ TWO_RANKS = [
         (
             "comm.",
             "metrics.",
-            "checkpoint.",
+            "checkpoint.every",
+            "checkpoint.over",
+            "checkpoint.mirror",
             "train.noise",
             "train.acc",
             "train.on_",

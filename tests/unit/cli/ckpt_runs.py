@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hvdtrain.checkpoint_files import Keep
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
@@ -23,7 +24,7 @@ def save(root: Path, state: State, epoch: int, sample: int = 0, **about: Any) ->
     at = Position(epoch, sample)
     state.progress = Progress(at, state.progress.step, 10 * epoch, 1.25 * epoch)
     meta = metadata(state, LABELS, about)
-    return write_checkpoint(contents(state), meta, root / "checkpoints", 99).path
+    return write_checkpoint(contents(state), meta, root / "checkpoints", Keep(99)).path
 
 
 def flip(file: Path) -> None:

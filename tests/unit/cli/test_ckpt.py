@@ -129,6 +129,36 @@ def test_prune_never_counts_damaged_ones_nor_deletes_what_is_not_ours(
     assert names(run) == before - {OLDEST}
 
 
+CONFIG = "{{phases: [{{epochs: 1, image_size: 8, batch_per_worker: 1}}], checkpoint: {{{}}}}}"
+
+
+def test_what_the_settings_of_the_run_keep(run: Path, ckpt: Typed) -> None:
+    (run / "config.yaml").write_text(CONFIG.format("keep: 1, keep_every: 3"))
+    code, out, _ = ckpt("ls", run, "--json")
+    assert code == 0
+    found = {entry["name"]: entry["kept"] for entry in json.loads(out)["checkpoints"]}
+    ends = {NEWEST: ["last"], MIDDLE: [], OLDEST: ["epoch end", "every 3 epochs"]}
+    assert found == ends
+    lines = ckpt("ls", run)[1].splitlines()
+    assert lines[1].endswith("newest; kept: last")
+    assert lines[3].endswith("  kept: epoch end, every 3 epochs")
+
+    code, out, _ = ckpt("prune", run, "--keep", 1, "--dry-run")
+    assert code == 0
+    assert out.splitlines()[:2] == [
+        f"would be deleted: {MIDDLE}",
+        f"kept: {OLDEST}: every 3 epochs",
+    ]
+    code, out, _ = ckpt("prune", run, "--keep", 1, "--keep-every", 0, "--keep-best", 1, "--dry-run")
+    assert out.splitlines()[:2] == [f"would be deleted: {OLDEST}", f"would be deleted: {MIDDLE}"]
+
+    (run / "config.yaml").write_text("phases: [}")
+    assert ckpt("ls", run)[0] == 0
+    one_line(2, ckpt("prune", run, "--keep", 1), "give --keep-best and --keep-every")
+    assert ckpt("prune", run, "--keep", 1, "--keep-best", 0, "--keep-every", 0)[0] == 0
+    assert names(run) == {NEWEST}
+
+
 def test_prune_waits_for_no_job_and_disturbs_none(run: Path, ckpt: Typed) -> None:
     lock = RunLock(run)
     one_line(6, ckpt("prune", run, "--keep", 1), f"{run}: in use by another job (host ")

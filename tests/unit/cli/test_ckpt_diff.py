@@ -8,6 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from hvdtrain.checkpoint_files import Keep
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
 from tests.step_samples import network, state_of
 from tests.unit.cli.ckpt_runs import LABELS, MIDDLE, NEWEST, Typed, flip, one_line, save
@@ -61,7 +62,7 @@ def with_weights(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
     """A checkpoint with these in place of the weights."""
     state = state_of(network(norm=True))
     files = {**contents(state), "model.safetensors": weights}
-    return write_checkpoint(files, metadata(state, LABELS), folder, 9).path
+    return write_checkpoint(files, metadata(state, LABELS), folder, Keep(9)).path
 
 
 def test_diff_of_other_names_types_shapes_and_values(tmp_path: Path, ckpt: Typed) -> None:

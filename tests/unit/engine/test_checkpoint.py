@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from hvdtrain.checkpoint_files import Keep
 from hvdtrain.engine.checkpoint import (
     contents,
     list_checkpoints,
@@ -58,33 +59,6 @@ def test_training_after_a_round_trip_is_identical(tmp_path: Path) -> None:
     for name, tensor in tensors_of(other).items():
         assert torch.equal(tensor, expected[name]), name
         assert tensor.stride() == expected[name].stride(), name
-
-
-def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
-    generator = torch.Generator().manual_seed(0)
-    for file in sorted(path.iterdir()):
-        original = file.read_bytes()
-        for _ in range(60):
-            damaged = bytearray(original)
-            bit = int(torch.randint(0, len(original) * 8, (1,), generator=generator))
-            damaged[bit // 8] ^= 1 << bit % 8
-            file.write_bytes(damaged)
-            with pytest.raises(CheckpointError, match=str(file)):
-                verify(path)
-        for cut in (0, 1, len(original) // 2, len(original) - 1):
-            file.write_bytes(original[:cut])
-            with pytest.raises(CheckpointError, match="damaged"):
-                verify(path)
-        file.write_bytes(original)
-    verify(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    path = save_checkpoint(trained(), tmp_path, 2, LABELS)
-    (path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: No such file"):
-        verify(path)
 
 
 def test_another_model_is_refused_and_nothing_changes(tmp_path: Path) -> None:
@@ -273,7 +247,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted(
         name: {k: t.contiguous() for k, t in part.items()} for name, part in contents(state).items()
     }
     state.progress = Progress(Position(2, 0))
-    saved = write_checkpoint(files, metadata(state, LABELS), tmp_path, 1)
+    saved = write_checkpoint(files, metadata(state, LABELS), tmp_path, Keep(1))
     assert saved.kept == [f"{old}: cannot be deleted: Operation not permitted"]
     assert list_checkpoints(tmp_path) == [saved.path, old]
     assert saved.size == sum(file.stat().st_size for file in saved.path.iterdir())

@@ -43,8 +43,10 @@ def meta(saved: Path) -> Iterator[dict[str, Any]]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were opened to check a checkpoint."""
     files: list[Path] = []
-    really = checkpoint_files._open
-    monkeypatch.setattr(checkpoint_files, "_open", lambda file: files.append(file) or really(file))
+    really = checkpoint_files.open_regular
+    monkeypatch.setattr(
+        checkpoint_files, "open_regular", lambda file: files.append(file) or really(file)
+    )
     return files
 
 
@@ -96,6 +98,8 @@ DIGEST = "0" * 64
         ("samples", None, "not written by hvdtrain: samples"),
         ("train_seconds", float("nan"), "train_seconds"),
         ("scaler", {"scale": 1}, "not written by hvdtrain: scaler"),
+        ("top1", "best", "not written by hvdtrain: top1"),
+        ("top1", float("nan"), "not written by hvdtrain: top1"),
         ("scaler", [], "not written by hvdtrain: scaler"),
         ("noise_scale", {"trace": "x"}, "noise_scale.trace"),
         ("noise_scale", {"other": 1}, "noise_scale.other"),

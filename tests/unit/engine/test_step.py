@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -203,6 +206,15 @@ def test_calibration_changes_nothing() -> None:
     assert state.noise is noise
     drained(state)
     assert noise.scale.measured == 1
+
+
+def test_a_state_that_is_dropped_is_freed() -> None:
+    state = state_of(network(norm=True))
+    train_step(state, images(8), 0.1, 0.9)
+    alive = [weakref.ref(part) for part in (state.model, state.reducer, *state.model.parameters())]
+    del state
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * len(alive)
 
 
 def test_precision_on_a_cpu() -> None:

@@ -219,6 +219,17 @@ def test_an_interval_of_masked_images_only(ratio: str, small_root: Path, tmp_pat
     assert all(event["loss"] is not None for event in trained if event["samples"])
 
 
+def test_large_numbers_whose_sum_overflows_are_finite(tmp_path: Path) -> None:
+    state = state_of(network())
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(3e38)
+    check_state(state, RunPaths(tmp_path))
+    with torch.no_grad():
+        next(state.model.parameters())[-1, -1, -1, -1] = -math.inf
+    with pytest.raises(TrainingError, match=r"0\.weight \(1 of 4 tensors"):
+        check_state(state, RunPaths(tmp_path))
+
+
 def test_json_has_null_for_what_is_not_a_number() -> None:
     values = {"a": math.nan, "b": [1.5, math.inf], "c": {"d": -math.inf, "e": "nan", "f": 2}}
     assert json.loads(json_text(values)) == {

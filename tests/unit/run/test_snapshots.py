@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hvdtrain import train as loop
-from hvdtrain.checkpoint_files import list_checkpoints, read_meta
+from hvdtrain.checkpoint_files import Keep, list_checkpoints, read_meta
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Checkpoint
 from hvdtrain.engine.checkpoint import Saved
@@ -85,12 +85,12 @@ def test_the_writer_gives_each_result_once_and_raises_each_error_once() -> None:
     assert writer.take(None) is None
 
 
-def test_copies_are_kept_and_contiguous() -> None:
+def test_copies_are_kept_in_the_same_layout() -> None:
     buffers = Buffers()
     tensor = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
     first = buffers.copy({"a": {"x": tensor, "n": torch.tensor(3)}})["a"]
     assert torch.equal(first["x"], tensor)
-    assert first["x"].is_contiguous()
+    assert first["x"].stride() == tensor.stride()
     tensor.zero_()
     assert first["x"].any()
     second = buffers.copy({"a": {"x": tensor}})["a"]
@@ -172,13 +172,32 @@ def test_epochs_are_kept_beside_checkpoints_in_mid_epoch(work: Path) -> None:
     assert kept == ["e0003-s0000000000", "e0002-s0000000008", "e0002-s0000000000"]
 
 
+def test_the_best_is_kept_by_the_evaluation_before_it(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top1 = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3}
+    evaluate = loop.evaluate
+
+    def scripted(state: Any, batches: Any, images: int) -> Any:
+        found = evaluate(state, batches, images)
+        return {**found, "top1": top1[state.progress.position.epoch]}
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    cfg = config(work, 4)
+    more = cfg.checkpoint.model_copy(update={"keep": 1, "keep_best": 1, "keep_every": 3})
+    train(cfg.model_copy(update={"checkpoint": more}), Solo(), run_dir=work / "run")
+    found = list_checkpoints(work / "run/checkpoints")
+    kept = {path.name[:5]: read_meta(path)["top1"] for path in found}
+    assert kept == {"e0004": 0.3, "e0003": 0.1, "e0002": 0.9}
+
+
 def test_no_checkpoint_is_due_while_one_is_written(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     cadence = Cadence(Checkpoint(every_minutes=1), lambda: clock[0])
     state, paths, sinks = (cast("Any", None) for _ in range(3))
-    snapshots = Snapshots(state, paths, sinks, cadence, {}, {}, 2)
+    snapshots = Snapshots(state, paths, sinks, cadence, {}, {}, Keep(2))
     clock[0] = 61
     assert snapshots.due()
     goes_on = threading.Event()
@@ -193,7 +212,7 @@ def test_no_error_of_the_writer_hides_how_a_run_ends(work: Path) -> None:
     told: list[str] = []
     state, paths = (cast("Any", None) for _ in range(2))
     sinks = cast("Any", SimpleNamespace(write=lambda note: told.append(note.text)))
-    snapshots = Snapshots(state, paths, sinks, Cadence(Checkpoint()), {}, {}, 2)
+    snapshots = Snapshots(state, paths, sinks, Cadence(Checkpoint()), {}, {}, Keep(2))
 
     def write() -> Any:
         raise MemoryError("no room")
