@@ -63,7 +63,7 @@ def restore(run: Run, *, must: bool, verb: str = "resumed from", before: int | N
         "scaler": state.scaler.state_dict(),
         "noise_scale": state.noise.scale.state(),
         # The list has numbers, which other images have now.
-        "bad": [] if run.data.changed else run.bad.read(),
+        "bad": [] if run.data.changed else run.bad.read(run.sinks),
         "statistics": statistics is not None,
     }
     header = json.loads(comm.gather_text(json.dumps(header))[0])

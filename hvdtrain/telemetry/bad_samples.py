@@ -19,6 +19,8 @@ from pipelines.bad import BadSample
 
 NAMED = 5
 """Most bad images in one line of the log; the list in the run directory has all of them."""
+KINDS = {"index": int, "epoch": int, "reason": str, "name": str, "detail": str}
+"""Fields of a BadSample in the list, and their types."""
 
 
 class BadSamples:
@@ -38,11 +40,25 @@ class BadSamples:
         self._masked = 0
         self._masked_in_epoch = 0
 
-    def read(self) -> list[dict[str, Any]]:
-        """The list that an earlier attempt left; empty on other ranks than 0."""
-        if self._comm.rank or not self._path.exists():
+    def read(self, sinks: Sinks | None = None) -> list[dict[str, Any]]:
+        """The list that an earlier attempt left; empty on other ranks than 0.
+
+        Damaged lines are left out, with a note: their images are read again.
+        """
+        if self._comm.rank:
             return []
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = self._path.read_bytes().splitlines() if self._path.is_file() else []
+        except OSError as error:
+            lines, text = [], f"cannot be read: {error.strerror}"
+        else:
+            text = ""
+        entries = [entry for line in lines if line.strip() and (entry := _entry(line))]
+        if damaged := sum(bool(line.strip()) for line in lines) - len(entries):
+            text = f"{damaged} damaged lines"
+        if text and sinks is not None:
+            sinks.write(Note(f"warning: {self._path}: {text}: the images in them are tried again"))
+        return entries
 
     def restore(self, entries: list[dict[str, Any]]) -> list[BadSample]:
         """Take over the list that rank 0 has `read`, on every rank; returns its images."""
@@ -104,6 +120,18 @@ class BadSamples:
         self._unlisted.clear()
         self._changed = []
         return list(new.values()), sorted({name for each in found for name in each["changed"]})
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """The fields of a BadSample in a line of the list; None if it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(entry, dict) and entry.keys() == KINDS.keys()
+    if not whole or any(type(entry[name]) is not kind for name, kind in KINDS.items()):
+        return None
+    return entry if 0 <= entry["index"] < 2**62 and 0 <= entry["epoch"] < 2**62 else None
 
 
 def _changed_note(names: list[str]) -> str:
