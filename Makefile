@@ -19,6 +19,9 @@ fast: check ## the checks, and the unit tests that take seconds
 chaos: setup ## faults in real trainings, drawn by a seed; CHAOS="--cases 150 --seed 1" passes options
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
+fuzz: setup ## damaged files for every reader: FUZZ=3000 of each, other ones each time
+	@FUZZ=$(or $(FUZZ),3000) $(BIN)/python -m pytest -q tests/unit/fuzz
+
 docs: setup ## build the documentation in site/; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -36,4 +39,4 @@ clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test fast chaos docs check wheels clean
+.PHONY: help setup demo test fast chaos fuzz docs check wheels clean

@@ -38,7 +38,7 @@ MAX_META_BYTES = 2**26
 """Far more than the names of a million classes."""
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -68,6 +68,23 @@ class _NoScaler(_Part):
     pass
 
 
+class _Images(BaseModel):
+    """A dataset, of which a fingerprint is compared."""
+
+    fingerprint: str
+
+
+class _Data(BaseModel):
+    classes: list[str] = []
+    accepted: list[str] = []
+    train: _Images | None = None
+    val: _Images | None = None
+
+
+class _Labels(BaseModel):
+    train_images: Count | None = None
+
+
 class _Meta(BaseModel):
     """What a run writes. Later versions may write more."""
 
@@ -81,7 +98,8 @@ class _Meta(BaseModel):
     top1: Number | None = None
     scaler: _NoScaler | _Scaler
     noise_scale: _NoiseScale = _NoiseScale()
-    labels: dict[str, Any]
+    labels: _Labels
+    data: _Data = _Data()
     sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 
@@ -202,15 +220,16 @@ def read_meta(path: Path) -> dict[str, Any]:
         _Meta.model_validate(meta)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"][:2])[:60]
+        place = repr(".".join(str(part) for part in first["loc"][:2])[:60])[1:-1]
         raise CheckpointError(
             f"{file}: not written by hvdtrain: {place or 'it'}: {first['msg'][:80]}; delete {path} "
             "to go on from an older checkpoint"
         ) from None
     names = set(meta["sha256"])
     if not set(FILES) <= names <= {*FILES, EMA_FILE, BUFFERS_FILE}:
+        shown = repr(", ".join(sorted(names))[:80])[1:-1]
         raise CheckpointError(
-            f"{file}: not written by hvdtrain: sha256 names {', '.join(sorted(names))[:80] or 'none'}, "
+            f"{file}: not written by hvdtrain: sha256 names {shown or 'none'}, "
             f"expected {', '.join(FILES)} and perhaps {EMA_FILE} and {BUFFERS_FILE}"
         )
     return meta

@@ -38,6 +38,8 @@ def _overridden(source: Source, overrides: list[str] | None) -> Config:
 
 
 MAX_EXTENDS = 32
+MAX_MESSAGE = 500
+"""Characters of what is said of one key: it may have the value in it."""
 
 
 def _read_extended(path: Path, children: tuple[Path, ...]) -> Source:
@@ -84,7 +86,8 @@ def _explain(errors: ValidationError, source: Source) -> list[str]:
             message = wrong_value(path, error["type"], error["msg"], error["input"])
         key = ".".join(map(printable, path))
         where = f"{source.where(path)}: {key}" if key else source.where(path)
-        lines.setdefault(key, f"{where}: {message}")
+        short = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
+        lines.setdefault(key, f"{where}: {short}")
     return list(lines.values())
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.launch.hosts import Host
+from hvdtrain.launch.hosts import MOST_HOSTS, Host, shown
 from hvdtrain.launch.placement import Placement, place
 from hvdtrain.launch.slurm_task import tasks_per_node
 from hvdtrain.launch.variables import SLURM_TASKS
@@ -33,23 +33,30 @@ def node_names(text: str) -> list[str]:
         if part == ",":
             complete, names = [*complete, *names], [""]
         elif part.startswith("["):
-            names = [name + number for name in names for number in _numbers(part[1:-1])]
+            numbers = _numbers(part[1:-1], MOST_HOSTS // max(1, len(names)))
+            names = [name + number for name in names for number in numbers]
         else:
             names = [name + part for name in names]
     complete += names
-    if "" in complete:
+    if "" in complete or not complete:
         raise ResourceError(
-            f"SLURM_JOB_NODELIST: expected a list of nodes such as n[1-4], found {text!r}"
+            f"SLURM_JOB_NODELIST: expected a list of at most {MOST_HOSTS:,} nodes such as n[1-4], "
+            f"found '{shown(text)}'"
         )
     return complete
 
 
-def _numbers(text: str) -> list[str]:
-    """`1-3,07` → 1, 2, 3, 07."""
+def _numbers(text: str, most: int) -> list[str]:
+    """`1-3,07` → 1, 2, 3, 07; none if it is no such list, or would be longer than `most`."""
     numbers: list[str] = []
     for item in text.split(","):
-        first, _, last = item.partition("-")
-        span = range(int(first), int(last or first) + 1)
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", item)
+        if match is None:
+            return []
+        first, last = match[1], match[2] or match[1]
+        span = range(int(first), int(last) + 1)
+        if len(numbers) + len(span) > most:
+            return []
         numbers += [str(number).zfill(len(first)) for number in span]
     return numbers
 
@@ -59,19 +66,25 @@ def slurm_placement(env: Mapping[str, str]) -> Placement:
     names = node_names(env["SLURM_JOB_NODELIST"])
     if "SLURM_TASKS_PER_NODE" not in env:
         raise ResourceError(
-            f"Slurm job {env['SLURM_JOB_ID']}: the number of tasks is not set: give sbatch --ntasks-per-node"
+            f"Slurm job {shown(env['SLURM_JOB_ID'])}: the number of tasks is not set: give sbatch --ntasks-per-node"
         )
     counts = tasks_per_node(env["SLURM_TASKS_PER_NODE"])
+    if len(counts) != len(names):
+        raise ResourceError(
+            f"SLURM_TASKS_PER_NODE: counts of {len(counts)} nodes, SLURM_JOB_NODELIST names {len(names)}"
+        )
     hosts = [Host(name, slots) for name, slots in zip(names, counts, strict=True)]
     cores: list[int | None] = [None] * len(hosts)
     if each := env.get("SLURM_CPUS_PER_TASK"):
-        cores = [int(each) * host.slots for host in hosts]
+        [number] = tasks_per_node(each, "SLURM_CPUS_PER_TASK")[:1]
+        cores = [number * host.slots for host in hosts]
     elif "SLURM_JOB_CPUS_PER_NODE" in env:
-        cores = list(tasks_per_node(env["SLURM_JOB_CPUS_PER_NODE"]))
+        known = tasks_per_node(env["SLURM_JOB_CPUS_PER_NODE"], "SLURM_JOB_CPUS_PER_NODE")
+        cores = [*known] if len(known) == len(hosts) else cores
     return place(hosts, cores, [_gpus(env)] * len(hosts))
 
 
 def _gpus(env: Mapping[str, str]) -> int | None:
     """GPUs of each node; None unless the job asked for the same number on all."""
-    match = re.search(r"(\d+)$", env.get("SLURM_GPUS_PER_NODE", ""))  # for example a100:4
+    match = re.search(r"([0-9]{1,9})$", env.get("SLURM_GPUS_PER_NODE", ""))  # for example a100:4
     return int(match[1]) if match else None

@@ -13,6 +13,11 @@ NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?$")
 """Host names and IPv4 addresses; ssh cannot take any of them for an option."""
 
 
+MOST_SLOTS = 4096
+"""Of one host: more than any has cores."""
+MOST_HOSTS = 16384
+
+
 @dataclass(frozen=True)
 class Host:
     """One machine and the number of ranks on it."""
@@ -35,8 +40,8 @@ def given_hosts(hosts: str | None, hostfile: Path | None) -> list[Host]:
 
 def parse_hosts(text: str) -> list[Host]:
     """Parse `a:4,b:4`; a name without a number has one slot. Raises ConfigError."""
-    hosts = [_host(item.strip(), f"--hosts {text}") for item in text.split(",")]
-    return _distinct(hosts, f"--hosts {text}")
+    where = f"--hosts {shown(text)}"
+    return _distinct([_host(item.strip(), where) for item in text.split(",")], where)
 
 
 def read_hostfile(path: Path) -> list[Host]:
@@ -45,9 +50,12 @@ def read_hostfile(path: Path) -> list[Host]:
     Raises ConfigError.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--hostfile {path}: cannot be read: {error}") from None
+        content = path.read_bytes() if path.is_file() or not path.exists() else None
+    except OSError as error:
+        raise ConfigError(f"--hostfile {path}: cannot be read: {error.strerror}") from None
+    if content is None:
+        raise ConfigError(f"--hostfile {path}: not a regular file")
+    lines = content.decode("utf-8-sig", "surrogateescape").splitlines()
     hosts = []
     for number, line in enumerate(lines, 1):
         if text := line.partition("#")[0].strip():
@@ -58,12 +66,21 @@ def read_hostfile(path: Path) -> list[Host]:
     return _distinct(hosts, str(path))
 
 
+def shown(text: str) -> str:
+    """The begin of `text`, with control characters written out that a terminal would obey."""
+    short = text if len(text) <= 80 else f"{text[:77]}…"
+    return repr(short)[1:-1]
+
+
 def _host(text: str, where: str) -> Host:
     name, colon, slots = text.partition(":")
     if not NAME.match(name):
-        raise ConfigError(f"{where}: expected NAME:SLOTS, found {text!r}")
-    if colon and (not slots.isascii() or not slots.isdigit() or int(slots) < 1):
-        raise ConfigError(f"{where}: slots of {name}: expected a number from 1 up, found {slots!r}")
+        raise ConfigError(f"{where}: expected NAME:SLOTS, found '{shown(text)}'")
+    if colon and not (re.fullmatch("[0-9]{1,9}", slots) and 0 < int(slots) <= MOST_SLOTS):
+        raise ConfigError(
+            f"{where}: slots of {shown(name)}: expected a number from 1 to {MOST_SLOTS}, found "
+            f"'{shown(slots)}'"
+        )
     return Host(name, int(slots) if colon else 1)
 
 
@@ -71,6 +88,8 @@ def _distinct(hosts: Iterable[Host], where: str) -> list[Host]:
     by_name: dict[str, Host] = {}
     for host in hosts:
         if host.name in by_name:
-            raise ConfigError(f"{where}: {host.name} is named twice: name it once, with all slots")
+            raise ConfigError(
+                f"{where}: {shown(host.name)} is named twice: name it once, with all slots"
+            )
         by_name[host.name] = host
     return list(by_name.values())

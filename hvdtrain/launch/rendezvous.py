@@ -7,9 +7,11 @@ one listens on one address, and closes as soon as all ranks have joined.
 from __future__ import annotations
 
 import contextlib
+import re
 import socketserver
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 from hvdtrain.errors import CommError, ResourceError
@@ -24,9 +26,30 @@ JOINED = "joined"
 """Scope of the store in which each rank sets a key once it has joined."""
 
 
+MAX_VALUE_BYTES = 2**20
+
+
 class _Handler(RendezvousHandler):  # type: ignore[misc]
+    """GET, PUT and DELETE of keys alone; the first value of a key stays."""
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        """Refused: Python's own handler would tell of the files in the launcher's folder."""
+        self.send_status_code(HTTPStatus.METHOD_NOT_ALLOWED)
+
+    def do_PUT(self) -> None:  # noqa: N802
+        """Store a value of at most MAX_VALUE_BYTES; of `joined`, the number of a rank alone."""
+        parts, length = self.path.split("/"), self.headers.get("Content-Length", "")
+        fits = re.fullmatch("[0-9]{1,7}", length) and int(length) <= MAX_VALUE_BYTES
+        rank = len(parts) == 3 and (parts[1] != JOINED or self.server.is_rank(parts[2]))
+        if not (fits and rank):
+            self.close_connection = True
+            self.send_status_code(HTTPStatus.BAD_REQUEST)
+            return
+        super().do_PUT()
+
     def _put_value(self, scope: str, key: str, value: bytes) -> None:
-        super()._put_value(scope, key, value)
+        with self.server.cache_lock:
+            self.server.cache.setdefault(scope, {}).setdefault(key, value)
         if scope == JOINED:
             self.server.note_joined()
 
@@ -48,6 +71,10 @@ class Server(RendezvousHTTPServer):  # type: ignore[misc]
         """Bind without looking up the host's full name, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
+
+    def is_rank(self, text: str) -> bool:
+        """Whether `text` is the number of a rank, written as ranks write it."""
+        return re.fullmatch("0|[1-9][0-9]{0,6}", text) is not None and int(text) < self._size
 
     def note_joined(self) -> None:
         """Count the ranks that have joined; called in the thread of a request."""

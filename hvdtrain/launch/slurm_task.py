@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 
 from hvdtrain.errors import CommError
-from hvdtrain.launch.hosts import Host
+from hvdtrain.launch.hosts import MOST_HOSTS, MOST_SLOTS, Host, shown
 from hvdtrain.launch.placement import place
 from hvdtrain.launch.variables import HOROVOD_SIZE, MPI_MARKS, SLURM_TASKS
 
@@ -23,11 +23,11 @@ NEEDED = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_P
 
 def tasks_per_node(text: str, name: str = "SLURM_TASKS_PER_NODE") -> list[int]:
     """Expand the value of variable `name`: `4(x2),1` → [4, 4, 1]. Raises CommError."""
-    counts = []
+    counts: list[int] = []
     for item in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
-        if match is None:
-            raise CommError(f"{name}: expected counts such as 4(x2),1, found {text!r}")
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,5})\))?", item.strip())
+        if match is None or int(match[1]) > MOST_SLOTS or len(counts) > MOST_HOSTS:
+            raise CommError(f"{name}: expected counts such as 4(x2),1, found '{shown(text)}'")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
@@ -39,8 +39,8 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
     each other, or another number of tasks than the store was opened for.
     """
     # Not SLURM_NTASKS or SLURM_PROCID: batch scripts have these as well.
-    tasks = int(env.get(SLURM_TASKS, "1"))
-    where = f"task {env.get('SLURM_PROCID', '?')} on {socket.gethostname()}"
+    tasks = _number(env, SLURM_TASKS) if SLURM_TASKS in env else 1
+    where = f"task {shown(env.get('SLURM_PROCID', '?'))} on {socket.gethostname()}"
     if RENDEZVOUS not in env:
         connected = any(name in env for name in (*MPI_MARKS, HOROVOD_SIZE))
         if tasks > 1 and not connected:
@@ -55,7 +55,7 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
     if env.get(RANKS) != str(tasks):
         raise CommError(
             f"{where}: srun started {tasks} tasks, but the store was opened for "
-            f"{env.get(RANKS)} ranks: do not set the number of tasks, hvdtrain launch does it"
+            f"{shown(env.get(RANKS, '?'))} ranks: do not set the number of tasks, hvdtrain launch does it"
         )
     for name in NEEDED:
         if not env.get(name):
@@ -68,12 +68,12 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
         raise CommError(f"{where}: SLURM_STEP_TASKS_PER_NODE {counts} does not add up to {tasks}")
     placed = place([Host(str(node), count) for node, count in enumerate(counts)])
     for name, fewer in (("SLURM_NODEID", len(counts)), ("SLURM_LOCALID", max(counts))):
-        if not env[name].isdigit() or int(env[name]) >= fewer:
-            raise CommError(f"{name}: expected a number below {fewer}, found {env[name]!r}")
+        if _number(env, name) >= fewer:
+            raise CommError(f"{name}: expected a number below {fewer}, found {env[name]}")
     slot = placed.slot(int(env["SLURM_NODEID"]), int(env["SLURM_LOCALID"]))
     address, _, port = env[RENDEZVOUS].rpartition(":")
-    if not address or not port.isdigit():
-        raise CommError(f"{RENDEZVOUS}: expected ADDRESS:PORT, found {env[RENDEZVOUS]!r}")
+    if not address or not re.fullmatch("[0-9]{1,5}", port):
+        raise CommError(f"{RENDEZVOUS}: expected ADDRESS:PORT, found '{shown(env[RENDEZVOUS])}'")
     return {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
@@ -87,6 +87,13 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
         "HOROVOD_CROSS_RANK": str(slot.cross_rank),
         "HOROVOD_CROSS_SIZE": str(slot.cross_size),
     }
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    """Raises CommError unless the variable is a whole number."""
+    if not re.fullmatch("[0-9]{1,9}", env[name]):
+        raise CommError(f"{name}: expected a number, found '{shown(env[name])}'")
+    return int(env[name])
 
 
 def report_joined(env: Mapping[str, str]) -> None:

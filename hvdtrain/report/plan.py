@@ -39,7 +39,7 @@ def _train_images(run: RunRecord, cfg: Config) -> int | None:
             return int(
                 json.loads(file.read_text(encoding="utf-8"))["meta"]["labels"]["train_images"]
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     last = run.train[-1] if run.train else None
     return round(last.samples / last.epoch) if last and last.samples and last.epoch > 0 else None

@@ -152,10 +152,14 @@ def _read(file: Path) -> _Begun | None:
     try:
         about = json.loads(read_arrays(file, "about")["about"].tobytes())
         kinds = list(about["fingerprints"])
+        if not all(isinstance(text, str) for text in (*kinds, *about["accepted"])):
+            return None
+        if not all(isinstance(about["fingerprints"][kind], str) for kind in kinds):
+            return None
         arrays = read_arrays(file, *(name for kind in kinds for name in Inventory.columns(kind)))
         inventories = {kind: Inventory.of(arrays, kind) for kind in kinds}
         return _Begun(about["fingerprints"], about["accepted"], inventories)
-    except (DamagedError, ValueError, KeyError, TypeError):
+    except (DamagedError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -163,7 +167,7 @@ def _recorded_fingerprints(recorded: Mapping[str, Any], begun: _Begun | None) ->
     """Those of the run directory, if it has them: they include what was accepted last."""
     if begun is not None:
         return begun.fingerprints
-    return {kind: recorded[kind]["fingerprint"] for kind in ("train", "val") if kind in recorded}
+    return {kind: recorded[kind]["fingerprint"] for kind in ("train", "val") if recorded.get(kind)}
 
 
 def _needs_sizes(begun: _Begun, kind: str) -> bool:

@@ -159,5 +159,5 @@ def _read(file: Path, ranks: int) -> dict[str, Any] | None:
         size, compression = record["group_mb"], record["compression"]
         fits = record["world_size"] == ranks and compression in ("none", "fp16")
         return record if fits and 0 < size < math.inf else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None

@@ -160,9 +160,10 @@ def read_measured(file: Path) -> list[Measured]:
         raise ResourceError(
             f"{file}: point {place}: {first['msg']}; docs/explanation/scaling.md has the format"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResourceError(
-            f"{file}: expected a JSON list of measured points, found another file ({error!r}); "
+            f"{file}: expected a JSON list of measured points, found another file "
+            f"({repr(error)[:100]}); "
             "docs/explanation/scaling.md has the format"
         ) from None
     return measured

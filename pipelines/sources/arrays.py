@@ -8,6 +8,9 @@ import numpy as np
 
 from pipelines.sources.retries import RETRIES
 
+MAX_REASON = 100
+"""Characters of numpy's reason, which may have the bytes of the file in it."""
+
 
 class DamagedError(Exception):
     """The file does not have the expected arrays; the message says why."""
@@ -25,7 +28,7 @@ def read_arrays(file: Path, *names: str) -> dict[str, np.ndarray]:
     # numpy and zipfile do not document what they raise on a damaged file
     except Exception as error:  # noqa: BLE001
         text = " ".join(str(error).split()) or type(error).__name__
-        raise DamagedError(f"damaged ({text})") from None
+        raise DamagedError(f"damaged ({text[:MAX_REASON]})") from None
     for name, array in found.items():
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
             raise DamagedError(f"damaged ({name} is no array)")

@@ -19,6 +19,10 @@ _FILES = OpenFiles()
 _NUMBERS = itertools.count()
 
 
+LARGE = 2**24
+"""Bytes of an image from which on the length of its shard is looked at first."""
+
+
 class ShardReader:
     """Reads byte ranges of many files, which stay open as far as the process's limit allows.
 
@@ -36,9 +40,10 @@ class ShardReader:
 
     def read(self, shard: int, offset: int, size: int) -> np.ndarray:
         """`size` bytes at `offset` of a shard, [size] uint8. Raises DataError naming the shard."""
-        content = np.empty(size, dtype=np.uint8)
-        done = self.read_into(shard, offset, content)
-        if done < size:
+        # An index from elsewhere may ask for more memory than there is.
+        missing = size > LARGE and offset + size > self.size_bytes(shard)
+        content = np.empty(0 if missing else size, dtype=np.uint8)
+        if missing or self.read_into(shard, offset, content) < size:
             raise DataError(
                 f"{self.paths[shard]}: cut short: {size} bytes expected at byte {offset}"
             )

@@ -159,7 +159,7 @@ def _checked(arrays: dict[str, np.ndarray]) -> LeftOut:
     )
     try:
         left_out = LeftOut(**json.loads(str(arrays["left_out"])))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise DamagedError("damaged (its parts do not fit together)")

@@ -110,7 +110,7 @@ class StallFiles:
                 about = json.loads(file.readline())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return about if isinstance(about, dict) else {}
 

@@ -33,7 +33,7 @@ def test_hosts() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a:0", "slots of a: expected a number from 1 up, found '0'"),
+        ("a:0", "slots of a: expected a number from 1 to 4096, found '0'"),
         ("a:x", "found 'x'"),
         ("a:4,a:4", "a is named twice"),
         ("", "expected NAME:SLOTS, found ''"),
@@ -182,8 +182,11 @@ def test_slurm_placement() -> None:
 def test_names_of_nodes() -> None:
     assert node_names("n[1-3,07],m") == ["n1", "n2", "n3", "n07", "m"]
     assert node_names("rack[1-2]n[09-10]") == ["rack1n09", "rack1n10", "rack2n09", "rack2n10"]
-    with pytest.raises(ResourceError, match="SLURM_JOB_NODELIST: expected a list of nodes"):
+    with pytest.raises(ResourceError, match="SLURM_JOB_NODELIST: expected a list of at most"):
         node_names("")
+    for text in ("n[1-999999999999]", "n[1-9999][1-9999]", "n[--]", "n[,]"):
+        with pytest.raises(ResourceError, match="SLURM_JOB_NODELIST: expected a list of at most"):
+            node_names(text)
 
 
 def test_secrets_stay_here() -> None:

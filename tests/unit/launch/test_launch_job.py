@@ -54,6 +54,23 @@ def test_the_store_listens_on_one_address_until_all_have_joined() -> None:
             pytest.fail("still open")
 
 
+def test_the_store_has_keys_alone_and_their_first_value() -> None:
+    with rendezvous("127.0.0.1", 2) as server:
+        port = server.server_port
+        assert ask(port, "HEAD", "/")[0] == 405
+        for path in ("/joined/2", "/joined/00", "/joined/x", "/a", "/a/b/c"):
+            assert ask(port, "PUT", path, b"1")[0] == 400
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.putrequest("PUT", "/global/0")
+        connection.putheader("Content-Length", str(2**40))
+        connection.endheaders()
+        assert connection.getresponse().status == 400
+        assert ask(port, "PUT", "/global/0", b"address")[0] == 200
+        assert ask(port, "PUT", "/global/0", b"another")[0] == 200
+        assert ask(port, "GET", "/global/0") == (200, b"address")
+        assert not server.all_joined.is_set()
+
+
 def test_the_store_closes_with_the_job() -> None:
     with rendezvous("127.0.0.1", 2) as server:
         port = server.server_port
