@@ -87,10 +87,12 @@ def signal_once(folder: Path, launcher: str, number: signal.Signals, at_s: float
 
 
 def _counts(line: str) -> bool:
-    """Whether a line is more than a sign of life: those of mpirun and of hvdtrain that tell an end."""
+    """Whether a line is more than a sign of life or a note of the start: that it ends, or mpirun's."""
     text = line.strip()
-    signs = ("hvdtrain: importing", "hvdtrain: joining", "placement:", "command:", "classes:")
-    return bool(text) and not text.startswith(signs)
+    own = text.startswith(
+        ("hvdtrain: ", "placement:", "command:", "classes:", "warning:", "live page:")
+    )
+    return bool(text) and not (own and " error: " not in text and "ended by" not in text)
 
 
 def start_s(folder: Path, launcher: str) -> float:
