@@ -250,6 +250,7 @@ def bring_back(paths: RunPaths, place: str | None) -> list[str]:
     mirror = mirror_paths(paths, place) if place else None
     if mirror is None or _owner(mirror) != str(paths.root.resolve()):
         return []
+    activity.enter(f"verifying the checkpoints of {paths.name}")
     if not (found := list_checkpoints(mirror.checkpoints)) or any(_intact(paths.checkpoints)):
         return []
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -260,6 +261,7 @@ def bring_back(paths: RunPaths, place: str | None) -> list[str]:
             own = paths.checkpoints / path.name
             if own.exists():
                 notes.append(f"{own}: damaged, now {move_aside(own).name}")
+            activity.enter(f"copying {path.name} back from the mirror")
             try:
                 copy_checkpoint(path, paths.checkpoints)
             except CheckpointError as error:
