@@ -83,6 +83,7 @@ class Mirror:
                 return
         if self._lock is not None:
             self._lock.release()
+            self._lock = None
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
@@ -211,8 +212,9 @@ def _claim(paths: RunPaths, mirror: RunPaths) -> RunLock:
     """Make the folder of the mirror, or take it up. Raises OSError, ResourceError."""
     if mirror.root.exists() and paths.root.samefile(mirror.root):
         raise ResourceError(f"{mirror.root}: the run itself is there: there is no second copy")
-    new = not mirror.root.exists()
     mirror.root.mkdir(parents=True, exist_ok=True)
+    # A job that was killed here leaves hidden files at most.
+    new = all(path.name.startswith(".") for path in mirror.root.iterdir())
     lock = RunLock(mirror.root)
     try:
         if new:
