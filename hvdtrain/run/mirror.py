@@ -83,6 +83,7 @@ class Mirror:
                 return
         if self._lock is not None:
             self._lock.release()
+            self._lock = None
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
@@ -211,8 +212,9 @@ def _claim(paths: RunPaths, mirror: RunPaths) -> RunLock:
     """Make the folder of the mirror, or take it up. Raises OSError, ResourceError."""
     if mirror.root.exists() and paths.root.samefile(mirror.root):
         raise ResourceError(f"{mirror.root}: the run itself is there: there is no second copy")
-    new = not mirror.root.exists()
     mirror.root.mkdir(parents=True, exist_ok=True)
+    # A job that was killed here leaves hidden files at most.
+    new = all(path.name.startswith(".") for path in mirror.root.iterdir())
     lock = RunLock(mirror.root)
     try:
         if new:
@@ -250,6 +252,7 @@ def bring_back(paths: RunPaths, place: str | None) -> list[str]:
     mirror = mirror_paths(paths, place) if place else None
     if mirror is None or _owner(mirror) != str(paths.root.resolve()):
         return []
+    activity.enter(f"verifying the checkpoints of {paths.name}")
     if not (found := list_checkpoints(mirror.checkpoints)) or any(_intact(paths.checkpoints)):
         return []
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -260,6 +263,7 @@ def bring_back(paths: RunPaths, place: str | None) -> list[str]:
             own = paths.checkpoints / path.name
             if own.exists():
                 notes.append(f"{own}: damaged, now {move_aside(own).name}")
+            activity.enter(f"copying {path.name} back from the mirror")
             try:
                 copy_checkpoint(path, paths.checkpoints)
             except CheckpointError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,33 +118,42 @@ def test_a_full_disk_is_named_and_loses_nothing(
     verify(kept)
 
 
+SAVER = """
+import os, pathlib, sys, torch
+from tests.unit.engine.test_checkpoint import *
+torch.set_num_threads(1)
+state, folder = trained(), pathlib.Path(sys.argv[1])
+for _ in sys.stdin:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        print("gone", flush=True)
+        continue
+    for epoch in range(10**6):
+        state.progress = Progress(Position(epoch, 0))
+        save_checkpoint(state, folder, 2, LABELS)
+        if epoch == 3:
+            print(os.getpid(), flush=True)
+"""
+"""For each line it starts a process that saves in an endless loop; importing torch takes longest."""
+
+
 def test_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """A process that saves in an endless loop is killed; its checkpoints must verify."""
-    code = (
-        "import sys, pathlib\n"
-        "from tests.unit.engine.test_checkpoint import *\n"
-        "state, folder = trained(), pathlib.Path(sys.argv[1])\n"
-        "for epoch in range(10**6):\n"
-        "    state.progress = Progress(Position(epoch, 0))\n"
-        "    save_checkpoint(state, folder, 2, LABELS)\n"
-        "    if epoch == 3: print('ready', flush=True)\n"
-    )
-    root = Path(__file__).parents[3]
-    for delay in (0.0, 0.011, 0.023):
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.PIPE
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(delay)
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        found = list_checkpoints(tmp_path)
-        assert found
-        for path in found:
-            verify(path)
+    command = [sys.executable, "-c", SAVER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], text=True, **pipes) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for delay in (0.0, 0.003, 0.007, 0.011, 0.017, 0.023):
+            print(file=parent.stdin, flush=True)
+            child = int(parent.stdout.readline())
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+            assert parent.stdout.readline() == "gone\n"
+            found = list_checkpoints(tmp_path)
+            assert found
+            for path in found:
+                verify(path)
 
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

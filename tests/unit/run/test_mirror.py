@@ -178,7 +178,7 @@ def test_the_mirror_keeps_what_the_run_keeps(tmp_path: Path) -> None:
     [
         (lambda place: place.write_text(""), "{place}/run: Not a directory"),
         (
-            lambda place: (place / "run").mkdir(parents=True),
+            lambda place: (place / "run/mine").mkdir(parents=True),
             "{place}/run: is no mirror: nothing is",
         ),
         (
@@ -204,6 +204,18 @@ def test_a_mirror_that_fails_is_one_line(work: Path, second: Path, make: Any, te
     assert text.format(place=second.parent) in told[0]
     assert told[0].endswith("; training goes on")
     del held
+
+
+def test_a_mirror_whose_job_was_killed_at_its_start(work: Path, second: Path) -> None:
+    shutil.rmtree(second)
+    second.mkdir()
+    for name in (".lock", ".mirror.json.part"):
+        (second / name).touch()
+    mirror = Mirror(RunPaths(work / "run"), str(second.parent), Keep(1))
+    mirror.start()
+    mirror.finish()
+    assert mirror.notes() == []
+    assert names(second) == [TWO]
 
 
 def test_a_run_whose_mirror_fails_ends_as_any_other(work: Path) -> None:
