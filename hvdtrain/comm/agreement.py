@@ -38,7 +38,7 @@ def together(comm: Comm) -> Iterator[None]:
         yield
     except HvdtrainError as error:
         fault = error
-    shared = shared_fault(comm.gather_text(fault_text(fault)))
+    shared = shared_fault(comm.gather_text(fault_text(fault)), comm.size)
     if shared is not None:
         raise shared from None
 
@@ -48,13 +48,13 @@ def fault_text(fault: HvdtrainError | None) -> str:
     return f"{type(fault).__name__}\n{fault}" if fault else ""
 
 
-def shared_fault(texts: Sequence[str]) -> HvdtrainError | None:
-    """One error for all ranks, of the `fault_text` of every rank; None if none has an error."""
+def shared_fault(texts: Sequence[str], ranks: int) -> HvdtrainError | None:
+    """One error for all `ranks`, of the `fault_text` of each; None if none has an error."""
     faults = {rank: text for rank, text in enumerate(texts) if text}
     if not faults:
         return None
     kind, _, message = next(iter(faults.values())).partition("\n")
-    if len(faults) < len(texts) or len(set(faults.values())) > 1:
+    if len(faults) < ranks or len(set(faults.values())) > 1:
         message = "\n".join(
             f"rank {rank}: {line}" for rank, text in faults.items() for line in text.split("\n")[1:]
         )

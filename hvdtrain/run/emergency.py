@@ -106,7 +106,7 @@ class Rescue:
         except CommError as gone:
             return self._own or gone
         texts, steps, updating = zip(*map(json.loads, found), strict=True)
-        shared = shared_fault(texts)
+        shared = shared_fault(texts, self._run.comm.size)
         if shared is None:
             return error
         if len(set(steps)) > 1 or any(updating):

@@ -118,6 +118,7 @@ def starts(work: Path) -> list[list[dict[str, str]]]:
     return [event["changes"] for event in lines if event["kind"] == "start"]
 
 
+@pytest.mark.usefixtures("page")
 def test_a_refused_run_is_untouched_and_an_accepted_one_keeps_the_record(trained: Path) -> None:
     other = parse_config(
         yaml.safe_dump(config(trained, 2).model_dump()),

@@ -22,6 +22,7 @@ from hvdtrain.train import train
 from tests.unit.run.data_runs import COLOURS, config, edit_meta, notes, resume, write
 
 
+@pytest.mark.usefixtures("page")
 def test_the_names_are_kept_wherever_a_result_is(trained: Path) -> None:
     names = list(COLOURS)
     meta = verify(list_checkpoints(trained / "run/checkpoints")[0])
@@ -39,6 +40,7 @@ def test_the_names_are_kept_wherever_a_result_is(trained: Path) -> None:
     assert "classes: 3 (ant, bee, cat), 4 images each" in notes(trained)
 
 
+@pytest.mark.usefixtures("page")
 def test_names_that_are_odd_are_kept(work: Path) -> None:
     odd = ["a\nb", os.fsdecode(b"\xff"), "<b>"]
     for name, other in zip(COLOURS, odd, strict=True):

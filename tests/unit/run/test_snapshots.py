@@ -251,6 +251,7 @@ def test_a_checkpoint_in_mid_epoch_is_gone_on_from(work: Path) -> None:
     assert written == [2, 3, 4, 6, 6]
 
 
+@pytest.mark.usefixtures("page")
 def test_a_removed_run_directory_is_made_anew(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = work / "run"
     evaluate = loop.report_evaluation
