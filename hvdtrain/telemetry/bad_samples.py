@@ -55,9 +55,9 @@ class BadSamples:
             text = ""
         entries = [entry for line in lines if line.strip() and (entry := _entry(line))]
         if damaged := sum(bool(line.strip()) for line in lines) - len(entries):
-            text = f"{damaged} damaged lines"
+            text = f"{damaged} damaged line{'s' if damaged > 1 else ''}"
         if text and sinks is not None:
-            sinks.write(Note(f"warning: {self._path}: {text}: the images in them are tried again"))
+            sinks.write(Note(f"warning: {self._path}: {text}: what it names is tried again"))
         return entries
 
     def restore(self, entries: list[dict[str, Any]]) -> list[BadSample]:
