@@ -26,7 +26,7 @@ def tasks_per_node(text: str, name: str = "SLURM_TASKS_PER_NODE") -> list[int]:
     counts: list[int] = []
     for item in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,5})\))?", item.strip())
-        if match is None or int(match[1]) > MOST_SLOTS or len(counts) > MOST_HOSTS:
+        if match is None or not 0 < int(match[1]) <= MOST_SLOTS or len(counts) > MOST_HOSTS:
             raise CommError(f"{name}: expected counts such as 4(x2),1, found '{shown(text)}'")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts

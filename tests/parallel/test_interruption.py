@@ -205,13 +205,14 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     run_dir = tmp_path / stopped.run_dir.relative_to(stopped.folder)
     shutil.copytree(stopped.run_dir, run_dir)
     command = [*HVDTRAIN, "train", stopped.folder / "three.yaml", *THREE_EPOCHS]
-    command += [f"train.accumulate={2 // new_ranks}"]  # the same global batch
     command += ["--resume", "auto" if new_ranks == 2 else str(run_dir)]
     resumed = run(mpirun(new_ranks, *command), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     name = run_dir.relative_to(tmp_path) if new_ranks == 2 else run_dir
     assert f"resumed from {name}" in resumed.stdout
     assert ("(kept from tuning.json)" in resumed.stdout) == (new_ranks == 2)
+    kept = "resumed on 1 rank instead of 2: 2 accumulation steps keep the global batch of 32"
+    assert (kept in resumed.stdout) == (new_ranks == 1)
     expected, summary = (
         json.loads((root / "summary.json").read_text())
         for root in (stopped.folder / "whole", run_dir)

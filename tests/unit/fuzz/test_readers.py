@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 
 from tests.unit.fuzz.mutations import CHANGES, Change, fuzzed, read_or_refused
-from tests.unit.fuzz.seeds import Reader, readers
+from tests.unit.fuzz.reader import Reader
+from tests.unit.fuzz.seeds import readers
 
 NAMES = (
     *("config", "overrides", "hosts", "hostfile", "slurm job", "slurm task", "calibration", "measured"),

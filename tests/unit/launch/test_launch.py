@@ -160,6 +160,9 @@ def test_counts_of_tasks() -> None:
     assert tasks_per_node("4(x2),1") == [4, 4, 1]
     with pytest.raises(CommError, match="expected counts such as"):
         tasks_per_node("4x2")
+    for text in ("0", "4(x99999999)", "9999999999"):
+        with pytest.raises(CommError, match="expected counts"):
+            tasks_per_node(text)
 
 
 def test_slurm_placement() -> None:

@@ -201,3 +201,21 @@ def test_the_metric_has_a_label_for_every_reason() -> None:
     finally:
         exporter.close()
     assert found == {reason: float(reason == "empty") for reason in REASONS}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"[]", b"\xff\xfe", b"[" * 5000, b'{"index": 1}', b"7" * 5000,
+     b'{"index": -1, "epoch": 0, "reason": "decode", "name": "a", "detail": ""}',
+     b'{"index": true, "epoch": 0, "reason": "decode", "name": "a", "detail": ""}'],
+)  # fmt: skip
+def test_a_damaged_line_is_told_and_left_out(line: bytes, tmp_path: Path) -> None:
+    sinks, path = Notes(), tmp_path / "bad.jsonl"
+    samples = BadSamples(Data(max_bad_ratio=0.1), Solo(), path)
+    samples.add([bad(4), bad(2)], sinks)  # type: ignore[arg-type]
+    settle(samples, sinks)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\n" + line + b"\n\n", 1))
+    again = BadSamples(Data(), Solo(), path)
+    sinks = Notes()
+    assert again.restore(again.read(sinks)) == [bad(2), bad(4)]  # type: ignore[arg-type]
+    assert sinks.texts == [f"warning: {path}: 1 damaged line: what it names is tried again"]
