@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hvdtrain.config.checkpoint import Checkpoint
 from hvdtrain.config.data import Data
 from hvdtrain.config.fields import (
     MAX_EPOCHS,
-    FolderText,
     Fraction,
     Identity,
     LossScale,
@@ -22,7 +22,6 @@ from hvdtrain.config.fields import (
     Planned,
     Positive,
     PositiveFloat,
-    Ratio,
     Section,
 )
 from hvdtrain.config.metrics import Metrics
@@ -235,28 +234,6 @@ class Comm(Section):
         if self.compression == "auto" and self.tune == "fixed":
             raise ValueError("compression: auto needs tune: measure; otherwise set none or fp16")
         return self
-
-
-class Checkpoint(Section):
-    """When checkpoints are written, and how many are kept."""
-
-    every_epochs: Machine[Positive] = 1
-    """Epochs between two checkpoints."""
-    every_steps: Machine[Positive | None] = None
-    """Also a checkpoint after every so many updates, in mid-epoch as well. null: none."""
-    every_minutes: Machine[PositiveFloat | None] = 10.0
-    """Longest time between two checkpoints, in mid-epoch as well. null: time does not count."""
-    overhead: Machine[Ratio] = 0.01
-    """Share of the time that checkpoints may cost: as long as they cost less, they are written more
-    often than `every_minutes` says, up to once a minute."""
-    keep: Machine[Positive] = 2
-    """Number of checkpoints to keep, and of those at the end of an epoch; older ones are deleted."""
-    keep_best: Machine[Annotated[int, Field(ge=0, le=10**9)]] = 0
-    """Also keep so many of the highest top-1 accuracy, of those written after an evaluation."""
-    keep_every: Machine[Annotated[int, Field(ge=0, le=10**9)]] = 0
-    """Also keep, for good, those at the end of every so many epochs. 0: none."""
-    mirror: Machine[FolderText | None] = None
-    """Folder for a second copy of the checkpoints that are kept, on another disk. null: none."""
 
 
 class Expected(Section):

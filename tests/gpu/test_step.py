@@ -12,7 +12,7 @@ from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import init_state
 from hvdtrain.engine.checkpoint import contents, load_checkpoint, save_checkpoint, verify
 from hvdtrain.engine.step import State, train_step
-from hvdtrain.run.snapshots import Buffers
+from hvdtrain.run.snapshot_writer import Buffers
 from tests.step_samples import Images, images
 
 CONFIG = """

@@ -18,7 +18,8 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Checkpoint
 from hvdtrain.engine.checkpoint import Saved
 from hvdtrain.errors import CheckpointError, ResourceError
-from hvdtrain.run.snapshots import SHORTEST_S, Buffers, Cadence, Snapshots, Writer
+from hvdtrain.run.snapshot_writer import Buffers, Writer
+from hvdtrain.run.snapshots import SHORTEST_S, Cadence, Snapshots
 from hvdtrain.train import train
 from tests.unit.run.data_runs import config, notes, resume
 
