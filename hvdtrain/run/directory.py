@@ -57,7 +57,7 @@ def run_directory(
     began with other settings, unless they are to be accepted.
     """
     own = Directory(RunPaths(Path()), must_resume=False, notes=[])
-    with together(comm):
+    with cleaned_up(lambda: _discard(own)), together(comm):
         if comm.rank == 0:
             try:
                 own = _choose_directory(cfg, comm.size, resume, run_dir, accept)
@@ -68,9 +68,9 @@ def run_directory(
                 place = error.filename or cfg.output
                 raise ResourceError(f"output: {place}: {error.strerror}") from None
     facts = [str(own.paths.root), own.must_resume, own.notes, own.changes, own.batch, own.kept]
-    root, must_resume, notes, changes, batch, kept = json.loads(
-        comm.gather_text(json.dumps(facts))[0]
-    )
+    with cleaned_up(lambda: _discard(own)):
+        shared = comm.gather_text(json.dumps(facts))[0]
+    root, must_resume, notes, changes, batch, kept = json.loads(shared)
     return Directory(
         RunPaths(Path(root)),
         must_resume,
@@ -102,19 +102,19 @@ def _require_writable(root: Path) -> None:
 @contextlib.contextmanager
 def discarded_if_unused(directory: Directory) -> Iterator[None]:
     """After an error, remove the directory if this attempt made it and wrote no checkpoint to it."""
-
-    def discard() -> None:
-        if directory.made and not list_checkpoints(directory.paths.checkpoints):
-            shutil.rmtree(directory.paths.root, ignore_errors=True)
-
     try:
-        with cleaned_up(discard):
+        with cleaned_up(lambda: _discard(directory)):
             yield
     except BaseException:
-        discard()
+        _discard(directory)
         if directory.lock is not None:
             directory.lock.release()
         raise
+
+
+def _discard(directory: Directory) -> None:
+    if directory.made and not list_checkpoints(directory.paths.checkpoints):
+        shutil.rmtree(directory.paths.root, ignore_errors=True)
 
 
 def _choose_directory(
