@@ -25,11 +25,13 @@ from benchmarks.netlab.host_files import host_command, write_files
 from benchmarks.netlab.namespaces import (
     LabError,
     alive,
+    assign_cores,
     has_own_network,
     hold,
     in_network,
     kill,
     listens_on_22,
+    network_of,
     until,
     why_not,
 )
@@ -74,9 +76,7 @@ class Lab:
         self.folder = ROOT / self.name
         self.hosts = [f"node{k}" for k in range(hosts)]
         self.nics = [nics[k % len(nics)] for k in range(hosts)]
-        self.cores = _assign_cores(
-            sorted(os.sched_getaffinity(0)), hosts if own_cores else 1, hosts
-        )
+        self.cores = assign_cores(sorted(os.sched_getaffinity(0)), hosts if own_cores else 1, hosts)
         self.ssh_config = self.folder / "ssh_config"
         self._pids: list[int] = []
         self._children: list[subprocess.Popen[bytes]] = []
@@ -209,7 +209,7 @@ class Lab:
 
     def has(self, pid: int) -> bool:
         """Whether a process runs on one of the hosts."""
-        return _network(pid) in {_network(host) for host in self._pids[1:]} - {None}
+        return network_of(pid) in {network_of(host) for host in self._pids[1:]} - {None}
 
     def kill(self, host: int) -> None:
         """End a host and all its processes at once, as if it lost power."""
@@ -286,20 +286,6 @@ def remove(name: str) -> None:
     for pid in (_state(folder) or {"pids": []})["pids"]:
         kill(pid, folder)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _assign_cores(cores: Sequence[int], shares: int, hosts: int) -> list[str]:
-    """Cores of each host as a list for taskset: every `shares`-th core, at least one."""
-    lists = [cores[k % len(cores) :: shares] for k in range(shares)]
-    return [",".join(map(str, lists[k % shares])) for k in range(hosts)]
-
-
-def _network(pid: int) -> Path | None:
-    """The network namespace of a process; None if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/ns/net").readlink()
-    except OSError:
-        return None
 
 
 def _state(folder: Path) -> dict[str, Any] | None:

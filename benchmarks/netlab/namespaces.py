@@ -77,6 +77,20 @@ def in_network(pid: int, command: str, *, check: bool = True) -> None:
         raise LabError(f"netlab: {command}: {' '.join(done.stderr.split())}")
 
 
+def assign_cores(cores: Sequence[int], shares: int, hosts: int) -> list[str]:
+    """Cores of each host as a list for taskset: every `shares`-th core, at least one."""
+    lists = [cores[k % len(cores) :: shares] for k in range(shares)]
+    return [",".join(map(str, lists[k % shares])) for k in range(hosts)]
+
+
+def network_of(pid: int) -> Path | None:
+    """The network namespace of a process; None if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").readlink()
+    except OSError:
+        return None
+
+
 def alive(pid: int) -> bool:
     """Whether the process exists."""
     return Path(f"/proc/{pid}").exists()

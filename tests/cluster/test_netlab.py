@@ -185,4 +185,4 @@ def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_cores_are_assigned_in_turn(cores: list[int], shares: int, expected: list[str]) -> None:
-    assert netlab._assign_cores(cores, shares, hosts=4) == expected
+    assert netlab.assign_cores(cores, shares, hosts=4) == expected

@@ -13,9 +13,9 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -274,11 +274,8 @@ def test_training_in_a_thread(config: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Only the main thread can handle signals: elsewhere training works without."""
     monkeypatch.chdir(config.parent)
     cfg = load_config(str(config), ["phases.0.epochs=1", "phases.0.batch_per_worker=64"])
-    found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(train(cfg, Solo())["epochs"]))
-    thread.start()
-    thread.join()
-    assert found == [1]
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(train, cfg, Solo()).result()["epochs"] == 1
 
 
 def test_a_stop_before_training_leaves_no_folder(config: Path) -> None:
