@@ -41,6 +41,10 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env | dict(extra or {})
 
 
+USUAL_SIGNALS = ["env", "--default-signal=INT,HUP"]
+"""Before a command: signals end it as usual, though `nohup` or `&` has the tests ignore them."""
+APART = 4
+"""Ports of a job of so many ranks follow each other."""
 _given: deque[int] = deque(maxlen=100)
 """What free_port returned last, which may not be in use yet."""
 
@@ -54,7 +58,7 @@ def free_port() -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
     first = 20000 + 1000 * worker
     for port in random.SystemRandom().sample(range(first, first + 1000), 1000):
-        if any(abs(port - other) <= 1 for other in _given):
+        if any(abs(port - other) < APART for other in _given):
             continue
         with socket.socket() as one, socket.socket() as two:
             try:

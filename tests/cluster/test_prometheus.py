@@ -276,8 +276,13 @@ def of_each(server: Server, summary: dict[str, Any]) -> None:
     )
     found = until("the rule", lambda: server.ask(rule), bool)
     assert found[0]["metric"]["run"] == "run"
-    written = server.one(f"timestamp({rule})")
-    assert server.one(rule, at=written) == pytest.approx(server.one(expression, at=written))
+
+    def both() -> list[float]:
+        """Values of the rule's last evaluation. A scrape that began before it may be stored after it."""
+        written = server.one(f"timestamp({rule})")
+        return [server.one(each, at=written) for each in (rule, expression)]
+
+    until("the rule's value", both, lambda found: found[0] == pytest.approx(found[1]))
     # All images were used after the first scrape. It may be more than a minute ago.
     peak = f"max_over_time({rule}[5m])"
     until(peak, lambda: server.one(peak), lambda found: found >= 0.999 * total / 60)

@@ -25,7 +25,7 @@ import pytest
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import load_config
 from hvdtrain.train import train
-from tests.launch import BIN, end_jobs, environment, free_port, mpirun, run
+from tests.launch import BIN, USUAL_SIGNALS, end_jobs, environment, free_port, mpirun, run
 
 TRAIN = [str(BIN / "hvdtrain"), "train"]
 CONFIG = """
@@ -59,13 +59,12 @@ def jobs() -> Iterator[list[subprocess.Popen[str]]]:
     end_jobs(started)
 
 
-def start(
+def started(
     words: list[str], config: Path, jobs: list[subprocess.Popen[str]], *more: str
 ) -> subprocess.Popen[str]:
-    """Start a training, and return once it has trained for an epoch."""
+    """Start a training."""
     job = subprocess.Popen(
-        # SIGHUP has an effect even if the tests run under nohup
-        ["env", "--default-signal=HUP", *words, str(config), "--run-dir", "run", *more],
+        [*USUAL_SIGNALS, *words, str(config), "--run-dir", "run", *more],
         cwd=config.parent,
         env=environment({"OMPI_MCA_odls_base_sigkill_timeout": "3"}),  # as `make setup` sets it
         text=True,
@@ -75,8 +74,15 @@ def start(
         start_new_session=True,
     )
     jobs.append(job)
-    events = config.parent / "run/events.jsonl"
-    deadline = time.monotonic() + 120
+    return job
+
+
+def start(
+    words: list[str], config: Path, jobs: list[subprocess.Popen[str]], *more: str
+) -> subprocess.Popen[str]:
+    """Start a training, and return once it has trained for an epoch."""
+    job = started(words, config, jobs, *more)
+    events, deadline = config.parent / "run/events.jsonl", time.monotonic() + 120
     while not events.exists() or '"kind": "train"' not in events.read_text():
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
@@ -200,17 +206,11 @@ def test_a_file_that_appears(config: Path, jobs: list[subprocess.Popen[str]]) ->
 @pytest.mark.parametrize(
     ("number", "begun"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
 )
-def test_a_signal_before_training(number: signal.Signals, begun: bool, config: Path) -> None:
+def test_a_signal_before_training(
+    number: signal.Signals, begun: bool, config: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
     """While the command imports, or when the run directory is there: one line, and no directory is left."""
-    job = subprocess.Popen(
-        [*TRAIN, str(config), "--run-dir", "run"],
-        cwd=config.parent,
-        env=environment(),
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    job = started(TRAIN, config, jobs)
     stage = Path(f"/proc/{job.pid}/maps") if not begun else config.parent / "run"
     while not (stage.exists() if begun else "pydantic" in stage.read_text()):
         assert job.poll() is None

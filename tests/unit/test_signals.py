@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.signals import REPEAT_S
-from tests.launch import environment
+from tests.launch import USUAL_SIGNALS, environment
 
 RANK = """
 import os, signal, sys, time
@@ -93,7 +93,7 @@ with heard(early), cleaned_up(lambda: say("cleaned")):
 
 def start(*words: str) -> subprocess.Popen[str]:
     job = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, *words],
+        [*USUAL_SIGNALS, sys.executable, "-c", STOPPED, *words],
         env=environment(),
         text=True,
         stdout=subprocess.PIPE,

@@ -34,7 +34,8 @@ def shell(command: str, tmp_path: Path, **env: str) -> subprocess.CompletedProce
 def test_a_command_whose_reader_has_seen_enough(command: str, tmp_path: Path) -> None:
     done = shell(f"{HVDTRAIN} {command} | true; echo ${{PIPESTATUS[0]}}", tmp_path)
     assert done.stdout in ("141\n", "0\n")
-    assert done.stderr == ""
+    said = done.stderr.splitlines()
+    assert [line for line in said if not line.startswith("hvdtrain: importing torch, ")] == []
 
 
 def test_a_closed_standard_error_keeps_the_exit_code(tmp_path: Path) -> None:
