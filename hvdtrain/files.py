@@ -82,3 +82,12 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file or folder, so that it never counts again. Raises OSError."""
+    target, number = path.with_name(f"damaged-{path.name}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"damaged-{path.name}-{number}")
+    return path.rename(target)

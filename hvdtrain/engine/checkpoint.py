@@ -183,15 +183,6 @@ def sweep(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that it never counts again. Raises OSError."""
-    target, number = path.with_name(f"damaged-{path.name}"), 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"damaged-{path.name}-{number}")
-    return path.rename(target)
-
-
 def settle(place: Path) -> None:
     """Let the checkpoint `place`, if it is there, take the place of the one of its position."""
     if place.exists():

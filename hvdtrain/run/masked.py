@@ -14,9 +14,10 @@ from dataclasses import asdict
 from hvdtrain import activity
 from hvdtrain.comm.agreement import together
 from hvdtrain.errors import ResourceError
+from hvdtrain.files import move_aside
 from hvdtrain.run.dataset import take_sizes
 from hvdtrain.run.parts import Run
-from hvdtrain.telemetry.bad_list import read_list, set_aside, write_list
+from hvdtrain.telemetry.bad_list import read_list, write_list
 from hvdtrain.telemetry.reports import Note
 from pipelines.bad import BadSample
 
@@ -63,7 +64,7 @@ def _read(run: Run) -> list[BadSample]:
 def _set_aside(run: Run, fault: str) -> None:
     path = run.paths.bad_samples
     try:
-        kept = f"it is kept as {set_aside(path).name}"
+        kept = f"it is kept as {move_aside(path).name}"
     except OSError as error:
         kept = f"it cannot be renamed ({error.strerror})"
     run.sinks.write(Note(f"warning: {path}: {fault}; {kept}"))

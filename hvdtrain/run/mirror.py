@@ -27,9 +27,9 @@ from hvdtrain.checkpoint_files import (
     verify,
     why_kept,
 )
-from hvdtrain.engine.checkpoint import move_aside, put_in_place, settle, sweep
+from hvdtrain.engine.checkpoint import put_in_place, settle, sweep
 from hvdtrain.errors import CheckpointError, HvdtrainError, ResourceError
-from hvdtrain.files import whole_file, write_atomically
+from hvdtrain.files import move_aside, whole_file, write_atomically
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.lock import RunLock
 

@@ -16,13 +16,13 @@ from hvdtrain.engine.checkpoint import (
     list_checkpoints,
     load_buffers,
     load_checkpoint,
-    move_aside,
     verify,
 )
 from hvdtrain.engine.evaluate import rank_buffers, set_buffers
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.errors import CheckpointError
+from hvdtrain.files import move_aside
 from hvdtrain.models.weights import load_weights
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Position

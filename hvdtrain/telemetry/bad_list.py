@@ -45,15 +45,6 @@ def write_list(path: Path, samples: Iterable[BadSample]) -> None:
     write_atomically(path, "".join(json.dumps(asdict(bad)) + "\n" for bad in samples).encode())
 
 
-def set_aside(path: Path) -> Path:
-    """Rename the file, so that nothing of it is lost when the list is written. Raises OSError."""
-    target, number = path.with_name(f"damaged-{path.name}"), 1
-    while target.exists():
-        number += 1
-        target = path.with_name(f"damaged-{number}-{path.name}")
-    return path.rename(target)
-
-
 def _entry(line: bytes, images: Images) -> BadSample | None:
     try:
         values: Any = json.loads(line)

@@ -13,7 +13,7 @@ import pytest
 
 from hvdtrain.checkpoint_files import list_checkpoints
 from hvdtrain.cli.ckpt import _date
-from hvdtrain.engine.checkpoint import move_aside
+from hvdtrain.files import move_aside
 from hvdtrain.run.lock import RunLock
 from tests.launch import environment
 from tests.unit.cli.ckpt_runs import MIDDLE, NEWEST, OLDEST, Typed, flip, names, one_line

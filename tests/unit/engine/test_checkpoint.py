@@ -20,7 +20,6 @@ from hvdtrain.engine.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     metadata,
-    move_aside,
     save_checkpoint,
     sweep,
     verify,
@@ -29,6 +28,7 @@ from hvdtrain.engine.checkpoint import (
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State, train_step
 from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.files import move_aside
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.plan.epochs import Position
 from tests.step_samples import images, network, state_of

@@ -11,7 +11,7 @@ import pytest
 
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.errors import DataError
-from hvdtrain.telemetry.bad_list import set_aside
+from hvdtrain.files import move_aside
 from hvdtrain.train import train
 from tests.unit.run.data_runs import config, notes
 
@@ -101,6 +101,6 @@ def test_whatever_is_in_the_place_of_the_list_is_kept(tmp_path: Path) -> None:
     for number in range(2):
         path.mkdir()
         (path / str(number)).touch()
-        kept = set_aside(path)
+        kept = move_aside(path)
         assert [file.name for file in kept.iterdir()] == [str(number)]
     assert not path.exists()
