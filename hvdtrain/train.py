@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -15,25 +14,24 @@ from hvdtrain.comm.agreement import Stops, any_rank
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import free_parts, whiten
-from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan.epochs import Epoch
-from hvdtrain.report.events import evaluated
 from hvdtrain.run.attempts import start_attempt
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.emergency import rescued
-from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
+from hvdtrain.run.guard.numbers import check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.run.prepare import Run, prepare
-from hvdtrain.run.rollback import keep_sound, roll_back
+from hvdtrain.run.rollback import roll_back
 from hvdtrain.run.saving import save, save_after, save_within
 from hvdtrain.run.summary import write_page, write_summary
+from hvdtrain.run.validation import owes_evaluation, report_evaluation
 from hvdtrain.signals import HeardStops
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Interval, Meter
-from hvdtrain.telemetry.reports import Eval, Note, Scaling, Stop, Train
+from hvdtrain.telemetry.reports import Note, Scaling, Stop, Train
 from pipelines.loader import Batch
 
 
@@ -222,52 +220,6 @@ def _report(
             scaling=scaling,
         )
     )
-
-
-class _Stopped(Exception):
-    """The ranks agreed to stop."""
-
-
-def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
-    """Evaluate on all ranks and report; None without a validation set, or if the run is to stop.
-
-    Raises TrainingError if the loss is not finite.
-    """
-    images = run.loaders.num_val
-    if not images or stops.agreed:
-        return None
-    keep_sound(run)
-    run.comparison.compare()
-    stops.enter()
-    activity.enter("evaluating", images, "images")
-    try:
-        result = evaluate(run.state, _until_stopped(run.loaders.val(epoch), stops), images)
-    except _Stopped:
-        return None
-    evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
-    run.sinks.write(evaluation)
-    run.snapshots.evaluation = evaluation
-    run.snapshots.report_written(None)  # an error names the last one
-    check_evaluation(evaluation, run.paths)
-    return evaluation
-
-
-def _until_stopped(batches: Iterable[Batch], stops: Stops) -> Iterator[Batch]:
-    """The batches, of which every rank has the same number; raises _Stopped on all ranks alike."""
-    for batch in batches:
-        if stops.check():
-            raise _Stopped
-        yield batch
-
-
-def owes_evaluation(run: Run) -> bool:
-    """Whether the last attempt was stopped between an epoch and its evaluation."""
-    done, every = run.state.progress.position.epoch, run.cfg.train.evaluate_every
-    if run.state.progress.position.sample or done % every or not 0 < done < len(run.plan.epochs):
-        return False
-    step = run.state.progress.step
-    made = run.comm.rank == 0 and evaluated(run.paths.events, step)
-    return not any_rank(run.comm, made)
 
 
 def _stops(run: Run, signals: HeardStops) -> Stops:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -137,12 +136,7 @@ class Loaders:
     def __enter__(self) -> Loaders:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -197,6 +191,11 @@ class Loaders:
         prefetcher = self._prefetcher("val")
         stream = prefetcher.open(self._samplers["val"].spec(epoch))
         return self._deliver(prefetcher.batches(stream))
+
+    def val_batches(self, epoch: EpochSpec) -> int:
+        """How many batches `val` yields; the same on all ranks."""
+        sampler = self._samplers["val"]
+        return sum(1 for _ in sampler.shares(sampler.spec(epoch)))
 
     def order_warning(self) -> str | None:
         """One line if the order of training images mixes classes badly, else None."""

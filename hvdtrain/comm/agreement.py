@@ -99,13 +99,15 @@ class Stops:
         """The same on all ranks: some rank was asked to stop."""
         self.saving = False
         """The same on all ranks: a checkpoint is due."""
+        self.failing = self.failed = False
+        """This rank, or the same on all ranks: some rank, cannot go on."""
         self._save_due, self._asked = save_due, asked
         self._stale = False
         """What is on the way about a checkpoint was asked before the last one."""
         self._signals, self._comm, self._clock = signals, comm, clock
         self._calls, self._every = 0, 1
         self._since = clock()
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._sums = torch.zeros(4, dtype=torch.float64)
         self._handle: Handle | None = None
         self._say, self._saying = say, threading.Lock()
         if isinstance(signals, HeardStops):
@@ -158,9 +160,10 @@ class Stops:
         self._calls, self._every = 0, 1
 
     def check(self) -> bool:
-        """`agreed`, as of now or of a few steps ago; every rank calls it once a step."""
+        """`agreed` or `failed`, as of now or of a few steps ago; every rank calls it once a step."""
         if self._comm.size == 1:
             self.agreed |= self.requested
+            self.failed |= self.failing
             self.saving |= self._save_due()
             if self.agreed:
                 self.tell()
@@ -170,7 +173,7 @@ class Stops:
             self._calls += 1
             if self._calls >= self._every:
                 self._begin()
-        return self.agreed
+        return self.agreed or self.failed
 
     def saved(self) -> None:
         """A checkpoint was made; every rank calls it."""
@@ -180,7 +183,7 @@ class Stops:
         now = self._clock()
         saving = self._comm.rank == 0 and self._save_due()
         self._sums[0], self._sums[1] = float(self.requested), now - self._since
-        self._sums[2] = float(saving)
+        self._sums[2], self._sums[3] = float(saving), float(self.failing)
         self._since = now
         self._handle = self._comm.sum_async_(self._sums, "stop")
 
@@ -188,8 +191,9 @@ class Stops:
         assert self._handle is not None
         self._handle.wait()
         self._handle = None
-        stops, seconds, saves = self._sums.tolist()
+        stops, seconds, saves, failing = self._sums.tolist()
         self.agreed |= stops > 0
+        self.failed |= failing > 0
         if self.agreed:
             self.tell()
         self.saving |= saves > 0 and not self._stale

@@ -54,31 +54,54 @@ def note_folder(place: Path | None = None) -> Iterator[Path]:
     _sweep(place or Path(tempfile.gettempdir()))
     try:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = _hold(folder)
     except OSError as error:
         where = place or "TMPDIR"
         raise ResourceError(f"{where}: no folder for temporary files: {error.strerror}") from None
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
     finally:
         os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _hold(folder: Path) -> int:
+    """Lock the folder for as long as the descriptor is open. The file gets its name when it is locked."""
+    new = folder / f"new-{LOCK}"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    new.rename(folder / LOCK)
+    return lock
+
+
 def _sweep(place: Path) -> None:
-    """Remove folders of this user whose process has ended: the kernel has released their locks."""
+    """Remove folders of this user that no process uses any more."""
     for folder in place.glob(f"{PREFIX}*/"):
         with contextlib.suppress(OSError):  # another one's, in use, or gone meanwhile
             about = folder.lstat()
-            # A folder from the future was made before the clock was set back.
-            young = 0 <= time.time() - about.st_mtime < YOUNG_S
-            if about.st_uid != os.getuid() or young:
+            if about.st_uid != os.getuid():
+                continue
+            if not (folder / LOCK).exists():
+                # A folder from the future was made before the clock was set back.
+                if not 0 <= time.time() - about.st_mtime < YOUNG_S:
+                    folder.rmdir()  # if it is empty
                 continue
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until its process has ended
+                if not _has_users(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
+
+
+def _has_users(folder: Path) -> bool:
+    """Whether a process was started with the folder in its environment: a rank whose launcher was killed
+    may still be writing its checkpoint."""
+    name = os.fsencode(folder)
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # of another user, or ended meanwhile
+            if name in environ.read_bytes():
+                return True
+    return False

@@ -6,6 +6,8 @@ those sums, which ends the step on all ranks before anything was updated; the ot
 forward passes did to batch-norm statistics. Then all ranks agree that they are at the same update, save as
 usual, and end with the same error. So nothing is lost, and `--resume` goes on with the same bits.
 
+**A rank that gets no images in an evaluation** has all ranks end it, and save between two updates.
+
 **Ranks that fail together** (more bad images than allowed) save as usual.
 
 **A rank that is gone** (exit code 5 on the others) cannot give its batch-norm statistics. Where there are
@@ -84,7 +86,7 @@ class Rescue:
         if error is self._own or isinstance(error, (SumRefused, _OthersFailedError)):
             return self._agreed(error)
         if isinstance(error, DataError) and error.everywhere:
-            return self._saved_by_all(error)
+            return saved_by_all(self._run, error, self._report_last)
         if isinstance(error, CommError) and self._run.comm.rank == 0:
             return self._saved_alone(error)
         return error
@@ -111,26 +113,7 @@ class Rescue:
             return error
         if len(set(steps)) > 1 or any(updating):
             return _longer(shared, "no checkpoint is written: the ranks are at different updates")
-        return self._saved_by_all(shared)
-
-    def _saved_by_all(self, fault: HvdtrainError) -> HvdtrainError:
-        run, state = self._run, self._run.state
-        if state.progress.step == run.snapshots.saved_step:
-            return fault
-        text = ""
-        with _limited(SAVE_S, fault):
-            try:
-                state.gradient_norm = None
-                if self._meter.steps:
-                    self._report(self._last)
-                save(run, wait=True)
-            except HvdtrainError as error:
-                text = f"no checkpoint of update {state.progress.step} is written: {error}"
-            with contextlib.suppress(CommError):
-                any_rank(
-                    run.comm, False
-                )  # who ends sooner has the launcher end rank 0 in its write
-        return _longer(fault, text or self._written())
+        return saved_by_all(self._run, shared, self._report_last)
 
     def _saved_alone(self, fault: HvdtrainError) -> HvdtrainError:
         run, state = self._run, self._run.state
@@ -145,19 +128,18 @@ class Rescue:
                 run.snapshots.save_alone()
             except HvdtrainError as error:
                 return _longer(fault, f"no checkpoint is written: {error}")
-        return _longer(fault, self._written())
+        return _longer(fault, _written(self._run))
+
+    def _report_last(self) -> None:
+        """Report the steps since the last report."""
+        self._run.state.gradient_norm = None
+        if self._meter.steps:
+            self._report(self._last)
 
     @property
     def _last(self) -> int:
         """The last step of this pass that is complete."""
         return self._run.state.progress.step - self._began - 1
-
-    def _written(self) -> str:
-        progress = self._run.state.progress
-        path = self._run.paths.checkpoints / checkpoint_name(progress.position)
-        return (
-            f"update {progress.step} is saved in {path}: go on with --resume {self._run.paths.root}"
-        )
 
 
 @contextlib.contextmanager
@@ -171,6 +153,32 @@ def rescued(
         yield rescue
     except HvdtrainError as error:
         raise rescue.saved(error) from error.__cause__
+
+
+def saved_by_all(run: Run, fault: HvdtrainError, report: Callable[[], object]) -> HvdtrainError:
+    """Save on all ranks, which are at the same update; the error to raise, which names the checkpoint.
+
+    `report` reports the steps since the last report.
+    """
+    if run.state.progress.step == run.snapshots.saved_step:
+        return fault
+    text = ""
+    with _limited(SAVE_S, fault):
+        try:
+            report()
+            save(run, wait=True)
+        except HvdtrainError as error:
+            text = f"no checkpoint of update {run.state.progress.step} is written: {error}"
+        with contextlib.suppress(CommError):
+            # Who ends sooner has the launcher end rank 0 in its write.
+            any_rank(run.comm, False)
+    return _longer(fault, text or _written(run))
+
+
+def _written(run: Run) -> str:
+    progress = run.state.progress
+    path = run.paths.checkpoints / checkpoint_name(progress.position)
+    return f"update {progress.step} is saved in {path}: go on with --resume {run.paths.root}"
 
 
 def _longer(fault: HvdtrainError, text: str) -> HvdtrainError:

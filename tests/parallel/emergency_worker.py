@@ -22,7 +22,7 @@ from pipelines.loader import Loaders
 from pipelines.sources import ImageFolder
 
 CONFIG = """
-data: {{train: {root}, augment: pad_crop, decode_threads: 1}}
+data: {{train: {root}/images, val: {root}/validation, augment: pad_crop, decode_threads: 1}}
 model: {{name: {model}}}
 lr: {{base: 0.02, warmup: none, schedule: constant}}
 phases: [{{epochs: 2, image_size: 16, batch_per_worker: 2}}]
@@ -31,8 +31,8 @@ checkpoint: {{every_epochs: 100, every_minutes: null, keep: 9}}
 comm: {{preflight: false}}
 metrics: {{enabled: false}}
 """
-STEPS = {"middle": 4, "first": 6}
-"""Updates before the one for which rank 1 gets no images; an epoch has 6."""
+STEPS = {"middle": 4, "first": 6, "evaluation": 12}
+"""Updates before the one, or the evaluation, for which rank 1 gets no images; an epoch has 6."""
 COUNT = 22
 
 
@@ -49,16 +49,16 @@ def hidden(step: int) -> int:
 
 
 class Hidden:
-    """While active, rank 1 misses the file of a sample."""
+    """While active, rank 1 misses the file of a sample of `folder`."""
 
-    def __init__(self, comm: Comm, sample: int) -> None:
-        self.comm, self.sample, self.read = comm, sample, ImageFolder.read
+    def __init__(self, comm: Comm, folder: Path, sample: int) -> None:
+        self.comm, self.folder, self.sample, self.read = comm, folder, sample, ImageFolder.read
 
     def __enter__(self) -> None:
         def reading(source: ImageFolder, i: int):  # type: ignore[no-untyped-def]
-            if self.comm.rank == 1 and i == self.sample and source.name(i).startswith(str(ROOT)):
-                file = Path(source.name(i))
-                moved = file.rename(ROOT.parent / "moved.jpg")
+            file = Path(source.name(i))
+            if self.comm.rank == 1 and i == self.sample and file.is_relative_to(self.folder):
+                moved = file.rename(self.folder.parent / "moved.jpg")
                 try:
                     return self.read(source, i)
                 finally:
@@ -102,7 +102,9 @@ def main(out: Path) -> None:
     train(config(ROOT), comm, run_dir=out / "whole")
     found = {}
     for case, step in STEPS.items():
-        with Hidden(comm, hidden(step)):
+        evaluating = case == "evaluation"
+        folder = ROOT / ("validation" if evaluating else "images")
+        with Hidden(comm, folder, 1 if evaluating else hidden(step)):
             found[case] = error_of(comm, config(ROOT), out / "failing", begun=bool(found))
         comm.gather_text("")
     train(config(ROOT), comm, resume=str(out / "failing"))

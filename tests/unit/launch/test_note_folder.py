@@ -42,7 +42,7 @@ def age(folder: Path) -> None:
     os.utime(folder, (then, then))
 
 
-def test_a_killed_process_leaves_nothing_for_long(place: Path) -> None:
+def test_the_next_start_removes_what_a_killed_process_has_left(place: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD],
         env=environment({"TMPDIR": str(place)}),
@@ -52,7 +52,6 @@ def test_a_killed_process_leaves_nothing_for_long(place: Path) -> None:
     ) as other:
         assert other.stdout is not None
         folder = Path(other.stdout.readline().strip())
-        age(folder)
         with note_folder() as own:
             assert own.is_dir()
             assert folder.is_dir()  # its process lives
@@ -62,16 +61,31 @@ def test_a_killed_process_leaves_nothing_for_long(place: Path) -> None:
         assert not folder.exists()
 
 
+def test_a_folder_stays_as_long_as_a_rank_of_its_killed_launcher_lives(place: Path) -> None:
+    with note_folder() as folder:
+        pass
+    folder.mkdir()
+    (folder / LOCK).touch()
+    env = environment({"OMPI_MCA_orte_tmpdir_base": str(folder)})
+    with subprocess.Popen(["sleep", "60"], env=env) as rank:
+        with note_folder():
+            assert folder.is_dir()
+        rank.kill()
+    with note_folder():
+        assert not folder.exists()
+
+
 def test_folders_that_are_young_or_not_ours_stay(place: Path) -> None:
-    young, strange = place / "hvdtrain-launch-young", place / "hvdtrain-launch-strange"
-    for folder in (young, strange):
+    young, strange, empty = (place / f"hvdtrain-launch-{name}" for name in ("a", "b", "c"))
+    for folder in (young, strange, empty):
         folder.mkdir()
-    (young / "lock").touch()
     (strange / "file").write_text("x")
     age(strange)
+    age(empty)
     with note_folder():
         assert young.exists()
         assert strange.exists()
+        assert not empty.exists()
 
 
 def test_no_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,10 +95,8 @@ def test_no_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_from_before_the_clock_was_set_back_is_removed(place: Path) -> None:
-    with note_folder() as old:
-        pass
+    old = place / "hvdtrain-launch-old"
     old.mkdir()
-    (old / LOCK).touch()
     later = time.time() + 86400
     os.utime(old, (later, later))
     with note_folder():

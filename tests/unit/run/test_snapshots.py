@@ -18,6 +18,7 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Checkpoint
 from hvdtrain.engine.checkpoint import Saved
 from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.run import validation
 from hvdtrain.run.snapshot_writer import Buffers, Writer
 from hvdtrain.run.snapshots import SHORTEST_S, Cadence, Snapshots
 from hvdtrain.train import train
@@ -177,13 +178,13 @@ def test_the_best_is_kept_by_the_evaluation_before_it(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     top1 = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3}
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
 
     def scripted(state: Any, batches: Any, images: int) -> Any:
         found = evaluate(state, batches, images)
         return {**found, "top1": top1[state.progress.position.epoch]}
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(validation, "evaluate", scripted)
     cfg = config(work, 4)
     more = cfg.checkpoint.model_copy(update={"keep": 1, "keep_best": 1, "keep_every": 3})
     train(cfg.model_copy(update={"checkpoint": more}), Solo(), run_dir=work / "run")
