@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from functools import partial
 from itertools import zip_longest
@@ -16,6 +17,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import free_parts, whiten
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted, TrainingError
+from hvdtrain.launch.note_folder import remove_session
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.attempts import start_attempt
 from hvdtrain.run.efficiency import Efficiency
@@ -234,6 +236,8 @@ def _preempted(run: Run, stops: Stops) -> Preempted:
     any_rank(run.comm, False)  # if a rank ended sooner, the launcher would end rank 0 in its write
     withdraw(run.cfg.metrics, run.comm, run.paths)  # the ranks did not crash: no alert
     run.sinks.write(Stop("signal", run.state.progress.step))
+    if stops.orphaned and run.comm.local_rank == 0:
+        remove_session(os.environ)
     at = run.state.progress.position
     return Preempted(
         f"stopped {stops.cause} at epoch {at.epoch}, image {at.sample:,}; a checkpoint is in "

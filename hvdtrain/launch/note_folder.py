@@ -1,4 +1,5 @@
-"""Folders for as long as this process lives; the next one removes what a killed one has left."""
+"""Folders for as long as this process lives; the next one removes what a killed one has left. So do ranks with
+what a killed mpirun has left."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ YOUNG_S = 60.0
 """A folder may be without its lock for a moment after it was made."""
 
 
+SESSION = "OMPI_MCA_orte_jobfam_session_dir"
+"""In the environment of a rank: the folder of this job's files on this host, below `ompi.HOST.UID`."""
 SHARED_MEMORY = Path("/dev/shm")
 OPEN_MPI = {
     "OMPI_MCA_orte_tmpdir_base": None,
@@ -105,3 +108,12 @@ def _has_users(folder: Path) -> bool:
             if name in environ.read_bytes():
                 return True
     return False
+
+
+def remove_session(env: Mapping[str, str]) -> None:
+    """Remove the folder that Open MPI keeps for a job on this host; for a rank whose launcher is gone."""
+    session = Path(env.get(SESSION, ""))
+    if session.parent.name.startswith("ompi."):
+        shutil.rmtree(session, ignore_errors=True)
+        with contextlib.suppress(OSError):  # of other jobs as well
+            session.parent.rmdir()

@@ -15,10 +15,12 @@ from hvdtrain.errors import ResourceError
 from hvdtrain.launch.note_folder import (
     LOCK,
     OPEN_MPI,
+    SESSION,
     SHARED_MEMORY,
     YOUNG_S,
     note_folder,
     open_mpi_folders,
+    remove_session,
 )
 from tests.launch import environment
 
@@ -115,3 +117,17 @@ def test_open_mpi_keeps_its_files_in_folders_of_ours(place: Path) -> None:
         assert set(variables) == set(OPEN_MPI) - set(given)
     assert not session.exists()
     assert not shared.exists()
+
+
+def test_a_rank_removes_the_session_of_its_launcher_alone(place: Path) -> None:
+    session, other, strange = (place / name for name in ("ompi.n.0/pid.7", "ompi.n.0/pid.8", "a/b"))
+    for folder in (session / "0/1", other, strange):
+        folder.mkdir(parents=True)
+    remove_session({})
+    remove_session({SESSION: str(strange)})
+    remove_session({SESSION: str(session)})
+    assert not session.exists()
+    assert other.exists()
+    assert strange.exists()
+    remove_session({SESSION: str(other)})
+    assert not other.parent.exists()
