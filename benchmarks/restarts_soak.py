@@ -74,7 +74,7 @@ class Stopping:
         return self._step(*args, **options)
 
 
-def _tree(root: Path, but: str = "") -> tuple[int, int]:
+def files_and_bytes(root: Path, but: str = "") -> tuple[int, int]:
     """Files and folders below `root`, and bytes of the files, without those named `but`."""
     found = [path for path in root.rglob("*") if path.name != but]
     return len(found), sum(path.stat().st_size for path in found if path.is_file())
@@ -82,8 +82,8 @@ def _tree(root: Path, but: str = "") -> tuple[int, int]:
 
 def look(root: Path, run_dir: Path) -> dict[str, float]:
     """The figures now."""
-    files, size = _tree(run_dir, but="events.jsonl")
-    mirror_files, mirror_size = _tree(root / "second")
+    files, size = files_and_bytes(run_dir, but="events.jsonl")
+    mirror_files, mirror_size = files_and_bytes(root / "second")
     status = Path("/proc/self/status").read_text()
     resident_kb = int(status.partition("VmRSS:")[2].split()[0])
     return {

@@ -44,19 +44,22 @@ def train(
     resume: str = "never",
     run_dir: Path | None = None,
     accept_changes: bool = False,
+    batch_ranks: int | None = None,
 ) -> dict[str, Any]:
     """Train `cfg` on all ranks of `comm`; returns the contents of `summary.json`.
 
     `resume`: never, auto (the newest unfinished run of this name and these settings), or a run
     directory.
     `accept_changes`: resume also if settings or images are others than when the run began.
+    `batch_ranks`: a new run takes the global batch that `cfg` has on so many ranks; a resumed one keeps
+    its own by itself.
     Raises Preempted, after a checkpoint, when any rank has received SIGTERM, SIGUSR1, SIGINT
     or SIGHUP; in a thread that is not the main one no signal is noticed. Ends the process with the
     exit code of StallError if it makes no progress for `train.stall_timeout`.
     """
     began = time.perf_counter()
     with watching(cfg.train.stall_timeout, comm.rank):
-        prepared = prepare(cfg, comm, resume, run_dir, accept_changes)
+        prepared = prepare(cfg, comm, resume, run_dir, accept_changes, batch_ranks)
         # Signals last: one that is repeated while the run closes must not change how it ends.
         with HeardStops() as signals, contextlib.closing(prepared) as run:
             return _train(run, signals, began)

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from hvdtrain.cli.job import ConfigFile, Overrides
 from hvdtrain.cli.progress import doing
-from hvdtrain.cli.restarts import Attempts, resumable, supervised
+from hvdtrain.cli.restarts import Attempts, can_share, resumable, supervised, with_batch_ranks
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch import start
@@ -65,6 +65,16 @@ def run(
             "place of a host that does not answer, or fails twice in a row. Default: all hosts.",
         ),
     ] = None,
+    min_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="M",
+            help="With --max-restarts: where a host is lost and no spare is left, go on with those that "
+            "answer, at least M, with the same global batch; and with more as soon as they answer again. "
+            "Default: never with fewer.",
+        ),
+    ] = None,
     launcher: Annotated[
         Literal["auto", "mpirun", "horovodrun", "srun"],
         typer.Option(help="auto: srun in a Slurm job, otherwise mpirun."),
@@ -109,7 +119,13 @@ def run(
     run_dir = None
     if max_restarts:
         arguments, run_dir = resumable(arguments, cfg)
-    pool = Pool(start.placement_of(env, hosts, hostfile), nodes)
+    placement = start.placement_of(env, hosts, hostfile)
+    pool = Pool(placement, nodes)
+    if min_nodes is not None:
+        if not max_restarts:
+            raise ConfigError(f"--min-nodes {min_nodes}: add --max-restarts N")
+        arguments, ranks = with_batch_ranks(arguments, pool.placement().size)
+        pool = Pool(placement, nodes, min_nodes, can_share(cfg, ranks))
     if pool.has_spares and not max_restarts:
         raise ConfigError(f"--nodes {nodes}: the other hosts are spares: add --max-restarts N")
 

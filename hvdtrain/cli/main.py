@@ -87,6 +87,16 @@ def train(
             "when it began. The run records what changed.",
         ),
     ] = False,
+    batch_ranks: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-for-ranks",
+            min=1,
+            metavar="N",
+            help="Begin a new run with the global batch that the config has on N ranks, however many "
+            "there are: accumulation makes up for the others. A resumed run keeps its own.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model.
 
@@ -99,7 +109,12 @@ def train(
         from hvdtrain.train import train as run_training
 
         summary = run_training(
-            cfg, comm, resume=resume, run_dir=run_dir, accept_changes=accept_changes
+            cfg,
+            comm,
+            resume=resume,
+            run_dir=run_dir,
+            accept_changes=accept_changes,
+            batch_ranks=batch_ranks,
         )
         if comm.rank == 0:
             say(summary_text(summary))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hvdtrain.checkpoint_files import list_checkpoints
@@ -15,6 +16,7 @@ from hvdtrain.launch.start import Job
 from hvdtrain.launch.supervise import Supervised, keep_note
 from hvdtrain.paths import RunPaths, fresh_stamp, run_root
 from hvdtrain.preflight.hosts import HostQuery, check_hosts
+from hvdtrain.run.other_ranks import Batch
 from hvdtrain.streams import print_error_line
 
 
@@ -59,6 +61,25 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
+def with_batch_ranks(arguments: Sequence[str], ranks: int) -> tuple[list[str], int]:
+    """The command of a rank with the number of ranks that its batch is meant for, and that number: an attempt
+    may begin anew on fewer than `ranks`. Raises ConfigError."""
+    given = _option(arguments, "--batch-for-ranks")
+    if given is None:
+        return [*arguments, "--batch-for-ranks", str(ranks)], ranks
+    if not given.isdigit() or int(given) < 1:
+        raise ConfigError(f"--batch-for-ranks: expected a number of ranks, found {given!r}")
+    return list(arguments), int(given)
+
+
+def can_share(cfg: Config | None, ranks: int) -> Callable[[int], bool]:
+    """Whether another number of ranks can share the global batches that `cfg` has on `ranks` ranks."""
+    if cfg is None or cfg.train.on_other_ranks == "as_given":
+        return lambda _: True
+    totals = Batch.of(cfg).total(ranks)
+    return lambda others: not any(total % others for total in totals)
+
+
 Tell = Callable[[str], None]
 """Shows the user a line, and keeps it with the run."""
 
@@ -92,11 +113,12 @@ class Attempts:
 
     def start(self, stopped: Callable[[], bool], tell: Tell) -> Ended:
         """One attempt. Raises HvdtrainError if it cannot be started."""
+        away = away_in_slurm if self._in_slurm else _unreachable
         if self._before is not None:
-            away = away_in_slurm if self._in_slurm else _unreachable
             for text in self._pool.renew(self._before.errors, away):
                 tell(text)
-        self._before = self._job().run(stopped)
+        recall = partial(self._pool.returned, away) if self._pool.lacks_hosts else None
+        self._before = self._job().run(stopped, recall)
         return self._before
 
 

@@ -44,8 +44,11 @@ def together(comm: Comm) -> Iterator[None]:
 
 
 def fault_text(fault: HvdtrainError | None) -> str:
-    """An error as text for the other ranks; empty without one."""
-    return f"{type(fault).__name__}\n{fault}" if fault else ""
+    """An error as text for the other ranks, as of its nearest kind in `hvdtrain.errors`; empty without one."""
+    if fault is None:
+        return ""
+    kinds = [kind.__name__ for kind in type(fault).__mro__]
+    return f"{next(kind for kind in kinds if hasattr(errors, kind))}\n{fault}"
 
 
 def shared_fault(texts: Sequence[str], ranks: int) -> HvdtrainError | None:

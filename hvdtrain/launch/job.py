@@ -52,6 +52,12 @@ class Ended(NamedTuple):
     """This process had a signal to stop meanwhile."""
     errors: tuple[str, ...] = ()
     """The last lines of its standard error."""
+    recalled: bool = False
+    """It was asked to stop for the sake of another attempt."""
+
+
+RECALL_S = 60.0
+"""Time from one question whether to recall a job to the next."""
 
 
 def run_job(
@@ -60,6 +66,7 @@ def run_job(
     checkpoint_signal: signal.Signals,
     stopped_before: Callable[[], bool] = lambda: False,
     endings: Sequence[Ending] = (),
+    recall: Callable[[], bool] | None = None,
 ) -> Ended:
     """Start `command` and wait for its end.
 
@@ -68,12 +75,13 @@ def run_job(
     `REPEAT_S` later sends SIGTERM. `stopped_before`: whether such a signal came before this call. If
     rank 0 noted that it stopped after a checkpoint, the exit code is that of Preempted; if the signal
     ended the ranks without one, 128 + its number. `endings`: signals for the command after a line of its
-    standard error. Raises ResourceError if the command cannot be started.
+    standard error. `recall`: asked every `RECALL_S` whether the command shall stop as after a signal.
+    Raises ResourceError if the command cannot be started.
     """
     with note_folder() as folder:
         noted = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
         stopped = (folder / "stopped").exists
-        return _run(command, noted, checkpoint_signal, stopped_before, stopped, endings)
+        return _run(command, noted, checkpoint_signal, stopped_before, stopped, endings, recall)
 
 
 def _run(
@@ -83,6 +91,7 @@ def _run(
     stopped_before: Callable[[], bool],
     stopped: Callable[[], bool],
     endings: Sequence[Ending],
+    recall: Callable[[], bool] | None,
 ) -> Ended:
     waiting: list[int] = []  # signals that came before the child was started
     child: subprocess.Popen[bytes] | None = None
@@ -121,6 +130,7 @@ def _run(
             waiting.append(checkpoint_signal)
         for number in waiting[:1]:
             pass_on(number, None)
+        recalled = recall is not None and _recalled(child, recall, checkpoint_signal)
         code = child.wait()
         code = code if code >= 0 else 128 - code
         if stopped():
@@ -134,7 +144,20 @@ def _run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return Ended(code, first is not None, tuple(copies[1].last))
+    return Ended(code, first is not None, tuple(copies[1].last), recalled)
+
+
+def _recalled(
+    child: subprocess.Popen[bytes], recall: Callable[[], bool], checkpoint_signal: signal.Signals
+) -> bool:
+    """Wait until the child has ended, or is asked to stop because `recall` says so; whether it was."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(RECALL_S)
+            return False
+        if recall() and child.poll() is None:
+            child.send_signal(checkpoint_signal)
+            return True
 
 
 def note_stop(env: Mapping[str, str]) -> bool:

@@ -47,8 +47,12 @@ class Job:
     needs_store: bool
     """Ranks find each other through our own store, see `rendezvous`."""
 
-    def run(self, stopped: Callable[[], bool] = lambda: False) -> Ended:
-        """Run the launcher and wait for its end; `stopped`: see `run_job`.
+    def run(
+        self,
+        stopped: Callable[[], bool] = lambda: False,
+        recall: Callable[[], bool] | None = None,
+    ) -> Ended:
+        """Run the launcher and wait for its end; `stopped`, `recall`: see `run_job`.
 
         Raises ResourceError, and ConfigError as root, unless mpirun is allowed to run as root.
         """
@@ -65,7 +69,8 @@ class Job:
                 server = stack.enter_context(rendezvous(address, size))
                 env = {**env, **_store_variables(address, server.server_port, size)}
             command = self.command
-            return run_job(command.words, env, command.checkpoint_signal, stopped, command.endings)
+            signal, endings = command.checkpoint_signal, command.endings
+            return run_job(command.words, env, signal, stopped, endings, recall)
 
 
 def launch_request(

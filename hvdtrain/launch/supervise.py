@@ -56,6 +56,9 @@ class Supervised:
                 attempt += 1
                 before, began = self.newest(), time.monotonic()
                 ended = self.start(lambda: stop.requested)
+                if ended.recalled and ended.code == Preempted.exit_code and not ended.signalled:
+                    self.tell(f"attempt {attempt} stopped in order, to go on with more hosts")
+                    continue
                 if ended.signalled or not _worth_another(ended.code, first=attempt == 1):
                     return ended.code
                 failures = 1 if self.newest() != before else failures + 1

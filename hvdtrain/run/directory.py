@@ -20,7 +20,7 @@ from hvdtrain.paths import RunPaths, fresh_stamp
 from hvdtrain.run.changes import Begun, Change, compare, identity, read_begun, refusal
 from hvdtrain.run.lock import RunLock
 from hvdtrain.run.mirror import bring_back
-from hvdtrain.run.other_ranks import Batch, UnsharedError, told
+from hvdtrain.run.other_ranks import Batch, UnsharedError, shared_anew, told
 from hvdtrain.signals import cleaned_up
 
 MOST_NOTES = 3
@@ -49,9 +49,14 @@ class Directory:
 
 
 def run_directory(
-    cfg: Config, comm: Comm, resume: str, run_dir: Path | None, accept: bool = False
+    cfg: Config,
+    comm: Comm,
+    resume: str,
+    run_dir: Path | None,
+    accept: bool = False,
+    batch_ranks: int | None = None,
 ) -> Directory:
-    """The run's directory, chosen, made and locked by rank 0.
+    """The run's directory, chosen, made and locked by rank 0. `batch_ranks`: see `train`.
 
     Raises ResourceError if it cannot be made, or if another job uses it, and ConfigError if its run
     began with other settings, unless they are to be accepted.
@@ -60,7 +65,11 @@ def run_directory(
     with cleaned_up(lambda: _discard(own)), together(comm):
         if comm.rank == 0:
             try:
+                batch = _meant_for(cfg, batch_ranks, comm.size)
                 own = _choose_directory(cfg, comm.size, resume, run_dir, accept)
+                if batch and batch_ranks and not own.must_resume:
+                    own.batch = batch
+                    own.kept = told(Batch.of(cfg), batch, comm.size, batch_ranks, "begun")
                 own.lock = RunLock(own.paths.root)
             except OSError as error:
                 if own.made:
@@ -81,6 +90,14 @@ def run_directory(
         own.made,
         own.lock,
     )
+
+
+def _meant_for(cfg: Config, batch_ranks: int | None, ranks: int) -> Batch | None:
+    """What gives the global batch of a new run that `cfg` has on `batch_ranks` ranks; None: what it says."""
+    if batch_ranks in (None, ranks):
+        return None
+    given = Batch.of(cfg)
+    return shared_anew(given, given.total(batch_ranks or ranks), ranks)
 
 
 def _require_writable(root: Path) -> None:

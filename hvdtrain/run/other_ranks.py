@@ -83,7 +83,7 @@ def shared_anew(given: Batch, wanted: list[int], ranks: int) -> Batch:
     )
 
 
-def told(given: Batch, used: Batch, ranks: int, before: int) -> str:
+def told(given: Batch, used: Batch, ranks: int, before: int, verb: str = "resumed") -> str:
     """What to tell of a global batch that is kept by other means than `given`."""
     where = f"instead of {before}" if ranks != before else "again"
     steps = (
@@ -99,7 +99,7 @@ def told(given: Batch, used: Batch, ranks: int, before: int) -> str:
     if smaller:
         steps = f"{', '.join(smaller)} and {steps.replace(' keeps', ' keep')}"
     totals = " and ".join(map(str, dict.fromkeys(used.total(ranks))))
-    return f"resumed on {ranks} ranks {where}: {steps} the global batch of {totals}".replace(
+    return f"{verb} on {ranks} ranks {where}: {steps} the global batch of {totals}".replace(
         "on 1 ranks", "on 1 rank"
     )
 

@@ -58,14 +58,19 @@ SLOW_FP16 = "train.precision fp16 on a CPU takes up to 100 times as long as fp32
 
 
 def prepare(
-    cfg: Config, comm: Comm, resume: str, run_dir: Path | None, accept_changes: bool = False
+    cfg: Config,
+    comm: Comm,
+    resume: str,
+    run_dir: Path | None,
+    accept_changes: bool = False,
+    batch_ranks: int | None = None,
 ) -> Run:
     """Choose the run directory, check the ranks, build all parts, and restore a resumed run.
 
-    `accept_changes`: go on with other settings or images than the run began with. An error on any
-    rank is raised on all of them.
+    `accept_changes`: go on with other settings or images than the run began with. `batch_ranks`: see
+    `train`. An error on any rank is raised on all of them.
     """
-    directory = run_directory(cfg, comm, resume, run_dir, accept_changes)
+    directory = run_directory(cfg, comm, resume, run_dir, accept_changes, batch_ranks)
     with discarded_if_unused(directory):
         return _prepare(cfg, comm, directory, accept_changes)
 

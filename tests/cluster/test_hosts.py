@@ -194,3 +194,39 @@ def test_a_host_without_power_is_replaced_by_a_spare(config: Path) -> None:
         for run in (events.parent, undisturbed)
     ]
     assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+@LOST_HOSTS
+def test_a_job_goes_on_with_fewer_hosts_and_with_all_when_they_are_back(config: Path) -> None:
+    settings = ["phases.0.epochs=100000", "train.log_every=1", "checkpoint.every_steps=5"]
+    settings.append("train.stop_when=stop")
+    code = "import sys; import hvdtrain.launch.job as job; job.RECALL_S = 3.0; "
+    code += "from hvdtrain.cli.main import main; main()"
+    events = Path("lost/events.jsonl")
+
+    def begun(attempts: int) -> bool:
+        text = events.read_text() if events.exists() else ""
+        return text.count('"kind": "start"') == attempts and text.endswith("}\n")
+
+    with Lab(2) as lab:
+        hosts = ["--hosts", "node0,node1", "--min-nodes", "1", "--max-restarts", "2"]
+        words = [sys.executable, "-c", code, "launch", *hosts, "--", "train", config, *settings]
+        with ThreadPoolExecutor(1) as pool:
+            words += ["--run-dir", "lost"]
+            job = pool.submit(lab.run, 0, words, env=environment(), timeout_s=300)
+            for attempt, link in ((1, False), (2, True), (3, True)):
+                while not begun(attempt) or '"kind": "train"' not in events.read_text()[-2000:]:
+                    assert not job.done(), job.result().stderr
+                    time.sleep(0.1)
+                lab.link(1, up=link)
+            Path("stop").touch()
+            done = job.result()
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [line["world_size"] for line in lines if line["kind"] == "start"] == [2, 1, 2]
+    assert done.returncode == 75, done.stderr[-3000:]
+    told = events.read_text()
+    assert "node1 does not answer: it is left out" in told
+    assert "node1 answers again: it takes part" in told
+    seen = [(line["step"], line["total_samples"]) for line in lines if line["kind"] == "train"]
+    by_step = dict(seen)
+    assert all(by_step[step] == samples for step, samples in seen)  # the same images an update

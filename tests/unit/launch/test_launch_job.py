@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from hvdtrain.errors import ResourceError
+from hvdtrain.launch import job
 from hvdtrain.launch.job import STOP_NOTE, note_stop, noted_here, run_job
 from hvdtrain.launch.rendezvous import rendezvous
 from hvdtrain.launch.slurm_task import report_joined
@@ -198,6 +199,24 @@ def test_a_signal_that_came_before_the_start_is_passed_on(tmp_path: Path) -> Non
     ended = run_job(python(child), os.environ, signal.SIGUSR1, lambda: True)
     assert ended.signalled
     assert ended.code in (9, 128 + signal.SIGUSR1)  # it came before the child had its handler
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_job_is_recalled_when_it_can_go_on_with_more_hosts(
+    wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "RECALL_S", 0.1)
+    ready = tmp_path / "ready"
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(9))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        f"time.sleep({60 if wanted else 1})\n"
+    )
+    ended = run_job(
+        python(child), os.environ, signal.SIGUSR1, recall=lambda: wanted and ready.exists()
+    )
+    assert (ended.code, ended.recalled, ended.signalled) == (9 if wanted else 0, wanted, False)
 
 
 def test_a_signal_repeated_at_once_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -117,3 +117,73 @@ def test_states_of_a_node() -> None:
         assert AWAY.search(state)
     for state in ("idle", "mix", "alloc", "comp", "resv"):
         assert not AWAY.search(state)
+
+
+def gone(*names: str) -> Callable[[Sequence[Host]], set[str]]:
+    return lambda hosts: {host.name for host in hosts} & set(names)
+
+
+def shrinking(text: str, least: int, batch: int, nodes: int | None = None) -> Pool:
+    return Pool(place(parse_hosts(text)), nodes, least, lambda ranks: batch % ranks == 0)
+
+
+def test_a_job_goes_on_with_the_hosts_that_answer_and_with_all_when_they_are_back() -> None:
+    hosts = shrinking("a:2,b:2,c:2", 1, batch=48)
+    assert hosts.is_part
+    assert not hosts.lacks_hosts
+    assert hosts.renew([], gone("b")) == [
+        "b does not answer: it is left out",
+        "going on with 2 hosts and 4 ranks",
+    ]
+    assert names(hosts) == ["a", "c"]
+    assert hosts.placement().size == 4
+    assert hosts.lacks_hosts
+    assert not hosts.returned(gone("b"))
+    assert hosts.returned(gone())
+    assert hosts.renew([], gone()) == [
+        "b answers again: it takes part",
+        "going on with 3 hosts and 6 ranks",
+    ]
+    assert names(hosts) == ["a", "c", "b"]
+    assert not hosts.lacks_hosts
+
+
+def test_only_as_many_hosts_as_can_share_the_global_batch() -> None:
+    hosts = shrinking("a,b,c,d", 1, batch=64)
+    told = hosts.renew([], gone("d"))
+    assert told == ["d does not answer: it is left out", "going on with 2 hosts and 2 ranks"]
+    assert names(hosts) == ["a", "b"]  # c is a spare now
+    assert hosts.renew([], gone("d", "a")) == [
+        "a does not answer: it is left out, c takes its place"
+    ]
+    assert names(hosts) == ["c", "b"]
+    assert hosts.returned(gone("a")) is False  # three cannot share it
+    assert hosts.returned(gone()) is True
+
+
+def test_no_fewer_than_the_least() -> None:
+    hosts = shrinking("a,b,c", 2, batch=64)
+    assert hosts.renew([], gone("b", "c")) == [
+        "b does not answer: it is left out",
+        "c does not answer: it is left out",
+        "of 1 host that can be used no number can go on (--min-nodes 2)",
+    ]
+    assert names(hosts) == ["a", "b", "c"]
+    with pytest.raises(ConfigError, match="--min-nodes 4: only 3 hosts are used"):
+        shrinking("a,b,c", 4, batch=64)
+
+
+def test_a_host_that_fails_again_and_again_is_left_out_for_good() -> None:
+    hosts = shrinking("a,b", 1, batch=64)
+    assert hosts.renew(fault("b"), nobody) == []
+    assert hosts.renew(fault("b"), nobody)[0] == "b has failed 2 times in a row: it is left out"
+    assert names(hosts) == ["a"]
+    assert not hosts.lacks_hosts
+
+
+def test_a_spare_comes_before_fewer_hosts() -> None:
+    hosts = shrinking("a,b,c", 1, batch=64, nodes=2)
+    assert hosts.renew([], gone("b"))[0] == "b does not answer: it is left out, c takes its place"
+    assert names(hosts) == ["a", "c"]
+    assert hosts.renew([], gone("b", "c"))[0] == "c does not answer: it is left out"
+    assert names(hosts) == ["a"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.cli.restarts import resumable
+from hvdtrain.cli.restarts import can_share, resumable, with_batch_ranks
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch import supervise
@@ -29,12 +29,13 @@ class Attempts:
         self.newest: str | None = None
         self.told: list[str] = []
         self.signalled = False
+        self.recalled: set[int] = set()
 
     def start(self, stopped: Callable[[], bool]) -> Ended:
         number, self.started = self.started, self.started + 1
         if number < len(self.checkpoints) and self.checkpoints[number]:
             self.newest = f"e{number:04}"
-        return Ended(self.codes[number], self.signalled)
+        return Ended(self.codes[number], self.signalled, recalled=number in self.recalled)
 
     def run(self, max_restarts: int) -> int:
         return Supervised(self.start, max_restarts, lambda: self.newest, self.told.append).run()
@@ -102,6 +103,16 @@ def test_a_job_that_was_signalled_is_not_started_again() -> None:
     assert job.started == 1
 
 
+def test_a_recall_is_no_failure_and_a_crash_in_it_is_one() -> None:
+    job = Attempts([75, 75, 137, 0])
+    job.recalled = {0, 1, 2}
+    assert job.run(1) == 0
+    assert job.told[:2] == [
+        f"attempt {number} stopped in order, to go on with more hosts" for number in (1, 2)
+    ]
+    assert job.told[2].startswith("attempt 3 ended after 0 s with exit code 137")
+
+
 def test_a_signal_between_two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "FIRST_WAIT_S", 60.0)
     job = Attempts([137])
@@ -159,3 +170,19 @@ def test_a_note_is_a_line_of_its_own(tmp_path: Path, before: str) -> None:
     assert (last["kind"], last["text"]) == ("note", "attempt 1 ended")
     keep_note(tmp_path / "missing/events.jsonl", "lost")
     assert not (tmp_path / "missing").exists()
+
+
+def test_the_global_batch_stays_where_an_attempt_begins_anew_on_fewer_hosts() -> None:
+    words, ranks = with_batch_ranks(["train", DIGITS], 8)
+    assert (words, ranks) == (["train", DIGITS, "--batch-for-ranks", "8"], 8)
+    assert with_batch_ranks([*words[:2], "--batch-for-ranks=4"], 8)[1] == 4
+    with pytest.raises(
+        ConfigError, match="--batch-for-ranks: expected a number of ranks, found 'x'"
+    ):
+        with_batch_ranks([*words[:2], "--batch-for-ranks", "x"], 8)
+    cfg = load_config(DIGITS)
+    total = cfg.phases[0].batch_per_worker * 8
+    shareable = can_share(cfg, 8)
+    assert [number for number in range(1, 9) if shareable(number)] == [
+        number for number in range(1, 9) if total % number == 0
+    ]

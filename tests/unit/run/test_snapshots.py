@@ -17,7 +17,7 @@ from hvdtrain.checkpoint_files import Keep, list_checkpoints, read_meta
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Checkpoint
 from hvdtrain.engine.checkpoint import Saved
-from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.errors import CheckpointError, ConfigError, ResourceError
 from hvdtrain.run import validation
 from hvdtrain.run.snapshot_writer import Buffers, Writer
 from hvdtrain.run.snapshots import SHORTEST_S, Cadence, Snapshots
@@ -172,6 +172,25 @@ def test_epochs_are_kept_beside_checkpoints_in_mid_epoch(work: Path) -> None:
     train(cfg.model_copy(update={"checkpoint": every}), Solo(), run_dir=work / "run")
     kept = [path.name for path in list_checkpoints(work / "run/checkpoints")]
     assert kept == ["e0003-s0000000000", "e0002-s0000000008", "e0002-s0000000000"]
+
+
+@pytest.mark.usefixtures("page")
+def test_a_new_run_takes_the_global_batch_that_its_config_has_on_other_ranks(work: Path) -> None:
+    cfg = config(work, 1)
+    again = cfg.train.model_copy(update={"accumulate": 2})
+    wanted = train(cfg.model_copy(update={"train": again}), Solo(), run_dir=work / "wanted")
+    found = train(cfg, Solo(), run_dir=work / "run", batch_ranks=2)
+    assert (found["loss"], found["samples"]) == (wanted["loss"], wanted["samples"])
+    batch = cfg.phases[0].batch_per_worker
+    line = (
+        f"begun on 1 rank instead of 2: 2 accumulation steps keep the global batch of {2 * batch}"
+    )
+    assert line in notes(work)
+    # It is resumed as it began, whatever the number says now.
+    last = resume(work, epochs=2)
+    assert last["samples"] == 2 * found["samples"]
+    with pytest.raises(ConfigError, match="cannot share"):
+        train(cfg, Solo(), run_dir=work / "other", batch_ranks=3 * 2**20)
 
 
 def test_the_best_is_kept_by_the_evaluation_before_it(
