@@ -23,6 +23,10 @@ from hvdtrain.signals import ENDING, REPEAT_S, STOPPING, stopping_signals
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
+EARLY_END = ".early"
+"""Ending of the name of the file that a rank creates when a signal ends it before it trains."""
+CHILDLESS_S = 0.5
+"""A launcher without ranks gets so long for their last lines."""
 EARLY = (1, *(128 + number for number in STOPPING))
 """Exit codes of launchers whose ranks were ended by a signal before they trained; 1: the launcher's own."""
 
@@ -58,6 +62,8 @@ class Ended(NamedTuple):
 
 RECALL_S = 60.0
 """Time from one question whether to recall a job to the next."""
+LOOK_S = 0.25
+"""Time from one look at the launcher to the next."""
 
 
 def run_job(
@@ -81,7 +87,10 @@ def run_job(
     with note_folder() as folder:
         noted = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
         stopped = (folder / "stopped").exists
-        return _run(command, noted, checkpoint_signal, stopped_before, stopped, endings, recall)
+        early = (folder / f"stopped{EARLY_END}").exists
+        return _run(
+            command, noted, checkpoint_signal, stopped_before, stopped, early, endings, recall
+        )
 
 
 def _run(
@@ -90,6 +99,7 @@ def _run(
     checkpoint_signal: signal.Signals,
     stopped_before: Callable[[], bool],
     stopped: Callable[[], bool],
+    early: Callable[[], bool],
     endings: Sequence[Ending],
     recall: Callable[[], bool] | None,
 ) -> Ended:
@@ -130,12 +140,12 @@ def _run(
             waiting.append(checkpoint_signal)
         for number in waiting[:1]:
             pass_on(number, None)
-        recalled = recall is not None and _recalled(child, recall, checkpoint_signal)
+        recalled = _waited(child, recall, checkpoint_signal, lambda: bool(told) and early())
         code = child.wait()
         code = code if code >= 0 else 128 - code
         if stopped():
             code = Preempted.exit_code
-        elif told and code in EARLY:
+        elif told and (code in EARLY or early()):
             code = 128 + told
         for copy in copies:
             copy.finish(show_held=code not in (Preempted.exit_code, 128 + told))
@@ -147,17 +157,45 @@ def _run(
     return Ended(code, first is not None, tuple(copies[1].last), recalled)
 
 
-def _recalled(
-    child: subprocess.Popen[bytes], recall: Callable[[], bool], checkpoint_signal: signal.Signals
+def _waited(
+    child: subprocess.Popen[bytes],
+    recall: Callable[[], bool] | None,
+    checkpoint_signal: signal.Signals,
+    over: Callable[[], bool],
 ) -> bool:
-    """Wait until the child has ended, or is asked to stop because `recall` says so; whether it was."""
+    """Wait until the child has ended; whether it was asked to because `recall` says so.
+
+    When it is `over` and the child has no processes any more, it is killed: mpirun would wait for ten seconds
+    after ranks that a signal has ended.
+    """
+    recalled, asked = False, time.monotonic()
+    childless: float | None = None
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(RECALL_S)
-            return False
-        if recall() and child.poll() is None:
-            child.send_signal(checkpoint_signal)
-            return True
+            child.wait(LOOK_S)
+            return recalled
+        now = time.monotonic()
+        if recall is not None and not recalled and now > asked + RECALL_S:
+            recalled, asked = recall() and child.poll() is None, now
+            if recalled:
+                child.send_signal(checkpoint_signal)
+        if not over() or _has_children(child.pid):
+            childless = None
+        elif childless is None:
+            childless = now
+        elif now > childless + CHILDLESS_S:
+            child.kill()
+
+
+def _has_children(pid: int) -> bool:
+    """Whether a process has children that live; True if that cannot be known."""
+    import psutil
+
+    try:
+        found = psutil.Process(pid).children()
+        return any(each.status() != psutil.STATUS_ZOMBIE for each in found)
+    except psutil.Error:
+        return True
 
 
 def note_stop(env: Mapping[str, str]) -> bool:
@@ -171,6 +209,13 @@ def note_stop(env: Mapping[str, str]) -> bool:
             Path(env[STOP_NOTE].partition(":")[2]).touch()
             return True
     return False
+
+
+def note_early_end(env: Mapping[str, str]) -> None:
+    """Note for the `run_job` that started this rank on this host that a signal ends it before it trains."""
+    with contextlib.suppress(OSError):
+        if noted_here(env):
+            Path(env[STOP_NOTE].partition(":")[2] + EARLY_END).touch()
 
 
 def noted_here(env: Mapping[str, str]) -> bool:

@@ -164,6 +164,40 @@ def test_the_end_of_ranks_that_a_signal_ended_before_they_trained(
     assert "last" in err
 
 
+MPIRUN = """
+import os, signal, subprocess, sys, time
+RANK = (
+    "import os, signal, sys, time\\n"
+    "from hvdtrain.launch.job import note_early_end\\n"
+    "def end(*_):\\n"
+    "    note_early_end(os.environ)\\n"
+    "    sys.exit(138)\\n"
+    "signal.signal(signal.SIGUSR1, end)\\n"
+    "print('ready', flush=True)\\n"
+    "time.sleep(60)\\n"
+)
+rank = subprocess.Popen([sys.executable, "-c", RANK])
+signal.signal(signal.SIGUSR1, lambda *_: rank.send_signal(signal.SIGUSR1))
+rank.wait()
+time.sleep(3600)
+"""
+
+
+def test_a_launcher_is_not_waited_for_when_a_signal_has_ended_its_ranks(tmp_path: Path) -> None:
+    (tmp_path / "mpirun.py").write_text(MPIRUN)
+    run = (
+        "import os, signal, sys; from hvdtrain.launch.job import run_job; "
+        "sys.exit(run_job([sys.executable, 'mpirun.py'], os.environ, signal.SIGUSR1).code)"
+    )
+    with subprocess.Popen(
+        python(run), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as launching:
+        assert launching.stdout is not None
+        assert launching.stdout.readline() == "ready\n"
+        launching.send_signal(signal.SIGINT)
+        assert launching.wait(60) == 130
+
+
 def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
     """The signal that asks for a checkpoint is passed on, whatever signal came."""
     log = tmp_path / "log"
