@@ -17,6 +17,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import free_parts, whiten
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted, TrainingError
+from hvdtrain.launch.job import note_training
 from hvdtrain.launch.note_folder import remove_session
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.attempts import start_attempt
@@ -62,6 +63,8 @@ def train(
         prepared = prepare(cfg, comm, resume, run_dir, accept_changes, batch_ranks)
         # Signals last: one that is repeated while the run closes must not change how it ends.
         with HeardStops() as signals, contextlib.closing(prepared) as run:
+            if comm.rank == 0:
+                note_training(os.environ)
             return _train(run, signals, began)
 
 

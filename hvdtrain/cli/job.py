@@ -18,7 +18,7 @@ from hvdtrain.cli.misuse import only_settings
 from hvdtrain.config.load import config_hash, load_config
 from hvdtrain.config.schema import Config, Train
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
-from hvdtrain.launch.job import note_early_end, note_stop, noted_here
+from hvdtrain.launch.job import note_stop, noted_here
 from hvdtrain.launch.variables import launched_size
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.signals import end_at_once, heard, ignore_repeats, wait_for_notice
@@ -83,7 +83,6 @@ def job(config: str | None, overrides: list[str] | None, before: str = "the end"
 
 def _end_at_once(rank: int, before: str, number: int) -> None:
     def say() -> None:
-        note_early_end(os.environ)
         show_cursor()
         if rank == 0:
             at = activity.present().place()

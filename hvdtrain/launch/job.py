@@ -23,8 +23,9 @@ from hvdtrain.signals import ENDING, REPEAT_S, STOPPING, stopping_signals
 
 STOP_NOTE = "HVDTRAIN_STOP_NOTE"
 """Variable with HOST:FILE; rank 0 creates the file after it was stopped and wrote a checkpoint."""
-EARLY_END = ".early"
-"""Ending of the name of the file that a rank creates when a signal ends it before it trains."""
+TRAINING = ".training"
+"""Ending of the name of the file that rank 0 creates when training begins."""
+KILLED = 128 + signal.SIGKILL
 CHILDLESS_S = 0.5
 """A launcher without ranks gets so long for their last lines."""
 EARLY = (1, *(128 + number for number in STOPPING))
@@ -73,6 +74,7 @@ def run_job(
     stopped_before: Callable[[], bool] = lambda: False,
     endings: Sequence[Ending] = (),
     recall: Callable[[], bool] | None = None,
+    here: bool = False,
 ) -> Ended:
     """Start `command` and wait for its end.
 
@@ -82,12 +84,13 @@ def run_job(
     rank 0 noted that it stopped after a checkpoint, the exit code is that of Preempted; if the signal
     ended the ranks without one, 128 + its number. `endings`: signals for the command after a line of its
     standard error. `recall`: asked every `RECALL_S` whether the command shall stop as after a signal.
-    Raises ResourceError if the command cannot be started.
+    `here`: all ranks are on this host. Raises ResourceError if the command cannot be started.
     """
     with note_folder() as folder:
         noted = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
         stopped = (folder / "stopped").exists
-        early = (folder / f"stopped{EARLY_END}").exists
+        training = (folder / f"stopped{TRAINING}").exists
+        early = (lambda: not training()) if here else (lambda: False)
         return _run(
             command, noted, checkpoint_signal, stopped_before, stopped, early, endings, recall
         )
@@ -145,7 +148,7 @@ def _run(
         code = code if code >= 0 else 128 - code
         if stopped():
             code = Preempted.exit_code
-        elif told and (code in EARLY or early()):
+        elif told and (code in EARLY or (code == KILLED and early())):
             code = 128 + told
         for copy in copies:
             copy.finish(show_held=code not in (Preempted.exit_code, 128 + told))
@@ -211,11 +214,11 @@ def note_stop(env: Mapping[str, str]) -> bool:
     return False
 
 
-def note_early_end(env: Mapping[str, str]) -> None:
-    """Note for the `run_job` that started this rank on this host that a signal ends it before it trains."""
+def note_training(env: Mapping[str, str]) -> None:
+    """Note on rank 0, for the `run_job` that started it on this host, that a stop is from now on an orderly one."""
     with contextlib.suppress(OSError):
         if noted_here(env):
-            Path(env[STOP_NOTE].partition(":")[2] + EARLY_END).touch()
+            Path(env[STOP_NOTE].partition(":")[2] + TRAINING).touch()
 
 
 def noted_here(env: Mapping[str, str]) -> bool:

@@ -70,7 +70,8 @@ class Job:
                 env = {**env, **_store_variables(address, server.server_port, size)}
             command = self.command
             signal, endings = command.checkpoint_signal, command.endings
-            return run_job(command.words, env, signal, stopped, endings, recall)
+            here = not self.request.remote
+            return run_job(command.words, env, signal, stopped, endings, recall, here)
 
 
 def launch_request(

@@ -119,6 +119,12 @@ class Case:
     def kind(self) -> Kind:
         return KINDS[self.fault]
 
+    @property
+    def leaves(self) -> bool:
+        """The launcher may leave its files: it is killed, or is mpirun, which a second signal ends at once."""
+        twice = self.fault.endswith("-twice-launcher") and self.launcher == MPIRUN
+        return self.kind.leaves or twice
+
     def random(self) -> random.Random:
         """The source of all that is left to chance in this case."""
         return random.Random(f"{self.seed} of {self.fault}")

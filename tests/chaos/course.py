@@ -181,7 +181,7 @@ def _judge(
     ]
     left = {name: None for job in jobs for name in oracle.left_behind(job, run_dir)}
     result.notes += faulty + [f"left behind: {name}" for name in left]
-    if faulty or (left and not case.kind.leaves):
+    if faulty or (left and not case.leaves):
         result.verdict = "wrong"
     elif left:
         result.verdict = "leak"

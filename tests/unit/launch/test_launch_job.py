@@ -167,27 +167,30 @@ def test_the_end_of_ranks_that_a_signal_ended_before_they_trained(
 MPIRUN = """
 import os, signal, subprocess, sys, time
 RANK = (
-    "import os, signal, sys, time\\n"
-    "from hvdtrain.launch.job import note_early_end\\n"
-    "def end(*_):\\n"
-    "    note_early_end(os.environ)\\n"
-    "    sys.exit(138)\\n"
-    "signal.signal(signal.SIGUSR1, end)\\n"
+    "import os, sys, time\\n"
+    "from hvdtrain.launch.job import note_training\\n"
+    "if sys.argv[1] == 'trains':\\n"
+    "    note_training(os.environ)\\n"
     "print('ready', flush=True)\\n"
     "time.sleep(60)\\n"
 )
-rank = subprocess.Popen([sys.executable, "-c", RANK])
+rank = subprocess.Popen([sys.executable, "-c", RANK, sys.argv[1]])
 signal.signal(signal.SIGUSR1, lambda *_: rank.send_signal(signal.SIGUSR1))
 rank.wait()
-time.sleep(3600)
+time.sleep(float(sys.argv[2]))
+sys.exit(6)
 """
 
 
-def test_a_launcher_is_not_waited_for_when_a_signal_has_ended_its_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("state", "seconds", "code"), [("starts", 3600, 130), ("trains", 1, 6)])
+def test_a_launcher_is_not_waited_for_when_a_signal_has_ended_its_ranks_before_training(
+    state: str, seconds: float, code: int, tmp_path: Path
+) -> None:
     (tmp_path / "mpirun.py").write_text(MPIRUN)
     run = (
         "import os, signal, sys; from hvdtrain.launch.job import run_job; "
-        "sys.exit(run_job([sys.executable, 'mpirun.py'], os.environ, signal.SIGUSR1).code)"
+        f"command = [sys.executable, 'mpirun.py', '{state}', '{seconds}']; "
+        "sys.exit(run_job(command, os.environ, signal.SIGUSR1, here=True).code)"
     )
     with subprocess.Popen(
         python(run), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
@@ -195,7 +198,7 @@ def test_a_launcher_is_not_waited_for_when_a_signal_has_ended_its_ranks(tmp_path
         assert launching.stdout is not None
         assert launching.stdout.readline() == "ready\n"
         launching.send_signal(signal.SIGINT)
-        assert launching.wait(60) == 130
+        assert launching.wait(60) == code
 
 
 def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
