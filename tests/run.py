@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> int:
     known, options = parser.parse_known_args(arguments)
     # Ranks and test processes share the cores: a thread that waits must not spin.
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    # Hundreds of processes are started: each would compile the whole program again.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     began, counts, codes = time.monotonic(), Counts(), []
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"

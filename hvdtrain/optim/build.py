@@ -10,6 +10,7 @@ from torch import nn
 
 from hvdtrain.config.schema import Optimizer as OptimizerConfig
 from hvdtrain.errors import ConfigError
+from hvdtrain.optim.eager import SGD, AdamW
 from hvdtrain.optim.lamb import Lamb
 from hvdtrain.optim.lars import Lars
 
@@ -48,7 +49,7 @@ def build_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optim
 
 def _sgd(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     nesterov = cfg.nesterov and cfg.momentum > 0
-    return torch.optim.SGD(groups, lr=0.0, momentum=cfg.momentum, nesterov=nesterov, fused=True)
+    return SGD(groups, lr=0.0, momentum=cfg.momentum, nesterov=nesterov, fused=True)
 
 
 def _lars(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
@@ -61,7 +62,7 @@ def _lamb(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
 
 def _adamw(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     betas = (cfg.betas[0], cfg.betas[1])
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=cfg.eps, fused=True)
+    return AdamW(groups, lr=0.0, betas=betas, eps=cfg.eps, fused=True)
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {

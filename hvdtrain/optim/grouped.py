@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from hvdtrain.optim.eager import Eager
 
-class Grouped(torch.optim.Optimizer):
+
+class Grouped(Eager):
     """An optimizer that updates all parameters of a group at once, by `update`."""
 
     @torch.no_grad()

@@ -9,8 +9,11 @@ import contextlib
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.load import config_hash
@@ -101,10 +104,21 @@ def checkpoint_bytes(cfg: Config) -> int | None:
     model of another library.
     """
     with contextlib.suppress(HvdtrainError, RuntimeError, NotImplementedError):
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             model = build_model(cfg.model, cfg.planned_classes or DEFAULT_CLASSES)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         averages = 1 if cfg.train.ema_decay is not None else 0
         return weights * (1 + MOMENTS[cfg.optimizer.name] + averages) + buffers * (1 + averages)
     return None
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no weights: on the meta device there are none, and that would import torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.normal_:
+            return args[0]
+        if func in (nn.init.normal_, nn.init.kaiming_normal_):
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 START, MIDDLE, END, SIZE, EVALUATION, SAVE = (
@@ -51,6 +52,8 @@ STOPPED = "stopped by a signal"
 EARLY = "75 129 130 138 143"
 """A stop, in training or before it."""
 SIGNALLED = rf"{STOPPED}|{STOP}|interrupted|signal \d+|terminated|before training|ended by"
+OTHER_WEIGHTS = "got (other|different) weights"
+"""On two ranks, none can be called the one that has others."""
 KINDS = {
     "kill-rank0": _kind("137", KILLED),
     "kill-rank": _kind("137", KILLED, launchers=SEVERAL),
@@ -82,12 +85,10 @@ KINDS = {
     "port-taken": _kind("0", "in use", moments=(START,)),
     "stop-60s": _kind("0", moments=(MIDDLE, EVALUATION)),
     "memory-limit": _kind("6 137 134", "memory|no new thread|killed|signal", moments=TRAINING),
-    "weight-flipped": _kind(
-        "9", "got other weights", launchers=SEVERAL, moments=WITHIN, inside=True
-    ),
+    "weight-flipped": _kind("9", OTHER_WEIGHTS, launchers=SEVERAL, moments=WITHIN, inside=True),
     "weight-nan": _kind(
         "7 9",
-        "the loss is nan|weights are not finite|got other weights",
+        f"the loss is nan|weights are not finite|{OTHER_WEIGHTS}",
         moments=WITHIN,
         inside=True,
     ),
@@ -101,6 +102,18 @@ KINDS = {
         "8 137 205", "lost|no progress|signal", launchers=(HOSTS,), moments=TRAINING
     ),
 }
+QUICK = (
+    ("kill-rank0", "kill-rank", "kill-mpirun", "kill-all"),
+    ("term-rank", "int-rank", "usr1-rank", "term-twice-rank"),
+    ("term-launcher", "int-launcher", "usr1-launcher", "term-twice-launcher", "int-twice-launcher"),
+    ("stop-for-ever", "rank-hangs", "read-hangs"),
+    ("disk-full", "read-only", "run-removed"),
+    ("checkpoint-flipped", "checkpoint-cut", "checkpoint-file-deleted"),
+    ("image-deleted", "image-damaged", "image-replaced"),
+    ("weight-flipped", "weight-nan"),
+    ("clock-jump", "port-taken", "stop-5s"),
+)
+"""Faults of different sorts that take seconds: every test run draws one of each sort."""
 OWN_CODES = {MPIRUN: frozenset({1})}
 """Of a launcher that was signalled itself: docs/how-to/resume.md."""
 
@@ -148,3 +161,14 @@ def draw(seed: int, most_ranks: int = 4) -> Case:
         return Case(seed, fault, moment, 2, launcher)
     ranks = 1 if launcher == ALONE else chance.choice([2, 2, most_ranks])
     return Case(seed, fault, moment, ranks, launcher)
+
+
+def draw_quick(seed: int, possible: Callable[[Case], bool] = lambda _: True) -> list[Case]:
+    """A case of each sort in QUICK, on at most two ranks: the first ones from `seed` on.
+
+    `possible`: whether a case can be run on this machine; a sort of which none can is left out.
+    """
+    seeds = range(seed, seed + 4 * len(KINDS))
+    cases = [case for case in (draw(each, most_ranks=2) for each in seeds) if possible(case)]
+    firsts = (next((case for case in cases if case.fault in sort), None) for sort in QUICK)
+    return [case for case in firsts if case is not None]

@@ -82,7 +82,7 @@ class Chaos:
     def run(self, case: Case) -> Result:
         """One case, with the reference run that it needs."""
         result = Result(case)
-        if reason := _why_not(case):
+        if reason := why_not(case):
             result.verdict, result.notes = "skipped", [reason]
             return result
         reference = self.reference(case.ranks)
@@ -129,7 +129,7 @@ class Chaos:
         return images
 
 
-def _why_not(case: Case) -> str | None:
+def why_not(case: Case) -> str | None:
     """Why a case cannot be run on this machine; None if it can."""
     if case.kind.as_root and os.geteuid() != 0:
         return "needs root to mount a disk"

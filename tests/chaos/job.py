@@ -19,8 +19,8 @@ MARK = "CHAOS_CASE"
 """Environment variable by which processes of a case are found, whatever became of their parents."""
 INSIDE = Path(__file__).with_name("inside")
 TRAIN = [str(BIN / "hvdtrain"), "train"]
-LIMIT_S = 120.0
-"""Of one job."""
+LIMIT_S = 300.0
+"""Of one job, also on a busy machine."""
 GONE_S = 60.0
 """In which all processes must have ended after the first of them has."""
 

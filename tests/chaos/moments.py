@@ -11,7 +11,7 @@ from typing import Any
 from tests.chaos.cases import END, EVALUATION, MIDDLE, SAVE, SIZE, START
 from tests.chaos.job import Job
 
-WAIT_S = 100.0
+WAIT_S = 280.0
 """Longest wait for a moment."""
 FIRST_EPOCHS = 2
 """Epochs in which faults strike: there are later ones that read every image again."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hvdtrain import train as loop
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.errors import HvdtrainError
-from hvdtrain.train import train
 from pipelines.sources import ImageFolder
 
 CONFIG = """
@@ -39,14 +39,15 @@ def delete_after_listing(path: Path) -> None:
 
 
 def main(root: Path, out: Path, policy: str) -> None:
+    loop.write_page = lambda run: None  # matplotlib takes seconds
     comm = init_comm()
     delete_after_listing(root / "files" / "missing.jpg")
     cfg = parse_config(CONFIG.format(root=root, policy=policy, limit=0.1))
-    train(cfg, comm, run_dir=out / policy)
+    loop.train(cfg, comm, run_dir=out / policy)
     (root / "files" / "missing.jpg").touch()
     cfg = parse_config(CONFIG.format(root=root, policy=policy, limit=0.02))
     try:
-        train(cfg, comm, run_dir=out / "limited")
+        loop.train(cfg, comm, run_dir=out / "limited")
     except HvdtrainError as error:
         (out / f"rank-{comm.rank}.txt").write_text(f"{error.exit_code}\n{error}")
     comm.shutdown()

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from hvdtrain import train as loop
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.step import State
-from hvdtrain.train import train
 from pipelines.sources import folder
 
 CONFIG = """
@@ -54,6 +54,7 @@ def slow_forward(seconds: float) -> None:
 
 
 def main(root: str, out: Path, slow: str) -> None:
+    loop.write_page = lambda run: None  # matplotlib takes seconds
     comm = init_comm()
     slow_rank = comm.rank in {"rank 1": (1,), "ranks 2 and 3": (2, 3)}.get(slow, ())
     if slow == "data" or (slow == "data of rank 1" and comm.rank == 1):
@@ -61,7 +62,7 @@ def main(root: str, out: Path, slow: str) -> None:
     model = "resnet11_cifar" if slow == "network" else "resnet8_gn"  # 1.2 million parameters
     slow_forward(STEP_S + (0.15 if slow_rank else 0.0))
     cfg = parse_config(CONFIG.format(root=root, model=model))
-    train(cfg, comm, run_dir=out / "run")
+    loop.train(cfg, comm, run_dir=out / "run")
     if comm.rank == 0:
         events = [json.loads(line) for line in (out / "run/events.jsonl").read_text().splitlines()]
         [report] = [event for event in events if event["kind"] == "train"]

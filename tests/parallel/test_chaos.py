@@ -1,20 +1,55 @@
-"""A fixed part of `make chaos`: real trainings with a fault each, to the end of the undisturbed run."""
+"""A part of `make chaos`: real trainings with a fault each, to the end of the undisturbed run.
+
+Two cases are fixed; the others are drawn anew for each commit: one of each sort of fault.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.cases import ALONE, EVALUATION, KINDS, MPIRUN, SAVE, Case, draw
-from tests.chaos.course import Chaos
+from tests.chaos.cases import (
+    ALONE,
+    EVALUATION,
+    KINDS,
+    MPIRUN,
+    QUICK,
+    SAVE,
+    Case,
+    draw,
+    draw_quick,
+)
+from tests.chaos.course import Chaos, why_not
 from tests.chaos.oracle import documented_codes
 from tests.chaos.table import line
+from tests.launch import REPOSITORY
 
 CASES = [
     Case(1, "kill-rank", SAVE, 2, MPIRUN),
     Case(2, "run-removed", EVALUATION, 2, MPIRUN),
 ]
+TRIES = 3
+"""Of a case whose training ended before the fault could strike it."""
+
+
+def seed() -> int:
+    """HVDTRAIN_CHAOS_SEED, or a number of the commit; 0 outside of a repository."""
+    if given := os.environ.get("HVDTRAIN_CHAOS_SEED"):
+        return int(given)
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short=6", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return 0
+    return int(done.stdout.strip()[:6], 16) if done.returncode == 0 else 0
+
+
+def name(case: Case) -> str:
+    """With the seed by which it can be run again."""
+    return f"{case.seed}-{case.fault}-{case.moment.replace(' ', '-')}-{case.ranks}-{case.launcher}"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +63,25 @@ def chaos() -> Iterator[Chaos]:
 def test_a_fault(case: Case, chaos: Chaos) -> None:
     result = chaos.run(case)
     assert result.verdict == "ok", line(result)
+
+
+@pytest.mark.parametrize("case", draw_quick(seed(), lambda case: why_not(case) is None), ids=name)
+def test_a_drawn_fault(case: Case, chaos: Chaos) -> None:
+    for _ in range(TRIES):
+        result = chaos.run(case)
+        if result.verdict != "missed":
+            break
+    again = f"again: python -m tests.chaos --ranks 2 --only {case.seed}"
+    assert result.verdict in ("ok", "leak"), f"{line(result)}\n{again}"
+
+
+def test_each_seed_draws_a_fault_of_each_sort() -> None:
+    drawn = [draw_quick(seed) for seed in range(200)]
+    for cases in drawn:
+        assert [sum(case.fault in sort for case in cases) for sort in QUICK] == [1] * len(QUICK)
+        assert all(case == draw(case.seed, most_ranks=2) for case in cases)
+        assert max(case.ranks for case in cases) <= 2
+    assert {case.fault for cases in drawn for case in cases} == {f for sort in QUICK for f in sort}
 
 
 def test_as_many_seeds_as_faults_have_each_fault_once() -> None:

@@ -33,7 +33,7 @@ name: stops
 data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
 model: {{name: resnet8_gn}}
 lr: {{base: 0.02, warmup: none, schedule: constant}}
-phases: [{{epochs: 500, image_size: 16, batch_per_worker: 8}}]
+phases: [{{epochs: 500, image_size: 16, batch_per_worker: 32}}]
 train: {{log_every: 100000, evaluate_every: 1000}}
 metrics: {{port: {port}}}
 """
@@ -238,7 +238,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(
 def test_a_reader_that_goes_away(
     launcher: str, config: Path, jobs: list[subprocess.Popen[str]]
 ) -> None:
-    job = start(COMMANDS[launcher], config, jobs, "phases.0.epochs=8", "train.log_every=1")
+    job = start(COMMANDS[launcher], config, jobs, "phases.0.epochs=4", "train.log_every=1")
     assert job.stdout is not None
     job.stdout.close()
     assert job.wait(timeout=180) == 0
