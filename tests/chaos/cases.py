@@ -118,6 +118,10 @@ OWN_CODES = {MPIRUN: frozenset({1})}
 """Of a launcher that was signalled itself: docs/how-to/resume.md."""
 
 
+OTHER_RANKS = 0.25
+"""The share of the cases that go on with 4 ranks instead of 2, or 2 instead of 4."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One fault in one training."""
@@ -127,6 +131,8 @@ class Case:
     moment: str
     ranks: int
     launcher: str
+    then_ranks: int | None = None
+    """Ranks of the jobs that go on after the fault; None: as many as before."""
 
     @property
     def kind(self) -> Kind:
@@ -160,7 +166,9 @@ def draw(seed: int, most_ranks: int = 4) -> Case:
     if launcher == HOSTS:
         return Case(seed, fault, moment, 2, launcher)
     ranks = 1 if launcher == ALONE else chance.choice([2, 2, most_ranks])
-    return Case(seed, fault, moment, ranks, launcher)
+    elastic = random.Random(f"ranks of {seed}").random() < OTHER_RANKS
+    others = 6 - ranks if elastic and launcher != ALONE and most_ranks == 4 else None
+    return Case(seed, fault, moment, ranks, launcher, others)
 
 
 def draw_quick(seed: int, possible: Callable[[Case], bool] = lambda _: True) -> list[Case]:

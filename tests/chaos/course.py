@@ -148,7 +148,9 @@ def _course(
     faults.before(scene)
     more = faults.settings(scene, free_port())
     options = ["--max-restarts", "2"] if case.fault == "kill-restart" else []
-    jobs.append(Job(scene.folder, case.launcher, case.ranks, [*more, *WHERE], options, scene.lab))
+    # An attempt that is killed before its first checkpoint is begun anew.
+    where = [*WHERE, "--batch-for-ranks", str(case.ranks)] if case.then_ranks else WHERE
+    jobs.append(Job(scene.folder, case.launcher, case.ranks, [*more, *where], options, scene.lab))
     result.at = wait_for(case.moment, jobs[0], scene.run_dir, scene.chance, reference.evaluation_s)
     jobs[0].look()
     struck = time.time()
@@ -159,8 +161,8 @@ def _course(
     for repair in scene.repair:
         repair()
     while result.codes[-1] != 0 and len(jobs) <= ATTEMPTS:
-        words = [*WHERE, "--resume", "auto"]
-        jobs.append(Job(scene.folder, case.launcher, case.ranks, words, [], scene.lab))
+        words, ranks = [*where, "--resume", "auto"], case.then_ranks or case.ranks
+        jobs.append(Job(scene.folder, case.launcher, ranks, words, [], scene.lab))
         result.codes.append(_ended(jobs[-1]))
     if len(jobs) > 1 or options:
         result.recovered_s = _recovered(scene.run_dir, struck)

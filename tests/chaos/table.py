@@ -19,11 +19,12 @@ def row(result: Result) -> dict[str, str]:
     """The cells of a case."""
     case = result.case
     recovered = result.recovered_s
+    went_on = case.then_ranks and len(result.codes) > 1
     return {
         "seed": str(case.seed),
         "fault": case.fault,
         "moment": case.moment,
-        "ranks": str(case.ranks),
+        "ranks": f"{case.ranks}→{case.then_ranks}" if went_on else str(case.ranks),
         "launcher": case.launcher,
         "at": result.at,
         "verdict": result.verdict,
@@ -39,7 +40,7 @@ def line(result: Result) -> str:
     cells = row(result)
     recovered = f"recovered in {cells['recovered_s']} s" if cells["recovered_s"] else ""
     text = (
-        f"{cells['seed']:>5}  {cells['fault']:<23} {cells['moment']:<11} {cells['ranks']} "
+        f"{cells['seed']:>5}  {cells['fault']:<23} {cells['moment']:<11} {cells['ranks']:<3} "
         f"{cells['launcher']:<7} {cells['verdict']:<7} {cells['codes']:<9} {recovered}"
     )
     return f"{text}  {cells['note']}".rstrip()
