@@ -107,6 +107,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     cadence = Cadence(cfg.checkpoint)
     keep = to_keep(cfg.checkpoint)
     snapshots = Snapshots(parts.state, paths, sinks, cadence, labels, about, keep)
+    snapshots.lock = directory.lock
     if cfg.checkpoint.mirror and comm.rank == 0:
         snapshots.mirror = Mirror(paths, cfg.checkpoint.mirror, keep)
     run = Run(

@@ -25,6 +25,7 @@ from hvdtrain.engine.step import State
 from hvdtrain.errors import TrainingError
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.guard.numbers import check_state, not_finite
+from hvdtrain.run.lock import RunLock
 from hvdtrain.run.mirror import Mirror
 from hvdtrain.run.snapshot_writer import Buffers, Writer
 from hvdtrain.telemetry.reports import Checkpoint, Eval, Note
@@ -83,6 +84,8 @@ class Snapshots:
     """Writes the files that say what the run is."""
     evaluation: Eval | None = None
     """The last one: a checkpoint after the same update keeps its accuracy."""
+    lock: RunLock | None = None
+    """On rank 0, of the run directory."""
     mirror: Mirror | None = None
     """On rank 0, if the run has one."""
     writer: Writer = field(default_factory=Writer)
@@ -130,6 +133,8 @@ class Snapshots:
 
     def _start(self, files: Tensors, began: float, *, urgent: bool) -> None:
         """Have the thread write `files`, copies of the present state."""
+        if self.lock is not None:
+            self.lock.require()
         self._require_directory()
         meta = metadata(self.state, self.labels, {**self.about, "top1": self._top1()})
         write = partial(write_checkpoint, files, meta, self.paths.checkpoints, self.keep)

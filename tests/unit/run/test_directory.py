@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,12 +72,73 @@ def test_a_second_job_is_refused_until_the_first_has_ended(tmp_path: Path, end: 
     directory.lock.release()
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "SILENT_S", 2.0)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+
+
+@pytest.mark.usefixtures("quick", "no_locks")
+def test_signs_of_life_on_a_file_system_without_locks(tmp_path: Path) -> None:
+    first = RunLock(tmp_path)
+    with pytest.raises(ResourceError, match="in use by another job"):
+        RunLock(tmp_path)
+    first.require()
+    first.release()
+    began = time.monotonic()
     RunLock(tmp_path).release()
+    assert time.monotonic() < began + lock.SILENT_S  # it was released: nothing to wait for
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_job_of_another_host_that_has_ended_without_a_word(tmp_path: Path) -> None:
+    """Its kernel has released the lock, or the disk keeps locks to each host."""
+    file = tmp_path / lock.FILE
+    file.write_text("host elsewhere, process 7, since 2026-01-01 12:00:00\nbeat 3\n")
+    RunLock(tmp_path).release()
+    assert file.read_text() == ""
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_job_of_another_host_that_lives(tmp_path: Path) -> None:
+    file = tmp_path / lock.FILE
+    holder = "host elsewhere, process 7, since 2026-01-01 12:00:00"
+    file.write_text(f"{holder}\nbeat 3\n")
+    timer = threading.Timer(0.5, file.write_text, [f"{holder}\nbeat 4\n"])
+    timer.start()
+    with pytest.raises(ResourceError, match="in use by another job"):
+        RunLock(tmp_path)
+    timer.join()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_job_whose_directory_was_taken_over_writes_no_checkpoint(tmp_path: Path) -> None:
+    own = RunLock(tmp_path)
+    other = "host elsewhere, process 7, since 2026-01-01 12:00:00"
+    (tmp_path / lock.FILE).write_text(f"{other}\nbeat 0\n")
+    time.sleep(3 * lock.BEAT_S)
+    with pytest.raises(ResourceError, match="another job has taken it over"):
+        own.require()
+    own.release()
+    assert (tmp_path / lock.FILE).read_text().startswith(other)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_old_lock_of_another_host_costs_no_wait(tmp_path: Path) -> None:
+    file = tmp_path / lock.FILE
+    file.write_text("host elsewhere, process 7, since 2026-01-01 12:00:00\nbeat 3\n")
+    os.utime(file, (1, 1))
+    began = time.monotonic()
+    RunLock(tmp_path).release()
+    assert time.monotonic() < began + lock.SILENT_S
 
 
 def test_a_lock_file_never_follows_a_link(tmp_path: Path) -> None:
