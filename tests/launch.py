@@ -82,7 +82,7 @@ def horovodrun(ranks: int, *command: object, controller: str = "--mpi") -> list[
 
 
 def run(
-    command: Sequence[str], *, cwd: Path, timeout_s: float = 240, **extra: str
+    command: Sequence[str], *, cwd: Path, timeout_s: float = 600, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end. No exit code is an error here, but an internal error of hvdtrain is."""
     done = subprocess.run(

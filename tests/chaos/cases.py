@@ -105,7 +105,7 @@ KINDS = {
 QUICK = (
     ("kill-rank0", "kill-rank", "kill-mpirun", "kill-all"),
     ("term-rank", "int-rank", "usr1-rank", "term-twice-rank"),
-    ("term-launcher", "int-launcher", "usr1-launcher", "term-twice-launcher", "int-twice-launcher"),
+    ("term-launcher", "int-launcher", "usr1-launcher"),
     ("stop-for-ever", "rank-hangs", "read-hangs"),
     ("disk-full", "read-only", "run-removed"),
     ("checkpoint-flipped", "checkpoint-cut", "checkpoint-file-deleted"),

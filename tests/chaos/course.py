@@ -26,7 +26,7 @@ lr: {base: 0.02, warmup_epochs: 1, schedule: cosine}
 phases:
   - {epochs: 2, image_size: 16, batch_per_worker: 4}
   - {epochs: 2, image_size: 24, batch_per_worker: 4}
-train: {log_every: 1, ema_decay: 0.9, compute_threads: 1}
+train: {log_every: 1, ema_decay: 0.999, compute_threads: 1}
 checkpoint: {every_steps: 15, keep: 3}
 comm: {preflight: false}
 metrics: {enabled: false}
