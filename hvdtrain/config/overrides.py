@@ -13,7 +13,7 @@ _QUOTED = re.compile(r"""\s*(?:'.*'|".*")\s*""", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NULL = ("null", "~")
 _CREDENTIALS = re.compile(r"(?<=://)[^@\s]*@")
-_QUERY = re.compile(r"(://[^?\s]*\?)[^\s'\"]+")
+_QUERY = re.compile(r"(://[^?#\s]*[?#])[^\s'\"]+")
 
 
 def apply_override(
