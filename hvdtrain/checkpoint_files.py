@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -133,9 +134,20 @@ class Keep:
     """At the end of every so many epochs, for good."""
 
 
-def why_kept(found: list[Path], keep: Keep) -> dict[Path, list[str]]:
+def _top1(path: Path) -> float | None:
+    """Of the evaluation before the checkpoint was written, 0-1; None without one."""
+    try:
+        value = read_meta(path).get("top1")
+    except CheckpointError:
+        return None
+    return None if value is None else float(value)
+
+
+def why_kept(
+    found: list[Path], keep: Keep, top1_of: Callable[[Path], float | None] = _top1
+) -> dict[Path, list[str]]:
     """The reasons to keep each of `found`, which are ordered as by `list_checkpoints`; those without a
-    reason have no entry."""
+    reason have no entry. `top1_of`: in place of their metadata."""
     reasons: dict[Path, list[str]] = {}
 
     def add(paths: list[Path], reason: str) -> None:
@@ -146,7 +158,7 @@ def why_kept(found: list[Path], keep: Keep) -> dict[Path, list[str]]:
     add(found[: keep.last], "last")
     add([*ends][: keep.ends], "epoch end")
     if keep.best:
-        by_top1 = [(value, path) for path in found if (value := _top1(path)) is not None]
+        by_top1 = [(value, path) for path in found if (value := top1_of(path)) is not None]
         for value, path in sorted(by_top1, key=lambda pair: -pair[0])[: keep.best]:
             add([path], f"best, top-1 {100 * value:.2f} %")
     if keep.every:
@@ -159,15 +171,6 @@ def _epoch_at_end(path: Path) -> int | None:
     """Epochs done of a checkpoint at the end of one; None in mid-epoch."""
     matched = NAME.fullmatch(path.name)
     return int(matched[1]) if matched and not int(matched[2]) else None
-
-
-def _top1(path: Path) -> float | None:
-    """Of the evaluation before the checkpoint was written, 0-1; None without one."""
-    try:
-        value = read_meta(path).get("top1")
-    except CheckpointError:
-        return None
-    return None if value is None else float(value)
 
 
 def remove(path: Path) -> None:
@@ -184,7 +187,7 @@ def _order(path: Path) -> tuple[int, int, int, str]:
     matched = NAME.fullmatch(path.name)
     epoch, sample = map(int, matched.groups()) if matched else (0, 0)
     try:
-        number = _unsealed(path).get("number", 0)
+        number = _unsealed(_meta_bytes(path), path / META).get("number", 0)
     except CheckpointError:
         number = -1
     return number if isinstance(number, int) else 0, epoch, sample, path.name
@@ -208,8 +211,12 @@ def verify(path: Path) -> dict[str, Any]:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The validated metadata of a checkpoint; its other files are not read. Raises CheckpointError."""
-    file = path / META
-    meta = _unsealed(path)
+    return parse_meta(_meta_bytes(path), path / META)
+
+
+def parse_meta(data: bytes, file: Path) -> dict[str, Any]:
+    """The validated metadata in `data`, the content of `file`. Raises CheckpointError."""
+    meta = _unsealed(data, file)
     written = meta.get("format")
     if isinstance(written, int) and written != FORMAT:
         raise CheckpointError(
@@ -222,7 +229,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         first = error.errors(include_url=False)[0]
         place = repr(".".join(str(part) for part in first["loc"][:2])[:60])[1:-1]
         raise CheckpointError(
-            f"{file}: not written by hvdtrain: {place or 'it'}: {first['msg'][:80]}; delete {path} "
+            f"{file}: not written by hvdtrain: {place or 'it'}: {first['msg'][:80]}; delete {file.parent} "
             "to go on from an older checkpoint"
         ) from None
     names = set(meta["sha256"])
@@ -235,14 +242,18 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _unsealed(path: Path) -> dict[str, Any]:
-    """The content of `meta.json`, if its seal is right and every byte is as a run writes it."""
+def _meta_bytes(path: Path) -> bytes:
+    """The content of a checkpoint's `meta.json`, cut off beyond what is too long."""
     file = path / META
     try:
         with open_regular(file) as opened:
-            data = opened.read(MAX_META_BYTES + 1)
+            return opened.read(MAX_META_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _unsealed(data: bytes, file: Path) -> dict[str, Any]:
+    """The metadata in `data`, if its seal is right and every byte is as a run writes it."""
     if len(data) > MAX_META_BYTES:
         raise CheckpointError(f"{file}: not written by hvdtrain: longer than 64 MiB")
     try:
@@ -254,7 +265,9 @@ def _unsealed(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, RecursionError):
         whole = False
     if not whole:
-        raise CheckpointError(f"{file}: damaged; delete {path} to go on from an older checkpoint")
+        raise CheckpointError(
+            f"{file}: damaged; delete {file.parent} to go on from an older checkpoint"
+        )
     if not isinstance(meta, dict):
         raise CheckpointError(f"{file}: not written by hvdtrain: {META} holds no dictionary")
     return meta

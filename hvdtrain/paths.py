@@ -84,6 +84,11 @@ class RunPaths:
         return self.root / "tensorboard"
 
     @property
+    def mirror_id(self) -> Path:
+        """A random number, if the run has a mirror: it tells the run from another at the same path."""
+        return self.root / "mirror.id"
+
+    @property
     def stalls(self) -> Path:
         """The stacks of ranks that made no progress: a folder per attempt, named by its start."""
         return self.root / "stalls"

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from hvdtrain.config.fields import FolderText, Machine, Positive, PositiveFloat, Ratio, Section
+from hvdtrain.config.fields import Machine, PathText, Positive, PositiveFloat, Ratio, Section
+from hvdtrain.config.object_urls import check_url, is_url
+
+FolderOrStore = Annotated[
+    PathText, AfterValidator(lambda text: check_url(text) if is_url(text) else text)
+]
+"""The path of a folder, or the URL of an object store."""
 
 
 class Checkpoint(Section):
@@ -27,5 +33,6 @@ class Checkpoint(Section):
     """Also keep so many of the highest top-1 accuracy, of those written after an evaluation."""
     keep_every: Machine[Annotated[int, Field(ge=0, le=10**9)]] = 0
     """Also keep, for good, those at the end of every so many epochs. 0: none."""
-    mirror: Machine[FolderText | None] = None
-    """Folder for a second copy of the checkpoints that are kept, on another disk. null: none."""
+    mirror: Machine[FolderOrStore | None] = None
+    """Folder on another disk, or URL of an object store such as s3://BUCKET/PREFIX, for a second copy of
+    the checkpoints that are kept. null: none."""

@@ -27,16 +27,6 @@ BatchSize = Annotated[int, Field(gt=0, le=2**20)]
 Threads = Annotated[int, Field(gt=0, le=1024)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 """The path of a file or folder; `~` is the home directory."""
-
-
-def _no_url(text: str) -> str:
-    if "://" in text:
-        raise ValueError(f"expected a folder, found the URL {text}")
-    return text
-
-
-FolderText = Annotated[PathText, AfterValidator(_no_url)]
-"""The path of a folder."""
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -12,6 +12,8 @@ from hvdtrain.errors import ConfigError
 _QUOTED = re.compile(r"""\s*(?:'.*'|".*")\s*""", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _NULL = ("null", "~")
+_CREDENTIALS = re.compile(r"(?<=://)[^@\s]*@")
+_QUERY = re.compile(r"(://[^?#\s]*[?#])[^\s'\"]+")
 
 
 def apply_override(
@@ -83,7 +85,8 @@ def _value(value: str, where: str, *, text: bool) -> Any:
 
 
 def printable(text: object) -> str:
-    """`text`, shortened, with control characters written out that a terminal would obey."""
-    whole = str(text)
+    """`text`, shortened, without what a URL in it has of users, passwords and keys, and with control
+    characters written out that a terminal would obey."""
+    whole = _QUERY.sub(r"\1…", _CREDENTIALS.sub("…@", str(text)))
     short = whole if len(whole) <= 80 else f"{whole[:77]}…"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)

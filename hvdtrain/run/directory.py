@@ -19,7 +19,7 @@ from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError, Resourc
 from hvdtrain.paths import RunPaths, fresh_stamp
 from hvdtrain.run.changes import Begun, Change, compare, identity, read_begun, refusal
 from hvdtrain.run.lock import RunLock
-from hvdtrain.run.mirror import bring_back
+from hvdtrain.run.mirror import bring_back, require_client
 from hvdtrain.run.other_ranks import Batch, UnsharedError, shared_anew, told
 from hvdtrain.signals import cleaned_up
 
@@ -138,6 +138,7 @@ def _choose_directory(
     cfg: Config, world_size: int, resume: str, run_dir: Path | None, accept: bool
 ) -> Directory:
     mirror = cfg.checkpoint.mirror
+    require_client(mirror)
     if resume not in ("never", "auto"):
         notes = bring_back(RunPaths(Path(resume)), mirror)
         if not Path(resume).is_dir():

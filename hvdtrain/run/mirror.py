@@ -1,62 +1,62 @@
-"""A second copy of the checkpoints of a run, on another disk: `checkpoint.mirror`.
-
-The folder of a run in the mirror is named as its run directory, and has the same files: a run can be
-resumed from there.
-"""
+"""A second copy of the checkpoints of a run, in a folder or an object store: `checkpoint.mirror`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from hvdtrain import activity
-from hvdtrain.checkpoint_files import (
-    META,
-    Keep,
-    list_checkpoints,
-    open_regular,
-    read_meta,
-    remove,
-    verify,
-    why_kept,
-)
-from hvdtrain.engine.checkpoint import put_in_place, settle, sweep
+from hvdtrain.checkpoint_files import Keep, list_checkpoints, verify, why_kept
+from hvdtrain.config.object_urls import client, is_url
 from hvdtrain.errors import CheckpointError, HvdtrainError, ResourceError
-from hvdtrain.files import move_aside, whole_file, write_atomically
+from hvdtrain.files import move_aside, write_atomically
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.lock import RunLock
+from hvdtrain.run.mirror_owner import OWNER, run_id
+from hvdtrain.run.mirror_places import DamagedCopy, Folder, Gone, Place, copies_in
+from hvdtrain.run.mirror_store import Store
+from hvdtrain.run.object_store import StoreError
 
-OWNER = "mirror.json"
-"""In the folder of a run: the run directory that it is the mirror of."""
 CLOSE_S = 30.0
 """Longest wait at the end of a run for a copy that is being made."""
 BEAT_S = 0.2
-CHUNK = 2**20
 
 
-def mirror_paths(paths: RunPaths, place: str) -> RunPaths:
-    """The mirror of the run of `paths` in the folder `place`."""
-    return RunPaths(Path(place) / paths.name)
+def place_of(paths: RunPaths, where: str, beat: Callable[[], None] | None = None) -> Place:
+    """The mirror of the run of `paths` in the folder or at the URL `where`.
+
+    `beat` is called while a store is waited for. Raises ConfigError if the package for it is missing.
+    """
+    return Store(where, paths.name, beat) if is_url(where) else Folder(where, paths.name)
+
+
+def require_client(where: str | None) -> None:
+    """Raises ConfigError if `where` is a URL whose package is missing."""
+    if where is not None and is_url(where):
+        client(where)
 
 
 class Mirror:
     """Keeps the mirror of a run up to date in a thread; no fault of it is raised."""
 
-    def __init__(self, paths: RunPaths, place: str, keep: Keep) -> None:
-        self._paths, self._mirror, self._keep = paths, mirror_paths(paths, place), keep
-        self._lock: RunLock | None = None
+    def __init__(self, paths: RunPaths, where: str, keep: Keep) -> None:
+        self._paths, self._keep = paths, keep
+        self._place = place_of(paths, where)
+        self._claimed = False
         self._thread: threading.Thread | None = None
         self._again = threading.Event()
         self._damaged: set[str] = set()
         self._told: set[str] = set()
         self._notes: list[str] = []
+
+    def look(self) -> None:
+        """At the start of a run: if the mirror is reached over a network, see whether it can be written."""
+        if self._place.remote:
+            self.start()
 
     def start(self) -> None:
         """Copy what is new; if a copy is being made, after it."""
@@ -79,11 +79,11 @@ class Mirror:
                 self._thread.join(min(left_s, BEAT_S))
                 activity.beat()  # a slow disk is no stall of training
             if self._thread.is_alive():
-                self._tell(f"{self._mirror.root}: not complete after {timeout_s:.0f} s")
+                self._tell(f"{self._place.root}: not complete after {timeout_s:.0f} s")
                 return
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self._claimed:
+            self._place.release()
+            self._claimed = False
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
@@ -92,16 +92,19 @@ class Mirror:
             self._again.clear()
             try:
                 self._update()
+            except StoreError as error:
+                self._tell(str(error), error.kind)
             except HvdtrainError as error:
                 self._tell(str(error))
             except OSError as error:
-                self._tell(f"{error.filename or self._mirror.root}: {error.strerror}")
+                self._tell(f"{error.filename or self._place.root}: {error.strerror or error}")
             except Exception as error:  # noqa: BLE001 - training goes on whatever happens here
-                self._tell(f"{self._mirror.root}: {error}")
+                self._tell(f"{self._place.root}: {error}")
 
-    def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _tell(self, text: str, kind: str = "") -> None:
+        """A line, once in a run; of those of a `kind` the first."""
+        if (kind or text) not in self._told:
+            self._told.add(kind or text)
             self._notes.append(f"checkpoint.mirror: {text}; training goes on")
 
     def _update(self) -> None:
@@ -109,132 +112,32 @@ class Mirror:
 
         Raises OSError, ResourceError.
         """
-        if self._lock is None:
-            self._lock = _claim(self._paths, self._mirror)
-            sweep(self._mirror.checkpoints)
-        _describe(self._paths, self._mirror, anew=True)
+        if not self._claimed:
+            self._place.claim(self._paths)
+            self._claimed = True
+        self._place.describe(self._paths)
+        there = {copy.seal: copy.name for copy in self._place.copies() if copy.seal}
         kept = why_kept(list_checkpoints(self._paths.checkpoints), self._keep)
-        for path in kept:
-            self._copy(path)
-        copies = list_checkpoints(self._mirror.checkpoints)
-        names = {path.name for path in (*kept, *why_kept(copies, self._keep))}
-        for copy in copies:
-            if copy.name not in names:
-                remove(copy)
+        names = set()
+        for copy in copies_in(self._paths.checkpoints):
+            path = self._paths.checkpoints / copy.name
+            if path in kept:
+                names.add(there.get(copy.seal) or self._put(path))
+        self._place.prune(names, self._keep)
 
-    def _copy(self, path: Path) -> None:
-        if path.name in self._damaged or _same(path, self._mirror.checkpoints / path.name):
-            return
+    def _put(self, path: Path) -> str:
+        """Copy a checkpoint; its name in the mirror, empty if it was not copied."""
+        if path.name in self._damaged:
+            return ""
         try:
-            copy_checkpoint(path, self._mirror.checkpoints)
-        except _Gone:
-            return
+            return self._place.put(path)
+        except Gone:
+            pass
+        except DamagedCopy as error:  # the next time may do better
+            self._tell(str(error))
         except CheckpointError as error:
             self._damaged.add(path.name)
             self._tell(str(error))
-
-
-class _Gone(Exception):
-    """The checkpoint was deleted before it could be opened."""
-
-
-def copy_checkpoint(path: Path, directory: Path) -> None:
-    """Copy a checkpoint to `directory`, and verify the copy before it gets its name.
-
-    Raises OSError, and CheckpointError if it is damaged.
-    """
-    part = directory / f".{path.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with contextlib.ExitStack() as stack:
-            files = _opened(path, stack)
-            part.mkdir()
-            for name, file in files.items():
-                with whole_file(part / name) as copy:
-                    shutil.copyfileobj(file, copy, CHUNK)
-        _forget(part)
-        verify(part)
-        place = put_in_place(part, directory / path.name)
-    except CheckpointError:
-        raise CheckpointError(f"{_fault(path, directory)}: not copied") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    settle(place)
-
-
-def _fault(path: Path, directory: Path) -> str:
-    """Why a copy of the checkpoint is not as it should be."""
-    try:
-        verify(path)
-    except CheckpointError as error:
-        return str(error).partition(";")[0]
-    return f"{directory}: the copy of {path.name} is damaged when it is read again"
-
-
-def _opened(path: Path, stack: contextlib.ExitStack) -> dict[str, BinaryIO]:
-    """All files of a checkpoint; when they are open it may be deleted."""
-    try:
-        names = [*read_meta(path)["sha256"], META]
-        return {name: stack.enter_context(open_regular(path / name)) for name in names}
-    except (OSError, CheckpointError):
-        if not path.exists():
-            raise _Gone from None
-        raise
-
-
-def _forget(folder: Path) -> None:
-    """Have the files read from the disk, not from memory, as far as the system lets us."""
-    for file in folder.iterdir():
-        with file.open("rb") as opened, contextlib.suppress(OSError):
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _same(path: Path, copy: Path) -> bool:
-    """Whether `copy`, which was verified when it was made, is that of `path`."""
-    try:
-        return (path / META).read_bytes() == (copy / META).read_bytes()
-    except OSError:
-        return False
-
-
-def _describe(source: RunPaths, target: RunPaths, *, anew: bool) -> None:
-    """Copy the files that a run needs to go on; without `anew` only those that are missing."""
-    names = ("config", "environment", "classes", "dataset")
-    for old, new in ((getattr(source, name), getattr(target, name)) for name in names):
-        if not old.exists() or (new.exists() and not anew):
-            continue
-        data = old.read_bytes()
-        if not new.exists() or new.read_bytes() != data:
-            write_atomically(new, data)
-
-
-def _claim(paths: RunPaths, mirror: RunPaths) -> RunLock:
-    """Make the folder of the mirror, or take it up. Raises OSError, ResourceError."""
-    if mirror.root.exists() and paths.root.samefile(mirror.root):
-        raise ResourceError(f"{mirror.root}: the run itself is there: there is no second copy")
-    mirror.root.mkdir(parents=True, exist_ok=True)
-    # A job that was killed here leaves hidden files at most.
-    new = all(path.name.startswith(".") for path in mirror.root.iterdir())
-    lock = RunLock(mirror.root)
-    try:
-        if new:
-            owner = {"run": str(paths.root.resolve())}
-            write_atomically(mirror.root / OWNER, json.dumps(owner).encode())
-        elif (found := _owner(mirror)) != str(paths.root.resolve()):
-            whose = f"is the mirror of {found}" if found else "is no mirror"
-            raise ResourceError(f"{mirror.root}: {whose}: nothing is copied there")
-        mirror.checkpoints.mkdir(exist_ok=True)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
-
-
-def _owner(mirror: RunPaths) -> str:
-    """The run directory that it is the mirror of; empty if it is none."""
-    try:
-        return str(json.loads((mirror.root / OWNER).read_bytes())["run"])
-    except (OSError, ValueError, LookupError, TypeError):
         return ""
 
 
@@ -243,35 +146,53 @@ def adopt(paths: RunPaths) -> None:
     (paths.root / OWNER).unlink(missing_ok=True)
 
 
-def bring_back(paths: RunPaths, place: str | None) -> list[str]:
+def bring_back(paths: RunPaths, where: str | None) -> list[str]:
     """If no checkpoint of a run is intact, copy the newest intact one of its mirror.
 
-    Returns what there is to tell. Raises ResourceError if another job uses the run directory, OSError
-    if that cannot be written.
+    Returns what there is to tell. Raises ResourceError if another job uses the run directory, or if a
+    store cannot be asked, OSError if the run directory cannot be written.
     """
-    mirror = mirror_paths(paths, place) if place else None
-    if mirror is None or _owner(mirror) != str(paths.root.resolve()):
+    if where is None:
         return []
+    place = place_of(paths, where, activity.beat)
     activity.enter(f"verifying the checkpoints of {paths.name}")
-    if not (found := list_checkpoints(mirror.checkpoints)) or any(_intact(paths.checkpoints)):
+    if any(_intact(paths.checkpoints)):
         return []
+    try:
+        activity.enter(f"looking for checkpoints of {paths.name} in the mirror")
+        owner, own_id = place.owner(), run_id(paths)
+        if owner.run != str(paths.root.resolve()) or (own_id and owner.number not in ("", own_id)):
+            return []
+        found = place.copies()
+        notes = _brought_back(paths, place, [copy.name for copy in found]) if found else []
+    except StoreError as error:
+        raise ResourceError(
+            f"checkpoint.mirror: {error}: no checkpoint in {paths.checkpoints} is intact, and whether "
+            "the mirror has one is not known: try again, or go on without it by checkpoint.mirror=null"
+        ) from None
+    if found and owner.number:
+        write_atomically(paths.mirror_id, owner.number.encode())
+    return notes
+
+
+def _brought_back(paths: RunPaths, place: Place, found: list[str]) -> list[str]:
     paths.checkpoints.mkdir(parents=True, exist_ok=True)
     lock = RunLock(paths.root)
     notes = []
     try:
-        for path in found:
-            own = paths.checkpoints / path.name
+        for name in found:
+            own = paths.checkpoints / name
             if own.exists():
                 notes.append(f"{own}: damaged, now {move_aside(own).name}")
-            activity.enter(f"copying {path.name} back from the mirror")
+            activity.enter(f"copying {name} back from the mirror")
             try:
-                copy_checkpoint(path, paths.checkpoints)
+                own_name = place.get(name, paths.checkpoints)
             except CheckpointError as error:
                 notes.append(str(error))
                 continue
-            _describe(mirror, paths, anew=False)
-            where = f"no checkpoint in {paths.checkpoints} is intact"
-            return [*notes, f"{where}: {path.name} was copied back from the mirror {mirror.root}"]
+            place.get_description(paths)
+            text = f"no checkpoint in {paths.checkpoints} is intact: {own_name} was copied back"
+            return [*notes, f"{text} from the mirror {place.root}"]
     finally:
         lock.release()
     return notes

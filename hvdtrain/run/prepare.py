@@ -147,6 +147,8 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         if comm.rank == 0:
             writer.start(resumed=recorded is not None)
             _describe(run)
+            if snapshots.mirror is not None:
+                snapshots.mirror.look()
             tuning.write(paths.tuning)
             if comm.size > 1:
                 sinks.write(Note(tuning.text))

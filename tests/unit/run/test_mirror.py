@@ -19,9 +19,10 @@ from hvdtrain.engine.progress import Progress
 from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Position
-from hvdtrain.run import mirror as mirrors
+from hvdtrain.run import mirror_places as places
 from hvdtrain.run.lock import RunLock
-from hvdtrain.run.mirror import Mirror, copy_checkpoint
+from hvdtrain.run.mirror import Mirror
+from hvdtrain.run.mirror_places import copy_checkpoint
 from hvdtrain.train import train
 from tests.step_samples import network, state_of
 from tests.unit.run.data_runs import COLOURS, config, notes, write
@@ -69,8 +70,10 @@ def second(made: Path, work: Path) -> Path:
     for name in ("run", "second"):
         shutil.copytree(made / name, work / name)
     mirror = work / "second/run"
-    assert json.loads((mirror / "mirror.json").read_bytes()) == {"run": str(made / "run")}
-    (mirror / "mirror.json").write_text(json.dumps({"run": str(work / "run")}))
+    number = (work / "run/mirror.id").read_text()
+    owner = {"run": str(made / "run"), "id": number}
+    assert json.loads((mirror / "mirror.json").read_bytes()) == owner
+    (mirror / "mirror.json").write_text(json.dumps({**owner, "run": str(work / "run")}))
     return mirror
 
 
@@ -232,7 +235,7 @@ def test_the_loop_never_waits_for_the_mirror(
 ) -> None:
     """A disk that does not answer: training goes on, and the end says what is missing."""
     answers = threading.Event()
-    monkeypatch.setattr(mirrors, "copy_checkpoint", lambda *_: answers.wait())
+    monkeypatch.setattr(places, "copy_checkpoint", lambda *_: answers.wait())
     shutil.rmtree(second)
     mirror = Mirror(RunPaths(work / "run"), str(work / "second"), Keep(1))
     for _ in range(3):
@@ -256,7 +259,7 @@ def test_a_copy_is_verified_before_it_has_its_name(
         (folder / "model.safetensors").write_bytes(b"other")
 
     with monkeypatch.context() as patched:
-        patched.setattr(mirrors, "_forget", spoil)
+        patched.setattr(places, "_forget", spoil)
         with pytest.raises(
             CheckpointError, match=r"the copy of e0002.* is damaged when it is read"
         ):
@@ -275,14 +278,14 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_copied_whole(
 ) -> None:
     source, target = work / "run/checkpoints" / TWO, second / "checkpoints"
     shutil.rmtree(target / TWO)
-    opened = mirrors._opened
+    opened = places.opened
 
     def then_deleted(path: Path, stack: Any) -> Any:
         files = opened(path, stack)
         shutil.rmtree(path)
         return files
 
-    monkeypatch.setattr(mirrors, "_opened", then_deleted)
+    monkeypatch.setattr(places, "opened", then_deleted)
     copy_checkpoint(source, target)
     assert verify(target / TWO)["step"] == read_meta(target / TWO)["step"] == 6
 
