@@ -48,6 +48,13 @@ def watched(env: Mapping[str, str], parent: Path | None = None) -> bool:
     return output.startswith(("/dev/pts/", "/dev/tty")) and not set(TAGS) & set(words)
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 3.5 hours."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
+
+
 class _Now(NamedTuple):
     stage: str
     done: int
@@ -57,6 +64,8 @@ class _Now(NamedTuple):
     """What is counted; empty: steps."""
     began: float
     """When the stage, or the step after the `done` ones, began."""
+    entered: float | None = None
+    """When the stage began, if `text` says how much time is left."""
 
 
 class Activity:
@@ -74,9 +83,13 @@ class Activity:
         self.stepped = False
         """Whether a step of any stage is done."""
 
-    def enter(self, stage: str, steps: int = 0, unit: str = "") -> None:
-        """Begin a stage, of `steps` steps, or of as many of `unit`, if their number is known."""
-        self._now = _Now(stage, 0, steps, unit, self._clock())
+    def enter(self, stage: str, steps: int = 0, unit: str = "", *, time_left: bool = False) -> None:
+        """Begin a stage, of `steps` steps, or of as many of `unit`, if their number is known.
+
+        `time_left`: the steps take about the same time, so `text` says how much is left.
+        """
+        now = self._clock()
+        self._now = _Now(stage, 0, steps, unit, now, now if time_left else None)
         self.step_s = None
         self.beats += 1
 
@@ -94,17 +107,20 @@ class Activity:
 
     def place(self) -> str:
         """Stage and what is done of it, without times."""
-        stage, done, steps, unit, _began = self._now
+        stage, done, steps, unit, *_ = self._now
         amount = f"{done:,} of {steps:,} {unit}" if unit else f"step {done} of {steps}"
         return f"{stage}, after {amount}" if steps else stage
 
     def text(self) -> str:
-        """Stage, step, and the time since either began."""
-        stage, done, steps, unit, began = self._now
+        """Stage, step, the time since either began, and the time left if `enter` asked for it."""
+        stage, done, steps, unit, began, entered = self._now
         elapsed = self._clock() - began
         amount = f"{done:,} of {steps:,} {unit}" if unit else f"step {done} of {steps}"
         parts = [stage] + ([amount] if steps else [])
         parts += [f"{elapsed:.0f} s"] if elapsed >= ELAPSED_FROM_S else []
+        if entered is not None and done:
+            left_s = (began - entered) / done * (steps - done) - elapsed
+            parts.append(f"about {duration(max(0.0, left_s))} left")
         return ", ".join(parts)
 
     def shown(self) -> None:

@@ -29,6 +29,7 @@ from hvdtrain.cli.progress import doing
 from hvdtrain.cli.report import report
 from hvdtrain.cli.results import eval_text, summary_text
 from hvdtrain.cli.scaling import scaling_app
+from hvdtrain.cli.study import study_app
 from hvdtrain.cli.tune import tune_app
 from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
@@ -55,6 +56,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(tune_app, name="tune")
+app.add_typer(study_app, name="study")
 app.add_typer(scaling_app, name="scaling")
 app.add_typer(launch_app, name="launch")
 

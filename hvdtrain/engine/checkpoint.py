@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from hvdtrain.checkpoint_files import (
@@ -36,6 +34,12 @@ from hvdtrain.checkpoint_files import (
     remove,
     verify,
     why_kept,
+)
+from hvdtrain.engine.checkpoint_tensors import (
+    check_fit,
+    check_labels,
+    no_averages,
+    read_tensors,
 )
 from hvdtrain.engine.evaluate import rank_buffers
 from hvdtrain.engine.noise_scale import NoiseScale
@@ -207,20 +211,13 @@ def load_checkpoint(state: State, path: Path, meta: dict[str, Any], labels: dict
 
     Raises CheckpointError if it belongs to another run or model; `state` is then untouched.
     """
-    for key, expected in labels.items():
-        found = meta["labels"].get(key, expected)  # older checkpoints lack newer labels
-        if found != expected:
-            raise CheckpointError(
-                f"{path}: made by another run: its {key} is {found}, this run's is {expected}"
-            )
+    check_labels(path, meta, labels)
     targets = contents(state)
     if missing := sorted(targets.keys() - meta["sha256"].keys()):
-        raise CheckpointError(
-            f"{path}: has no {missing[0]}: it was made without train.ema_decay; leave that out"
-        )
-    loaded = {name: _tensors(path / name) for name in targets}
+        raise no_averages(path, missing[0])
+    loaded = {name: read_tensors(path / name) for name in targets}
     for name, target in targets.items():
-        _check_fit(path / name, loaded[name], target)
+        check_fit(path / name, loaded[name], target)
     with torch.no_grad():
         for name, target in targets.items():
             for key, tensor in target.items():
@@ -240,33 +237,11 @@ def load_buffers(state: State, path: Path, meta: dict[str, Any]) -> torch.Tensor
     if BUFFERS_FILE not in meta["sha256"] or meta.get("world_size") != state.comm.size:
         return None
     target = torch.empty(state.comm.size, sum(b.numel() for b in rank_buffers(state)))
-    loaded = _tensors(path / BUFFERS_FILE)
+    loaded = read_tensors(path / BUFFERS_FILE)
     if (EMA_FILE in meta["sha256"]) != (state.ema is not None):
         return None  # the averages have statistics, too: all ranks begin with the mean
-    _check_fit(path / BUFFERS_FILE, loaded, {RANKS: target})
+    check_fit(path / BUFFERS_FILE, loaded, {RANKS: target})
     return loaded[RANKS].float()
-
-
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{file}: not written by hvdtrain: {error}") from None
-
-
-def _check_fit(
-    file: Path, loaded: dict[str, torch.Tensor], target: dict[str, torch.Tensor]
-) -> None:
-    missing, extra = sorted(target.keys() - loaded.keys()), sorted(loaded.keys() - target.keys())
-    if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this model lacks"
-        raise CheckpointError(f"{file}: made by another model: it {what}")
-    for key, tensor in target.items():
-        if loaded[key].shape != tensor.shape:
-            raise CheckpointError(
-                f"{file}: made by another model: {key} is {list(loaded[key].shape)}, "
-                f"this model's is {list(tensor.shape)}"
-            )
 
 
 def _sealed(meta: dict[str, Any]) -> bytes:

@@ -32,15 +32,15 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
     the checkpoint. Raises CheckpointError or DataError, the same on all ranks.
     """
     with together(comm):
-        checkpoint, root = _find(path)
+        checkpoint, root = find_checkpoint(path)
         meta = verify(checkpoint)
-        cfg = _config(root, meta, overrides)
+        cfg = config_of(root, meta, overrides)
     require_equal(comm, "the checkpoint", meta["sha256"]["model.safetensors"], CheckpointError)
     classes = meta.get("data", {}).get("classes", [])
     with set_up_evaluation(cfg, comm, classes) as parts:
         plan, loaders, state = parts.plan, parts.loaders, parts.state
         with together(comm):
-            _require_held_out(cfg, meta, loaders.fingerprints["val"])
+            require_held_out(cfg, meta, loaders.fingerprints["val"])
             load_checkpoint(state, checkpoint, meta, model_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         activity.enter("evaluating", loaders.num_val, "images")
@@ -61,8 +61,11 @@ _NO_NAMES = (
 )
 
 
-def _find(path: Path) -> tuple[Path, Path]:
-    """The checkpoint to evaluate, and its run directory."""
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """The checkpoint `path` itself, or the newest of the run `path`, and its run directory.
+
+    Raises CheckpointError if there is none.
+    """
     root = run_root(path)
     if root != path:
         return path, root
@@ -72,23 +75,29 @@ def _find(path: Path) -> tuple[Path, Path]:
     return newest[0], path
 
 
-def _config(root: Path, meta: Mapping[str, Any], overrides: list[str]) -> Config:
-    """The run's config, or where a checkpoint lies alone its own copy, with the overrides."""
+def config_of(root: Path, meta: Mapping[str, Any], overrides: list[str]) -> Config:
+    """The run's config, or where a checkpoint lies alone its own copy, with the overrides.
+
+    Images that are not where its relative path says, as seen from here, are taken from where the run
+    had them.
+    """
     file = RunPaths(root).config
     if file.is_file() or "config" not in meta:
         cfg = load_config(file, overrides)
     else:
         cfg = parse_config(yaml.safe_dump(meta["config"]), "the checkpoint's config", overrides)
-    key = "val" if cfg.data.val_share is None else "train"  # that names the images
-    own = not any(override.partition("=")[0].strip() == f"data.{key}" for override in overrides)
-    begun = meta.get("data", {}).get("val", {}).get("path")
-    path = cfg.data.val_path
-    if path is None or not own or begun is None or not _is_there(begun, path):
-        return cfg
-    return cfg.model_copy(update={"data": cfg.data.model_copy(update={key: begun})})
+    split = cfg.data.val_share is not None  # then data.train names the validation images, too
+    given = {override.partition("=")[0].strip() for override in overrides}
+    recorded = meta.get("data", {})
+    found = {}
+    for kind, path in (("train", cfg.data.train), ("val", None if split else cfg.data.val_path)):
+        begun = recorded.get("val" if split else kind, {}).get("path")
+        if path and begun and f"data.{kind}" not in given and _is_there(begun, path):
+            found[kind] = begun
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update=found)}) if found else cfg
 
 
-def _require_held_out(cfg: Config, meta: Mapping[str, Any], found: str) -> None:
+def require_held_out(cfg: Config, meta: Mapping[str, Any], found: str) -> None:
     """Raise DataError if `data.val` is a share, but of other images than those that the checkpoint
     was not trained with. `found`: the fingerprint of the images."""
     recorded = meta.get("data", {}).get("val", {}).get("fingerprint")

@@ -21,7 +21,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "group", [(), ("launch",), ("config",), ("data",), ("ckpt",), ("tune",), ("scaling",)]
+    "group",
+    [(), ("launch",), ("config",), ("data",), ("ckpt",), ("tune",), ("study",), ("scaling",)],
 )
 def test_a_command_without_arguments_shows_its_help(
     group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

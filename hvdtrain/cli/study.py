@@ -1,0 +1,10 @@
+"""`hvdtrain study`: the group of commands."""
+
+import typer
+
+from hvdtrain.cli import study_checkpoints
+
+study_app = typer.Typer(
+    help="Batch-size studies, sharpness and loss landscapes.", no_args_is_help=True
+)
+study_checkpoints.register(study_app)

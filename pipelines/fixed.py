@@ -1,0 +1,134 @@
+"""A fixed choice of images, prepared as for evaluation, in the same batches at every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from hvdtrain.config.data import Data
+from pipelines import order
+from pipelines.images.decoder import Decoder
+from pipelines.images.recipes import Recipe
+from pipelines.images.windows import WindowDecoder
+from pipelines.memory import limit_arenas
+from pipelines.prefetcher import Prefetcher
+from pipelines.sampling import EvaluationSampler, Pass
+from pipelines.sources import Source
+from pipelines.stream import READERS, Batch
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the images are prepared."""
+
+    image_size: int
+    """Side in pixels."""
+    interpolation: str
+    """Filter of all resizing: bilinear or bicubic."""
+    device: torch.device
+    threads: int
+    """That decode."""
+
+
+def chosen_batches(num_samples: int, images: int, batch: int, seed: int) -> list[np.ndarray]:
+    """`images` samples of `num_samples`, drawn without replacement, in batches of ids [batch] int64.
+
+    The last batch may be shorter. All samples, if `images` is larger than their number. The choice depends on the
+    arguments only, so it is the same on every rank.
+    """
+    drawn = order.permutation(num_samples, seed=seed, epoch=0)[:images]
+    ids = np.sort(drawn)
+    # Sorted ids are read in sequence; dealt out in turn, they mix the classes of a folder.
+    count = -(-len(ids) // batch)
+    return [ids[first::count] for first in range(count)]
+
+
+class FixedImages:
+    """The images of `batches` of one dataset; iterating gives them, whole passes as often as wanted.
+
+    As many batches as `keep_bytes` allows stay in memory after the first pass. If they are not all of them,
+    every later pass decodes again. A context manager; leaving it ends all threads.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batches: Sequence[np.ndarray],
+        data: Data,
+        how: Preparation,
+        keep_bytes: float,
+    ) -> None:
+        limit_arenas()
+        self.batches = list(batches)
+        self._data, self._how, self._keep_bytes = data, how, keep_bytes
+        self._kept: list[Batch] = []
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
+        self._sampler = _FixedSampler(data, self.batches)
+        self._prefetcher = Prefetcher(
+            source, self._sampler, self._decoder, self._readers, data.prefetch
+        )
+
+    @property
+    def num_images(self) -> int:
+        """Of all batches."""
+        return sum(map(len, self.batches))
+
+    def __enter__(self) -> FixedImages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._prefetcher.close()
+        self._readers.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, without filling: every weight is 1. Raises DataError where one cannot be made."""
+        if self._kept and len(self._kept) == len(self.batches):
+            yield from self._kept
+            return
+        if not self.batches:
+            return
+        self._kept, kept_bytes = [], 0
+        spec = Pass(0, self._how.image_size, 1.0, len(self.batches[0]), 0, self._how.interpolation)
+        for batch in self._prefetcher.batches(self._prefetcher.open(spec)):
+            own = self._own(batch)
+            kept_bytes += own.images.numel() * own.images.element_size()
+            if kept_bytes <= self._keep_bytes:
+                self._kept.append(own)
+            yield own
+
+    def _own(self, batch: Batch) -> Batch:
+        """The batch without filling, in memory of its own."""
+        count = int(batch.weights.sum())
+        own = replace(
+            batch,
+            images=batch.images[:count].clone(),
+            labels=batch.labels[:count].to(self._how.device),
+            weights=batch.weights[:count].to(self._how.device),
+            indices=batch.indices[:count],
+        )
+        if self._how.device.type == "cuda":  # DALI does not know the stream that copies
+            torch.cuda.current_stream(self._how.device).synchronize()
+        return own
+
+    def _decoder(self, recipe: Recipe) -> Decoder:
+        how, data = self._how, self._data
+        kind = WindowDecoder if how.device.type == "cpu" and recipe.graph == "window" else Decoder
+        return kind(recipe, data.mean, data.std, how.threads, how.device)
+
+
+class _FixedSampler(EvaluationSampler):
+    """Gives the batches as they are; shorter ones are filled up with weight 0."""
+
+    def __init__(self, data: Data, batches: Sequence[np.ndarray]) -> None:
+        super().__init__(data, sum(map(len, batches)), rank=0, world_size=1)
+        self._batches = batches
+
+    def shares(self, spec: Pass) -> Iterator[order.Share]:
+        """One for each batch."""
+        for ids in self._batches:
+            places = np.arange(spec.batch)
+            yield order.Share(ids[places % len(ids)], (places < len(ids)).astype(np.float32))
