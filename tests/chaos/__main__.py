@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     finally:
         failed = any(result.verdict in ("wrong", "hang") for result in results)
         chaos.close(keep=known.keep or failed)
-    print(table.table(results))
+    print(table.by_fault([table.row(result) for result in results]))
     return int(failed)
 
 
