@@ -26,7 +26,7 @@ from tests.chaos.moments import Missed
 DISK_MB = 24
 """Size of the disk that is filled: enough for some checkpoints of this run."""
 SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1}
-STALL_TIMEOUT_S = 5
+STALL_TIMEOUT_S = 8
 MORE_MEMORY = 2**22
 """Bytes that a rank may still take when its memory is limited."""
 LINK_GBIT = 1.0

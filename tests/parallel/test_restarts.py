@@ -19,7 +19,7 @@ name: restarts
 data: {{train: {root}/train, augment: pad_crop, decode_threads: 1}}
 model: {{name: resnet8_gn}}
 lr: {{base: 0.02, warmup: none, schedule: cosine}}
-phases: [{{epochs: 3, image_size: 16, batch_per_worker: 8}}]
+phases: [{{epochs: 3, image_size: 16, batch_per_worker: 16}}]
 train: {{log_every: 5}}
 metrics: {{port: {port}}}
 """

@@ -61,7 +61,7 @@ def start(words: list[str], timeout_s: float, images: Path, folder: Path) -> sub
         target = folder / "train" / image.relative_to(images)
         target.parent.mkdir(parents=True, exist_ok=True)
         for copy in range(COPIES):
-            target.with_stem(f"{target.stem}-{copy}").write_bytes(image.read_bytes())
+            target.with_stem(f"{target.stem}-{copy}").hardlink_to(image)
     config = folder / "stall.yaml"
     config.write_text(CONFIG.format(root=folder / "train", timeout_s=timeout_s))
     job = subprocess.Popen(
