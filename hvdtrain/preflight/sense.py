@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from hvdtrain.config.object_urls import client, is_url
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.models import build_model
@@ -21,6 +22,11 @@ from hvdtrain.preflight.finding import Finding
 
 def config_findings(cfg: Config, facts: Sequence[Facts]) -> Iterator[Finding]:
     """What is wrong with the config itself; the same on all ranks."""
+    try:
+        if cfg.checkpoint.mirror is not None and is_url(cfg.checkpoint.mirror):
+            client(cfg.checkpoint.mirror)
+    except HvdtrainError as error:
+        yield Finding("mirror", "", str(error), "", type(error))
     seen = [data for one in facts for data in one.data if data.key == "data.train"]
     train = next((data for data in seen if data.classes), None)
     try:

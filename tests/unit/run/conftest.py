@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from hvdtrain.comm.ranks import Solo
+from hvdtrain.config import object_urls
+from hvdtrain.engine.step import State
+from hvdtrain.run import object_store
 from hvdtrain.train import train
+from tests.step_samples import network, state_of
 from tests.unit.run.data_runs import COLOURS, config, write
+from tests.unit.run.shaky_store import ShakyStore
 
 
 @pytest.fixture
@@ -34,3 +39,19 @@ def work(tmp_path: Path) -> Path:
 def trained(work: Path) -> Path:
     train(config(work), Solo(), run_dir=work / "run")
     return work
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """URLs such as memory://bucket lead to a `ShakyStore`, which is empty."""
+    client = object_urls.Client(ShakyStore.__module__, "ShakyStore", "memory")
+    monkeypatch.setitem(object_urls.CLIENTS, "memory", client)
+    monkeypatch.setattr(object_store, "PAUSE_S", 0.0)
+    monkeypatch.setattr(object_store, "_lower_priority", lambda: None)  # other tests run beside
+    ShakyStore.reset()
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """A small network that is trained."""
+    return state_of(network())
