@@ -45,7 +45,8 @@ def sharpness_figure(checkpoints: Numbers) -> Figure:
             height,
             color=BARS[number % len(BARS)],
             hatch=HATCHES[number % len(HATCHES)],
-            edgecolor="white",
+            edgecolor=BLACK,
+            linewidth=0.6,
             label=label,
         )
         axes.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=FONT - 2)

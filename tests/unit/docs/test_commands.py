@@ -94,7 +94,7 @@ def check_hvdtrain(words: tuple[str, ...]) -> None:
         inner = rest[rest.index("--") + 1 :]
         rest = rest[: rest.index("--")]
     for word in rest:
-        if word.startswith("-"):
+        if re.match("--?[a-z]", word):  # a number below 0 is a value
             assert word in known, f"no option {word}: {' '.join(words)}"
     configs = [word for word in rest if word.endswith(".yaml") and "configs/" in word]
     for name in configs:

@@ -1,0 +1,66 @@
+"""How much faster ranks draw a landscape together than one of them alone.
+
+Start it under mpirun with the directory of a run. In each round one rank evaluates all points of a
+plane while the others wait, and then all ranks share the same points; each has one compute thread.
+Times are of the whole study: reading the checkpoint and the images, all points, and the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import in_turn, median_ratio, print_machine, print_result, print_table
+
+from hvdtrain.analysis.study.images import Choice
+from hvdtrain.analysis.study.landscape import Grid, study_landscape
+from hvdtrain.analysis.study.results import Request
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.comm.start import init_comm
+
+
+def main() -> None:
+    """Parse the arguments, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", type=Path, help="run directory or checkpoint")
+    parser.add_argument("--points", type=int, default=51, help="along each of two directions")
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+
+    comm = init_comm()
+    losses: dict[str, list[list[float]]] = {}
+
+    def study(name: str) -> float:
+        comm.sum_(torch.zeros(1), "start")
+        began = time.perf_counter()
+        if name == "together" or comm.rank == 0:
+            with tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder:
+                choice = Choice(images=args.images, batch=args.images)
+                request = Request([args.run], ["train.compute_threads=1"], choice, Path(folder))
+                group = comm if name == "together" else Solo()
+                found = study_landscape(request, group, Grid(points=args.points))
+            losses[name] = found.checkpoints[0]["loss"]
+        comm.sum_(torch.zeros(1), "end")
+        return time.perf_counter() - began
+
+    contestants = {name: (lambda name=name: study(name)) for name in ("alone", "together")}
+    seconds = in_turn(contestants, args.rounds)
+    if comm.rank == 0:
+        print(f"{args.points} × {args.points} points of {args.images} images, {comm.size} ranks")
+        print_machine()
+        print_table("seconds", seconds)
+        apart = np.abs(np.subtract(losses["alone"], losses["together"])).max()
+        speedup = median_ratio(seconds["alone"], seconds["together"])
+        print_result(
+            {"ranks": comm.size, "speedup": round(speedup, 3), "largest_difference": float(apart)}
+        )
+    comm.shutdown()
+
+
+if __name__ == "__main__":
+    main()
