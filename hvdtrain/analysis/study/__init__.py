@@ -1,0 +1,1 @@
+"""`hvdtrain study`: batch-size studies, sharpness and loss landscapes."""
