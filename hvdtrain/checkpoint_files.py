@@ -6,20 +6,18 @@ regular ones, and only after `meta.json` was found to be what a run writes.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvdtrain.errors import CheckpointError
+from hvdtrain.files import open_regular
 
 FORMAT = 1
 META = "meta.json"
@@ -28,10 +26,14 @@ FILES = (MODEL_FILE, "optimizer.safetensors")
 EMA_FILE = "ema.safetensors"
 BUFFERS_FILE = "buffers.safetensors"
 """The batch-norm statistics of every rank, where they differ."""
+MEASURES_FILE = "measures.safetensors"
+"""What `metrics.weights` has measured of an epoch that is not complete."""
 NEW = "-new"
 """Ending of a checkpoint that takes the place of one at the same position, until that is gone."""
 NAME = re.compile(rf"e(\d{{4,}})-s(\d{{10,}})(?:{NEW})?")
 """What a checkpoint's folder is called, by epoch and sample: no other folder is ever deleted."""
+START = re.compile(rf"e0000-s0000000000(?:{NEW})?")
+"""That of a run that has made no update."""
 LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(?:part|gone)")
 """Folders of a checkpoint that is being written or deleted."""
 MAX_META_BYTES = 2**26
@@ -54,6 +56,14 @@ class _NoiseScale(_Part):
     trace: Number = 0.0
     square: Number = 0.0
     measured: Count = 0
+
+
+class _Evaluated(_Part):
+    step: Annotated[int, Field(strict=True, ge=-1, lt=2**62)] = -1
+    best_loss: Number | None = None
+    best_epoch: Number = 0.0
+    best_step: Count = 0
+    since_best: Count = 0
 
 
 class _Scaler(_Part):
@@ -96,6 +106,8 @@ class _Meta(BaseModel):
     world_size: Count = 1
     number: Count = 0
     top1: Number | None = None
+    loss: Number | None = None
+    evaluated: _Evaluated = _Evaluated()
     scaler: _NoScaler | _Scaler
     noise_scale: _NoiseScale = _NoiseScale()
     labels: _Labels
@@ -131,11 +143,13 @@ class Keep:
     """Of the highest top-1 accuracy; of equal ones the later."""
     every: int = 0
     """At the end of every so many epochs, for good."""
+    lowest_loss: bool = False
+    """That of the lowest validation loss; of equal ones the first."""
 
 
 def why_kept(found: list[Path], keep: Keep) -> dict[Path, list[str]]:
     """The reasons to keep each of `found`, which are ordered as by `list_checkpoints`; those without a
-    reason have no entry."""
+    reason have no entry. The start of the run is always kept, if there is one."""
     reasons: dict[Path, list[str]] = {}
 
     def add(paths: list[Path], reason: str) -> None:
@@ -146,12 +160,17 @@ def why_kept(found: list[Path], keep: Keep) -> dict[Path, list[str]]:
     add(found[: keep.last], "last")
     add([*ends][: keep.ends], "epoch end")
     if keep.best:
-        by_top1 = [(value, path) for path in found if (value := _top1(path)) is not None]
+        by_top1 = [(value, path) for path in found if (value := _result(path, "top1")) is not None]
         for value, path in sorted(by_top1, key=lambda pair: -pair[0])[: keep.best]:
             add([path], f"best, top-1 {100 * value:.2f} %")
+    if keep.lowest_loss:
+        losses = [(loss, path) for path in found if (loss := _result(path, "loss")) is not None]
+        if lowest := min(reversed(losses), key=lambda pair: pair[0], default=None):
+            add([lowest[1]], f"lowest validation loss {lowest[0]:.4f}")
     if keep.every:
         chosen = [path for path, epoch in ends.items() if epoch and epoch % keep.every == 0]
         add(chosen, "every epoch" if keep.every == 1 else f"every {keep.every:,} epochs")
+    add([path for path in found if START.fullmatch(path.name)], "start")
     return reasons
 
 
@@ -161,10 +180,10 @@ def _epoch_at_end(path: Path) -> int | None:
     return int(matched[1]) if matched and not int(matched[2]) else None
 
 
-def _top1(path: Path) -> float | None:
-    """Of the evaluation before the checkpoint was written, 0-1; None without one."""
+def _result(path: Path, key: str) -> float | None:
+    """Of the evaluation before the checkpoint was written, `top1` (0-1) or `loss`; None without one."""
     try:
-        value = read_meta(path).get("top1")
+        value = read_meta(path).get(key)
     except CheckpointError:
         return None
     return None if value is None else float(value)
@@ -226,11 +245,12 @@ def read_meta(path: Path) -> dict[str, Any]:
             "to go on from an older checkpoint"
         ) from None
     names = set(meta["sha256"])
-    if not set(FILES) <= names <= {*FILES, EMA_FILE, BUFFERS_FILE}:
+    if not set(FILES) <= names <= {*FILES, EMA_FILE, BUFFERS_FILE, MEASURES_FILE}:
         shown = repr(", ".join(sorted(names))[:80])[1:-1]
         raise CheckpointError(
             f"{file}: not written by hvdtrain: sha256 names {shown or 'none'}, "
-            f"expected {', '.join(FILES)} and perhaps {EMA_FILE} and {BUFFERS_FILE}"
+            f"expected {', '.join(FILES)} and perhaps {EMA_FILE}, {BUFFERS_FILE} and "
+            f"{MEASURES_FILE}"
         )
     return meta
 
@@ -269,17 +289,3 @@ def _digest(file: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()
-
-
-def open_regular(file: Path) -> BinaryIO:
-    """Open a regular file, no link; a pipe is not waited for. Raises OSError, CheckpointError."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise CheckpointError(f"{file}: a link, expected the file itself") from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError(f"{file}: not a regular file")
-    return os.fdopen(descriptor, "rb")

@@ -19,16 +19,17 @@ from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.plan.epochs import Epoch
-from hvdtrain.report.events import evaluated
 from hvdtrain.run.attempts import start_attempt
 from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.emergency import rescued
 from hvdtrain.run.guard.numbers import check_evaluation, check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
+from hvdtrain.run.patience import out_of_patience, owes_evaluation
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.rollback import keep_sound, roll_back
 from hvdtrain.run.saving import save, save_after, save_within
 from hvdtrain.run.summary import write_page, write_summary
+from hvdtrain.run.weights import report_weights
 from hvdtrain.signals import HeardStops
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
@@ -67,9 +68,10 @@ def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
     earlier = start_attempt(run, time.perf_counter() - began)
     efficiency, stops = Efficiency(run), _stops(run, signals)
     last = len(run.plan.epochs)
-    epochs = list(run.plan.epochs_from(run.state.progress.position))
     if owes_evaluation(run):
         report_evaluation(run, run.plan.epochs[run.state.progress.position.epoch - 1], stops)
+    left = run.plan.epochs_from(run.state.progress.position)
+    epochs = [] if out_of_patience(run) else list(left)
     for epoch, following in zip_longest(epochs, epochs[1:]):
         train_epoch(run, epoch, following, efficiency, stops)
         done = epoch.index + 1
@@ -77,10 +79,14 @@ def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
             report_evaluation(run, epoch, stops)
         if stops.agreed and done < last:
             raise _preempted(run, stops)
+        if out_of_patience(run):
+            break
         if done < last:
             save_after(run, done, stops)
     run.skips.end_run(run.state)
-    evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
+    evaluation = report_evaluation(
+        run, run.plan.epochs[run.state.progress.position.epoch - 1], stops
+    )
     if stops.agreed and evaluation is None and run.loaders.num_val:
         raise _preempted(run, stops)
     save(run, wait=True)
@@ -135,6 +141,7 @@ def train_epoch(
                         save_within(run, epoch, i, stops, meter)
             run.comparison.after_step()
     run.skips.end_epoch(state, epoch.steps)
+    report_weights(run)
 
 
 def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: Meter) -> None:
@@ -236,6 +243,9 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     images = run.loaders.num_val
     if not images or stops.agreed:
         return None
+    made = run.snapshots.evaluation
+    if run.cfg.train.patience and made and made.step == run.state.progress.step:
+        return made  # the one after which patience has ended the run
     keep_sound(run)
     run.comparison.compare()
     stops.enter()
@@ -249,6 +259,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     run.snapshots.evaluation = evaluation
     run.snapshots.report_written(None)  # an error names the last one
     check_evaluation(evaluation, run.paths)
+    run.state.progress = run.state.progress.after_evaluation(evaluation.epoch, evaluation.loss)
     return evaluation
 
 
@@ -258,16 +269,6 @@ def _until_stopped(batches: Iterable[Batch], stops: Stops) -> Iterator[Batch]:
         if stops.check():
             raise _Stopped
         yield batch
-
-
-def owes_evaluation(run: Run) -> bool:
-    """Whether the last attempt was stopped between an epoch and its evaluation."""
-    done, every = run.state.progress.position.epoch, run.cfg.train.evaluate_every
-    if run.state.progress.position.sample or done % every or not 0 < done < len(run.plan.epochs):
-        return False
-    step = run.state.progress.step
-    made = run.comm.rank == 0 and evaluated(run.paths.events, step)
-    return not any_rank(run.comm, made)
 
 
 def _stops(run: Run, signals: HeardStops) -> Stops:

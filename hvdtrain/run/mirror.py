@@ -21,7 +21,6 @@ from hvdtrain.checkpoint_files import (
     META,
     Keep,
     list_checkpoints,
-    open_regular,
     read_meta,
     remove,
     verify,
@@ -29,7 +28,7 @@ from hvdtrain.checkpoint_files import (
 )
 from hvdtrain.engine.checkpoint import put_in_place, settle, sweep
 from hvdtrain.errors import CheckpointError, HvdtrainError, ResourceError
-from hvdtrain.files import move_aside, whole_file, write_atomically
+from hvdtrain.files import move_aside, open_regular, whole_file, write_atomically
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.lock import RunLock
 
