@@ -145,11 +145,13 @@ class Keep:
     """At the end of every so many epochs, for good."""
     lowest_loss: bool = False
     """That of the lowest validation loss; of equal ones the first."""
+    start: bool = False
+    """That before the first update."""
 
 
 def why_kept(found: list[Path], keep: Keep) -> dict[Path, list[str]]:
     """The reasons to keep each of `found`, which are ordered as by `list_checkpoints`; those without a
-    reason have no entry. The start of the run is always kept, if there is one."""
+    reason have no entry."""
     reasons: dict[Path, list[str]] = {}
 
     def add(paths: list[Path], reason: str) -> None:
@@ -170,7 +172,7 @@ def why_kept(found: list[Path], keep: Keep) -> dict[Path, list[str]]:
     if keep.every:
         chosen = [path for path, epoch in ends.items() if epoch and epoch % keep.every == 0]
         add(chosen, "every epoch" if keep.every == 1 else f"every {keep.every:,} epochs")
-    add([path for path in found if START.fullmatch(path.name)], "start")
+    add([path for path in found if keep.start and START.fullmatch(path.name)], "start")
     return reasons
 
 

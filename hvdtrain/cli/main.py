@@ -29,6 +29,8 @@ from hvdtrain.cli.progress import doing
 from hvdtrain.cli.report import report
 from hvdtrain.cli.results import eval_text, summary_text
 from hvdtrain.cli.scaling import scaling_app
+from hvdtrain.cli.study import study_app
+from hvdtrain.cli.study_training import register as register_training
 from hvdtrain.cli.tune import tune_app
 from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
@@ -57,6 +59,8 @@ app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(tune_app, name="tune")
 app.add_typer(scaling_app, name="scaling")
 app.add_typer(launch_app, name="launch")
+app.add_typer(study_app, name="study")
+register_training(study_app)
 
 
 @app.command()

@@ -69,8 +69,15 @@ class Verdict:
 
 def to_keep(cfg: Config) -> Keep:
     """What a run with these settings keeps."""
-    settings, lowest_loss = cfg.checkpoint, cfg.train.patience is not None
-    return Keep(settings.keep, settings.keep, settings.keep_best, settings.keep_every, lowest_loss)
+    settings = cfg.checkpoint
+    return Keep(
+        settings.keep,
+        settings.keep,
+        settings.keep_best,
+        settings.keep_every,
+        lowest_loss=cfg.train.patience is not None,
+        start=settings.keep_start or cfg.metrics.weights,
+    )
 
 
 def listing(path: Path) -> list[Entry]:

@@ -67,7 +67,7 @@ def prune(
 def _settled(path: Path, last: int, best: int | None, every: int | None) -> Keep:
     """What to keep; what is None as the settings of the run `path` say, 0 if it has none."""
     config = RunPaths(run_root(path)).config
-    keep = Keep(last, 0, best or 0, every or 0)
+    keep = Keep(last, 0, best or 0, every or 0, start=True)
     if not config.exists():
         return keep
     try:
