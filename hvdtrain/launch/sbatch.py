@@ -131,6 +131,7 @@ def _settings(script: Script) -> str:
     lines.append(f"config={shlex.quote(script.config)}")
     overrides = " ".join(map(shlex.quote, script.overrides))
     lines.append(f"settings=({overrides})")
+    run = "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
     if script.sweep:
         lines += ["sweep=(", *(f"    {shlex.quote(text)}" for text in script.sweep), ")"]
         several = bool(script.runs)  # words of their own; a single one may have blanks in it
@@ -140,8 +141,6 @@ def _settings(script: Script) -> str:
     if script.runs:
         lines += ["runs=(", *(f"    {shlex.quote(text)}" for text in script.runs), ")"]
         run = "${runs[$SLURM_ARRAY_TASK_ID]}"
-    else:
-        run = "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
     lines.append(f'run="{run}"  # the same after each requeue')
     return "\n".join([*lines, ""])
 
