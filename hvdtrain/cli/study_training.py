@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,6 +53,8 @@ Slurm = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands that train."""
     app.command("batch-size")(batch_size)
+    app.command("lr-batch")(lr_batch)
+    app.command("parallel")(parallel)
 
 
 def batch_size(
@@ -95,6 +98,75 @@ def batch_size(
     _run(asked, cfg, jobs, hours, output, dry_run=dry_run, slurm=slurm)
 
 
+def lr_batch(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    batches: Annotated[str, typer.Option(metavar="N,N…", help="Global batches.")] = "32,64,128,256",
+    rates: Annotated[
+        str, typer.Option(metavar="R,R…", help="Learning rates, each at every batch.")
+    ] = "0.005,0.01,0.02,0.04,0.08,0.16",
+    seeds: Seeds = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks of each member, on this host.")] = 1,
+    halving: Annotated[
+        bool,
+        typer.Option(help="Train only the better half of the rates further, again and again."),
+    ] = True,
+    jobs: Jobs = 1,
+    patience: Patience = None,
+    hours: Hours = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a grid of rates and batches: which rate is best for which batch.
+
+    Successive halving costs about a third of the whole grid. Goes on like batch-size.
+    """
+    from hvdtrain.analysis.study.asked import Asked
+
+    cfg = _config(config, overrides, patience)
+    asked = Asked(
+        "lr-batch",
+        tuple(_numbers(batches, "--batches")),
+        seeds=seeds,
+        rates=tuple(sorted(_rates(rates))),
+        ranks=(ranks,),
+        threads=_threads(cfg, jobs * ranks),
+        halving=halving,
+    )
+    _run(asked, cfg, jobs, hours, output, dry_run=dry_run, slurm=False)
+
+
+def parallel(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    batches: Annotated[str, typer.Option(metavar="N,N…", help="Global batches.")] = "32,64,128,256",
+    ranks: Annotated[
+        str, typer.Option(metavar="N,N…", help="Numbers of ranks, on this host.")
+    ] = "1,2,4",
+    seeds: Seeds = 1,
+    patience: Patience = None,
+    hours: Hours = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train each batch on several numbers of ranks: time per epoch and to the lowest loss.
+
+    Beside each stands what hvdtrain scaling predicts. One member trains at a time.
+    """
+    from hvdtrain.analysis.study.asked import Asked
+
+    cfg = _config(config, overrides, patience)
+    counts = tuple(_numbers(ranks, "--ranks"))
+    asked = Asked(
+        "parallel",
+        tuple(_numbers(batches, "--batches")),
+        seeds=seeds,
+        ranks=counts,
+        threads=_threads(cfg, max(counts)),
+    )
+    _run(asked, cfg, 1, hours, output, dry_run=dry_run, slurm=False)
+
+
 def _run(
     asked: Asked,
     cfg: Config,
@@ -107,9 +179,12 @@ def _run(
 ) -> None:
     if launched_size(os.environ) > 1:
         raise ConfigError("study: it starts its own ranks: run it without a launcher, with --ranks")
+    from hvdtrain.analysis.study.halving import require_extendable, train_by_halving
     from hvdtrain.analysis.study.study import Study, summary
     from hvdtrain.analysis.study.trainer import gpus_here
 
+    if asked.halving:
+        require_extendable(cfg)
     root = output or Path(cfg.output) / f"{cfg.name}-{asked.kind}"
     with doing("listing the images"):
         study = Study.of(root, asked, cfg)
@@ -122,7 +197,9 @@ def _run(
             if slurm:
                 say(_script(study))
                 return
-            outcome = trainer.train(study.members)
+            outcome = (
+                train_by_halving(study, trainer) if asked.halving else trainer.train(study.members)
+            )
             if not outcome.signalled:
                 study.collect(trainer, say)
         finally:
@@ -161,8 +238,22 @@ def _numbers(text: str, option: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def _rates(text: str) -> list[float]:
+    words = [*dict.fromkeys(text.split(","))]
+    found: list[float] = []
+    for word in words:
+        try:
+            found.append(float(word))
+        except ValueError:
+            found.append(0.0)
+        if not 0 < found[-1] < math.inf:
+            raise ConfigError(f"--rates: {word!r}: expected numbers above 0 such as 0.01,0.02")
+    return found
+
+
 def _costs_text(study: Study, jobs: int) -> str:
     from hvdtrain.analysis.study.cost import hours_left
+    from hvdtrain.analysis.study.halving import share
 
     table = study.costs(study.trainer(jobs, say))
     lines = ["member                      batch      rate  ranks  updates     hours"]
@@ -174,6 +265,9 @@ def _costs_text(study: Study, jobs: int) -> str:
             f"{cost.updates:>7,}  {hours:>8}"
         )
     left, at_once = hours_left(table, jobs), f", {jobs} at once" if jobs > 1 else ""
+    if study.asked.halving:
+        part = share(len(study.asked.rates), sum(phase.epochs for phase in study.cfg.phases))
+        left, at_once = part * left, f"{at_once}, {part:.0%} of the whole grid by halving"
     patience = study.cfg.train.patience
     most = "" if patience is None else ", at most: train.patience ends members earlier"
     lines.append(

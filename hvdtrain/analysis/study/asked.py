@@ -36,6 +36,8 @@ class Asked:
     ranks: tuple[int, ...] = (1,)
     threads: int = 1
     """Compute threads of a rank: other numbers give other last digits."""
+    halving: bool = False
+    """Of `lr-batch`: only the better half of the rates is trained further, again and again."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Member:
     ranks: int
     settings: tuple[str, ...]
     """What differs from the study's config."""
+    epochs: int | None = None
+    """It is complete after so many, though it may be given more later; None: those of the config."""
 
     @property
     def group(self) -> tuple[int, str, float, int]:
@@ -102,7 +106,7 @@ def _member(
             f"--batches: {batch} images cannot be shared by {ranks} ranks × train.accumulate "
             f"{cfg.train.accumulate}: use multiples of {ranks * cfg.train.accumulate}"
         )
-    how = f"lr{rate:g}" if asked.kind == "lr-batch" else scaling
+    how = f"lr{rate:g}".replace("+", "") if asked.kind == "lr-batch" else scaling
     of_ranks = f"-r{ranks}" if asked.kind == "parallel" else ""
     name = f"b{batch}-{how}{of_ranks}-s{seed}"
     own = [
@@ -197,7 +201,7 @@ def begun(folder: Folder, asked: Asked, cfg: Config) -> Asked:
     before = folder.read()
     if not before:
         return asked
-    found = before["asked"]
+    found = {**asdict(Asked(asked.kind, ())), **before["asked"]}
     wanted = replace(asked, threads=int(found["threads"]))
     lines = []
     for key, value in asdict(wanted).items():

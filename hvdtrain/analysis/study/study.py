@@ -22,6 +22,7 @@ from hvdtrain.analysis.study.asked import (
     require_fit,
 )
 from hvdtrain.analysis.study.cost import Cost, TimeLeft, costs, member_config, plan_of
+from hvdtrain.analysis.study.prediction import seconds_per_epoch
 from hvdtrain.analysis.study.results import Result, result_of
 from hvdtrain.analysis.study.table import Group, as_csv, groups_of
 from hvdtrain.analysis.study.table import as_json as groups_json
@@ -29,7 +30,9 @@ from hvdtrain.analysis.study.trainer import Outcome, Trainer
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, HvdtrainError
 from hvdtrain.files import write_atomically
+from hvdtrain.paths import RunPaths
 from hvdtrain.plan.images import num_images
+from hvdtrain.plan.schedules import lr_scale
 from hvdtrain.report.text import duration
 from hvdtrain.run.lock import RunLock
 
@@ -125,17 +128,39 @@ class Study:
         if not results:
             return []
         groups = groups_of(results)
-        pairs = self._gradients(trainer, say)
+        pairs = self._gradients(trainer, say) if self.asked.kind == "batch-size" else {}
         numbers = [{**r.row(), "layer_distances": r.layer_distances} for r in results]
         self.folder.write(results=numbers, groups=groups_json(groups), gradients=pairs)
         write_atomically(self.folder.table, as_csv(results).encode())
+        from hvdtrain.analysis.study.grid_page import best_rates, grid_section, parallel_section
         from hvdtrain.analysis.study.page import about, sections_of
         from hvdtrain.report.study import write_study
 
         activity.enter("drawing the report")
-        title, sections = f"{self.cfg.name}: {self.asked.kind}", sections_of(groups, pairs)
+        title, sections = f"{self.cfg.name}: {self.asked.kind}", []
+        shown = best_rates(groups) if self.asked.kind == "lr-batch" else groups
+        if self.asked.kind == "lr-batch":
+            first = self.cfg.lr.base * lr_scale(self.cfg.lr, self.asked.batches[0])
+            epochs = sum(phase.epochs for phase in self.cfg.phases)
+            sections = [grid_section(groups, first, epochs)]
+        elif self.asked.kind == "parallel":
+            sections = [parallel_section(groups, self._predicted(say))]
+        sections += sections_of(shown, pairs)
         write_study(self.folder.page, self.folder.pictures, title, about(groups), sections)
         return groups
+
+    def _predicted(self, say: Say) -> dict[str, float]:
+        """Seconds per epoch of members of several ranks, by the speed of one worker that each measured."""
+        found: dict[str, float] = {}
+        for member in self.members:
+            run, cfg = self.folder.run(member.name), member_config(self.cfg, member)
+            if member.ranks == 1 or not RunPaths(run).calibration.is_file():
+                continue
+            try:
+                found[member.name] = seconds_per_epoch(cfg, run, member.ranks, self.images)
+            except HvdtrainError as error:
+                say(f"{member.name}: no prediction: {error}")
+        return found
 
     def _gradients(self, trainer: Trainer, say: Say) -> dict[str, Any]:
         """Of the finished members of the first seed, by name; each is measured once."""

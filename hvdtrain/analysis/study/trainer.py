@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvdtrain.analysis.study.asked import Folder, Member
-from hvdtrain.errors import Preempted, ResourceError, TrainingError
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta
+from hvdtrain.errors import CheckpointError, Preempted, ResourceError, TrainingError
 from hvdtrain.launch.job import ended_with_this_process, own_command
 from hvdtrain.paths import RunPaths
+from hvdtrain.report.events import number, read_mapping
 from hvdtrain.run.lock import RunLock
 from hvdtrain.signals import StopSignals
 
@@ -83,7 +85,19 @@ class Trainer:
 
     def finished(self, member: Member) -> bool:
         """Whether a member is complete: it is then never trained again."""
-        return RunPaths(self.folder.run(member.name)).summary.exists()
+        paths = RunPaths(self.folder.run(member.name))
+        if member.epochs is None:
+            return paths.summary.exists()
+        summary = read_mapping(paths.summary)
+        if summary.get("stopped_early"):
+            return True
+        if (epochs := number(summary, "epochs")) is not None:
+            return epochs >= member.epochs
+        # It is being trained further, so it was complete at fewer epochs.
+        for newest in list_checkpoints(paths.checkpoints)[:1]:
+            with contextlib.suppress(CheckpointError):
+                return bool(read_meta(newest)["position"]["epoch"] > member.epochs)
+        return False
 
     def command(self, member: Member) -> list[str]:
         """What trains a member, or goes on with it."""
