@@ -30,7 +30,6 @@ from hvdtrain.cli.report import report
 from hvdtrain.cli.results import eval_text, summary_text
 from hvdtrain.cli.scaling import scaling_app
 from hvdtrain.cli.study import study_app
-from hvdtrain.cli.study_training import register as register_training
 from hvdtrain.cli.tune import tune_app
 from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
@@ -60,7 +59,6 @@ app.add_typer(tune_app, name="tune")
 app.add_typer(scaling_app, name="scaling")
 app.add_typer(launch_app, name="launch")
 app.add_typer(study_app, name="study")
-register_training(study_app)
 
 
 @app.command()

@@ -2,6 +2,9 @@
 
 import typer
 
+from hvdtrain.cli import study_training
+
 study_app = typer.Typer(
     help="Batch-size studies, sharpness and loss landscapes.", no_args_is_help=True
 )
+study_training.register(study_app)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from hvdtrain.analysis.study.asked import Member
-from hvdtrain.analysis.study.results import Result
+from hvdtrain.analysis.study.member_results import Result
 from hvdtrain.analysis.study.study import Study
 from hvdtrain.analysis.study.trainer import Outcome, Trainer
 from hvdtrain.config.schema import Config

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from hvdtrain.analysis.study.results import Curve
+from hvdtrain.analysis.study.member_results import Curve
 from hvdtrain.analysis.study.table import Group, Spread, epoch_ratios, split
 from hvdtrain.report.charts import Bar, Chart, Line
 from hvdtrain.report.page import Table

@@ -22,8 +22,8 @@ from hvdtrain.analysis.study.asked import (
     require_fit,
 )
 from hvdtrain.analysis.study.cost import Cost, TimeLeft, costs, member_config, plan_of
+from hvdtrain.analysis.study.member_results import Result, result_of
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
-from hvdtrain.analysis.study.results import Result, result_of
 from hvdtrain.analysis.study.table import Group, as_csv, groups_of
 from hvdtrain.analysis.study.table import as_json as groups_json
 from hvdtrain.analysis.study.trainer import Outcome, Trainer

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvdtrain.analysis.study.results import Result
+from hvdtrain.analysis.study.member_results import Result
 
 MEASURED = (
     *("best_loss", "best_top1", "highest_top1", "epochs_to_best", "updates_to_best"),

@@ -12,8 +12,8 @@ import pytest
 from hvdtrain.analysis.study.asked import Asked, Folder, Member, members
 from hvdtrain.analysis.study.grid_page import _row_of, grid_section, parallel_section
 from hvdtrain.analysis.study.halving import at, require_extendable, rungs, share, survivors
+from hvdtrain.analysis.study.member_results import Curve, Result
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
-from hvdtrain.analysis.study.results import Curve, Result
 from hvdtrain.analysis.study.table import groups_of
 from hvdtrain.analysis.study.trainer import Trainer
 from hvdtrain.comm.ranks import Solo

@@ -18,7 +18,7 @@ import torch
 
 from hvdtrain.analysis.study.asked import Asked, Folder, Member
 from hvdtrain.analysis.study.cost import costs, member_config
-from hvdtrain.analysis.study.results import result_of
+from hvdtrain.analysis.study.member_results import result_of
 from hvdtrain.analysis.study.study import Study
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import load_config

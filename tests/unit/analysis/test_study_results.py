@@ -24,8 +24,8 @@ from hvdtrain.analysis.study.gradients import (
     noise_scale,
     start_checkpoint,
 )
+from hvdtrain.analysis.study.member_results import Curve, Result, _merged, result_of
 from hvdtrain.analysis.study.page import sections_of
-from hvdtrain.analysis.study.results import Curve, Result, _merged, result_of
 from hvdtrain.analysis.study.table import Group, as_csv, epoch_ratios, groups_of, split, spread
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
