@@ -56,9 +56,9 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(ckpt_app, name="ckpt")
 app.add_typer(tune_app, name="tune")
+app.add_typer(study_app, name="study")
 app.add_typer(scaling_app, name="scaling")
 app.add_typer(launch_app, name="launch")
-app.add_typer(study_app, name="study")
 
 
 @app.command()
