@@ -27,7 +27,7 @@ import torch
 from common import free_port, in_turn, median_ratio, print_machine, print_result, print_table
 from torch.distributed import checkpoint as dcp
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import choose_device, init_state

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.comm.agreement import Stops
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config

@@ -6,21 +6,17 @@ regular ones, and only after `meta.json` was found to be what a run writes.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-import stat
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hvdtrain.errors import CheckpointError
+from hvdtrain.files import open_regular
 
 FORMAT = 1
 META = "meta.json"
@@ -29,10 +25,14 @@ FILES = (MODEL_FILE, "optimizer.safetensors")
 EMA_FILE = "ema.safetensors"
 BUFFERS_FILE = "buffers.safetensors"
 """The batch-norm statistics of every rank, where they differ."""
+MEASURES_FILE = "measures.safetensors"
+"""What `metrics.weights` has measured of an epoch that is not complete."""
 NEW = "-new"
 """Ending of a checkpoint that takes the place of one at the same position, until that is gone."""
 NAME = re.compile(rf"e(\d{{4,}})-s(\d{{10,}})(?:{NEW})?")
 """What a checkpoint's folder is called, by epoch and sample: no other folder is ever deleted."""
+START = re.compile(rf"e0000-s0000000000(?:{NEW})?")
+"""That of a run that has made no update."""
 LEFTOVER = re.compile(rf"\.{NAME.pattern}\.(?:part|gone)")
 """Folders of a checkpoint that is being written or deleted."""
 MAX_META_BYTES = 2**26
@@ -55,6 +55,14 @@ class _NoiseScale(_Part):
     trace: Number = 0.0
     square: Number = 0.0
     measured: Count = 0
+
+
+class _Evaluated(_Part):
+    step: Annotated[int, Field(strict=True, ge=-1, lt=2**62)] = -1
+    best_loss: Number | None = None
+    best_epoch: Number = 0.0
+    best_step: Count = 0
+    since_best: Count = 0
 
 
 class _Scaler(_Part):
@@ -97,6 +105,8 @@ class _Meta(BaseModel):
     world_size: Count = 1
     number: Count = 0
     top1: Number | None = None
+    loss: Number | None = None
+    evaluated: _Evaluated = _Evaluated()
     scaler: _NoScaler | _Scaler
     noise_scale: _NoiseScale = _NoiseScale()
     labels: _Labels
@@ -117,60 +127,6 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def next_number(directory: Path) -> int:
     """One more than the number of every checkpoint in `directory`."""
     return 1 + max((_order(path)[0] for path in list_checkpoints(directory)[:1]), default=0)
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay when a new one is there; each number may be 0 but the first."""
-
-    last: int
-    """Written last."""
-    ends: int = 0
-    """Of those at the end of an epoch, written last: those in mid-epoch come by the minute, and would
-    leave no history."""
-    best: int = 0
-    """Of the highest top-1 accuracy; of equal ones the later."""
-    every: int = 0
-    """At the end of every so many epochs, for good."""
-
-
-def _top1(path: Path) -> float | None:
-    """Of the evaluation before the checkpoint was written, 0-1; None without one."""
-    try:
-        value = read_meta(path).get("top1")
-    except CheckpointError:
-        return None
-    return None if value is None else float(value)
-
-
-def why_kept(
-    found: list[Path], keep: Keep, top1_of: Callable[[Path], float | None] = _top1
-) -> dict[Path, list[str]]:
-    """The reasons to keep each of `found`, which are ordered as by `list_checkpoints`; those without a
-    reason have no entry. `top1_of`: in place of their metadata."""
-    reasons: dict[Path, list[str]] = {}
-
-    def add(paths: list[Path], reason: str) -> None:
-        for path in paths:
-            reasons.setdefault(path, []).append(reason)
-
-    ends = {path: epoch for path in found if (epoch := _epoch_at_end(path)) is not None}
-    add(found[: keep.last], "last")
-    add([*ends][: keep.ends], "epoch end")
-    if keep.best:
-        by_top1 = [(value, path) for path in found if (value := top1_of(path)) is not None]
-        for value, path in sorted(by_top1, key=lambda pair: -pair[0])[: keep.best]:
-            add([path], f"best, top-1 {100 * value:.2f} %")
-    if keep.every:
-        chosen = [path for path, epoch in ends.items() if epoch and epoch % keep.every == 0]
-        add(chosen, "every epoch" if keep.every == 1 else f"every {keep.every:,} epochs")
-    return reasons
-
-
-def _epoch_at_end(path: Path) -> int | None:
-    """Epochs done of a checkpoint at the end of one; None in mid-epoch."""
-    matched = NAME.fullmatch(path.name)
-    return int(matched[1]) if matched and not int(matched[2]) else None
 
 
 def remove(path: Path) -> None:
@@ -233,11 +189,12 @@ def parse_meta(data: bytes, file: Path) -> dict[str, Any]:
             "to go on from an older checkpoint"
         ) from None
     names = set(meta["sha256"])
-    if not set(FILES) <= names <= {*FILES, EMA_FILE, BUFFERS_FILE}:
+    if not set(FILES) <= names <= {*FILES, EMA_FILE, BUFFERS_FILE, MEASURES_FILE}:
         shown = repr(", ".join(sorted(names))[:80])[1:-1]
         raise CheckpointError(
             f"{file}: not written by hvdtrain: sha256 names {shown or 'none'}, "
-            f"expected {', '.join(FILES)} and perhaps {EMA_FILE} and {BUFFERS_FILE}"
+            f"expected {', '.join(FILES)} and perhaps {EMA_FILE}, {BUFFERS_FILE} and "
+            f"{MEASURES_FILE}"
         )
     return meta
 
@@ -282,17 +239,3 @@ def _digest(file: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()
-
-
-def open_regular(file: Path) -> BinaryIO:
-    """Open a regular file, no link; a pipe is not waited for. Raises OSError, CheckpointError."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise CheckpointError(f"{file}: a link, expected the file itself") from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError(f"{file}: not a regular file")
-    return os.fdopen(descriptor, "rb")

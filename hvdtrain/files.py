@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from hvdtrain.errors import ResourceError
+from hvdtrain.errors import CheckpointError, ResourceError
 
 
 class PartFile:
@@ -91,3 +92,17 @@ def move_aside(path: Path) -> Path:
         number += 1
         target = path.with_name(f"damaged-{path.name}-{number}")
     return path.rename(target)
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open a regular file, no link; a pipe is not waited for. Raises OSError, CheckpointError."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CheckpointError(f"{file}: a link, expected the file itself") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{file}: not a regular file")
+    return os.fdopen(descriptor, "rb")

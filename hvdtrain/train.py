@@ -25,11 +25,13 @@ from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.emergency import rescued
 from hvdtrain.run.guard.numbers import check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
+from hvdtrain.run.patience import out_of_patience, owes_evaluation
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.rollback import roll_back
 from hvdtrain.run.saving import save, save_after, save_within
 from hvdtrain.run.summary import write_page, write_summary
-from hvdtrain.run.validation import owes_evaluation, report_evaluation
+from hvdtrain.run.validation import report_evaluation
+from hvdtrain.run.weights import report_weights
 from hvdtrain.signals import HeardStops
 from hvdtrain.telemetry.discovery import withdraw
 from hvdtrain.telemetry.hardware import LinkUse
@@ -73,9 +75,10 @@ def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
     earlier = start_attempt(run, time.perf_counter() - began)
     efficiency, stops = Efficiency(run), _stops(run, signals)
     last = len(run.plan.epochs)
-    epochs = list(run.plan.epochs_from(run.state.progress.position))
     if owes_evaluation(run):
         report_evaluation(run, run.plan.epochs[run.state.progress.position.epoch - 1], stops)
+    left = run.plan.epochs_from(run.state.progress.position)
+    epochs = [] if out_of_patience(run) else list(left)
     for epoch, following in zip_longest(epochs, epochs[1:]):
         train_epoch(run, epoch, following, efficiency, stops)
         done = epoch.index + 1
@@ -83,10 +86,14 @@ def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
             report_evaluation(run, epoch, stops)
         if stops.agreed and done < last:
             raise _preempted(run, stops)
+        if out_of_patience(run):
+            break
         if done < last:
             save_after(run, done, stops)
     run.skips.end_run(run.state)
-    evaluation = report_evaluation(run, run.plan.epochs[-1], stops)
+    evaluation = report_evaluation(
+        run, run.plan.epochs[run.state.progress.position.epoch - 1], stops
+    )
     if stops.agreed and evaluation is None and run.loaders.num_val:
         raise _preempted(run, stops)
     save(run, wait=True)
@@ -141,6 +148,7 @@ def train_epoch(
                         save_within(run, epoch, i, stops, meter)
             run.comparison.after_step()
     run.skips.end_epoch(state, epoch.steps)
+    report_weights(run)
 
 
 def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: Meter) -> None:

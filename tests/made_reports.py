@@ -17,6 +17,7 @@ from hvdtrain.telemetry.reports import (
     Start,
     Stop,
     Train,
+    Weights,
 )
 
 MEASURED = Measured(
@@ -90,6 +91,7 @@ REPORTS: tuple[Report, ...] = (
     Note("text"),
     Stop("signal", 20),
     END,
+    Weights(1.0, 20, 2.5, {"stem": 2.5}, 1.5, {"stem": 1.5}, 3.0, 20, [0.1] * 101),
 )
 """One of each kind."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import init_state

@@ -2,9 +2,10 @@
 
 import typer
 
-from hvdtrain.cli import study_checkpoints
+from hvdtrain.cli import study_checkpoints, study_training
 
 study_app = typer.Typer(
     help="Batch-size studies, sharpness and loss landscapes.", no_args_is_help=True
 )
 study_checkpoints.register(study_app)
+study_training.register(study_app)

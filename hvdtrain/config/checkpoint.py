@@ -33,6 +33,9 @@ class Checkpoint(Section):
     """Also keep so many of the highest top-1 accuracy, of those written after an evaluation."""
     keep_every: Machine[Annotated[int, Field(ge=0, le=10**9)]] = 0
     """Also keep, for good, those at the end of every so many epochs. 0: none."""
+    keep_start: Machine[bool] = False
+    """Also write one before the first update, and keep it for good: how far weights are from their start
+    is measured from it."""
     mirror: Machine[FolderOrStore | None] = None
     """Folder on another disk, or URL of an object store such as s3://BUCKET/PREFIX, for a second copy of
     the checkpoints that are kept. null: none."""

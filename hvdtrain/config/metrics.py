@@ -49,6 +49,11 @@ class Metrics(Section):
     """Also write the curves for TensorBoard, to `tensorboard` in the run directory. Needs
     `pip install tensorboard`."""
 
+    weights: Machine[bool] = False
+    """Measure how the weights move, and report it after each epoch: their distance from the start, in all
+    and by layer, what they travelled in the epoch, and the norms of its updates. Includes
+    `checkpoint.keep_start`; rank 0 needs memory for three more copies of the weights."""
+
     @model_validator(mode="after")
     def _check(self) -> Metrics:
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -50,6 +50,7 @@ NETWORKS: dict[str, Network] = {
     "resnet9": Network(3, rounds_up=False),
     "airbench94": Network(3, rounds_up=False, margin=1),
     "vgg_small": Network(4, batch_norm=False, rounds_up=False),
+    "vgg_sigmoid": Network(3, batch_norm=False, rounds_up=False),
 }
 """All of `hvdtrain models`, by name."""
 

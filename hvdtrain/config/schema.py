@@ -152,6 +152,9 @@ class Train(Section):
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Planned[Positive] = 1
     """Epochs between two evaluations. The last epoch is always evaluated."""
+    patience: Planned[Positive | None] = None
+    """End the run when the validation loss was not below its lowest value in so many evaluations in a
+    row, and keep the checkpoint of the lowest. null: train all epochs."""
     log_every: Machine[Positive] = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
     compute_threads: Planned[Annotated[int, Field(gt=0, le=256)] | None] = None

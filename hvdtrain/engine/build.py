@@ -20,6 +20,7 @@ from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.engine.sizes import check_sizes
 from hvdtrain.engine.step import State, StepSettings, resolve_precision
+from hvdtrain.engine.weight_meter import WeightMeter
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models import build_model
 from hvdtrain.models.freezing import freeze, unfreeze
@@ -198,6 +199,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         noise=NoiseMeter(
             train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
         ),
+        weights=WeightMeter(model) if cfg.metrics.weights and comm.rank == 0 else None,
     )
 
 

@@ -27,14 +27,13 @@ from hvdtrain.checkpoint_files import (
     META,
     NAME,
     NEW,
-    Keep,
     list_checkpoints,
     next_number,
     read_meta,
     remove,
     verify,
-    why_kept,
 )
+from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.engine.checkpoint_tensors import (
     check_fit,
     check_labels,

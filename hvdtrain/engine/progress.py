@@ -10,6 +10,28 @@ from hvdtrain.plan.epochs import Position
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """The evaluations so far, and the lowest loss among them."""
+
+    step: int = -1
+    """At the last evaluation; -1 before the first."""
+    best_loss: float | None = None
+    best_epoch: float = 0.0
+    """Epochs done at the first evaluation with that loss; `best_step`: updates."""
+    best_step: int = 0
+    since_best: int = 0
+    """Evaluations after it."""
+
+    def after(self, step: int, epoch: float, loss: float) -> Evaluated:
+        """One more evaluation; of the same weights again it counts once."""
+        if step == self.step:
+            return self
+        if self.best_loss is None or loss < self.best_loss:
+            return Evaluated(step, loss, epoch, step, 0)
+        return replace(self, step=step, since_best=self.since_best + 1)
+
+
+@dataclass(frozen=True)
 class Progress:
     """The same on all ranks at the end of a step; counts are of all ranks together."""
 
@@ -20,6 +42,7 @@ class Progress:
     """Images in all reports so far."""
     train_seconds: float = 0.0
     """Time of the training steps in all reports so far."""
+    evaluated: Evaluated = field(default_factory=Evaluated)
 
     def after_step(self) -> Progress:
         """One more update."""
@@ -35,6 +58,10 @@ class Progress:
             self, samples=self.samples + samples, train_seconds=self.train_seconds + seconds
         )
 
+    def after_evaluation(self, epoch: float, loss: float) -> Progress:
+        """One more evaluation, of the present weights after so many epochs."""
+        return replace(self, evaluated=self.evaluated.after(self.step, epoch, loss))
+
     def as_dict(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
         return asdict(self)
@@ -47,4 +74,5 @@ class Progress:
             step=values["step"],
             samples=values["samples"],
             train_seconds=values["train_seconds"],
+            evaluated=Evaluated(**values.get("evaluated", {})),
         )

@@ -16,6 +16,7 @@ from hvdtrain.engine.mixing import Batch, Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.reducer import Reducer, square
+from hvdtrain.engine.weight_meter import WeightMeter
 from hvdtrain.optim import UpdateByGroup, set_rates
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.clip import clip_
@@ -75,6 +76,8 @@ class State:
     settings: StepSettings
     ema: Ema | None = None
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
+    weights: WeightMeter | None = None
+    """On rank 0, if the run measures how its weights move."""
     progress: Progress = field(default_factory=Progress)
     gradient_norm: torch.Tensor | None = None
     """L2 norm of the global gradient before clipping, on the device, of the last step with `norm`."""
@@ -136,6 +139,8 @@ def train_step(
     measured = state.noise.due(state.progress.step)
     _seed(state)
     state.statistics.keep()
+    if state.weights is not None:
+        state.weights.before_update()
     reducer.start_step(measure=measured)
     sums = backward(state, batch)
     set_rates(state.optimizer, lr, momentum)
@@ -149,6 +154,8 @@ def train_step(
     if together:
         update(state)
     average(state)
+    if state.weights is not None:
+        state.weights.after_update()
     state.progress, state.updating = state.progress.after_step(), False
     return sums.sum(dim=0)
 

@@ -32,7 +32,7 @@ EARLY = (1, *(128 + number for number in STOPPING))
 """Exit codes of launchers whose ranks were ended by a signal before they trained; 1: the launcher's own."""
 
 
-def _ended_with_this_process(program: str) -> list[str]:
+def ended_with_this_process(program: str) -> list[str]:
     """The words before `program` that let it get SIGTERM when this process ends, even if killed."""
     setpriv = shutil.which("setpriv")  # of util-linux
     return [setpriv, "--pdeathsig", "TERM"] if setpriv and shutil.which(program) else []
@@ -130,7 +130,7 @@ def _run(
         # A terminal sends Ctrl-C to its whole foreground group, as others do, and mpirun would end at once.
         # In a batch job the group stays as it is, because Slurm may track processes by it.
         child = subprocess.Popen(
-            [*_ended_with_this_process(command[0]), *command],
+            [*ended_with_this_process(command[0]), *command],
             env=env,
             start_new_session=sys.stdin.isatty() or "SLURM_JOB_ID" not in env,
             stdout=None if sys.stdout.isatty() else subprocess.PIPE,

@@ -44,7 +44,9 @@ class Script:
     stage: str | None = None
     """A packed dataset that each node first copies to its own disk."""
     sweep: Sequence[str] = ()
-    """One override for each task of a job array."""
+    """The overrides of each task of a job array, with blanks between them."""
+    runs: Sequence[str] = ()
+    """The run directory of each task; none: one by the numbers of job and task."""
     environment: str = ".venv/bin/activate"
     """Shell file to source: it puts hvdtrain on PATH. Not used with a container."""
 
@@ -129,12 +131,16 @@ def _settings(script: Script) -> str:
     lines.append(f"config={shlex.quote(script.config)}")
     overrides = " ".join(map(shlex.quote, script.overrides))
     lines.append(f"settings=({overrides})")
+    run = "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
     if script.sweep:
         lines += ["sweep=(", *(f"    {shlex.quote(text)}" for text in script.sweep), ")"]
-        lines.append('settings+=("${sweep[$SLURM_ARRAY_TASK_ID]}")')
+        several = bool(script.runs)  # words of their own; a single one may have blanks in it
+        entry = "${sweep[$SLURM_ARRAY_TASK_ID]}"
+        lines.append(f"settings+=({entry})" if several else f'settings+=("{entry}")')
         run = "runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID-$SLURM_ARRAY_TASK_ID"
-    else:
-        run = "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID"
+    if script.runs:
+        lines += ["runs=(", *(f"    {shlex.quote(text)}" for text in script.runs), ")"]
+        run = "${runs[$SLURM_ARRAY_TASK_ID]}"
     lines.append(f'run="{run}"  # the same after each requeue')
     return "\n".join([*lines, ""])
 

@@ -14,7 +14,7 @@ from torch import nn
 from hvdtrain.config.networks import unknown_model
 from hvdtrain.config.schema import Model as ModelConfig
 from hvdtrain.errors import ConfigError
-from hvdtrain.models import external, nfnet, options, resnet, resnet_cifar, small, wide_resnet
+from hvdtrain.models import external, nfnet, options, resnet, resnet_cifar, small, vgg, wide_resnet
 from hvdtrain.models.freezing import freeze
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -51,6 +51,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet9": small.resnet9,
     "airbench94": small.airbench94,
     "vgg_small": small.vgg_small,
+    "vgg_sigmoid": vgg.vgg_sigmoid,
 }
 """Name → function(num_classes) that makes the network with its starting weights. It also takes
 `zero_gamma` and `width` if the network has these options."""

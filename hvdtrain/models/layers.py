@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,6 +38,8 @@ class Network(nn.Module):
     classifier: nn.Linear
     dropout: float = 0.0
     """Share of the pooled features that is zeroed in training."""
+    pools: ClassVar[bool] = True
+    """Whether `pool` leaves one position, so that `model.pool` has a choice."""
 
     def classify(self, features: Tensor) -> Tensor:
         """[N, C, H, W] → [N, num_classes] logits."""

@@ -18,6 +18,10 @@ def apply_options(model: nn.Module, cfg: ModelConfig) -> None:
             if getattr(cfg, key) is not None:
                 raise ConfigError(f"model.{key}: {cfg.name} is not one of hvdtrain's own networks")
     if isinstance(model, Network):
+        if cfg.pool is not None and not model.pools:
+            raise ConfigError(
+                f"model.pool: {cfg.name} does not pool: its dense layers see every position"
+            )
         if cfg.pool is not None:
             set_pool(model, cfg.pool)
         if cfg.dropout is not None:

@@ -126,7 +126,14 @@ def _without_other_head(
         return None
     keys = [f"{name}.{key}" for key in ("weight", "bias")]
     if same_size and rows:
-        tensors.update({key: tensors[key][list(rows)] for key in keys if key in tensors})
+        of_sigmoid = head.out_features == 1 < len(rows)  # the other class's logit is −z
+        tensors.update(
+            {
+                key: -tensors[key] if of_sigmoid else tensors[key][list(rows)]
+                for key in keys
+                if key in tensors
+            }
+        )
         return f"{name}: the file has the same classes in another order; they are matched by name"
     for key in keys:
         tensors.pop(key, None)

@@ -197,12 +197,12 @@ def svg(plot: Picture) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     runs = {color: f"--run-{index}" for index, color in enumerate(COLORS)}
-    return _for_page(
+    return for_page(
         buffer.getvalue(), plot.stem, runs if isinstance(plot, Plot) else {REST: "--rest"}
     )
 
 
-def _for_page(text: str, stem: str, colors: dict[str, str]) -> str:
+def for_page(text: str, stem: str, colors: dict[str, str]) -> str:
     """`colors` are the CSS variables in place of the plot's colours."""
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text[text.index("<svg") :])
@@ -251,7 +251,7 @@ def _draw_any(axes: Axes, plot: Picture) -> None:
         draw_shares(axes, plot)
     else:
         _draw(axes, plot)
-    _dress(axes)
+    dress(axes)
 
 
 def _draw(axes: Axes, plot: Plot) -> None:
@@ -281,7 +281,7 @@ def _draw(axes: Axes, plot: Plot) -> None:
     axes.set_xlabel(plot.xlabel)
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
     """Grid, spines and colours, the same in every plot."""
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 4, 5, 10]))
     axes.grid(color=GRID, linewidth=0.8)

@@ -10,18 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hvdtrain.checkpoint_files import (
-    LEFTOVER,
-    META,
-    NAME,
-    Keep,
-    list_checkpoints,
-    read_meta,
-    verify,
-    why_kept,
-)
+from hvdtrain.checkpoint_files import LEFTOVER, META, NAME, list_checkpoints, read_meta, verify
+from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.config.load import load_config
-from hvdtrain.config.schema import Checkpoint
+from hvdtrain.config.schema import Config
 from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError
 from hvdtrain.paths import RunPaths, run_root
 
@@ -67,9 +59,17 @@ class Verdict:
         return {**asdict(self), "path": str(self.path)}
 
 
-def to_keep(settings: Checkpoint) -> Keep:
+def to_keep(cfg: Config) -> Keep:
     """What a run with these settings keeps."""
-    return Keep(settings.keep, settings.keep, settings.keep_best, settings.keep_every)
+    settings = cfg.checkpoint
+    return Keep(
+        settings.keep,
+        settings.keep,
+        settings.keep_best,
+        settings.keep_every,
+        lowest_loss=cfg.train.patience is not None,
+        start=settings.keep_start or cfg.metrics.weights,
+    )
 
 
 def listing(path: Path) -> list[Entry]:
@@ -83,7 +83,7 @@ def listing(path: Path) -> list[Entry]:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
     reasons: dict[Path, list[str]] = {}
     with contextlib.suppress(HvdtrainError):  # ls shows the rest without the run's settings
-        reasons = why_kept(found, to_keep(load_config(RunPaths(folder.parent).config).checkpoint))
+        reasons = why_kept(found, to_keep(load_config(RunPaths(folder.parent).config)))
     entries: list[Entry] = []
     for each in [*found, *rest]:
         with contextlib.suppress(FileNotFoundError):  # a job may delete it meanwhile

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hvdtrain import activity
-from hvdtrain.checkpoint_files import Keep, list_checkpoints, verify, why_kept
+from hvdtrain.checkpoint_files import list_checkpoints, verify
+from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.config.object_urls import client, is_url
 from hvdtrain.errors import CheckpointError, HvdtrainError, ResourceError
 from hvdtrain.files import move_aside, write_atomically

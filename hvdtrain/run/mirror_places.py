@@ -14,19 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from hvdtrain.checkpoint_files import (
-    META,
-    Keep,
-    list_checkpoints,
-    open_regular,
-    read_meta,
-    remove,
-    verify,
-    why_kept,
-)
+from hvdtrain.checkpoint_files import META, list_checkpoints, read_meta, remove, verify
+from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.engine.checkpoint import put_in_place, settle, sweep
 from hvdtrain.errors import CheckpointError, ResourceError
-from hvdtrain.files import whole_file, write_atomically
+from hvdtrain.files import open_regular, whole_file, write_atomically
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.lock import RunLock
 from hvdtrain.run.mirror_owner import OWNER, Owner, owner_file, owner_for, owner_in

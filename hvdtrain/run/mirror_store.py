@@ -21,13 +21,11 @@ from hvdtrain.checkpoint_files import (
     META,
     NAME,
     NEW,
-    Keep,
-    open_regular,
     parse_meta,
-    why_kept,
 )
+from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.errors import CheckpointError
-from hvdtrain.files import whole_file
+from hvdtrain.files import open_regular, whole_file
 from hvdtrain.paths import RunPaths
 from hvdtrain.run.mirror_owner import OWNER, Owner, owner_file, owner_for, owner_in
 from hvdtrain.run.mirror_places import (
@@ -54,7 +52,8 @@ class _Listed(NamedTuple):
     number: int
     """-1: its metadata are damaged, or files are missing."""
     seal: str
-    top1: float | None
+    results: dict[str, float | None]
+    """Of the evaluation before it: top1 and loss."""
     files: frozenset[str]
 
 
@@ -104,7 +103,7 @@ class Store:
     def prune(self, names: set[str], keep: Keep) -> None:
         folders = self._list()
         found = {Path(one.name): one for one in self._newest()}
-        kept = why_kept([*found], keep, lambda path: found[path].top1)
+        kept = why_kept([*found], keep, lambda path, key: found[path].results[key])
         kept_names = names | {path.name for path in kept}
         for name in folders:
             if name not in kept_names:
@@ -222,10 +221,16 @@ def _listed(name: str, data: bytes, files: frozenset[str]) -> _Listed:
     try:
         meta = parse_meta(data, Path(META))
     except CheckpointError:
-        return _Listed(name, -1, "", None, files)
+        return _Listed(name, -1, "", {}, files)
     if not set(meta["sha256"]) <= files:
-        return _Listed(name, -1, "", None, files)
-    return _Listed(name, meta.get("number", 0), seal(data), meta.get("top1"), files)
+        return _Listed(name, -1, "", {}, files)
+    return _Listed(
+        name,
+        meta.get("number", 0),
+        seal(data),
+        {key: meta.get(key) for key in ("top1", "loss")},
+        files,
+    )
 
 
 def _digest(file: BinaryIO) -> str:

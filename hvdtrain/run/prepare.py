@@ -41,8 +41,10 @@ from hvdtrain.run.mirror import Mirror, adopt
 from hvdtrain.run.notices import watch
 from hvdtrain.run.other_ranks import Batch
 from hvdtrain.run.parts import Run
+from hvdtrain.run.patience import require_validation, used_up
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots
+from hvdtrain.run.weights import keep_start
 from hvdtrain.telemetry.bad_samples import BadSamples
 from hvdtrain.telemetry.discovery import publish
 from hvdtrain.telemetry.other_work import watch_for
@@ -91,6 +93,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     ask_about_images(parts.loaders.doing)
     data = check_data(cfg, comm, parts.loaders, paths, recorded, accept_changes)
     with together(comm):
+        require_validation(cfg, parts.loaders.num_val)
         if comm.rank == 0:
             paths.create()
             sweep(paths.checkpoints)
@@ -105,7 +108,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     labels = checkpoint_labels(cfg, parts.loaders)
     about = {"data": data.as_dict(), "config": cfg.model_dump()}
     cadence = Cadence(cfg.checkpoint)
-    keep = to_keep(cfg.checkpoint)
+    keep = to_keep(cfg)
     snapshots = Snapshots(parts.state, paths, sinks, cadence, labels, about, keep)
     snapshots.lock = directory.lock
     if cfg.checkpoint.mirror and comm.rank == 0:
@@ -140,7 +143,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         for text in notes:
             sinks.write(Note(text))
         activity.enter("looking for a checkpoint")
-        restore(run, must=directory.must_resume)
+        loaded = restore(run, must=directory.must_resume)
         snapshots.saved_step = run.state.progress.step
         restore_masked(run)
         snapshots.reserve()
@@ -153,6 +156,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
             if comm.size > 1:
                 sinks.write(Note(tuning.text))
         _describe_data(run)
+        keep_start(run, loaded)
         publish(cfg.metrics, comm, paths, sinks)
         run.notices = watch(cfg.train.stop_when, snapshots.taken_s, comm, sinks.tell)
         on_error.pop_all()
@@ -188,7 +192,8 @@ def _describe(run: Run) -> None:
 
     A result that it has had before more epochs were added is not its result any more.
     """
-    if run.state.progress.position.epoch < len(run.plan.epochs):
+    done = used_up(run.cfg, run.state.progress.evaluated)
+    if run.state.progress.position.epoch < len(run.plan.epochs) and not done:
         with contextlib.suppress(OSError):
             run.paths.summary.unlink(missing_ok=True)
     write_description(run)

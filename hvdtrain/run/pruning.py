@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hvdtrain import activity
@@ -10,19 +10,19 @@ from hvdtrain.checkpoint_files import (
     BUFFERS_FILE,
     EMA_FILE,
     FILES,
+    MEASURES_FILE,
     META,
-    Keep,
     list_checkpoints,
     remove,
-    why_kept,
 )
+from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import CheckpointError, ConfigError, ResourceError
 from hvdtrain.paths import RunPaths, run_root
-from hvdtrain.run.checkpoints import check, folder_of, is_checkpoint, size_of
+from hvdtrain.run.checkpoints import check, folder_of, is_checkpoint, size_of, to_keep
 from hvdtrain.run.lock import RunLock
 
-OURS = {META, *FILES, EMA_FILE, BUFFERS_FILE}
+OURS = {META, *FILES, EMA_FILE, BUFFERS_FILE, MEASURES_FILE}
 
 
 @dataclass
@@ -58,23 +58,30 @@ def prune(
     except OSError as error:
         raise ResourceError(f"{path}: cannot be locked: {error.strerror}") from None
     try:
-        return _prune(folder, Keep(last, 0, *_settled(path, best, every)), dry_run)
+        return _prune(folder, _settled(path, last, best, every), dry_run)
     finally:
         lock.release()
 
 
-def _settled(path: Path, best: int | None, every: int | None) -> tuple[int, int]:
-    """`best` and `every`, where they are None as the settings of the run `path` say; 0 if it has none."""
+def _settled(path: Path, last: int, best: int | None, every: int | None) -> Keep:
+    """What to keep; what is None as the settings of the run `path` say, 0 if it has none."""
     config = RunPaths(run_root(path)).config
-    if (best is None or every is None) and config.exists():
-        try:
-            settings = load_config(config).checkpoint
-        except ConfigError as error:
-            text = str(error).splitlines()[0]
-            raise ConfigError(f"{text}: give --keep-best and --keep-every") from None
-        best = settings.keep_best if best is None else best
-        every = settings.keep_every if every is None else every
-    return best or 0, every or 0
+    keep = Keep(last, 0, best or 0, every or 0, start=True)
+    if not config.exists():
+        return keep
+    try:
+        settled = to_keep(load_config(config))
+    except ConfigError as error:
+        if best is not None and every is not None:
+            return keep
+        text = str(error).splitlines()[0]
+        raise ConfigError(f"{text}: give --keep-best and --keep-every") from None
+    return replace(
+        keep,
+        best=settled.best if best is None else best,
+        every=settled.every if every is None else every,
+        lowest_loss=settled.lowest_loss,
+    )
 
 
 def _prune(folder: Path, keep: Keep, dry_run: bool) -> Pruned:

@@ -33,8 +33,11 @@ from hvdtrain.telemetry.reports import Note
 from pipelines.sources.classes import matched_rows
 
 
-def restore(run: Run, *, must: bool, verb: str = "resumed from", before: int | None = None) -> None:
-    """Load the newest intact checkpoint of the run on rank 0 and broadcast the state.
+def restore(
+    run: Run, *, must: bool, verb: str = "resumed from", before: int | None = None
+) -> Path | None:
+    """Load the newest intact checkpoint of the run on rank 0 and broadcast the state; returns its path on
+    rank 0.
 
     Without a checkpoint the run starts from `model.weights`, if given. Only rank 0 needs to see the
     files. On as many ranks as wrote the checkpoint, each gets its own batch-norm statistics, on others
@@ -44,6 +47,7 @@ def restore(run: Run, *, must: bool, verb: str = "resumed from", before: int | N
     """
     state, comm = run.state, run.comm
     statistics: torch.Tensor | None = None
+    loaded: tuple[Path, dict[str, Any]] | None = None
     with together(comm):
         if comm.rank == 0:
             loaded = _load_newest(run, verb, before)
@@ -76,6 +80,7 @@ def restore(run: Run, *, must: bool, verb: str = "resumed from", before: int | N
         values = values if statistics is None else statistics
         comm.broadcast_({"statistics": values})
         set_buffers(buffers, values[comm.rank].to(state.settings.device))
+    return loaded[0] if loaded else None
 
 
 def checkpoints_before(paths: RunPaths, step: int | None) -> list[Path]:

@@ -8,6 +8,7 @@ from hvdtrain import activity
 from hvdtrain.comm.agreement import Stops
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.parts import Run
+from hvdtrain.run.patience import improved
 from hvdtrain.run.rollback import keep_sound
 from hvdtrain.telemetry.meter import Meter
 
@@ -24,8 +25,8 @@ def save(run: Run, *, wait: bool = False) -> None:
 
 def save_after(run: Run, epochs: int, stops: Stops) -> None:
     """Save after so many epochs, if a checkpoint is due."""
-    by_steps = run.snapshots.cadence.after(run.state.progress.step)
-    if epochs % run.cfg.checkpoint.every_epochs == 0 or by_steps or stops.saving:
+    due = run.snapshots.cadence.after(run.state.progress.step) or stops.saving or improved(run)
+    if epochs % run.cfg.checkpoint.every_epochs == 0 or due:
         save(run)
         stops.saved()
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from hvdtrain import activity
-from hvdtrain.checkpoint_files import BUFFERS_FILE, Keep
+from hvdtrain.checkpoint_files import BUFFERS_FILE, MEASURES_FILE
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.config.schema import Checkpoint as Settings
 from hvdtrain.engine.checkpoint import (
     RANKS,
@@ -128,7 +129,8 @@ class Snapshots:
         self.report_written(None)
         if what := not_finite(self.state):
             raise TrainingError(f"{what} is not finite after update {self.state.progress.step}")
-        self._start(self.buffers.copy(contents(self.state)), began, urgent=True)
+        files = self._with_measures(self.buffers.copy(contents(self.state)))
+        self._start(files, began, urgent=True)
         self.report_written(None)
 
     def _start(self, files: Tensors, began: float, *, urgent: bool) -> None:
@@ -136,7 +138,7 @@ class Snapshots:
         if self.lock is not None:
             self.lock.require()
         self._require_directory()
-        meta = metadata(self.state, self.labels, {**self.about, "top1": self._top1()})
+        meta = metadata(self.state, self.labels, {**self.about, **self._results()})
         write = partial(write_checkpoint, files, meta, self.paths.checkpoints, self.keep)
         self.writer.start(write, urgent=urgent)
         self._started = self.state.progress.step, time.perf_counter() - began
@@ -186,10 +188,17 @@ class Snapshots:
         for text in mirror.notes():
             self.sinks.write(Note(f"warning: {text}"))
 
-    def _top1(self) -> float | None:
-        """0-1, of the present weights; None if they were not evaluated."""
+    def _results(self) -> dict[str, float | None]:
+        """Of the present weights; None if they were not evaluated."""
         found = self.evaluation
-        return found.top1 if found and found.step == self.state.progress.step else None
+        if found is None or found.step != self.state.progress.step:
+            return {"top1": None, "loss": None}
+        return {"top1": found.top1, "loss": found.loss}
+
+    def _with_measures(self, files: Tensors) -> Tensors:
+        """Also what was measured of an epoch that is not complete."""
+        meter = self.state.weights
+        return {**files, MEASURES_FILE: meter.tensors()} if meter and meter.updates else files
 
     def _require_directory(self) -> None:
         """Make the run directory anew if somebody has removed it. Raises ResourceError."""
@@ -211,7 +220,9 @@ class Snapshots:
         own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
         average_buffers(state)
         try:
-            files = self.buffers.copy(contents(state)) if comm.rank == 0 else None
+            files = None
+            if comm.rank == 0:
+                files = self._with_measures(self.buffers.copy(contents(state)))
             check_state(state, self.paths, known=files is not None and self.buffers.finite)
             if own is not None:
                 rows = comm.gather(own.cpu(), "statistics")

@@ -24,6 +24,8 @@ def write_summary(
     settings = accepted_before(run.paths) if run.comm.rank == 0 else []
     accepted: list[str] = json.loads(run.comm.gather_text(json.dumps(settings))[0])
     accepted += run.data.accepted
+    patience, found = run.cfg.train.patience, progress.evaluated
+    best = {"loss": found.best_loss, "epoch": found.best_epoch, "step": found.best_step}
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
     end = End(
         name=run.cfg.name,
@@ -47,6 +49,8 @@ def write_summary(
         attempts=earlier.attempts + 1,
         attempt_train_seconds=progress.train_seconds - earlier.train_seconds,
         run_wall_seconds=earlier.wall_seconds + wall_s,
+        best=None if patience is None else best,
+        stopped_early=None if patience is None else progress.position.epoch < len(run.plan.epochs),
     )
     if run.comm.rank == 0:
         write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())

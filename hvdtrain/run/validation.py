@@ -9,7 +9,6 @@ from hvdtrain.comm.agreement import Stops, any_rank, fault_text, shared_fault
 from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.plan.epochs import Epoch
-from hvdtrain.report.events import evaluated
 from hvdtrain.run.emergency import saved_by_all
 from hvdtrain.run.guard.numbers import check_evaluation
 from hvdtrain.run.parts import Run
@@ -31,6 +30,9 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     images = run.loaders.num_val
     if not images or stops.agreed:
         return None
+    made = run.snapshots.evaluation
+    if run.cfg.train.patience and made and made.step == run.state.progress.step:
+        return made  # the one after which patience has ended the run
     keep_sound(run)
     run.comparison.compare()
     stops.enter()
@@ -47,6 +49,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     run.snapshots.evaluation = evaluation
     run.snapshots.report_written(None)  # an error names the last one
     check_evaluation(evaluation, run.paths)
+    run.state.progress = run.state.progress.after_evaluation(evaluation.epoch, evaluation.loss)
     return evaluation
 
 
@@ -83,13 +86,3 @@ class _Batches:
         fault = shared_fault(texts, self._run.comm.size)
         assert fault is not None
         return saved_by_all(self._run, fault, lambda: None)
-
-
-def owes_evaluation(run: Run) -> bool:
-    """Whether the last attempt was stopped between an epoch and its evaluation."""
-    done, every = run.state.progress.position.epoch, run.cfg.train.evaluate_every
-    if run.state.progress.position.sample or done % every or not 0 < done < len(run.plan.epochs):
-        return False
-    step = run.state.progress.step
-    made = run.comm.rank == 0 and evaluated(run.paths.events, step)
-    return not any_rank(run.comm, made)

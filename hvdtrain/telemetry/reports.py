@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-Kind = Literal["start", "train", "eval", "checkpoint", "note", "stop", "end"]
+Kind = Literal["start", "train", "eval", "checkpoint", "note", "stop", "end", "weights"]
 
 
 def json_text(values: Any, indent: int | None = None) -> str:
@@ -159,6 +159,28 @@ class Eval(Report):
 
 
 @dataclass(frozen=True)
+class Weights(Report):
+    """How the weights moved in an epoch, `metrics.weights`; distances are L2 norms. A layer is a module
+    with weights of its own, by its name."""
+
+    kind: ClassVar[Kind] = "weights"
+    epoch: float
+    """Epochs done."""
+    step: int
+    distance: float
+    """From the start of the run."""
+    layer_distances: dict[str, float]
+    epoch_distance: float
+    """From where they were at the start of the epoch."""
+    layer_epoch_distances: dict[str, float]
+    path_length: float
+    """Sum of the norms of the epoch's updates."""
+    updates: int
+    update_norms: list[float]
+    """Percentiles 0, 1, … 100 of the norms of the epoch's updates."""
+
+
+@dataclass(frozen=True)
 class Checkpoint(Report):
     """A checkpoint that is complete; `seconds` is the time from the copy of the state to its last
     byte on the disk."""
@@ -234,9 +256,13 @@ class End(Report):
     """As `train_seconds`, of this attempt."""
     run_wall_seconds: float = 0.0
     """As `wall_seconds`, of all attempts together, without the pauses between them."""
+    best: dict[str, float | None] | None = None
+    """With `train.patience` the evaluation with the lowest loss: loss, epoch, step."""
+    stopped_early: bool | None = None
+    """With `train.patience`, whether it has ended the run."""
 
     def values(self) -> dict[str, Any]:
-        """Without an evaluation there are no keys for it."""
-        optional = ("loss", "top1", "top5")
+        """Without an evaluation there are no keys for it, nor without `train.patience` for that."""
+        optional = ("loss", "top1", "top5", "best", "stopped_early")
         flat = super().values()
         return {key: v for key, v in flat.items() if v is not None or key not in optional}

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent
 CONFIGS = FOLDER.parents[1] / "configs"
 
 WORLD_SIZES = {
+    "cats_dogs_vgg": 1,
     "cifar10_fast_gpu": 1,
     "cifar10_fastai_preact18": 1,
     "cifar10_fastai_wrn22": 1,
@@ -37,7 +38,12 @@ WORLD_SIZES = {
     "imagenet_resnet50_nvidia_90": 8,
 }
 """Number of ranks of the published run."""
-NUM_IMAGES = {"cifar10_quick": 50000, "demo_digits": 1437, "finetune_small": 1600}
+NUM_IMAGES = {
+    "cats_dogs_vgg": 10000,
+    "cifar10_quick": 50000,
+    "demo_digits": 1437,
+    "finetune_small": 1600,
+}
 """Number of training images, for configs without `expected.images`."""
 
 

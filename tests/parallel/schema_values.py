@@ -29,6 +29,7 @@ MORE: dict[str, list[Any]] = {
     "model.name": [
         *("resnet18", "resnet18d", "resnet8_cifar", "resnet20_cifar", "resnet11_cifar"),
         *("resnet8_gn", "preact_resnet18", "wrn16", "resnet9", "vgg_small", "airbench94"),
+        "vgg_sigmoid",
         *("nf_resnet11_cifar", "nf_resnet26", "resnet_50", "timm:resnet18", "torchvision:resnet18"),
     ],
     "model.freeze": [[], ["stem"], ["stages"], ["stem", "stages", "classifier"], ["head"]],

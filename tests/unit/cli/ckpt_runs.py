@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State

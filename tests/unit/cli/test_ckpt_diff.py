@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
 from tests.step_samples import network, state_of
 from tests.unit.cli.ckpt_runs import LABELS, MIDDLE, NEWEST, Typed, flip, one_line, save

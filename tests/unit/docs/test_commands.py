@@ -65,7 +65,7 @@ def test_what_is_listed_is_a_test_or_a_reason() -> None:
 
 
 def test_the_reference_lists_all_commands() -> None:
-    named = re.findall(r"^\| `hvdtrain ([a-z ]+)` \| .* \| \[", TABLE.read_text(), re.MULTILINE)
+    named = re.findall(r"^\| `hvdtrain ([a-z -]+)` \| .* \| \[", TABLE.read_text(), re.MULTILINE)
     assert sorted(named) == sorted(tree(root(), ()))
 
 

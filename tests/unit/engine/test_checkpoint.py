@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.checkpoint import (
     contents,
     list_checkpoints,

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain.checkpoint_files import BUFFERS_FILE, MODEL_FILE, Keep, list_checkpoints
+from hvdtrain.checkpoint_files import BUFFERS_FILE, MODEL_FILE, list_checkpoints
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.checkpoint import RANKS, contents, metadata, write_checkpoint
 from hvdtrain.engine.step import train_step
 from hvdtrain.optim.ema import Ema

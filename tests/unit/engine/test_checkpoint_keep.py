@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.checkpoint_files import Keep, list_checkpoints, why_kept
+from hvdtrain.checkpoint_files import list_checkpoints
+from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State

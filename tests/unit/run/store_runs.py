@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State

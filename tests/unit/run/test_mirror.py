@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from hvdtrain import train as loop
-from hvdtrain.checkpoint_files import Keep, list_checkpoints, read_meta, verify
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta, verify
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.checkpoint_files import Keep, list_checkpoints, read_meta, verify
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta, verify
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
 from hvdtrain.errors import ConfigError

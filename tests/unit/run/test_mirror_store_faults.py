@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hvdtrain.checkpoint_files import Keep
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.step import State
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths

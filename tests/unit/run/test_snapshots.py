@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hvdtrain import train as loop
-from hvdtrain.checkpoint_files import Keep, list_checkpoints, read_meta
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta
+from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.schema import Checkpoint
 from hvdtrain.engine.checkpoint import Saved

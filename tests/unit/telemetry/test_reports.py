@@ -42,6 +42,10 @@ KEYS: dict[str, list[str]] = {
     "note": ["text"],
     "stop": ["cause", "step"],
     "end": [*RUN, *RESULT, *COSTS],
+    "weights": [
+        *("epoch", "step", "distance", "layer_distances", "epoch_distance"),
+        *("layer_epoch_distances", "path_length", "updates", "update_norms"),
+    ],
 }
 """Keys of each kind in order, after `time` and `kind`."""
 KEYS_OF_ONE_RANK = KEYS | {"train": [*PROGRESS, "efficiency"]}

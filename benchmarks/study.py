@@ -1,0 +1,227 @@
+"""The batch-size study on cats and dogs, claim by claim beside the published one.
+
+Trains what is not trained yet: stop it at any time, and start it again. `--data` has `train` and `test`, made as
+docs/tutorial/batch-size-study.md says. The published figures are of another dataset of cats and dogs, and of a
+network whose layers we do not know: compare directions, not numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import print_machine, print_result
+
+from hvdtrain.analysis.study.asked import Asked
+from hvdtrain.analysis.study.gradients import best_checkpoint
+from hvdtrain.analysis.study.study import Study
+from hvdtrain.analysis.study.table import Group, epoch_ratios, groups_of
+from hvdtrain.config.load import load_config
+from hvdtrain.launch.job import own_command
+
+CONFIG = Path(__file__).parents[1] / "configs/cats_dogs_vgg.yaml"
+HIGH_RATE = 0.08
+Row = list[str]
+
+
+def main() -> None:
+    """Parse the arguments, train, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with train and test")
+    parser.add_argument(
+        "--output", type=Path, default=Path("studies"), help="folder of the studies"
+    )
+    parser.add_argument("--batches", default="32,64,128,256")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=200, help="at most, of each member")
+    parser.add_argument("--patience", type=int, default=8, help="evaluations without a lower loss")
+    parser.add_argument("--jobs", type=int, default=2, help="members that train at once")
+    parser.add_argument("--hours", type=float, help="stop after this time")
+    parser.add_argument("--images", type=int, default=2000, help="of the loss of the sharpness")
+    parser.add_argument("--read", action="store_true", help="only print what there is")
+    args = parser.parse_args()
+
+    data = [f"data.train={args.data}/train", f"data.val={args.data}/test"]
+    settings = [*data, f"phases.0.epochs={args.epochs}", f"train.patience={args.patience}"]
+    batches = [int(word) for word in args.batches.split(",")]
+    ends = f"{batches[0]},{batches[-1]}"
+    how = ["--seeds", str(args.seeds), "--jobs", str(args.jobs)]
+    how += ["--hours", str(args.hours)] if args.hours is not None else []
+    main_root, high_root = args.output / "batch-size", args.output / "high-rate"
+    if not args.read:
+        words = ["--batches", args.batches, "--scaling", "none,linear", "--output", str(main_root)]
+        _study("batch-size", [*settings, *how, *words])
+        words = ["--batches", ends, "--rates", f"{HIGH_RATE:g}", "--no-halving"]
+        _study("lr-batch", [*settings, *how, *words, "--output", str(high_root)])
+    cfg = load_config(CONFIG, settings)
+    asked = Asked("batch-size", tuple(batches), ("none", "linear"), args.seeds)
+    groups = _groups(Study.of(main_root, asked, cfg))
+    high = Asked(
+        "lr-batch", (batches[0], batches[-1]), seeds=args.seeds, rates=(HIGH_RATE,), halving=False
+    )
+    high_groups = _groups(Study.of(high_root, high, cfg)) if high_root.is_dir() else []
+    chosen = _chosen(groups, batches)
+    sharpness = _sharpness(main_root, chosen, args.images, read=args.read)
+    rows = [*_claims(chosen), *_sharp_row(sharpness), *_high_row(high_groups)]
+    print_machine()
+    small, large = batches[0], batches[-1]
+    names = [f"batch {small}", f"batch {large}", f"batch {large}, rate scaled"]
+    for row in (["", *names, "published", "as published"], ["---"] * 6, *rows):
+        print(f"| {' | '.join(row)} |")
+    print_result({"rows": rows, "sharpness": sharpness, "members": _members(groups)})
+
+
+def _study(command: str, words: Sequence[str]) -> None:
+    """Run `hvdtrain study`; ends this process as it ended if not all members were trained."""
+    settings = [word for word in words if "=" in word]
+    options = [word for word in words if "=" not in word]
+    done = subprocess.run(
+        [*own_command(), "study", command, str(CONFIG), *settings, *options], check=False
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _groups(study: Study) -> list[Group]:
+    return groups_of(study.results(study.trainer(1, print)))
+
+
+def _members(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    return [result.row() for group in groups for result in group.results]
+
+
+def _chosen(groups: Sequence[Group], batches: Sequence[int]) -> list[Group]:
+    """The smallest batch, the largest, and the largest with the rate scaled."""
+    wanted = [(batches[0], "none"), (batches[-1], "none"), (batches[-1], "linear")]
+    found = {(group.batch, group.scaling): group for group in groups}
+    if missing := [key for key in wanted if key not in found]:
+        sys.exit(f"study.py: no member of batch {missing[0][0]}, {missing[0][1]} has begun yet")
+    return [found[key] for key in wanted]
+
+
+def _claims(chosen: Sequence[Group]) -> list[Row]:
+    """A row for each claim: the three groups, what was published, and whether the order is the same."""
+    small, large, scaled = chosen
+    lower: Callable[[float, float], bool] = lambda a, b: a < b  # noqa: E731
+    higher: Callable[[float, float], bool] = lambda a, b: a > b  # noqa: E731
+    rows = [
+        _row(chosen, "lowest validation loss", "best_loss", "0.344, 0.395, 0.352", lower),
+        _row(chosen, "epochs to it", "epochs_to_best", "more for the larger batch", lower),
+        _row(chosen, "seconds per epoch", "seconds_per_epoch", "fewer for the larger", higher),
+        _row(chosen, "distance from the start", "distance", "nearer for the larger", higher),
+        _row(chosen, "distance in an epoch", "epoch_distance", "less for the larger", higher),
+        _row(chosen, "median update", "update_norm", "3.3e-3, 1.5e-3", higher),
+    ]
+    half = [_loss_at(group, 0.25, chosen) for group in chosen]
+    rows.insert(1, ["training loss at a quarter of the shortest run", *map(_text, half)])
+    rows[1] += ["falls more slowly with the larger", _said(half[0], half[1], lower)]
+    nearer = [
+        a.mean > b.mean
+        for name in small.layers
+        if (a := small.of(f"layer:{name}")) and (b := large.of(f"layer:{name}"))
+    ]
+    if nearer:
+        count = f"{sum(nearer)} of {len(nearer)} layers"
+        same = "yes" if all(nearer) else "no"
+        rows.append(["nearer in", "", count, "", "every layer", same])
+    for name, group in (("", large), (", rate scaled", scaled)):
+        ratios = epoch_ratios(small, group)
+        if len(ratios) > 1:
+            at = [ratios[0], ratios[len(ratios) // 2], ratios[-1]]
+            text = " → ".join(f"{ratio:.3g}" for ratio in at)
+            grows = "" if name else ("yes" if ratios[-1] > ratios[0] else "no")
+            what = f"ratio of these distances, over the epochs{name}"
+            cells = ["", "", text] if name else ["", text, ""]
+            rows.append([what, *cells, "" if name else "grows", grows])
+    return rows
+
+
+def _row(
+    chosen: Sequence[Group],
+    what: str,
+    key: str,
+    published: str,
+    first: Callable[[float, float], bool],
+) -> Row:
+    values = [group.of(key) for group in chosen]
+    texts = ["–" if value is None else value.text() for value in values]
+    means = [value.mean if value else None for value in values]
+    return [what, *texts, published, _said(means[0], means[1], first)]
+
+
+def _said(a: float | None, b: float | None, first: Callable[[float, float], bool]) -> str:
+    return "–" if a is None or b is None else "yes" if first(a, b) else "no"
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _loss_at(group: Group, share: float, chosen: Sequence[Group]) -> float | None:
+    """Mean training loss of the epoch at that share of the shortest run of all."""
+    curves = [r.curves["training loss"].values for g in chosen for r in g.results]
+    epoch = int(share * min(map(len, curves)))
+    own = [r.curves["training loss"].values for r in group.results]
+    if not epoch:
+        return None
+    return sum(values[epoch - 1] for values in own) / len(own)
+
+
+def _sharpness(
+    root: Path, chosen: Sequence[Group], images: int, *, read: bool
+) -> dict[str, Any] | None:
+    """What `hvdtrain study sharpness` finds at the best checkpoint of the first seed of each group; None
+    if it cannot be measured."""
+    output = root / "sharpness"
+    if not read:
+        runs = [root / "members" / group.results[0].name for group in chosen]
+        command = [*own_command(), "study", "sharpness", *map(str, map(best_checkpoint, runs))]
+        command += ["--images", str(images), "--output", str(output), "--overwrite"]
+        if subprocess.run(command, check=False).returncode:
+            print("study.py: sharpness was not measured", file=sys.stderr)
+    try:
+        found: dict[str, Any] = json.loads((output / "sharpness.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _sharp_row(found: dict[str, Any] | None) -> list[Row]:
+    """The sharpness in the full space, one row for each ε."""
+    if found is None:
+        return []
+    columns = [
+        {one["epsilon"]: one["value"] for one in each["sharpness"] if one["subspace"] is None}
+        for each in found["checkpoints"]
+    ]
+    rows = []
+    for epsilon in columns[0]:
+        values = [column.get(epsilon) for column in columns]
+        said = _said(values[0], values[1], lambda a, b: a < b)
+        texts = list(map(_text, values))
+        published = "larger is sharper; 1.14 against 4–7 after scaling"
+        rows.append([f"sharpness, ε {epsilon:g}", *texts, published, said])
+    return rows
+
+
+def _high_row(groups: Sequence[Group]) -> list[Row]:
+    """Both batches at the high rate."""
+    if len(groups) < 2:
+        return []
+    small, large = groups[0], groups[-1]
+    values = [group.of("best_loss") for group in (small, large)]
+    texts = ["diverged" if value is None else value.text() for value in values]
+    means = [float("inf") if value is None else value.mean for value in values]
+    said = "yes" if means[1] < means[0] else "no"
+    return [
+        [f"lowest validation loss at rate {HIGH_RATE:g}", *texts, "", "the larger is lower", said]
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""`train.patience`: a run ends when its validation loss gets no lower, and that is its end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta
+from hvdtrain.checkpoint_keep import why_kept
+from hvdtrain.comm.ranks import Solo
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.schema import Config
+from hvdtrain.engine.progress import Evaluated
+from hvdtrain.errors import ConfigError
+from hvdtrain.run.checkpoints import to_keep
+from hvdtrain.train import train
+from tests.unit.run.data_runs import config
+from tests.unit.run.test_weights import Killed, weights
+
+EPOCHS = 6
+
+
+@pytest.fixture
+def work(work: Path) -> Path:
+    """One image has another class's label: the loss soon rises with the network's confidence."""
+    shutil.copy(work / "val/bee/10.jpg", work / "val/ant/12.jpg")
+    return work
+
+
+def patient(work: Path, patience: int | None, *settings: str) -> Config:
+    text = yaml.safe_dump(config(work, EPOCHS).model_dump())
+    limit = "null" if patience is None else patience
+    more = [f"train.patience={limit}", "lr.base=0.05", "lr.scaling=none", f"output={work}/runs"]
+    return parse_config(text, overrides=[*more, "train.compute_threads=1", *settings])
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    """Epoch and loss of each evaluation, one of the same weights once."""
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [*{e["epoch"]: (e["epoch"], e["loss"]) for e in lines if e["kind"] == "eval"}.values()]
+
+
+def expected_end(found: list[tuple[float, float]], patience: int) -> int:
+    """The number of evaluations after which the rule ends a run."""
+    for count in range(patience + 1, len(found) + 1):
+        values = [loss for _, loss in found[:count]]
+        if min(values[:-patience]) <= min(values[-patience:]):
+            return count
+    return len(found)
+
+
+def test_the_rule(work: Path) -> None:
+    """Where it ends a run is computed from the losses of a run that it does not end."""
+    train(patient(work, None), Solo(), run_dir=work / "whole")
+    found = losses(work / "whole")
+    assert "best" not in json.loads((work / "whole/summary.json").read_text())
+    ends = {patience: expected_end(found, patience) for patience in (1, 2)}
+    assert 1 < ends[1] < ends[2] < EPOCHS, found  # or the test says little
+    for patience, end in ends.items():
+        run = work / f"p{patience}"
+        summary = train(patient(work, patience), Solo(), run_dir=run)
+        assert losses(run) == found[:end]
+        best_epoch, best_loss = min(found[:end], key=lambda pair: pair[1])
+        assert summary["best"] == {"loss": best_loss, "epoch": best_epoch, "step": 3 * best_epoch}
+        assert (summary["stopped_early"], summary["loss"]) == (True, found[end - 1][1])
+        saved = list_checkpoints(run / "checkpoints")
+        reasons = why_kept(saved, to_keep(patient(work, patience)))
+        kept = [p for p, why in reasons.items() if any("lowest validation" in w for w in why)]
+        assert [read_meta(path)["loss"] for path in kept] == [best_loss]
+
+
+def test_it_is_complete_and_goes_on_only_with_more_patience(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(patient(work, 1), Solo(), resume="auto")
+    run = Path(first["run_dir"])
+    again = train(patient(work, 1), Solo(), resume=str(run))
+    for key in ("steps", "loss", "best", "stopped_early"):
+        assert again[key] == first[key], key
+    assert (run / "summary.json").exists()
+    longer = train(patient(work, 2), Solo(), resume=str(run))
+    whole = train(patient(work, 2), Solo(), run_dir=work / "whole")
+    for key in ("steps", "loss", "best"):
+        assert longer[key] == whole[key], key
+
+    def never(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("hvdtrain.train.train_epoch", never)
+    train(patient(work, 2), Solo(), resume=str(run))
+    with pytest.raises(Killed):  # auto begins another run
+        train(patient(work, 2), Solo(), resume="auto")
+
+
+def test_a_kill_between_an_evaluation_and_its_checkpoint(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log then has an evaluation that the state does not know of."""
+    whole = train(patient(work, 2, "checkpoint.every_epochs=3"), Solo(), run_dir=work / "whole")
+    import hvdtrain.train as loop
+
+    really, count = loop.save_after, 0
+
+    def killed(*args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count % 2 == 0:
+            raise Killed
+        really(*args)
+
+    cfg = patient(work, 2, "checkpoint.every_epochs=3")
+    how: dict[str, Any] = {"run_dir": work / "run"}
+    summary: dict[str, Any] = {}
+    monkeypatch.setattr(loop, "save_after", killed)
+    for _ in range(20):
+        try:
+            summary = train(cfg, Solo(), **how)
+            break
+        except Killed:
+            if list_checkpoints(work / "run/checkpoints"):
+                how = {"resume": str(work / "run")}
+    for key in ("steps", "loss", "best", "stopped_early"):
+        assert summary[key] == whole[key], key
+    best = f"checkpoints/e{int(whole['best']['epoch']):04d}-s0000000000"
+    assert torch.equal(weights(work / "run" / best), weights(work / "whole" / best))
+
+
+def test_without_validation_images_it_is_refused(work: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^train\.patience: 3, but there are no validation"):
+        train(patient(work, 3, "data.val=null"), Solo(), run_dir=work / "run")
+    assert not (work / "run").exists()
+
+
+def test_equal_losses_are_no_better_and_one_evaluation_counts_once() -> None:
+    found = Evaluated().after(3, 1.0, 0.5)
+    assert found == Evaluated(3, 0.5, 1.0, 3, 0)
+    assert found.after(3, 1.0, 0.5) == found
+    assert found.after(6, 2.0, 0.5) == Evaluated(6, 0.5, 1.0, 3, 1)
+    assert found.after(6, 2.0, 0.4) == Evaluated(6, 0.4, 2.0, 6, 0)
