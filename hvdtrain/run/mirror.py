@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hvdtrain import activity
-from hvdtrain.checkpoint_files import list_checkpoints, verify
+from hvdtrain.checkpoint_files import NEW, list_checkpoints, verify
 from hvdtrain.checkpoint_keep import Keep, why_kept
 from hvdtrain.config.object_urls import client, is_url
 from hvdtrain.errors import CheckpointError, HvdtrainError, ResourceError
@@ -182,7 +182,7 @@ def _brought_back(paths: RunPaths, place: Place, found: list[str]) -> list[str]:
     notes = []
     try:
         for name in found:
-            own = paths.checkpoints / name
+            own = paths.checkpoints / name.removesuffix(NEW)
             if own.exists():
                 notes.append(f"{own}: damaged, now {move_aside(own).name}")
             activity.enter(f"copying {name} back from the mirror")
