@@ -2,13 +2,12 @@
 
 Start it under mpirun with the directory of a run. In each round one rank evaluates all points of a
 plane while the others wait, and then all ranks share the same points; each has one compute thread.
-Times are of the whole study: reading the checkpoint and the images, all points, and the picture.
+Times are of the whole study but for its picture: reading the checkpoint and the images, and all points.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 
@@ -39,11 +38,10 @@ def main() -> None:
         comm.sum_(torch.zeros(1), "start")
         began = time.perf_counter()
         if name == "together" or comm.rank == 0:
-            with tempfile.TemporaryDirectory(prefix="hvdtrain-benchmark-") as folder:
-                choice = Choice(images=args.images, batch=args.images)
-                request = Request([args.run], ["train.compute_threads=1"], choice, Path(folder))
-                group = comm if name == "together" else Solo()
-                found = study_landscape(request, group, Grid(points=args.points))
+            choice = Choice(images=args.images, batch=args.images)
+            request = Request([args.run], ["train.compute_threads=1"], choice)
+            group = comm if name == "together" else Solo()
+            found = study_landscape(request, group, Grid(points=args.points))
             losses[name] = found.checkpoints[0]["loss"]
         comm.sum_(torch.zeros(1), "end")
         return time.perf_counter() - began
