@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from hvdtrain.analysis.study.results import Request, Results
     from hvdtrain.comm.ranks import Comm
 
+ROUNDING = {"fp32": 1e-6, "fp64": 1e-14}
+"""Error of a product of the Hessian with a vector, in parts of the largest eigenvalue."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the group."""
@@ -176,8 +179,9 @@ def _numbers(values: Any) -> list[float | None]:
 
 def _hessian_lines(one: dict[str, Any]) -> list[str]:
     error = one["trace_error"]
+    rounding = ROUNDING[one["dtype"]] * max(map(abs, one["largest"]))
     pairs = zip(one["largest"], one["residuals"], strict=True)
-    largest = ", ".join(f"{value:.4g} ± {residual:.1g}" for value, residual in pairs)
+    largest = ", ".join(f"{value:.4g} ± {max(left, rounding):.1g}" for value, left in pairs)
     return [
         f"  largest eigenvalues {largest}",
         f"  smallest eigenvalue {one['smallest']:.4g}",

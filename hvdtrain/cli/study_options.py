@@ -73,15 +73,14 @@ class Common:
     ] = False
     as_json: AsJson = False
 
-    def request(self, name: str) -> Request:
-        """For the study `name`."""
+    def request(self) -> Request:
+        """What the study is asked for."""
         from hvdtrain.analysis.study.images import Choice
         from hvdtrain.analysis.study.results import Request
 
         paths, settings = self.split_paths()
         choice = Choice(self.split, self.images, self.batch, self.dtype, self.memory_gb)
-        output = self.output or Path(f"study-{name}")
-        return Request(paths, settings, choice, output, self.seed, self.dry_run, self.overwrite)
+        return Request(paths, settings, choice, self.seed, self.dry_run)
 
     def split_paths(self) -> tuple[list[Path], list[str]]:
         """The checkpoints, and the settings after them. Raises ConfigError if none is named."""
@@ -130,7 +129,14 @@ def run_study(
     paths, settings = common.split_paths()
     config = run_config(paths[0])
     with job(str(config) if config.is_file() else None, settings) as comm:
-        results = study(common.request(name), comm)
+        from hvdtrain.analysis.study.output import check_output, write_results
+
+        output = common.output or Path(f"study-{name}")
+        if not common.dry_run:
+            check_output(output, comm, overwrite=common.overwrite)
+        results = study(common.request(), comm)
+        if not common.dry_run:
+            write_results(output, comm, results)
         if comm.rank > 0:
             return
         for warning in results.warnings:
@@ -144,7 +150,7 @@ def run_study(
         else:
             for one in found["checkpoints"]:
                 say("\n".join([f"{one['name']}, {one['images']:,} images", *lines(one)]))
-            say(f"numbers and pictures: {common.output or Path(f'study-{name}')}/{name}.*")
+            say(f"numbers and pictures: {output}/{name}.*")
 
 
 def numbers(option: str, text: str, count: int | None = None) -> list[float]:

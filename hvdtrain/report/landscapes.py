@@ -27,10 +27,19 @@ BARS = (BLUE, ORANGE, SKY, YELLOW)
 WIDE = 30.0
 """Largest over smallest loss from which an axis is logarithmic."""
 LEVELS = 12
+EDGE = 0.06
+"""Distance from the border, in parts of the axes, within which a level is not written."""
 SPLITS = {"train": "training loss", "val": "validation loss"}
 
 
-def sharpness_figure(checkpoints: Numbers) -> Figure:
+def figure_of(study: str, checkpoints: Numbers) -> Figure:
+    """The picture of the results of `hvdtrain study STUDY`."""
+    if study == "sharpness":
+        return _sharpness(checkpoints)
+    return _spectra(checkpoints) if study == "hessian" else _landscape(study, checkpoints)
+
+
+def _sharpness(checkpoints: Numbers) -> Figure:
     """Groups of bars, one group for each checkpoint, a bar for each box."""
     rows = [[_box(row) for row in one["sharpness"]] for one in checkpoints]
     figure = _figure(3.2 + 0.25 * len(rows[0]))
@@ -66,7 +75,7 @@ def _box(row: Mapping[str, Any]) -> str:
     return f"{where}, ε = {row['epsilon']:g}"
 
 
-def landscape_figure(study: str, checkpoints: Numbers) -> Figure:
+def _landscape(study: str, checkpoints: Numbers) -> Figure:
     """Lines in one picture, or a panel for each plane."""
     if len(checkpoints[0]["axes"]) == 2:
         return _planes(checkpoints)
@@ -124,18 +133,31 @@ def _plane(panel: Axes, one: Mapping[str, Any], losses: np.ndarray, levels: np.n
     norm = (LogNorm if _wide(losses) else Normalize)(levels[0], levels[-1])
     filled = panel.contourf(xs, ys, values, levels, cmap="cividis_r", norm=norm)
     lines = panel.contour(xs, ys, values, levels[::2], colors="black", linewidths=0.6)
-    panel.clabel(lines, fmt="%.3g", fontsize=FONT - 3)
+    _label(panel, lines)
     panel.set_title(_name(one), fontsize=FONT).set_parse_math(False)
     if "path" in one:
         _path(panel, one)
         shares = [f"{100 * share:.0f} % of the squared distance" for share in one["variance"]]
-        panel.set_xlabel(f"first principal direction ({shares[0]})")
-        panel.set_ylabel(f"second principal direction\n({shares[1]})")
+        panel.set_xlabel(f"distance along the first principal direction\n({shares[0]})")
+        panel.set_ylabel(f"distance along the second principal direction\n({shares[1]})")
     else:
         panel.plot(0, 0, "*", color="white", markeredgecolor="black", markersize=14)
         panel.set_xlabel(f"first random direction ({_units(one)})")
         panel.set_ylabel("second random direction")
     return filled
+
+
+def _label(panel: Axes, lines: Any) -> None:
+    """Levels on the lines, on a light ground, and not where the border would cut them."""
+    from matplotlib.patheffects import withStroke
+
+    xs, ys = panel.get_xlim(), panel.get_ylim()
+    for text in panel.clabel(lines, fmt="%.3g", fontsize=FONT - 2, inline=False):
+        x, y = text.get_position()
+        across, up = (x - xs[0]) / (xs[1] - xs[0]), (y - ys[0]) / (ys[1] - ys[0])
+        if min(across, 1 - across, up, 1 - up) < EDGE:
+            text.remove()
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
 def _path(panel: Axes, one: Mapping[str, Any]) -> None:
@@ -151,11 +173,12 @@ def _path(panel: Axes, one: Mapping[str, Any]) -> None:
             textcoords="offset points",
             xytext=(6, 8),
             fontsize=FONT - 2,
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            zorder=5,
         )
 
 
-def hessian_figure(checkpoints: Numbers) -> Figure:
+def _spectra(checkpoints: Numbers) -> Figure:
     """The spectral densities, with the largest eigenvalues as marks below."""
     figure = _figure(4.8)
     axes = figure.add_subplot()

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from hvdtrain.cli.main import app
-from tests.parallel.commands import run_commands
+from tests.launch import REPOSITORY, mpirun, run
 from tests.study_runs import made_run
 
-SMALL = ("--images", "20", "--batch", "3", "--dtype", "fp64", "--json")
-STUDIES = {
-    "sharpness": ("sharpness", "a", "--subspace", "3", "--iterations", "2"),
-    "interpolate": ("interpolate", "a", "b", "--points", "5", "--split", "val"),
-    "landscape": ("landscape", "a", "--points", "3", "--trajectory"),
-    "hessian": ("hessian", "a", "--top", "2", "--most", "8", "--probes", "2", "--steps", "4"),
-}
-REFUSED = ("landscape", "b", "--trajectory")
+WORKER = REPOSITORY / "tests/parallel/study_worker.py"
 
 
 def numbers(value: Any) -> list[float]:
-    """All numbers in what a study prints, in order."""
+    """All numbers in the results of a study, in order."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -32,33 +24,15 @@ def numbers(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
-@pytest.fixture(scope="module")
-def folder(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("studies")
-    made_run(root / "a", small_root, checkpoints=3)
-    made_run(root / "b", small_root, seed=1)
-    return root
-
-
-def test_numbers_are_those_of_one_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    alone = {}
-    for name, words in STUDIES.items():
-        done = CliRunner().invoke(app, ["study", *words, *SMALL, "--output", f"{name}1"])
-        assert done.exit_code == 0, done.stderr
-        alone[name] = numbers(json.loads(done.stdout))
-        assert len(alone[name]) > 20
-    for ranks in (2, 4):
-        commands = {
-            name: ["study", *words, *SMALL, "--output", f"{name}{ranks}"]
-            for name, words in STUDIES.items()
-        }
-        outcomes = run_commands(ranks, {**commands, "refused": ["study", *REFUSED]}, folder)
-        refused = outcomes.pop("refused")
-        assert refused.codes == [4] * ranks
-        [error] = refused.errors
-        assert "spans no plane" in error
-        for name, outcome in outcomes.items():
-            assert outcome.codes == [0] * ranks, outcome.stderr
-            found = numbers(json.loads(outcome.stdout))
-            assert found == pytest.approx(alone[name], rel=1e-6, abs=1e-6), (name, ranks)
+def test_numbers_on_2_and_4_ranks_are_those_of_one(small_root: Path, tmp_path: Path) -> None:
+    made_run(tmp_path / "a", small_root, checkpoints=3)
+    made_run(tmp_path / "b", small_root, seed=1)
+    done = run(mpirun(4, sys.executable, WORKER), cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found) == {"sharpness", "hessian", "interpolate", "landscape"}
+    for study, by_ranks in found.items():
+        one = numbers(by_ranks["1"])
+        assert len(one) > 20
+        for ranks in ("2", "4"):
+            assert numbers(by_ranks[ranks]) == pytest.approx(one, rel=1e-6, abs=1e-6), study

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from hvdtrain import activity
 from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.opened import opened
-from hvdtrain.analysis.study.results import Request, Results, check_request, write_results
+from hvdtrain.analysis.study.results import Request, Results
 from hvdtrain.analysis.study.shared import Ask, led
 from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class CurvatureStudy(Protocol):
@@ -47,19 +44,9 @@ class CurvatureStudy(Protocol):
     def measure(self, weights: torch.Tensor, ask: Ask, seed: int) -> dict[str, Any]:
         """The numbers for JSON of a network with `weights`, float64 [n]; called on rank 0."""
 
-    def table(self, checkpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of the CSV file."""
-
-    def figure(self, checkpoints: list[dict[str, Any]]) -> Figure:
-        """The picture."""
-
 
 def run_curvature_study(request: Request, comm: Comm, study: CurvatureStudy) -> Results:
-    """Study every checkpoint; every rank gets the same results, and rank 0 writes them.
-
-    Every rank must call. Raises HvdtrainErrors on all ranks.
-    """
-    check_request(request, comm)
+    """Study every checkpoint. Every rank must call, and gets the same results, or the same error."""
     with together(comm):
         study.check()
     results = Results(study.name, request.seed, settings=study.settings())
@@ -85,10 +72,6 @@ def run_curvature_study(request: Request, comm: Comm, study: CurvatureStudy) -> 
             # What rank 0 has found, on every rank.
             numbers = json.loads(comm.gather_text(json.dumps(numbers))[0])
             results.add(subject, it, {"parameters": it.loss.size, **numbers})
-    if not request.dry_run:
-        activity.enter("drawing")
-        figures = {study.name: study.figure(results.checkpoints)} if comm.rank == 0 else {}
-        write_results(request, comm, results, study.table(results.checkpoints), figures)
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from hvdtrain.analysis.study.hessian import Spectrum, density, largest_eigenvalu
 from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.shared import Ask
 from hvdtrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 GRID = 401
 """Points at which the density is given."""
@@ -78,20 +75,6 @@ class HessianStudy:
             "nodes": whole.nodes.tolist(),
             "weights": whole.weights.tolist(),
         }
-
-    def table(self, checkpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The density, a row for each point."""
-        return [
-            {"name": one["name"], "eigenvalue": at, "density": value}
-            for one in checkpoints
-            for at, value in zip(one["density_at"], one["density"], strict=True)
-        ]
-
-    def figure(self, checkpoints: list[dict[str, Any]]) -> Figure:
-        """The density, with the largest eigenvalues."""
-        from hvdtrain.report.landscapes import hessian_figure
-
-        return hessian_figure(checkpoints)
 
 
 def _density(whole: Spectrum, smallest: float, largest: float) -> dict[str, Any]:

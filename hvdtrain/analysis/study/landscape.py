@@ -15,13 +15,13 @@ from hvdtrain import activity
 from hvdtrain.analysis.study.directions import Plane, principal_plane, random_direction
 from hvdtrain.analysis.study.loss import SUMS, flat
 from hvdtrain.analysis.study.opened import Opened, opened
-from hvdtrain.analysis.study.results import Request, Results, check_request, write_results
+from hvdtrain.analysis.study.results import Request, Results
 from hvdtrain.analysis.study.shared import shared_points
 from hvdtrain.analysis.study.subject import Subject, find_subjects, require_alike
 from hvdtrain.checkpoint_files import list_checkpoints
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
-from hvdtrain.errors import CheckpointError, ConfigError
+from hvdtrain.errors import CheckpointError, ConfigError, TrainingError
 from hvdtrain.paths import RunPaths, run_root
 
 Range = tuple[float, float]
@@ -62,9 +62,8 @@ def check_span(points: int, span: Range | None) -> None:
 def study_landscape(request: Request, comm: Comm, grid: Grid) -> Results:
     """The loss on a line or in a plane through each checkpoint, or in the plane of a trajectory.
 
-    Every rank must call, and gets the same results; rank 0 writes them.
+    Every rank must call, and gets the same results, or the same error.
     """
-    check_request(request, comm)
     with together(comm):
         grid.check()
         paths = _steps_of(request.paths) if grid.trajectory else list(request.paths)
@@ -85,8 +84,6 @@ def study_landscape(request: Request, comm: Comm, grid: Grid) -> Results:
                 results.add_seconds(group[-1], it, each * it.seconds(comm, it.point))
             else:
                 results.add(group[-1], it, _landscape(group, it, request, comm, grid))
-    if not request.dry_run:
-        _write(request, comm, results)
     return results
 
 
@@ -125,7 +122,7 @@ def _landscape(
         return it.point()
 
     activity.enter(f"landscape of {group[-1].name}", len(places), "points", time_left=True)
-    values = shared_points(comm, len(places), len(SUMS), evaluate)
+    values = _finite(shared_points(comm, len(places), len(SUMS), evaluate), group[-1])
     shape = [grid.points] * grid.dims
     return {
         **found,
@@ -133,6 +130,15 @@ def _landscape(
         "axes": axes,
         **{name: values[:, k].view(shape).tolist() for k, name in enumerate(SUMS)},
     }
+
+
+def _finite(values: Tensor, subject: Subject) -> Tensor:
+    """`values` [points, SUMS]. Raises TrainingError if no loss among them is finite."""
+    if not values[:, 0].isfinite().any():
+        raise TrainingError(
+            f"{subject.path}: the loss is not finite at any point: give a smaller --range"
+        )
+    return values
 
 
 def _steps_of(paths: Sequence[Path]) -> list[Path]:
@@ -168,9 +174,8 @@ def study_interpolation(
     """The loss on the line (1 − α) w₁ + α w₂ through two checkpoints, α in `span`.
 
     Batch norm gets statistics of its own at every point. Every rank must call, and gets the same
-    results; rank 0 writes them.
+    results, or the same error.
     """
-    check_request(request, comm)
     with together(comm):
         check_span(points, span)
         if len(request.paths) != 2:
@@ -192,13 +197,12 @@ def study_interpolation(
             return it.point()
 
         activity.enter(f"from {first.name} to {second.name}", points, "points", time_left=True)
-        values = shared_points(comm, points, len(SUMS), evaluate)
+        values = _finite(shared_points(comm, points, len(SUMS), evaluate), first)
         distance = float((flat(list(ends[0].values())) - flat(list(ends[1].values()))).norm())
         numbers = {"to": second.about, "distance": distance, "axes": [alphas]}
         results.add(
             first, it, {**numbers, **{name: values[:, k].tolist() for k, name in enumerate(SUMS)}}
         )
-    _write(request, comm, results)
     return results
 
 
@@ -223,22 +227,3 @@ def _set_between(
     state = it.loss.model.state_dict()
     for name, one in first.items():
         state[name].copy_((1 - alpha) * one + alpha * second[name])
-
-
-def _write(request: Request, comm: Comm, results: Results) -> None:
-    from hvdtrain.report import landscapes as pictures
-
-    table = []
-    for one in results.checkpoints:
-        values = [np.array(one[name]).reshape(-1) for name in SUMS]
-        axes = np.meshgrid(*one["axes"], indexing="ij")
-        for row in zip(*(axis.reshape(-1) for axis in axes), *values, strict=True):
-            names = ("alpha", "beta")[: len(axes)]
-            table.append(
-                {"name": one["name"], **dict(zip((*names, *SUMS), map(float, row), strict=True))}
-            )
-    figures = {}
-    if comm.rank == 0:
-        activity.enter("drawing")
-        figures = {results.study: pictures.landscape_figure(results.study, results.checkpoints)}
-    write_results(request, comm, results, table, figures)

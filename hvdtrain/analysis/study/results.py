@@ -1,26 +1,16 @@
-"""What every study of checkpoints is asked for, and the files in which it answers."""
+"""What every study of checkpoints is asked for, and what it answers."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hvdtrain.analysis.study.images import Choice
 from hvdtrain.analysis.study.opened import Opened
 from hvdtrain.analysis.study.subject import Subject
-from hvdtrain.comm.agreement import together
-from hvdtrain.comm.ranks import Comm
-from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.files import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -31,12 +21,9 @@ class Request:
     """Checkpoints, or runs, of which the newest one is taken."""
     overrides: list[str]
     choice: Choice
-    output: Path
-    """Folder of the results, made on rank 0."""
     seed: int = 0
     dry_run: bool = False
-    """Only measure one evaluation, and say what all would take."""
-    overwrite: bool = False
+    """Only measure one batch, and say what all would take."""
 
 
 @dataclass
@@ -68,64 +55,6 @@ class Results:
             about["dry_run_seconds"] = self.seconds
         found: dict[str, Any] = _finite({**about, "checkpoints": self.checkpoints})
         return {**found, "warnings": self.warnings}
-
-
-def check_request(request: Request, comm: Comm) -> None:
-    """Raise ConfigError or ResourceError, on all ranks, for what can be refused at once."""
-    with together(comm):
-        choice = request.choice
-        if choice.images < 1 or choice.batch < 1:
-            raise ConfigError(
-                f"--images {choice.images} --batch {choice.batch}: expected at least 1 of each"
-            )
-        if request.dry_run or comm.rank > 0:
-            return
-        output = request.output
-        if output.exists() and not output.is_dir():
-            raise ResourceError(f"--output {output}: not a folder; name another")
-        if output.is_dir() and any(output.iterdir()) and not request.overwrite:
-            raise ResourceError(
-                f"--output {output}: has files; name another folder, or replace its results with "
-                "--overwrite"
-            )
-
-
-def write_results(
-    request: Request,
-    comm: Comm,
-    results: Results,
-    table: Sequence[Mapping[str, Any]],
-    figures: Mapping[str, Figure],
-) -> None:
-    """Write NAME.json, NAME.csv with the rows of `table`, and each figure as PNG and SVG, on rank 0.
-
-    Raises ResourceError, on all ranks, if the disk refuses.
-    """
-    with together(comm):
-        if comm.rank == 0:
-            try:
-                request.output.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ResourceError(
-                    f"--output {request.output}: cannot be written: {error.strerror}"
-                ) from None
-            stem = request.output / results.study
-            text = json.dumps(results.as_dict(), indent=1)
-            write_atomically(stem.with_suffix(".json"), text.encode())
-            write_atomically(stem.with_suffix(".csv"), _csv(table).encode())
-            for name, figure in figures.items():
-                for kind in ("png", "svg"):
-                    drawn = io.BytesIO()
-                    figure.savefig(drawn, format=kind, dpi=140)
-                    write_atomically(request.output / f"{name}.{kind}", drawn.getvalue())
-
-
-def _csv(table: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
 
 
 def _finite(value: Any) -> Any:

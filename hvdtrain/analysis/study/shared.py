@@ -15,6 +15,10 @@ T = TypeVar("T")
 Ask = Callable[[torch.Tensor], torch.Tensor]
 """A question, float64 [n], to all ranks → the sum of their answers, float64."""
 
+ROUNDS = 20
+"""Times that ranks meet while they share points: a slow rank lets the others wait, but not for so long
+that they take it for stalled."""
+
 
 def shared_points(
     comm: Comm, count: int, width: int, evaluate: Callable[[int], Sequence[float]]
@@ -25,10 +29,14 @@ def shared_points(
     evaluates it, so they do not depend on the number of ranks.
     """
     values = torch.zeros(count, width, dtype=torch.float64)
-    for point in range(comm.rank, count, comm.size):
-        values[point] = torch.tensor(evaluate(point), dtype=torch.float64)
-        activity.step(min(point + comm.size - comm.rank, count))
-    return comm.sum_(values, "study.points")
+    each = comm.size * -(-count // (comm.size * ROUNDS))
+    for first in range(0, count, each):
+        part = values[first : first + each]
+        for place in range(comm.rank, len(part), comm.size):
+            part[place] = torch.tensor(evaluate(first + place), dtype=torch.float64)
+            activity.step(first + min(place + comm.size - comm.rank, len(part)))
+        comm.sum_(part, "study.points")
+    return values
 
 
 def led(

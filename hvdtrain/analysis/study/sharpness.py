@@ -75,9 +75,20 @@ class Subspace:
 
     def coordinates(self, x: np.ndarray) -> np.ndarray:
         """A⁺ x, [p]: those of the point of the subspace that is nearest to x."""
-        columns = self if self._kept is None else self._kept
-        gram = np.array([self.transposed_times(column) for column in columns])
-        return np.asarray(np.linalg.lstsq(gram, self.transposed_times(x), rcond=None)[0])
+        if self._kept is not None:
+            return np.asarray(np.linalg.lstsq(self._kept.T, x, rcond=None)[0])
+        # Conjugate gradients on AᵀA z = Aᵀx: such columns are nearly orthogonal, so few steps do.
+        left = self.transposed_times(x)
+        found, step, square, limit = np.zeros(self.p), left, left @ left, 1e-24 * (left @ left)
+        for _ in range(10 * self.p):
+            if square <= limit:
+                break
+            image = self.transposed_times(self.times(step))
+            length = square / (step @ image)
+            found, left = found + length * step, left - length * image
+            square, before = left @ left, square
+            step = left + square / before * step
+        return found
 
     def _drawn(self) -> Iterator[np.ndarray]:
         for number in range(self.p):

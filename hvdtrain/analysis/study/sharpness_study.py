@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.shared import Ask
 from hvdtrain.analysis.study.sharpness import Subspace, sharpness
 from hvdtrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EVALUATIONS = 2
 """Of an iteration of L-BFGS-B, about, with those of its line search."""
@@ -74,13 +71,3 @@ class SharpnessStudy:
             for epsilon in self.epsilons
         ]
         return {"sharpness": [one.as_dict() for one in found]}
-
-    def table(self, checkpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A row for each number."""
-        return [{"name": one["name"], **row} for one in checkpoints for row in one["sharpness"]]
-
-    def figure(self, checkpoints: list[dict[str, Any]]) -> Figure:
-        """Bars."""
-        from hvdtrain.report.landscapes import sharpness_figure
-
-        return sharpness_figure(checkpoints)

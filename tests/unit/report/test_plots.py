@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import importlib
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from hvdtrain.analysis import lr_range
-from hvdtrain.report import palette, plots, shares
+from hvdtrain.report import landscapes, palette, plots, shares
 from hvdtrain.report.run import read_run
 from tests.launch import REPOSITORY
 from tests.report_runs import Log, restarted
@@ -41,6 +42,7 @@ def assert_shows_all(figure: Figure) -> None:
             if line.get_transform() != axes.transData:
                 continue  # a line across the axes
             points = np.asarray(line.get_xydata())
+            points = points[np.isfinite(points).all(axis=1)]  # others are gaps
             assert (points >= (left, bottom)).all()
             assert (points <= (right, top)).all()
     legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
@@ -99,6 +101,52 @@ def test_pictures_of_a_report(tmp_path: Path) -> None:
         assert_shows_all(plots.png_figure(plot, ["lost", "waits"]))
 
 
+def studied(name: str, **numbers: object) -> dict[str, object]:
+    about = {"name": f"{name} e0003-s0000000000", "epoch": 3, "split": "train", "normalised": True}
+    return {**about, **numbers}
+
+
+def test_lines_and_spectra_of_studies() -> None:
+    losses = [9.0, 0.01, math.inf]
+    lines = [
+        studied(name, axes=[[-1, 0, 1]], loss=losses, top1=[0.2, 0.9, 0.1])
+        for name in ("a_$x", "b")
+    ]
+    ends = [{**lines[0], "to": studied("b")}]
+    density = {"density_at": [-1.0, 0.0, 5.0], "density": [0.0, 2.0, 1e-9]}
+    known = {"largest": [5.0, 1.0], "trace": 3.0, "trace_error": math.nan}
+    spectra = [studied("a", **density, **known), studied("b", **density, **known)]
+    rows = [{"subspace": p, "epsilon": 1e-3, "value": 12.5} for p in (None, 100)]
+    for study, numbers in {
+        "landscape": lines,
+        "interpolate": ends,
+        "hessian": spectra,
+        "sharpness": [studied("a", sharpness=rows), studied("b", sharpness=rows)],
+    }.items():
+        figure = landscapes.figure_of(study, numbers)
+        assert_shows_all(figure)
+        assert all(axes.get_xlabel() or axes.get_ylabel() for axes in figure.axes)
+
+
+@pytest.mark.parametrize(
+    "losses", [[[1.0, 2.0], [3.0, 4.0]], [[0.1, 50.0], [1.0, math.nan]], [[2.0] * 2] * 2]
+)
+def test_planes_of_studies_share_their_levels(losses: list[list[float]]) -> None:
+    plane = studied("a", axes=[[-1, 1], [-1, 1]], loss=losses)
+    path = {
+        "path": [(0.5, 0.5), (0.2, 0.0), (0.0, 0.0)],
+        "path_epochs": [1, 2, 3],
+        "variance": [0.8, 0.2],
+    }
+    for numbers in ([plane, {**plane, "name": "b e0002-s0000000000"}], [{**plane, **path}]):
+        figure = landscapes.figure_of("landscape", numbers)
+        FigureCanvasAgg(figure).draw()
+        *panels, bar = figure.axes
+        assert len(panels) == len(numbers)
+        assert bar.get_ylabel() == "training loss (nats per image)"
+        assert all(panel.get_xlabel() and panel.get_ylabel() for panel in panels)
+
+
 def test_shares_fill_100_percent(tmp_path: Path) -> None:
     (plot,) = shares.shares_plots([read_run(with_causes(tmp_path))])
     assert [layer.name for layer in plot.layers] == [*LOST, "not lost"]
@@ -128,7 +176,7 @@ def test_unknown_shares_leave_a_gap(tmp_path: Path) -> None:
 
 
 def test_no_red_beside_green() -> None:
-    for colors in (palette.OKABE_ITO, palette.LINES, shares.COLORS):
+    for colors in (palette.OKABE_ITO, palette.LINES, shares.COLORS, landscapes.BARS):
         vivid = [colorsys.rgb_to_hsv(*to_rgb(c)) for c in colors]
         hues = [360 * h for h, saturation, value in vivid if saturation > 0.2 and value > 0.2]
         assert not any(80 < hue < 170 for hue in hues)
@@ -139,7 +187,8 @@ def test_every_list_of_colors_differs_without_red_or_green_cones() -> None:
     # Machado et al. 2009, severity 1: protanopia and deuteranopia.
     protan = [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
     deutan = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
-    for matrix, colors in itertools.product((protan, deutan), (palette.LINES, shares.COLORS)):
+    lists = (palette.LINES, shares.COLORS, landscapes.BARS)
+    for matrix, colors in itertools.product((protan, deutan), lists):
         seen = [np.asarray(matrix) @ np.power(to_rgb(color), 2.2) for color in colors]
         seen = [np.power(np.clip(color, 0, 1), 1 / 2.2) for color in seen]
         for one, other in itertools.combinations(seen, 2):

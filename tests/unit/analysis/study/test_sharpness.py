@@ -75,6 +75,17 @@ def test_of_a_plane_in_a_hundred_dimensions(
     assert found.value == pytest.approx(by_definition(FLOOR + rise, FLOOR), rel=1e-4)
 
 
+def test_a_matrix_that_is_drawn_again_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Subspace(400, 30, seed=2)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    drawn = Subspace(400, 30, seed=2)
+    x = np.random.default_rng(0).normal(size=400)
+    assert drawn.times(x[:30]) == pytest.approx(kept.times(x[:30]), rel=1e-9)
+    assert drawn.transposed_times(x) == pytest.approx(kept.transposed_times(x), rel=1e-9)
+    assert drawn.coordinates(x) == pytest.approx(kept.coordinates(x), rel=1e-9)
+    assert not drawn.coordinates(0 * x).any()
+
+
 def test_the_subspace_depends_on_its_seed_alone() -> None:
     first, again, other = (Subspace(50, 4, seed) for seed in (1, 1, 2))
     z = np.array([1.0, -2.0, 0.5, 3.0])

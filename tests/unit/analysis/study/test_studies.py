@@ -17,7 +17,7 @@ from hvdtrain.run.evaluation import evaluate_run
 from tests.study_runs import made_run
 
 Typed = Callable[..., tuple[int, str, str]]
-SMALL = ("--images", "12", "--batch", "6")
+SMALL = ("--images", "8", "--batch", "4")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_line_between_two_checkpoints_ends_at_both(typed: Typed) -> None:
 
 
 def test_sharpness_and_hessian(typed: Typed) -> None:
-    code, out, err = typed("sharpness", "a", "b", "--subspace", "3", "--iterations", "2", *SMALL)
+    code, out, err = typed("sharpness", "a", "b", "--subspace", "3", "--iterations", "1", *SMALL)
     assert code == 0, err
     assert out.count("sharpness ") == 8
     for one in results("study-sharpness", "sharpness")["checkpoints"]:
