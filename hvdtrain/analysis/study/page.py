@@ -243,6 +243,8 @@ def _gradients(groups: Sequence[Group], pairs: dict[str, Any]) -> Section:
         for result in group.results:
             for where, found in pairs.get(result.name, {}).items():
                 noise = found["noise_scale"]
+                if not found["pairs"]:
+                    continue
                 rows.append(
                     [
                         *(group.label, where, f"{found['together']:.3g}", f"{found['apart']:.3g}"),

@@ -12,16 +12,9 @@ from typing import Any
 import yaml
 
 from hvdtrain import activity
-from hvdtrain.analysis.study.asked import (
-    Asked,
-    Folder,
-    Member,
-    as_json,
-    begun,
-    members,
-    require_fit,
-)
+from hvdtrain.analysis.study.asked import Asked, Member, as_json, begun, members, require_fit
 from hvdtrain.analysis.study.cost import Cost, TimeLeft, costs, member_config, plan_of
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import Result, result_of
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
 from hvdtrain.analysis.study.table import Group, as_csv, groups_of

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hvdtrain.analysis.study.asked import Asked, Folder, as_json, begun, members, require_fit
+from hvdtrain.analysis.study.asked import Asked, as_json, begun, members, require_fit
 from hvdtrain.analysis.study.cost import member_config, plan_of
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.trainer import Trainer, gpus_here
 from hvdtrain.cli.main import app
 from hvdtrain.config.load import parse_config

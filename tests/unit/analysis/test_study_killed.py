@@ -16,8 +16,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from hvdtrain.analysis.study.asked import Asked, Folder, Member
+from hvdtrain.analysis.study.asked import Asked, Member
 from hvdtrain.analysis.study.cost import costs, member_config
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import result_of
 from hvdtrain.analysis.study.study import Study
 from hvdtrain.comm.ranks import Solo
