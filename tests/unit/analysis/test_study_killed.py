@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -124,6 +125,25 @@ def test_a_killed_study_goes_on_and_ends_alike(work: Path, monkeypatch: pytest.M
     outcome = trainer.train(study.members)  # nothing is left to train
     assert (outcome.finished, outcome.failed, outcome.stopped) == ([], {}, False)
     assert [cost.finished for cost in study.costs(trainer)] == [True, True]
+
+
+def test_members_on_other_images_are_named(
+    work: Path, small_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvdtrain.train.write_page", lambda run: None)
+    study = asked_for(load_config(work / "c.yaml"), work / "s")
+    shutil.copytree(small_root, work / "other")
+    next((work / "other/train/3").iterdir()).unlink()
+    names = [member.name for member in study.members]
+    for member, data in zip(study.members, (small_root, work / "other"), strict=True):
+        cfg = member_config(study.cfg, member)
+        images = cfg.data.model_copy(update={"train": f"{data}/train"})
+        first = [cfg.phases[0].model_copy(update={"epochs": 1})]
+        own = cfg.model_copy(update={"data": images, "phases": first})
+        train(own, Solo(), run_dir=study.folder.run(member.name))
+    assert study._other_images(names[:1]) == ""
+    text = study._other_images(names)
+    assert text.startswith(f"{names[1]}: trained or evaluated on other images than {names[0]}")
 
 
 def test_members_that_fail_or_diverge_leave_the_others(work: Path) -> None:
