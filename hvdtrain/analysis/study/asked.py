@@ -6,14 +6,13 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.config.kinds import plain, settings
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
-from hvdtrain.errors import ConfigError, ResourceError
-from hvdtrain.files import write_atomically
+from hvdtrain.errors import ConfigError
 from hvdtrain.plan.schedules import lr_scale
 
 Kind = Literal["batch-size", "lr-batch", "parallel"]
@@ -132,76 +131,13 @@ def require_fit(cfg: Config) -> None:
         raise ConfigError(f"data.{missing}: not set: a study needs it: data.{missing}=DIR")
 
 
-@dataclass(frozen=True)
-class Folder:
-    """The files of a study, all below `root`."""
-
-    root: Path
-
-    @property
-    def study(self) -> Path:
-        """What was asked, how members ended, and the results."""
-        return self.root / "study.json"
-
-    @property
-    def config(self) -> Path:
-        """The config that the members share, resolved."""
-        return self.root / "config.yaml"
-
-    @property
-    def table(self) -> Path:
-        """One line for each member."""
-        return self.root / "study.csv"
-
-    @property
-    def page(self) -> Path:
-        """The report."""
-        return self.root / "report.html"
-
-    @property
-    def pictures(self) -> Path:
-        """Every picture of the report as PNG and SVG."""
-        return self.root / "pictures"
-
-    def run(self, name: str) -> Path:
-        """The run directory of a member."""
-        return self.root / "members" / name
-
-    def log(self, name: str) -> Path:
-        """What a member has printed."""
-        return self.root / "members" / f"{name}.log"
-
-    def read(self) -> dict[str, Any]:
-        """The content of `study.json`; empty if there is none. Raises ResourceError if it is damaged."""
-        try:
-            content = json.loads(self.study.read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ResourceError(
-                f"{self.study}: cannot be read: {error}: name another folder with --output"
-            ) from None
-        if not isinstance(content, dict) or not isinstance(content.get("asked"), dict):
-            raise ResourceError(f"{self.study}: not written by hvdtrain study")
-        return content
-
-    def write(self, **parts: Any) -> None:
-        """Replace parts of `study.json`. Raises ResourceError."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(f"{self.root}: cannot be written: {error.strerror}") from None
-        text = json.dumps({**self.read(), **parts}, indent=1)
-        write_atomically(self.study, text.encode())
-
-
 def begun(folder: Folder, asked: Asked, cfg: Config) -> Asked:
     """What the study of `folder` goes on as; it may be new. Batches, scalings, seeds, rates and ranks can
     be added. Raises ConfigError with every other difference."""
     before = folder.read()
     if not before:
         return asked
-    found = {**asdict(Asked(asked.kind, ())), **before["asked"]}
+    found = before["asked"]
     wanted = replace(asked, threads=int(found["threads"]))
     lines = []
     for key, value in asdict(wanted).items():

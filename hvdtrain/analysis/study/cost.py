@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvdtrain import activity
-from hvdtrain.analysis.study.asked import Folder, Member
+from hvdtrain.analysis.study.asked import Member
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.trainer import Trainer
 from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.config.load import parse_config

@@ -107,7 +107,7 @@ def result_of(member: Member, root: Path, *, finished: bool, diverged: bool) -> 
         train_loss=train_loss,
         gap=None if best_loss is None or train_loss is None else best_loss - train_loss,
         distance=number(at_best, "distance") if at_best else None,
-        layer_distances=dict(at_best["layer_distances"]) if at_best else {},
+        layer_distances=_layers(at_best) if at_best else {},
         epoch_distance=_mean([number(each, "epoch_distance") for each in moved.values()]),
         path_length=_mean([number(each, "path_length") for each in moved.values()]),
         update_norm=norms[50] if norms else None,
@@ -145,6 +145,13 @@ def _moved(run: RunRecord) -> dict[int, Event]:
     return {epoch: kept[epoch] for epoch in sorted(kept) if epoch <= last + 1e-9}
 
 
+def _layers(report: Event) -> dict[str, float]:
+    """Distances from the start by layer; what is no number is left out."""
+    found = report.get("layer_distances")
+    layers = found if isinstance(found, dict) else {}
+    return {name: v for name in layers if (v := number(layers, name)) is not None}
+
+
 def _merged(reports: list[Event]) -> tuple[list[float], int]:
     """Percentiles of the norms of all updates, from those of each epoch, and the number of updates.
 
@@ -155,7 +162,9 @@ def _merged(reports: list[Event]) -> tuple[list[float], int]:
     shares: list[float] = []
     count = 0
     for report in reports:
-        norms, updates = report.get("update_norms") or [], int(number(report, "updates") or 0)
+        updates, listed = int(number(report, "updates") or 0), report.get("update_norms")
+        items = listed if isinstance(listed, list) else []
+        norms = [v for item in items if (v := number({"norm": item}, "norm")) is not None]
         middle = [(a + b) / 2 for a, b in itertools.pairwise(norms)]
         values += middle
         shares += [updates / len(middle)] * len(middle) if middle else []

@@ -93,11 +93,16 @@ def _losses(groups: Sequence[Group], styles: Styles) -> list[Chart]:
         for attribute, xlabel, short in AXES:
             lines = tuple(_line(g, name, attribute, styles) for g in groups)
             kept = tuple(line for line in lines if line.xs)
-            title = f"{name} by {short}"
+            title, log = f"{name} by {short.removesuffix('s')}", attribute == "steps"
+            note, ylabel = _note(kept), "loss per image"
             charts.append(
-                Chart(f"{stem}-{short}", title, xlabel, "loss per image", BAND, lines=kept)
+                Chart(f"{stem}-{short}", title, xlabel, ylabel, note, lines=kept, log_x=log)
             )
     return charts
+
+
+def _note(lines: Sequence[Line]) -> str:
+    return BAND if any(line.low is not None for line in lines) else ""
 
 
 def _line(group: Group, name: str, attribute: str, styles: Styles) -> Line:
@@ -140,7 +145,8 @@ def _bar_chart(groups: Sequence[Group], styles: Styles, key: str, title: str, yl
         height, error = (value.mean, value.deviation) if value else (None, None)
         bars.append(Bar(f"{group.batch}\n{group.rate:g}", height, error, color, dash > 0))
     known = tuple(bars) if any(bar.height is not None for bar in bars) else ()
-    note = "lines: ± one standard deviation over seeds"
+    spread = any(bar.error is not None for bar in bars)
+    note = "lines: ± one standard deviation over seeds" if spread else ""
     return Chart(key.replace("_", "-"), title, "batch, rate", ylabel, note, bars=known)
 
 
@@ -152,7 +158,12 @@ def _distances(groups: Sequence[Group], styles: Styles) -> Section:
     ]
     curve = tuple(line for g in groups if (line := _line(g, "distance", "epochs", styles)).xs)
     chart = Chart(
-        "distance", "distance from the start", "epochs", "L2 norm of the weights", BAND, curve
+        "distance",
+        "distance from the start",
+        "epochs",
+        "L2 norm of the weights",
+        _note(curve),
+        curve,
     )
     text = "At the lowest validation loss, in all and by layer: how far from its start a run ends."
     head = ["batch", "all", *layers]
@@ -191,7 +202,14 @@ def _travelled(groups: Sequence[Group], styles: Styles) -> Section:
         "ends of an epoch differs less where the path has fewer turns."
     )
     charts = (
-        Chart("epoch-distance", "distance in an epoch", "epochs", "L2 norm", BAND, travelled),
+        Chart(
+            "epoch-distance",
+            "distance in an epoch",
+            "epochs",
+            "L2 norm",
+            _note(travelled),
+            travelled,
+        ),
         Chart(
             *("epoch-distance-ratio", f"distance of {first.batch} ÷ that of the batch", "epochs"),
             "ratio",
@@ -243,6 +261,8 @@ def _gradients(groups: Sequence[Group], pairs: dict[str, Any]) -> Section:
         for result in group.results:
             for where, found in pairs.get(result.name, {}).items():
                 noise = found["noise_scale"]
+                if not found["pairs"]:
+                    continue
                 rows.append(
                     [
                         *(group.label, where, f"{found['together']:.3g}", f"{found['apart']:.3g}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,23 +13,17 @@ from typing import Any
 import yaml
 
 from hvdtrain import activity
-from hvdtrain.analysis.study.asked import (
-    Asked,
-    Folder,
-    Member,
-    as_json,
-    begun,
-    members,
-    require_fit,
-)
+from hvdtrain.analysis.study.asked import Asked, Member, as_json, begun, members, require_fit
 from hvdtrain.analysis.study.cost import Cost, TimeLeft, costs, member_config, plan_of
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import Result, result_of
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
 from hvdtrain.analysis.study.table import Group, as_csv, groups_of
 from hvdtrain.analysis.study.table import as_json as groups_json
 from hvdtrain.analysis.study.trainer import Outcome, Trainer
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.config.schema import Config
-from hvdtrain.errors import ConfigError, HvdtrainError
+from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError
 from hvdtrain.files import write_atomically
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.images import num_images
@@ -127,6 +122,8 @@ class Study:
         results = self.results(trainer)
         if not results:
             return []
+        if other := self._other_images([result.name for result in results]):
+            say(f"warning: {other}")
         groups = groups_of(results)
         pairs = self._gradients(trainer, say) if self.asked.kind == "batch-size" else {}
         numbers = [{**r.row(), "layer_distances": r.layer_distances} for r in results]
@@ -148,6 +145,22 @@ class Study:
         sections += sections_of(shown, pairs)
         write_study(self.folder.page, self.folder.pictures, title, about(groups), sections)
         return groups
+
+    def _other_images(self, names: Sequence[str]) -> str:
+        """Which members have seen other images than the first; empty if none, or if each seed holds out its
+        own."""
+        if self.cfg.data.val_share is not None:
+            return ""
+        seen = {name: images_of(self.folder.run(name)) for name in names}
+        known = {name: images for name, images in seen.items() if images != (None, None)}
+        first = next(iter(known.values()), None)
+        odd = [name for name, images in known.items() if images != first]
+        if not odd:
+            return ""
+        return (
+            f"{', '.join(odd)}: trained or evaluated on other images than {next(iter(known))}: do not "
+            "compare them"
+        )
 
     def _predicted(self, say: Say) -> dict[str, float]:
         """Seconds per epoch of members of several ranks, by the speed of one worker that each measured."""
@@ -181,6 +194,16 @@ class Study:
             known[member.name] = {name: pairs.as_dict() for name, pairs in found.items()}
             self.folder.write(gradients=known)
         return {m.name: known[m.name] for m in self.members if m.name in known}
+
+
+def images_of(run: Path) -> tuple[str | None, str | None]:
+    """Fingerprints of the training and validation images in the newest checkpoint; None if not known."""
+    for path in list_checkpoints(RunPaths(run).checkpoints)[:1]:
+        with contextlib.suppress(CheckpointError):
+            data = read_meta(path).get("data", {})
+            train, val = ((data.get(kind) or {}).get("fingerprint") for kind in ("train", "val"))
+            return train, val
+    return None, None
 
 
 def summary(outcome: Outcome, root: Path) -> str:

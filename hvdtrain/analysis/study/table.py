@@ -156,14 +156,16 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def as_json(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Mean, deviation and count of every number of every group."""
+    """Mean, deviation and count of every number of every group, and how it moves against the first."""
     found = []
     for group in groups:
         keys = [*MEASURED, *(f"layer:{name}" for name in group.layers)]
         values = {key: vars(each) for key in keys if (each := group.of(key))}
         about = {"batch": group.batch, "scaling": group.scaling, "rate": group.rate}
         of_members = {"members": [result.name for result in group.results]}
-        found.append(
-            {**about, "ranks": group.ranks, "diverged": group.diverged, **of_members, **values}
-        )
+        ratios = {"epoch_distance_ratios": epoch_ratios(groups[0], group)}
+        parts = split(groups[0], group)
+        against = {**ratios, "split": None if parts is None else vars(parts)}
+        counts = {"ranks": group.ranks, "diverged": group.diverged}
+        found.append({**about, **counts, **of_members, **values, "against_first": against})
     return found

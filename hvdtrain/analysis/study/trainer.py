@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hvdtrain.analysis.study.asked import Folder, Member
+from hvdtrain.analysis.study.asked import Member
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.errors import CheckpointError, Preempted, ResourceError, TrainingError
 from hvdtrain.launch.job import ended_with_this_process, own_command

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hvdtrain.analysis.study.asked import Asked, Folder, as_json, begun, members, require_fit
+from hvdtrain.analysis.study.asked import Asked, as_json, begun, members, require_fit
 from hvdtrain.analysis.study.cost import member_config, plan_of
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.trainer import Trainer, gpus_here
 from hvdtrain.cli.main import app
 from hvdtrain.config.load import parse_config
@@ -145,3 +146,11 @@ def test_a_batch_script_has_a_task_for_each_member(
     assert "settings+=(${sweep[$SLURM_ARRAY_TASK_ID]})\n" in done.stdout
     assert 'run="${runs[$SLURM_ARRAY_TASK_ID]}"' in done.stdout
     assert json.loads((tmp_path / "my study/study.json").read_text())["asked"]["batches"] == [4, 8]
+
+
+def test_it_is_not_started_by_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.yaml").write_text(BASE)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    done = CliRunner().invoke(app, ["study", "parallel", str(tmp_path / "c.yaml")])
+    assert isinstance(done.exception, ConfigError)
+    assert "run it without a launcher, with --ranks" in str(done.exception)

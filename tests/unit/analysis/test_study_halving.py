@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hvdtrain.analysis.study.asked import Asked, Folder, Member, members
+from hvdtrain.analysis.study.asked import Asked, Member, members
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.grid_page import _row_of, grid_section, parallel_section
 from hvdtrain.analysis.study.halving import at, require_extendable, rungs, share, survivors
 from hvdtrain.analysis.study.member_results import Curve, Result

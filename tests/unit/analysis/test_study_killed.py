@@ -7,19 +7,24 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from typer.testing import CliRunner
 
-from hvdtrain.analysis.study.asked import Asked, Folder, Member
+from hvdtrain.analysis.study.asked import Asked, Member
 from hvdtrain.analysis.study.cost import costs, member_config
+from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import result_of
 from hvdtrain.analysis.study.study import Study
+from hvdtrain.cli.main import app
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import load_config
 from hvdtrain.config.schema import Config
@@ -53,12 +58,16 @@ def work(small_root: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+WORDS = (
+    *("study", "batch-size", "c.yaml", "--batches", "4,8", "--scaling", "none"),
+    *("--seeds", "1", "--jobs", "2", "--output", "s"),
+)
+
+
 def started(work: Path) -> subprocess.Popen[str]:
-    words = ["study", "batch-size", "c.yaml", "--batches", "4,8", "--scaling", "none"]
-    words += ["--seeds", "1", "--jobs", "2", "--output", "s"]
     with (work / "out").open("a") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "hvdtrain", *words],
+            [sys.executable, "-m", "hvdtrain", *WORDS],
             cwd=work,
             env=environment(),
             stdout=out,
@@ -91,10 +100,11 @@ def test_a_killed_study_goes_on_and_ends_alike(work: Path, monkeypatch: pytest.M
                 time.sleep(0.005)
             jobs[-1].kill()
             jobs[-1].wait()
-        jobs.append(started(work))
-        assert jobs[-1].wait(240) == 0, (work / "out").read_text()
     finally:
         end_jobs(jobs)
+    monkeypatch.chdir(work)
+    done = CliRunner().invoke(app, WORDS)
+    assert done.exit_code == 0, (done.output, done.exception)
     study = asked_for(load_config(work / "c.yaml"), work / "s")
     rows = {
         row["name"]: row for row in csv.DictReader(io.StringIO((work / "s/study.csv").read_text()))
@@ -117,21 +127,38 @@ def test_a_killed_study_goes_on_and_ends_alike(work: Path, monkeypatch: pytest.M
     assert [cost.finished for cost in study.costs(trainer)] == [True, True]
 
 
-def test_members_that_fail_or_diverge_leave_the_others(
-    work: Path, capsys: pytest.CaptureFixture[str]
+def test_members_on_other_images_are_named(
+    work: Path, small_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hvdtrain.train.write_page", lambda run: None)
+    study = asked_for(load_config(work / "c.yaml"), work / "s")
+    shutil.copytree(small_root, work / "other")
+    next((work / "other/train/3").iterdir()).unlink()
+    names = [member.name for member in study.members]
+    for member, data in zip(study.members, (small_root, work / "other"), strict=True):
+        cfg = member_config(study.cfg, member)
+        images = cfg.data.model_copy(update={"train": f"{data}/train"})
+        first = [cfg.phases[0].model_copy(update={"epochs": 1})]
+        own = cfg.model_copy(update={"data": images, "phases": first})
+        train(own, Solo(), run_dir=study.folder.run(member.name))
+    assert study._other_images(names[:1]) == ""
+    text = study._other_images(names)
+    assert text.startswith(f"{names[1]}: trained or evaluated on other images than {names[0]}")
+
+
+def test_members_that_fail_or_diverge_leave_the_others(work: Path) -> None:
     """Diverged is a result, and is not tried again; a failure is one line, and is."""
     cfg = load_config(work / "c.yaml", ["lr.base=1e30", "metrics.enabled=false"])
     study = asked_for(cfg, work / "s")
     study.begin().release()
-    blocked = study.folder.run("b8-none-s0")
-    blocked.parent.mkdir(parents=True)
-    blocked.write_text("no folder")
+    first, second = study.members
+    wrong = replace(second, settings=(*second.settings, "lr.base=-1"))
     lines: list[str] = []
-    outcome = study.trainer(2, lines.append).train(study.members)
+    outcome = study.trainer(2, lines.append).train([first, wrong])
     assert list(outcome.diverged) == ["b4-none-s0"]
     assert list(outcome.failed) == ["b8-none-s0"]
-    assert "exit code 6: output: cannot write the run directory" in outcome.failed["b8-none-s0"]
+    assert outcome.failed["b8-none-s0"].startswith("exit code 2: ")
+    assert "lr.base" in outcome.failed["b8-none-s0"]
     assert all("\n" not in line for line in lines)
     again = study.trainer(2, lines.append)
     left = [m for m in study.members if m.name in study.folder.read()["diverged"]]

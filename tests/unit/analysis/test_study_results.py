@@ -26,7 +26,15 @@ from hvdtrain.analysis.study.gradients import (
 )
 from hvdtrain.analysis.study.member_results import Curve, Result, _merged, result_of
 from hvdtrain.analysis.study.page import sections_of
-from hvdtrain.analysis.study.table import Group, as_csv, epoch_ratios, groups_of, split, spread
+from hvdtrain.analysis.study.table import (
+    Group,
+    as_csv,
+    as_json,
+    epoch_ratios,
+    groups_of,
+    split,
+    spread,
+)
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import set_up
@@ -186,6 +194,10 @@ def test_spread_split_and_ratios(tmp_path: Path) -> None:
     assert parts.share_of_fewer == pytest.approx(0.5)
     assert (parts.distance, parts.straighter) == pytest.approx((4.0, 4.0))
     assert epoch_ratios(first, other) == pytest.approx([4.0, 4**1.2, 4**1.4])
+    numbers = as_json(groups)[1]
+    assert numbers["best_loss"] == {"mean": 1.5, "deviation": 1.0, "count": 3}
+    assert numbers["against_first"]["split"]["smaller"] == pytest.approx(4.0)
+    assert numbers["against_first"]["epoch_distance_ratios"] == epoch_ratios(first, other)
     pictures = tmp_path / "pictures"
     sections = sections_of(groups, {})
     drawn = [sections[0], *(replace(s, charts=s.charts[:1]) for s in sections[2:6])]

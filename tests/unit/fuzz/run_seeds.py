@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from hvdtrain.analysis.study.asked import Asked, Member, as_json
+from hvdtrain.analysis.study.asked import begun as begun_study
+from hvdtrain.analysis.study.folder import Folder
+from hvdtrain.analysis.study.member_results import result_of
 from hvdtrain.checkpoint_files import verify
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +37,8 @@ EVENTS: list[dict[str, Any]] = [
      "lr": 0.1, "image_size": 16, "phase": 0, "scaling_efficiency": 0.9},
     {"time": 4.0, "kind": "eval", "step": 4, "epoch": 1.0, "loss": 0.6, "top1": 0.5, "images": 10},
     {"time": 4.1, "kind": "checkpoint", "step": 4, "path": "c", "seconds": 0.1, "bytes": 10},
+    {"time": 4.2, "kind": "weights", "step": 4, "epoch": 1.0, "distance": 1.5, "layer_distances": {"a": 1.5},
+     "epoch_distance": 1.5, "path_length": 2.0, "updates": 4, "update_norms": [0.1, 0.2, 0.3]},
     {"time": 5.0, "kind": "end", "steps": 4, "wall_seconds": 4.0},
 ]  # fmt: skip
 BAD = [
@@ -120,7 +126,15 @@ def runs(root: Path) -> dict[str, Reader]:
     def report() -> object:
         return read_run(run), accepted_before(paths)
 
+    def member() -> object:
+        of = Member("m", 16, "none", 0.1, 0, 1, ())
+        return result_of(of, run, finished=True, diverged=False).row()
+
+    study, asked = Folder(root / "study"), Asked("batch-size", (16, 32), seeds=2)
+    study.write(asked=as_json(asked, cfg), diverged={"b": "the loss is nan"})
     return {
+        "study.json": Reader(study.study, lambda: begun_study(study, asked, cfg)),
+        "events.jsonl of a member": Reader(paths.events, member),
         "events.jsonl": Reader(paths.events, report),
         "environment.json": Reader(paths.environment, lambda: (report(), begun())),
         "config.yaml of a run": Reader(paths.config, lambda: (report(), begun())),

@@ -25,7 +25,8 @@ from hvdtrain.models import MODELS
 from hvdtrain.optim import build_optimizer, set_rates
 from hvdtrain.preflight.survey import checkpoint_bytes
 for name in MODELS:
-    assert checkpoint_bytes(config(model={"name": name}))
+    classes = 2 if name == "vgg_sigmoid" else 10
+    assert checkpoint_bytes(config(model={"name": name, "num_classes": classes}))
 for name in ("sgd", "lars", "lamb", "adamw"):
     layer = torch.nn.Linear(3, 2)
     before = layer.weight.detach().clone()
