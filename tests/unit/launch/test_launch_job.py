@@ -1,4 +1,4 @@
-"""The store on one address, signals that are passed on to the ranks, and the command line."""
+"""Signals that are passed on to the ranks, exit codes, and the command line."""
 
 from __future__ import annotations
 
