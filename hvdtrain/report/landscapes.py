@@ -113,15 +113,14 @@ def _landscape(study: str, checkpoints: Numbers) -> Figure:
 
 
 def _planes(checkpoints: Numbers) -> Figure:
-    columns = min(2, len(checkpoints))
-    rows = -(-len(checkpoints) // columns)
-    figure = _figure(5.4 * rows, WIDTH if columns == 1 else 1.7 * WIDTH)
+    figure = _figure(5.4 * len(checkpoints))  # below each other: side by side they are too small
     losses = np.concatenate([_known(one["loss"]).ravel() for one in checkpoints])
     levels = _levels(losses)
     for number, one in enumerate(checkpoints):
-        panel = figure.add_subplot(rows, columns, number + 1)
+        panel = figure.add_subplot(len(checkpoints), 1, number + 1)
         filled = _plane(panel, one, losses, levels)
-    bar = figure.colorbar(filled, ax=figure.axes, shrink=0.85, format="{x:.3g}")
+    share = 0.85 if len(checkpoints) == 1 else 0.4
+    bar = figure.colorbar(filled, ax=figure.axes, shrink=share, anchor=(0, 1), format=_short)
     bar.set_label(f"{_loss(checkpoints)} (nats per image)")
     return figure
 
@@ -152,7 +151,7 @@ def _label(panel: Axes, lines: Any) -> None:
     from matplotlib.patheffects import withStroke
 
     xs, ys = panel.get_xlim(), panel.get_ylim()
-    for text in panel.clabel(lines, fmt="%.3g", fontsize=FONT - 2, inline=False):
+    for text in panel.clabel(lines, fmt=_short, fontsize=FONT - 2, inline=False):
         x, y = text.get_position()
         across, up = (x - xs[0]) / (xs[1] - xs[0]), (y - ys[0]) / (ys[1] - ys[0])
         if min(across, 1 - across, up, 1 - up) < EDGE:
@@ -204,12 +203,12 @@ def _spectra(checkpoints: Numbers) -> Figure:
     return figure
 
 
-def _figure(height: float, width: float = WIDTH) -> Figure:
+def _figure(height: float) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": FONT}):
-        return Figure(figsize=(width, height), layout="constrained")
+        return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def _dress(axes: Axes) -> None:
@@ -232,6 +231,10 @@ def _loss(checkpoints: Numbers) -> str:
 
 def _name(one: Mapping[str, Any]) -> str:
     return f"{one['name'].rsplit(' ', 1)[0]}, epoch {one['epoch']}"
+
+
+def _short(loss: float, _place: int | None = None) -> str:
+    return f"{loss:,.0f}" if abs(loss) >= 1000 else f"{loss:.3g}"
 
 
 def _units(one: Mapping[str, Any]) -> str:

@@ -27,7 +27,8 @@ def numbers(value: Any) -> list[float]:
 def test_numbers_on_2_and_4_ranks_are_those_of_one(small_root: Path, tmp_path: Path) -> None:
     made_run(tmp_path / "a", small_root, checkpoints=3)
     made_run(tmp_path / "b", small_root, seed=1)
-    done = run(mpirun(4, sys.executable, WORKER), cwd=tmp_path, OMP_NUM_THREADS="1")
+    command = mpirun(4, sys.executable, WORKER)
+    done = run(command, cwd=tmp_path, timeout_s=600, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found) == {"sharpness", "hessian", "interpolate", "landscape"}
