@@ -101,6 +101,8 @@ _MEMORY = (
     *("alloc_failed", "bad_alloc", "allocation failed"),
 )
 """What torch, CUDA, cuDNN and DALI say where memory is lacking; in lower case."""
+_ONEDNN = ("could not create a primitive", "could not create a memory object")
+"""All that oneDNN says then, where it runs the layers of a CPU. With more words it is another fault."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,6 +110,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
+    if isinstance(error, RuntimeError) and text in _ONEDNN:
+        return True
     return isinstance(error, (RuntimeError, OSError)) and any(word in text for word in _MEMORY)
 
 

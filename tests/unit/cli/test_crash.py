@@ -15,7 +15,7 @@ import torch
 
 from hvdtrain import activity
 from hvdtrain.cli.crash import unexpected
-from hvdtrain.errors import ResourceError
+from hvdtrain.errors import ResourceError, is_out_of_memory
 from pipelines.images.decoder import DecodeError, decode_fault
 from tests.launch import environment
 
@@ -115,6 +115,18 @@ def test_memory_of_each_kind(fails: Callable[[], None], asked: str, where: str) 
         f"{where} during: epoch 3, step 7 of 40 ({asked}): reduce phases.N."
     )
     assert ("decode_threads" in str(error)) == (where == "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("text", "lacking"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a memory object", True),
+        ("could not create a primitive descriptor for a convolution", False),
+    ],
+)
+def test_memory_that_the_layers_of_a_cpu_lack(text: str, lacking: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) == lacking
 
 
 def test_a_thread_that_cannot_be_started_is_no_bug() -> None:
