@@ -63,6 +63,9 @@ class Ended(NamedTuple):
 
 RECALL_S = 60.0
 """Time from one question whether to recall a job to the next."""
+AGAIN_S = (2.0, 5.0, 10.0)
+"""Times after a stop signal at which it is passed on again: mpirun loses one that comes while it starts its
+ranks. For them one more changes nothing."""
 LOOK_S = 0.25
 """Time from one look at the launcher to the next."""
 
@@ -143,7 +146,15 @@ def _run(
             waiting.append(checkpoint_signal)
         for number in waiting[:1]:
             pass_on(number, None)
-        recalled = _waited(child, recall, checkpoint_signal, lambda: bool(told) and early())
+        again = [] if checkpoint_signal == signal.SIGTERM else list(AGAIN_S)
+
+        def look() -> None:
+            if first is not None and again and time.monotonic() > first + again[0]:
+                again.pop(0)
+                if not stopped():
+                    child.send_signal(checkpoint_signal)
+
+        recalled = _waited(child, recall, checkpoint_signal, lambda: bool(told) and early(), look)
         code = child.wait()
         code = code if code >= 0 else 128 - code
         if stopped():
@@ -165,8 +176,9 @@ def _waited(
     recall: Callable[[], bool] | None,
     checkpoint_signal: signal.Signals,
     over: Callable[[], bool],
+    look: Callable[[], None],
 ) -> bool:
-    """Wait until the child has ended; whether it was asked to because `recall` says so.
+    """Wait until the child has ended, and `look` meanwhile; whether it was asked to because `recall` says so.
 
     When it is `over` and the child has no processes any more, it is killed: mpirun would wait for ten seconds
     after ranks that a signal has ended.
@@ -177,6 +189,7 @@ def _waited(
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(LOOK_S)
             return recalled
+        look()
         now = time.monotonic()
         if recall is not None and not recalled and now > asked + RECALL_S:
             recalled, asked = recall() and child.poll() is None, now

@@ -138,6 +138,31 @@ def test_a_launcher_is_not_waited_for_when_a_signal_has_ended_its_ranks_before_t
         assert launching.wait(60) == code
 
 
+def test_a_signal_that_the_launcher_loses_while_it_starts_is_passed_on_again(
+    tmp_path: Path,
+) -> None:
+    child = (
+        "import signal, sys, time\n"
+        "count = [0]\n"
+        "def got(*_):\n"
+        "    count[0] += 1\n"
+        "    if count[0] == 2:\n"
+        "        sys.exit(9)\n"
+        "signal.signal(signal.SIGUSR1, got)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "while True:\n"
+        "    time.sleep(0.1)\n"
+    )
+
+    def send() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send).start()
+    assert run_job(python(child), os.environ, signal.SIGUSR1).code == 9
+
+
 def test_signals_that_come_together_are_passed_on_once(tmp_path: Path) -> None:
     """The signal that asks for a checkpoint is passed on, whatever signal came."""
     log = tmp_path / "log"
