@@ -93,9 +93,9 @@ def run_job(
         noted = {**env, STOP_NOTE: f"{socket.gethostname()}:{folder / 'stopped'}"}
         stopped = (folder / "stopped").exists
         training = (folder / f"stopped{TRAINING}").exists
-        early = (lambda: not training()) if here else (lambda: False)
         return _run(
-            command, noted, checkpoint_signal, stopped_before, stopped, early, endings, recall
+            *(command, noted, checkpoint_signal, stopped_before, stopped, training),
+            *(endings, recall, here),
         )
 
 
@@ -105,9 +105,10 @@ def _run(
     checkpoint_signal: signal.Signals,
     stopped_before: Callable[[], bool],
     stopped: Callable[[], bool],
-    early: Callable[[], bool],
+    training: Callable[[], bool],
     endings: Sequence[Ending],
     recall: Callable[[], bool] | None,
+    here: bool,
 ) -> Ended:
     waiting: list[int] = []  # signals that came before the child was started
     child: subprocess.Popen[bytes] | None = None
@@ -151,15 +152,18 @@ def _run(
         def look() -> None:
             if first is not None and again and time.monotonic() > first + again[0]:
                 again.pop(0)
-                if not stopped():
+                if not training():
                     child.send_signal(checkpoint_signal)
 
-        recalled = _waited(child, recall, checkpoint_signal, lambda: bool(told) and early(), look)
+        def over() -> bool:
+            return bool(told) and here and not training()
+
+        recalled = _waited(child, recall, checkpoint_signal, over, look)
         code = child.wait()
         code = code if code >= 0 else 128 - code
         if stopped():
             code = Preempted.exit_code
-        elif told and (code in EARLY or (code == KILLED and early())):
+        elif told and (code in EARLY or (code == KILLED and over())):
             code = 128 + told
         for copy in copies:
             copy.finish(show_held=code not in (Preempted.exit_code, 128 + told))
