@@ -75,7 +75,7 @@ def by_case(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for cells in rows:
-        note = cells["note"].partition("; see ")[0]
+        note = cells["note"].partition("; see ")[0].replace("|", "\\|")
         end = cells["verdict"] + (f": {note}" if note else "")
         lines.append(
             f"| {cells['seed']} | {cells['fault']} | {cells['moment']} | {cells['ranks']}, "
