@@ -182,6 +182,19 @@ def print_table(unit: str, figures: Mapping[str, Sequence[float]], digits: int =
     print(flush=True)
 
 
+def print_growth(figures: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Print, and return, the median of each figure over the second and over the last tenth of `figures`."""
+    tenth = max(1, len(figures) // 10)
+    spans = {"second tenth": figures[tenth : 2 * tenth], "last tenth": figures[-tenth:]}
+    print(f"\n{'median of the':<28}{'second tenth':>14}{'last tenth':>14}")
+    result: dict[str, list[float]] = {}
+    for name in figures[0]:
+        values = [statistics.median(row[name] for row in span) for span in spans.values()]
+        result[name] = [round(value, 1) for value in values]
+        print(f"{name:<28}" + "".join(f"{value:>14,.1f}" for value in values))
+    return result
+
+
 def print_result(result: Mapping[str, Any]) -> None:
     """Print the last line of every benchmark: one JSON object."""
     print(json.dumps(result), flush=True)

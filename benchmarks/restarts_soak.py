@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import statistics
 import tempfile
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import free_port, print_machine, print_result
+from common import free_port, print_growth, print_machine, print_result
 from PIL import Image
 
 from hvdtrain import train as loop
@@ -143,14 +142,7 @@ def main() -> None:
     assert not ended, "more epochs are needed"
     print(f"{steps:,} steps, {len(figures) - 1} restarts, {time.perf_counter() - began:.0f} s")
     print_machine()
-    tenth = max(1, len(figures) // 10)
-    spans = {"second tenth": figures[tenth : 2 * tenth], "last tenth": figures[-tenth:]}
-    print(f"\n{'median of the':<28}{'second tenth':>14}{'last tenth':>14}")
-    result: dict[str, list[float]] = {}
-    for name in figures[0]:
-        values = [statistics.median(row[name] for row in span) for span in spans.values()]
-        result[name] = [round(value, 1) for value in values]
-        print(f"{name:<28}" + "".join(f"{value:>14,.1f}" for value in values))
+    result = print_growth(figures)
     print_result({"steps": steps, "restarts": len(figures) - 1, **result})
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 import psutil
-from common import free_port, print_machine, print_result
+from common import free_port, print_growth, print_machine, print_result
 from restarts_soak import PER_EPOCH, files_and_bytes, make_images
 
 from hvdtrain.paths import RunPaths
@@ -126,14 +125,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
     print(f"{step:,} updates, {len(figures) - 1} restarts, {seconds:.0f} s")
     print_machine()
-    tenth = max(1, len(figures) // 10)
-    spans = {"second tenth": figures[tenth : 2 * tenth], "last tenth": figures[-tenth:]}
-    print(f"\n{'median of the':<28}{'second tenth':>14}{'last tenth':>14}")
-    result: dict[str, list[float]] = {}
-    for name in figures[0]:
-        values = [statistics.median(row[name] for row in span) for span in spans.values()]
-        result[name] = [round(value, 1) for value in values]
-        print(f"{name:<28}" + "".join(f"{value:>14,.1f}" for value in values))
+    result = print_growth(figures)
     print_result({"updates": step, "restarts": len(figures) - 1, "seconds": seconds, **result})
 
 

@@ -68,9 +68,9 @@ class Pool:
         self._nodes = len(every) if nodes is None else nodes
         self._least = self._nodes if least is None else least
         if self._nodes > len(every):
-            raise ConfigError(f"--nodes {nodes}: only {len(every)} hosts are given")
+            raise ConfigError(f"--nodes {nodes}: only {_count(len(every), 'host')} given")
         if self._least > self._nodes:
-            raise ConfigError(f"--min-nodes {least}: only {self._nodes} hosts are used")
+            raise ConfigError(f"--min-nodes {least}: only {_count(self._nodes, 'host')} used")
         if self._nodes < len(every) and len({host.slots for host in placement.hosts}) > 1:
             raise ConfigError(
                 "--nodes: a spare takes any host's place: give all hosts the same number of slots"

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hvdtrain.config.networks import NETWORKS
-from hvdtrain.config.schema import Config, LearningRate
+from hvdtrain.config.schema import Config
 from hvdtrain.plan.epochs import Plan
+from hvdtrain.plan.schedule_check import (
+    rate_of_zero,
+    schedule_unused,
+    scheduled,
+    turns_beyond_end,
+    warmup_longer_than_run,
+)
 from hvdtrain.plan.schedules import lr_scale
 
 PLAIN_SGD_BATCH_LIMIT = 8192
@@ -92,7 +99,7 @@ def agc_off(cfg: Config, plan: Plan) -> str | None:
 def rate_scaled_twice(cfg: Config, plan: Plan) -> str | None:
     """A rate that seems to be given for the whole batch already."""
     k = _k(cfg, plan)
-    if not _scheduled(cfg) or cfg.lr.scaling != "linear" or cfg.lr.base < 1 or k < 8:
+    if not scheduled(cfg) or cfg.lr.scaling != "linear" or cfg.lr.base < 1 or k < 8:
         return None
     return (
         f"learning rate {cfg.lr.base:g} at batch {cfg.lr.base_batch} is scaled ×{k:g} to "
@@ -118,7 +125,7 @@ def no_warmup(cfg: Config, plan: Plan) -> str | None:
     """The scaled rate from the first step on."""
     k = _k(cfg, plan)
     rises = cfg.lr.cycles or (cfg.lr.schedule == "piecewise" and cfg.lr.points[0][1] < 1)
-    if not _scheduled(cfg) or k < 4 or cfg.lr.warmup != "none" or rises:
+    if not scheduled(cfg) or k < 4 or cfg.lr.warmup != "none" or rises:
         return None
     return (
         f"learning rate scaled ×{k:g} without warmup: at ×32 this cost 1.1 points of "
@@ -129,7 +136,7 @@ def no_warmup(cfg: Config, plan: Plan) -> str | None:
 def constant_warmup(cfg: Config, plan: Plan) -> str | None:
     """A rate that jumps at the end of the warmup."""
     k = _k(cfg, plan)
-    if not _scheduled(cfg) or k < 4 or cfg.lr.warmup != "constant":
+    if not scheduled(cfg) or k < 4 or cfg.lr.warmup != "constant":
         return None
     return (
         f"constant warmup jumps to a rate ×{k:g}: at ×32 this cost 2.1 points of top-1 against "
@@ -140,7 +147,7 @@ def constant_warmup(cfg: Config, plan: Plan) -> str | None:
 def short_warmup(cfg: Config, plan: Plan) -> str | None:
     """A gradual warmup that is shorter than the one of the published experiments."""
     k = _k(cfg, plan)
-    if not _scheduled(cfg) or cfg.lr.warmup != "gradual" or k < 8:
+    if not scheduled(cfg) or cfg.lr.warmup != "gradual" or k < 8:
         return None
     if cfg.lr.warmup_epochs >= GOYAL_WARMUP_EPOCHS:
         return None
@@ -153,7 +160,7 @@ def short_warmup(cfg: Config, plan: Plan) -> str | None:
 def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
     """A warmup that starts at the full rate, at a batch that needs a warmup."""
     batch = plan.epochs[0].global_batch_size
-    if not _scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_start is not None:
+    if not scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_start is not None:
         return None
     if _k(cfg, plan) > 1 or batch < LARGE_BATCH:
         return None
@@ -166,7 +173,7 @@ def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
 def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
     """A rate that jumps while the momentum buffer contains it."""
     jumps = [phase.lr is not None for phase in cfg.phases[1:]]
-    stepped = _scheduled(cfg) and cfg.lr.schedule == "step" and cfg.lr.milestones
+    stepped = scheduled(cfg) and cfg.lr.schedule == "step" and cfg.lr.milestones
     if cfg.optimizer.name != "lars" or not (stepped or any(jumps)):
         return None
     return (
@@ -174,41 +181,6 @@ def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
         f"{1 / (1 - cfg.optimizer.momentum):.0f} updates (Goyal et al. 2017, remark 2): set "
         "lr.schedule to polynomial or cosine, as is usual with LARS"
     )
-
-
-def warmup_longer_than_run(cfg: Config, plan: Plan) -> str | None:
-    """A warmup that never ends."""
-    total = len(plan.epochs)
-    if not _scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_epochs < total:
-        return None
-    return f"the warmup of {cfg.lr.warmup_epochs:g} epochs takes the whole run of {total}"
-
-
-def turns_beyond_end(cfg: Config, plan: Plan) -> str | None:
-    """Milestones or points that the run does not reach, or a cycle that it does not finish."""
-    total, lr = len(plan.epochs), cfg.lr
-    if not _scheduled(cfg):
-        return None
-    late = {
-        "step": [m for m in lr.milestones if m >= total],
-        "piecewise": [epoch for epoch, _ in lr.points if epoch > total],
-    }.get(lr.schedule, [])
-    if late:
-        name = "milestones" if lr.schedule == "step" else "points"
-        return f"{name} {late} lie beyond the last epoch, {total}"
-    if lr.schedule == "cyclical" and lr.cycle_epochs and total % lr.cycle_epochs:
-        return (
-            f"the run ends after {total / lr.cycle_epochs:g} cycles: the rate is lowest, and the "
-            "result best, at the end of a whole one (Smith 2015, arXiv 1506.01186, 3.2)"
-        )
-    return None
-
-
-def schedule_unused(cfg: Config, _: Plan) -> str | None:
-    """A schedule that no phase uses."""
-    if _scheduled(cfg) or cfg.lr.schedule == LearningRate().schedule or cfg.lr.cycle_momentum:
-        return None
-    return f"lr.schedule {cfg.lr.schedule} has no effect: every phase has its own rate"
 
 
 def few_updates(cfg: Config, plan: Plan) -> str | None:
@@ -265,6 +237,7 @@ RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
     momentum_not_corrected,
     warmup_longer_than_run,
     turns_beyond_end,
+    rate_of_zero,
     schedule_unused,
     few_updates,
     log_beyond_run,
@@ -272,11 +245,6 @@ RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
 )
 """All rules, in the order of their warnings. Another rule cannot be broken here, so the plan only
 states it: gradients are averaged over micro-batches, too."""
-
-
-def _scheduled(cfg: Config) -> bool:
-    """Whether any phase uses `lr.schedule`."""
-    return any(phase.lr is None for phase in cfg.phases)
 
 
 def _k(cfg: Config, plan: Plan) -> float:

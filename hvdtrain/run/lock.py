@@ -47,7 +47,8 @@ class RunLock:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without it
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"{self._holder}\nbeat 0\n".encode(), 0)
-        threading.Thread(target=self._live, name="hvdtrain-lock", daemon=True).start()
+        self._thread = threading.Thread(target=self._live, name="hvdtrain-lock", daemon=True)
+        self._thread.start()
 
     def require(self) -> None:
         """Raise ResourceError if another job has taken the directory: this one had given no sign of life for long."""
@@ -62,6 +63,11 @@ class RunLock:
         """Let others use the directory; it may be called again."""
         if self._file >= 0:
             self._ended.set()
+            self._thread.join(BEAT_S)
+            if (
+                self._thread.is_alive()
+            ):  # the disk hangs: its file must not become another one's number
+                return
             with contextlib.suppress(OSError):
                 if self._read()[0] == self._holder:
                     os.ftruncate(self._file, 0)

@@ -200,7 +200,7 @@ def test_a_host_without_power_is_replaced_by_a_spare(config: Path) -> None:
 def test_a_job_goes_on_with_fewer_hosts_and_with_all_when_they_are_back(config: Path) -> None:
     settings = ["phases.0.epochs=100000", "train.log_every=1", "checkpoint.every_steps=5"]
     settings.append("train.stop_when=stop")
-    code = "import sys; import hvdtrain.launch.job as job; job.RECALL_S = 3.0; "
+    code = "import sys; import hvdtrain.launch.running as running; running.RECALL_S = 3.0; "
     code += "from hvdtrain.cli.main import main; main()"
     events = Path("lost/events.jsonl")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -37,12 +38,16 @@ phases: [{{epochs: 500, image_size: 16, batch_per_worker: 32}}]
 train: {{log_every: 100000, evaluate_every: 1000}}
 metrics: {{port: {port}}}
 """
+LAUNCH = [str(BIN / "hvdtrain"), "launch", "--hosts", "localhost:2"]
 COMMANDS = {
     "alone": TRAIN,
     "mpirun": ["mpirun", "-np", "2", *TRAIN],
     "horovodrun": ["horovodrun", "-np", "2", *TRAIN],
-    "launch": [str(BIN / "hvdtrain"), "launch", "--hosts", "localhost:2", "--", "train"],
+    "launch": [*LAUNCH, "--", "train"],
 }
+SIGNALS = [*itertools.product(COMMANDS, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))]
+COMMANDS["by horovodrun"] = [*LAUNCH, "--launcher=horovodrun", "--", "train"]
+SIGNALS.append(("by horovodrun", signal.SIGINT))
 
 
 @pytest.fixture
@@ -99,25 +104,20 @@ def kinds(config: Path) -> list[str]:
     return [event["kind"] for event in read_events(config)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("launcher", COMMANDS)
+@pytest.mark.parametrize(("launcher", "number"), SIGNALS)
 def test_a_signal_to_the_command(
     launcher: str, number: signal.Signals, config: Path, jobs: list[subprocess.Popen[str]]
 ) -> None:
     job = start(COMMANDS[launcher], config, jobs)
     everyone = psutil.Process(job.pid).children(recursive=True)
-    if (
-        launcher == "horovodrun"
-    ):  # it becomes a shell that waits for mpirun; a terminal signals both
-        os.killpg(job.pid, number)
-    else:
-        job.send_signal(number)
+    # horovodrun becomes a shell that waits for mpirun; a terminal signals both
+    (os.killpg if launcher == "horovodrun" else os.kill)(job.pid, number)
     out, _ = job.communicate(timeout=60)
     assert "Traceback" not in out or launcher == "horovodrun", out
     assert kinds(config)[-2:] == ["checkpoint", "stop"]
     saved = [event["path"] for event in read_events(config) if event["kind"] == "checkpoint"]
     assert (config.parent / saved[-1]).exists()
-    if launcher in ("alone", "launch"):
+    if launcher not in ("mpirun", "horovodrun"):
         assert job.returncode == 75, out
         assert out.count("stopping after this step") == 1
     else:  # mpirun's own code when it is interrupted

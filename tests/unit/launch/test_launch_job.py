@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from hvdtrain.errors import ResourceError
-from hvdtrain.launch import job
-from hvdtrain.launch.job import STOP_NOTE, note_stop, noted_here, run_job
+from hvdtrain.launch import running
+from hvdtrain.launch.job import note_stop, noted_here, run_job
+from hvdtrain.launch.running import STOP_NOTE
 from hvdtrain.signals import REPEAT_S, StopSignals
 from tests.launch import environment
 
@@ -150,8 +151,7 @@ def test_a_signal_that_the_launcher_loses_while_it_starts_is_passed_on_again(
         "        sys.exit(9)\n"
         "signal.signal(signal.SIGUSR1, got)\n"
         f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
-        "while True:\n"
-        "    time.sleep(0.1)\n"
+        "time.sleep(60)\n"
     )
 
     def send() -> None:
@@ -204,7 +204,7 @@ def test_a_signal_that_came_before_the_start_is_passed_on(tmp_path: Path) -> Non
 def test_a_job_is_recalled_when_it_can_go_on_with_more_hosts(
     wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "RECALL_S", 0.1)
+    monkeypatch.setattr(running, "RECALL_S", 0.1)
     ready = tmp_path / "ready"
     child = (
         "import pathlib, signal, sys, time\n"

@@ -81,7 +81,7 @@ def test_without_spares_nothing_changes() -> None:
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(ConfigError, match="--nodes 3: only 2 hosts are given"):
+    with pytest.raises(ConfigError, match="--nodes 3: only 2 hosts given"):
         pool("a,b", 3)
     with pytest.raises(ConfigError, match="give all hosts the same number of slots"):
         pool("a:1,b:2", 1)
@@ -169,7 +169,7 @@ def test_no_fewer_than_the_least() -> None:
         "of 1 host that can be used no number can go on (--min-nodes 2)",
     ]
     assert names(hosts) == ["a", "b", "c"]
-    with pytest.raises(ConfigError, match="--min-nodes 4: only 3 hosts are used"):
+    with pytest.raises(ConfigError, match="--min-nodes 4: only 3 hosts used"):
         shrinking("a,b,c", 4, batch=64)
 
 

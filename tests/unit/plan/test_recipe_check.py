@@ -59,6 +59,13 @@ BROKEN = [
     ("warmup_longer_than_run", GOYAL, 8, ["phases.0.epochs=5", "lr.milestones=[3]"], "whole run"),
     ("turns_beyond_end", GOYAL, 8, ["phases.0.epochs=70"], r"milestones \[80"),
     (
+        "rate_of_zero",
+        "demo_digits",
+        1,
+        ["data.train_size=1437", "phases.1.epochs=10"],
+        r"the learning rate is 0 in 4 of 16 epochs, from epoch 12 on: .* move lr\.points, or train fewer",
+    ),
+    (
         "schedule_unused",
         GOYAL,
         8,

@@ -163,4 +163,11 @@ def test_its_templates_are_installed() -> None:
     declared = "".join((REPOSITORY / name).read_text() for name in ("setup.py", "pyproject.toml"))
     assert "report/templates/*" in declared
     found = {path.name for path in (REPOSITORY / "hvdtrain").glob("report/templates/*")}
-    assert found == {"report.html", "report.css", "details.html", "parts.html", "study.html"}
+    assert found == {
+        "report.html",
+        "report.css",
+        "details.html",
+        "parts.html",
+        "study.html",
+        "head.html",
+    }
