@@ -18,6 +18,7 @@ from hvdtrain.analysis.study.cost import Cost, TimeLeft, costs, member_config, p
 from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import Result, result_of
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
+from hvdtrain.analysis.study.processes import Processes
 from hvdtrain.analysis.study.table import Group, as_csv, groups_of
 from hvdtrain.analysis.study.table import as_json as groups_json
 from hvdtrain.analysis.study.trainer import Outcome, Trainer
@@ -70,7 +71,9 @@ class Study:
         write_atomically(self.folder.config, config.encode())
         return lock
 
-    def trainer(self, jobs: int, say: Say, hours: float | None = None, **how: Any) -> Trainer:
+    def trainer(
+        self, jobs: int, say: Say, hours: float | None = None, gpus: tuple[str, ...] = ()
+    ) -> Trainer:
         """What trains the members; after `hours` it stops as by a signal."""
         end = None if hours is None else time.monotonic() + 3600 * hours
         left = TimeLeft(self.folder, self.members, jobs)
@@ -96,7 +99,7 @@ class Study:
         def over() -> bool:
             return end is not None and time.monotonic() >= end
 
-        return Trainer(self.folder, jobs, say, watch, until=over, **how)
+        return Trainer(self.folder, Processes(jobs, gpus=gpus, until=over), say, watch)
 
     def costs(self, trainer: Trainer) -> list[Cost]:
         """Updates and time of every member."""

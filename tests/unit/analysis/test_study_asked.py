@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from hvdtrain.analysis.study.asked import Asked, as_json, begun, members, require_fit
 from hvdtrain.analysis.study.cost import member_config, plan_of
 from hvdtrain.analysis.study.folder import Folder
+from hvdtrain.analysis.study.processes import Processes
 from hvdtrain.analysis.study.trainer import Trainer, gpus_here
 from hvdtrain.cli.main import app
 from hvdtrain.config.load import parse_config
@@ -63,9 +64,8 @@ def test_ranks_share_the_batch() -> None:
     found = members(asked(kind="parallel", ranks=(1, 2)), cfg("train.accumulate=2"))
     assert [m.name for m in found] == [f"b{b}-none-r{r}-s0" for r in (1, 2) for b in (32, 128)]
     assert member_config(cfg(), found[-1]).phases[0].batch_per_worker == 32
-    command = Trainer(Folder(Path("here")), 1, print).command(found[-1])
-    at = command.index("launch")
-    assert command[at : at + 5] == ["launch", "--hosts", "localhost:2", "--", "train"]
+    command = Trainer(Folder(Path("here")), Processes(1), print).words(found[-1])
+    assert command[:5] == ["launch", "--hosts", "localhost:2", "--", "train"]
     with pytest.raises(ConfigError, match="33 images cannot be shared by 2 ranks"):
         members(asked(batches=(33,), ranks=(2,)), cfg())
 
@@ -111,9 +111,8 @@ def test_gpus_are_dealt_out(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         (tmp_path / name).mkdir()
     gpus = gpus_here({}, tmp_path)
-    trainer = Trainer(Folder(tmp_path), 2, print, env={}, gpus=gpus)
-    [member] = members(asked(batches=(32,), ranks=(2,)), cfg())
-    assert [trainer._env(member, slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,1", "2,3"]
+    processes = Processes(2, env={}, gpus=gpus)
+    assert [processes.env_of(2, slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["0,1", "2,3"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hvdtrain.analysis.study.grid_page import _row_of, grid_section, parallel_se
 from hvdtrain.analysis.study.halving import at, require_extendable, rungs, share, survivors
 from hvdtrain.analysis.study.member_results import Curve, Result
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
+from hvdtrain.analysis.study.processes import Processes
 from hvdtrain.analysis.study.table import groups_of
 from hvdtrain.analysis.study.trainer import Trainer
 from hvdtrain.comm.ranks import Solo
@@ -86,7 +87,7 @@ def test_a_rung_is_complete_while_the_next_is_trained(
     write(tmp_path / "train", list(COLOURS))
     write(tmp_path / "val", list(COLOURS), 2, 10)
     folder = Folder(tmp_path / "s")
-    trainer, member = Trainer(folder, 1, print), grid()[0]
+    trainer, member = Trainer(folder, Processes(1), print), grid()[0]
     run = folder.run(member.name)
     assert not trainer.finished(at(member, 1))
 
