@@ -39,7 +39,10 @@ def _change_weight(change: Callable[[int], int]) -> None:
 
     def strike(module: torch.nn.Module, _: object) -> None:
         if threading.current_thread() is threading.main_thread() and not done.is_set():
-            weights = next(module.parameters()).data
+            first = next(module.parameters(), None)
+            if first is None:  # such as a ReLU: one of the next modules has weights
+                return
+            weights = first.data
             bits = weights[(0,) * weights.dim()].view(torch.int32)
             bits.fill_(change(int(bits)))
             done.set()
