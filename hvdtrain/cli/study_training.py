@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,8 @@ import typer
 
 from hvdtrain.cli.job import ConfigFile, Overrides
 from hvdtrain.cli.progress import doing
+from hvdtrain.cli.study_costs import costs_text
+from hvdtrain.cli.study_lists import counts_of, rates_of, words_of
 from hvdtrain.config.load import load_config
 from hvdtrain.errors import ConfigError, Preempted
 from hvdtrain.launch.variables import launched_size
@@ -19,6 +20,8 @@ from hvdtrain.streams import say
 if TYPE_CHECKING:
     from hvdtrain.analysis.study.asked import Asked
     from hvdtrain.analysis.study.study import Study
+    from hvdtrain.analysis.study.surfaces import Surfaces
+    from hvdtrain.analysis.study.trainer import Outcome, Trainer
     from hvdtrain.config.schema import Config
 
 SCALINGS = ("none", "linear", "sqrt")
@@ -74,6 +77,17 @@ def batch_size(
     jobs: Jobs = 1,
     patience: Patience = None,
     hours: Hours = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT,WHAT…",
+            help="Around the weights of finished members: sharpness, interpolate, landscape, as the "
+            "commands of these names do; or none.",
+        ),
+    ] = "sharpness,interpolate,landscape",
+    images: Annotated[
+        int, typer.Option(min=1, help="Training images of these measurements.")
+    ] = 1000,
     output: Output = None,
     dry_run: DryRun = False,
     slurm: Slurm = False,
@@ -81,21 +95,27 @@ def batch_size(
     """Train at several batch sizes, with the rate as it is and scaled, and report what changes.
 
     A study that was stopped or killed goes on with the same command: finished members are never
-    trained again. Exit code 1: some members failed; 75: stopped, every member after a checkpoint.
+    trained again. Exit code 1: some members or measurements failed; 75: stopped, every member after a
+    checkpoint.
     """
     from hvdtrain.analysis.study.asked import Asked
+    from hvdtrain.analysis.study.surfaces import MEASURES
 
+    measures = () if measure == "none" else words_of(measure, "--measure", (*MEASURES, "none"))
+    if "none" in measures:
+        raise ConfigError(f"--measure: {measure}: none goes alone")
     cfg = _config(config, overrides, patience)
-    scalings = tuple(_words(scaling, "--scaling", SCALINGS))
+    scalings = tuple(words_of(scaling, "--scaling", SCALINGS))
     asked = Asked(
         "batch-size",
-        tuple(_numbers(batches, "--batches")),
+        tuple(counts_of(batches, "--batches")),
         scalings,
         seeds,
         ranks=(ranks,),
         threads=_threads(cfg, jobs * ranks),
     )
-    _run(asked, cfg, jobs, hours, output, dry_run=dry_run, slurm=slurm)
+    around = tuple(measures), images
+    _run(asked, cfg, jobs, hours, output, around, dry_run=dry_run, slurm=slurm)
 
 
 def lr_batch(
@@ -126,9 +146,9 @@ def lr_batch(
     cfg = _config(config, overrides, patience)
     asked = Asked(
         "lr-batch",
-        tuple(_numbers(batches, "--batches")),
+        tuple(counts_of(batches, "--batches")),
         seeds=seeds,
-        rates=tuple(sorted(_rates(rates))),
+        rates=tuple(sorted(rates_of(rates))),
         ranks=(ranks,),
         threads=_threads(cfg, jobs * ranks),
         halving=halving,
@@ -156,10 +176,10 @@ def parallel(
     from hvdtrain.analysis.study.asked import Asked
 
     cfg = _config(config, overrides, patience)
-    counts = tuple(_numbers(ranks, "--ranks"))
+    counts = tuple(counts_of(ranks, "--ranks"))
     asked = Asked(
         "parallel",
-        tuple(_numbers(batches, "--batches")),
+        tuple(counts_of(batches, "--batches")),
         seeds=seeds,
         ranks=counts,
         threads=_threads(cfg, max(counts)),
@@ -173,14 +193,17 @@ def _run(
     jobs: int,
     hours: float | None,
     output: Path | None,
+    around: tuple[tuple[str, ...], int] = ((), 1),
     *,
     dry_run: bool,
     slurm: bool,
 ) -> None:
+    """Train what was asked, and then measure `around` the weights: what, and on how many images."""
     if launched_size(os.environ) > 1:
         raise ConfigError("study: it starts its own ranks: run it without a launcher, with --ranks")
     from hvdtrain.analysis.study.halving import require_extendable, train_by_halving
     from hvdtrain.analysis.study.study import Study, summary
+    from hvdtrain.analysis.study.surfaces import Surfaces
     from hvdtrain.analysis.study.trainer import gpus_here
 
     if asked.halving:
@@ -189,8 +212,9 @@ def _run(
     with doing("listing the images"):
         study = Study.of(root, asked, cfg)
         trainer = study.trainer(jobs, say, hours, gpus=gpus_here(os.environ))
+        surfaces = Surfaces(study.folder, *around, cfg.seed, study.asked.threads)
         if dry_run:
-            say(_costs_text(study, jobs))
+            say(costs_text(study, jobs, surfaces))
             return
         lock = study.begin()
         try:
@@ -200,17 +224,30 @@ def _run(
             outcome = (
                 train_by_halving(study, trainer) if asked.halving else trainer.train(study.members)
             )
-            if not outcome.signalled:
-                study.collect(trainer, say)
+            unmeasured = _measured(study, trainer, surfaces, outcome)
         finally:
             lock.release()
     if outcome.stopped:
         raise Preempted(
             f"stopped; every member that trained has a checkpoint: the same command goes on with {root}"
         )
-    say(summary(outcome, root))
-    if outcome.failed:
+    say(summary(outcome, root, unmeasured))
+    if outcome.failed or unmeasured:
         raise typer.Exit(1)
+
+
+def _measured(study: Study, trainer: Trainer, surfaces: Surfaces, outcome: Outcome) -> int:
+    """Measure around the weights and write the report; returns how many measurements failed. A signal is
+    noted in `outcome`."""
+    if outcome.signalled:
+        return 0
+    tasks = study.tasks(surfaces, trainer)
+    ending = surfaces.measure(tasks, trainer.processes, say)
+    outcome.stopped |= ending.stopped
+    outcome.signalled = ending.signalled
+    if not ending.signalled:
+        study.collect(trainer, say, surfaces.found(tasks))
+    return 0 if outcome.stopped else len(surfaces.left(tasks))
 
 
 def _config(config: str, overrides: list[str] | None, patience: int | None) -> Config:
@@ -222,58 +259,6 @@ def _threads(cfg: Config, at_once: int) -> int:
     """Compute threads of a rank, where so many ranks train at once."""
     cores = len(os.sched_getaffinity(0))
     return cfg.train.compute_threads or max(1, cores // at_once)
-
-
-def _words(text: str, option: str, known: tuple[str, ...]) -> list[str]:
-    words = [*dict.fromkeys(text.split(","))]
-    if unknown := [word for word in words if word not in known]:
-        raise ConfigError(f"{option}: {unknown[0]!r}: expected some of {', '.join(known)}")
-    return words
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    words = [*dict.fromkeys(text.split(","))]
-    if wrong := [word for word in words if not word.isdigit() or not 0 < int(word) < 2**31]:
-        raise ConfigError(f"{option}: {wrong[0]!r}: expected whole numbers such as 32,64")
-    return [int(word) for word in words]
-
-
-def _rates(text: str) -> list[float]:
-    words = [*dict.fromkeys(text.split(","))]
-    found: list[float] = []
-    for word in words:
-        try:
-            found.append(float(word))
-        except ValueError:
-            found.append(0.0)
-        if not 0 < found[-1] < math.inf:
-            raise ConfigError(f"--rates: {word!r}: expected numbers above 0 such as 0.01,0.02")
-    return found
-
-
-def _costs_text(study: Study, jobs: int) -> str:
-    from hvdtrain.analysis.study.cost import hours_left
-    from hvdtrain.analysis.study.halving import share
-
-    table = study.costs(study.trainer(jobs, say))
-    lines = ["member                      batch      rate  ranks  updates     hours"]
-    for cost in table:
-        member = cost.member
-        hours = "done" if cost.finished else f"{(cost.seconds or 0) / 3600:.2f}"
-        lines.append(
-            f"{member.name:<26}  {member.batch:>5}  {member.rate:>8g}  {member.ranks:>5}  "
-            f"{cost.updates:>7,}  {hours:>8}"
-        )
-    left, at_once = hours_left(table, jobs), f", {jobs} at once" if jobs > 1 else ""
-    if study.asked.halving:
-        part = share(len(study.asked.rates), sum(phase.epochs for phase in study.cfg.phases))
-        left, at_once = part * left, f"{at_once}, {part:.0%} of the whole grid by halving"
-    patience = study.cfg.train.patience
-    most = "" if patience is None else ", at most: train.patience ends members earlier"
-    lines.append(
-        f"{len(table)} members, {left:.2f} hours of training and evaluation{at_once}{most}"
-    )
-    return "\n".join(lines)
 
 
 def _script(study: Study) -> str:

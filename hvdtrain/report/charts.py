@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from hvdtrain.report.contours import Contours, draw_contours
 from hvdtrain.report.palette import DASHES
 from hvdtrain.report.plots import COLORS, GRID, INK, MARK, dress, for_page
 
@@ -68,15 +69,18 @@ class Chart:
     lines: tuple[Line, ...] = ()
     bars: tuple[Bar, ...] = ()
     heat: Heat | None = None
+    contours: Contours | None = None
     log_x: bool = False
     log_y: bool = False
     mark: float | None = None
     """Height of a dotted line."""
+    upright: tuple[float, ...] = ()
+    """Places of dotted lines across it."""
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to draw."""
-        return not (self.lines or self.bars or self.heat)
+        return not (self.lines or self.bars or self.heat or self.contours)
 
 
 def svg(chart: Chart) -> str:
@@ -86,7 +90,11 @@ def svg(chart: Chart) -> str:
         FigureCanvasSVG(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
-    colors = {} if chart.heat else {color: f"--run-{i}" for i, color in enumerate(COLORS)}
+    colors = (
+        {}
+        if chart.heat or chart.contours
+        else {color: f"--run-{i}" for i, color in enumerate(COLORS)}
+    )
     return for_page(buffer.getvalue(), chart.stem, colors)
 
 
@@ -108,6 +116,8 @@ def _figure(chart: Chart, size: tuple[float, float]) -> Figure:
     axes = figure.add_subplot()
     if chart.heat:
         _draw_heat(axes, chart.heat)
+    elif chart.contours:
+        draw_contours(axes, chart.contours)
     elif chart.bars:
         _draw_bars(axes, chart)
     else:
@@ -136,6 +146,8 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         axes.plot(line.xs, line.ys, color=color, label=line.label, **how)  # type: ignore[arg-type]
     if chart.mark is not None:
         axes.axhline(chart.mark, color=MARK, linewidth=1, linestyle=":")
+    for place in chart.upright:
+        axes.axvline(place, color=MARK, linewidth=1, linestyle=":")
     dress(axes)
     if chart.log_x:
         axes.set_xscale("log")

@@ -115,12 +115,12 @@ def _landscape(study: str, checkpoints: Numbers) -> Figure:
 def _planes(checkpoints: Numbers) -> Figure:
     figure = _figure(5.4 * len(checkpoints))  # below each other: side by side they are too small
     losses = np.concatenate([_known(one["loss"]).ravel() for one in checkpoints])
-    levels = _levels(losses)
+    levels = levels_between(float(np.nanmin(losses)), float(np.nanmax(losses)))
     for number, one in enumerate(checkpoints):
         panel = figure.add_subplot(len(checkpoints), 1, number + 1)
         filled = _plane(panel, one, losses, levels)
     share = 0.85 if len(checkpoints) == 1 else 0.4
-    bar = figure.colorbar(filled, ax=figure.axes, shrink=share, anchor=(0, 1), format=_short)
+    bar = figure.colorbar(filled, ax=figure.axes, shrink=share, anchor=(0, 1), format=short_number)
     bar.set_label(f"{_loss(checkpoints)} (nats per image)")
     return figure
 
@@ -151,7 +151,7 @@ def _label(panel: Axes, lines: Any) -> None:
     from matplotlib.patheffects import withStroke
 
     xs, ys = panel.get_xlim(), panel.get_ylim()
-    for text in panel.clabel(lines, fmt=_short, fontsize=FONT - 2, inline=False):
+    for text in panel.clabel(lines, fmt=short_number, fontsize=FONT - 2, inline=False):
         x, y = text.get_position()
         across, up = (x - xs[0]) / (xs[1] - xs[0]), (y - ys[0]) / (ys[1] - ys[0])
         if min(across, 1 - across, up, 1 - up) < EDGE:
@@ -233,7 +233,8 @@ def _name(one: Mapping[str, Any]) -> str:
     return f"{one['name'].rsplit(' ', 1)[0]}, epoch {one['epoch']}"
 
 
-def _short(loss: float, _place: int | None = None) -> str:
+def short_number(loss: float, _place: int | None = None) -> str:
+    """As on a scale: `_place` is what matplotlib gives."""
     return f"{loss:,.0f}" if abs(loss) >= 1000 else f"{loss:.3g}"
 
 
@@ -252,9 +253,9 @@ def _wide(losses: np.ndarray) -> bool:
     return bool(low > 0 and high > WIDE * low)
 
 
-def _levels(losses: np.ndarray) -> np.ndarray:
-    low, high = float(np.nanmin(losses)), float(np.nanmax(losses))
+def levels_between(low: float, high: float) -> np.ndarray:
+    """The borders of LEVELS levels, in equal ratios if the highest is WIDE times the lowest."""
     if not high > low:
         high = low + 1e-6 * (abs(low) or 1.0)
-    spaced = np.geomspace if _wide(losses) else np.linspace
+    spaced = np.geomspace if high > WIDE * low > 0 else np.linspace
     return np.asarray(spaced(low, high, LEVELS + 1))

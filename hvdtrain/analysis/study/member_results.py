@@ -70,13 +70,17 @@ class Result:
     """validation loss, training loss, top-1, distance, epoch distance."""
     update_norms: list[float]
     """Percentiles 0 … 100 of all updates."""
+    sharpness: dict[float, float] = field(default_factory=dict)
+    """By ε, at the best evaluation, where it was measured."""
 
     def row(self) -> dict[str, Any]:
         """Without what is a list: a line of `study.csv`."""
         values = asdict(self)
         layers = values.pop("layer_distances")
+        sharpness = values.pop("sharpness")
         del values["curves"], values["update_norms"]
-        return {**values, **{f"distance of {name}": value for name, value in layers.items()}}
+        values |= {f"distance of {name}": value for name, value in layers.items()}
+        return values | {f"sharpness {epsilon:g}": value for epsilon, value in sharpness.items()}
 
 
 def result_of(member: Member, root: Path, *, finished: bool, diverged: bool) -> Result:

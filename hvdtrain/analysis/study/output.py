@@ -56,7 +56,6 @@ def _files(results: Results) -> Iterator[tuple[str, bytes]]:
     """Their endings and contents."""
     from hvdtrain.report.landscapes import figure_of
 
-    yield ".json", json.dumps(results.as_dict(), indent=1).encode()
     text = io.StringIO()
     rows = TABLES[results.study](results.checkpoints)
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -68,6 +67,8 @@ def _files(results: Results) -> Iterator[tuple[str, bytes]]:
         drawn = io.BytesIO()
         figure.savefig(drawn, format=ending[1:], dpi=140)
         yield ending, drawn.getvalue()
+    # The last one: where it is, all are.
+    yield ".json", json.dumps(results.as_dict(), indent=1).encode()
 
 
 def _sharpness_rows(checkpoints: list[Row]) -> list[Row]:

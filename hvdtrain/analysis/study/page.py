@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hvdtrain.analysis.study.member_results import Curve
+from hvdtrain.analysis.study.surface_page import surface_sections
+from hvdtrain.analysis.study.surfaces import Around
 from hvdtrain.analysis.study.table import Group, Spread, epoch_ratios, split
 from hvdtrain.report.charts import Bar, Chart, Line
 from hvdtrain.report.page import Table
@@ -23,9 +25,10 @@ Styles = dict[tuple[int, str, float, int], tuple[int, int]]
 BAND = "bands: ± one standard deviation over seeds"
 
 
-def sections_of(groups: Sequence[Group], pairs: dict[str, Any]) -> list[Section]:
+def sections_of(groups: Sequence[Group], pairs: dict[str, Any], around: Around) -> list[Section]:
     """All sections of a batch-size study; what was not measured is left out."""
     styles = _styles(groups)
+    by_label = {group.label: _style(group, styles) for group in groups}
     return [
         Section("Results", _counted(groups), _table(groups)),
         Section("Loss", "", None, tuple(_losses(groups, styles))),
@@ -34,6 +37,7 @@ def sections_of(groups: Sequence[Group], pairs: dict[str, Any]) -> list[Section]
         _travelled(groups, styles),
         _updates(groups, styles),
         _gradients(groups, pairs),
+        *surface_sections(groups, by_label, around),
     ]
 
 

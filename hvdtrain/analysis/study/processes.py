@@ -9,13 +9,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hvdtrain import activity
 from hvdtrain.errors import ResourceError
 from hvdtrain.launch.job import ended_with_this_process, own_command
 from hvdtrain.signals import StopSignals
 
 POLL_S = 0.2
+LINE_S = 30.0
 LAST_BYTES = 4096
 """Of the log of a command that failed: the error is its last line."""
+
+
+class Progress:
+    """A line of progress that a terminal rewrites; a log of hours has one every LINE_S."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+
+    def enter(self, text: str) -> None:
+        """What is done now."""
+        now = time.monotonic()
+        if now - self._shown >= LINE_S:
+            self._shown = now
+        elif now - self._shown > 2 * activity.INTERVAL_S and not activity.watched(os.environ):
+            activity.shown()
+        activity.enter(text)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from hvdtrain.analysis.study.cost import Cost, TimeLeft, costs, member_config, p
 from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import Result, result_of
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
-from hvdtrain.analysis.study.processes import Processes
+from hvdtrain.analysis.study.processes import Processes, Progress
+from hvdtrain.analysis.study.surfaces import Around, Surfaces, Task
 from hvdtrain.analysis.study.table import Group, as_csv, groups_of
 from hvdtrain.analysis.study.table import as_json as groups_json
 from hvdtrain.analysis.study.trainer import Outcome, Trainer
@@ -33,8 +33,6 @@ from hvdtrain.report.text import duration
 from hvdtrain.run.lock import RunLock
 
 Say = Callable[[str], None]
-LINE_S = 30.0
-"""Between two lines of progress where no terminal rewrites them."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +76,10 @@ class Study:
         end = None if hours is None else time.monotonic() + 3600 * hours
         left = TimeLeft(self.folder, self.members, jobs)
         began: dict[str, float] = {}
-        shown = 0.0
+        progress = Progress()
 
         def watch(running: Sequence[Member], waiting: int) -> None:
-            nonlocal shown
             now = time.monotonic()
-            if now - shown >= LINE_S:
-                shown = now
-            elif now - shown > 2 * activity.INTERVAL_S and not activity.watched(os.environ):
-                activity.shown()  # a log of hours needs no line every two seconds
             for member in running:
                 began.setdefault(member.name, now)
             names = ", ".join(member.name for member in running)
@@ -94,7 +87,7 @@ class Study:
             later = self.members[len(self.members) - waiting :] if waiting else []
             known = left.estimate(seconds, later)
             text = "time left unknown" if known is None else f"{duration(round(known))} left"
-            activity.enter(f"training {names or 'nothing'}, {waiting} waiting, {text}")
+            progress.enter(f"training {names or 'nothing'}, {waiting} waiting, {text}")
 
         def over() -> bool:
             return end is not None and time.monotonic() >= end
@@ -116,13 +109,20 @@ class Study:
                 found.append(result_of(member, root, finished=done, diverged=bad))
         return found
 
-    def collect(self, trainer: Trainer, say: Say) -> list[Group]:
-        """Write table, pictures and report of what there is; returns the groups.
+    def tasks(self, surfaces: Surfaces, trainer: Trainer) -> list[Task]:
+        """What is to be measured around the weights of the members that are finished."""
+        diverged = self.folder.read().get("diverged", {})
+        return surfaces.tasks(
+            [m for m in self.members if trainer.finished(m) and m.name not in diverged]
+        )
 
-        The report also takes what `study sharpness`, `interpolate` and `landscape` find of the finished
-        members, whose checkpoints `gradients.start_checkpoint` and `best_checkpoint` name.
-        """
-        results = self.results(trainer)
+    def collect(self, trainer: Trainer, say: Say, around: Around | None = None) -> list[Group]:
+        """Write table, pictures and report of what there is; returns the groups."""
+        around = around or Around()
+        results = [
+            replace(result, sharpness=around.sharpness.get(result.name, {}))
+            for result in self.results(trainer)
+        ]
         if not results:
             return []
         if other := self._other_images([result.name for result in results]):
@@ -145,7 +145,7 @@ class Study:
             sections = [grid_section(groups, first, epochs)]
         elif self.asked.kind == "parallel":
             sections = [parallel_section(groups, self._predicted(say))]
-        sections += sections_of(shown, pairs)
+        sections += sections_of(shown, pairs, around)
         write_study(self.folder.page, self.folder.pictures, title, about(groups), sections)
         return groups
 
@@ -209,11 +209,13 @@ def images_of(run: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
-def summary(outcome: Outcome, root: Path) -> str:
-    """The last line of a command."""
+def summary(outcome: Outcome, root: Path, unmeasured: int = 0) -> str:
+    """The last line of a command; `unmeasured`: measurements that failed."""
     parts = [f"{len(outcome.finished)} members trained"]
     if outcome.diverged:
         parts.append(f"{len(outcome.diverged)} diverged")
     if outcome.failed:
         parts.append(f"{len(outcome.failed)} failed: the same command tries them again")
+    if unmeasured:
+        parts.append(f"{unmeasured} measurements failed: the same command tries them again")
     return f"{', '.join(parts)}; study in {root}"

@@ -65,17 +65,25 @@ class Group:
         return sum(result.diverged for result in self.results)
 
     def of(self, key: str) -> Spread | None:
-        """A number of MEASURED, or the distance of a layer by `layer:NAME`; what diverged does not count."""
+        """A number of MEASURED, the distance of a layer by `layer:NAME`, or the sharpness by `sharpness:ε`;
+        what diverged does not count."""
         kind, _, layer = key.partition(":")
         sound = [result for result in self.results if not result.diverged]
         if kind == "layer":
             return spread(result.layer_distances.get(layer) for result in sound)
+        if kind == "sharpness":
+            return spread(result.sharpness.get(float(layer)) for result in sound)
         return spread(getattr(result, key) for result in sound)
 
     @property
     def layers(self) -> list[str]:
         """Names of the layers whose distance was measured."""
         return [*dict.fromkeys(name for r in self.results for name in r.layer_distances)]
+
+    @property
+    def epsilons(self) -> list[float]:
+        """Sizes of the boxes of the sharpness."""
+        return [*dict.fromkeys(epsilon for r in self.results for epsilon in r.sharpness)]
 
 
 def groups_of(results: Sequence[Result]) -> list[Group]:
@@ -160,6 +168,7 @@ def as_json(groups: Sequence[Group]) -> list[dict[str, Any]]:
     found = []
     for group in groups:
         keys = [*MEASURED, *(f"layer:{name}" for name in group.layers)]
+        keys += [f"sharpness:{epsilon:g}" for epsilon in group.epsilons]
         values = {key: vars(each) for key in keys if (each := group.of(key))}
         about = {"batch": group.batch, "scaling": group.scaling, "rate": group.rate}
         of_members = {"members": [result.name for result in group.results]}
