@@ -125,7 +125,7 @@ def _figure(chart: Chart, size: tuple[float, float]) -> Figure:
     if chart.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_xlabel(chart.xlabel)
+    axes.set_xlabel(chart.xlabel, color=INK)
     axes.set_ylabel(chart.ylabel, color=INK)
     if any(line.label for line in chart.lines):
         legend = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")

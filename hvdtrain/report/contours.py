@@ -9,8 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from hvdtrain.report.landscapes import WIDE, levels_between, short_number
+from hvdtrain.report.landscapes import levels_between, short_number
 from hvdtrain.report.plots import GRID, INK
+
+WIDE = 1.5
+"""Largest over smallest height from which levels have equal ratios: those near the minimum count most."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Contours:
 
 def draw_contours(axes: Axes, plane: Contours) -> None:
     """Filled, with black lines, the height of every second level, and a star at (0, 0)."""
-    levels = levels_between(plane.low, plane.high)
+    levels = levels_between(plane.low, plane.high, WIDE)
     known = np.array(plane.values, dtype=np.float64).T
     values = np.clip(known, levels[0], levels[-1])
     norm = (LogNorm if levels[-1] > WIDE * levels[0] > 0 else Normalize)(levels[0], levels[-1])

@@ -253,9 +253,9 @@ def _wide(losses: np.ndarray) -> bool:
     return bool(low > 0 and high > WIDE * low)
 
 
-def levels_between(low: float, high: float) -> np.ndarray:
-    """The borders of LEVELS levels, in equal ratios if the highest is WIDE times the lowest."""
+def levels_between(low: float, high: float, wide: float = WIDE) -> np.ndarray:
+    """The borders of LEVELS levels, in equal ratios if the highest is `wide` times the lowest."""
     if not high > low:
         high = low + 1e-6 * (abs(low) or 1.0)
-    spaced = np.geomspace if high > WIDE * low > 0 else np.linspace
+    spaced = np.geomspace if high > wide * low > 0 else np.linspace
     return np.asarray(spaced(low, high, LEVELS + 1))

@@ -24,6 +24,7 @@ from hvdtrain.analysis.study.cost import costs, member_config
 from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import result_of
 from hvdtrain.analysis.study.study import Study
+from hvdtrain.analysis.study.surfaces import Surfaces
 from hvdtrain.cli.main import app
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import load_config
@@ -61,6 +62,7 @@ def work(small_root: Path, tmp_path: Path) -> Path:
 WORDS = (
     *("study", "batch-size", "c.yaml", "--batches", "4,8", "--scaling", "none"),
     *("--seeds", "1", "--jobs", "2", "--output", "s"),
+    *("--measure", "sharpness,interpolate", "--images", "8"),
 )
 
 
@@ -121,6 +123,10 @@ def test_a_killed_study_goes_on_and_ends_alike(work: Path, monkeypatch: pytest.M
     content = json.loads((work / "s/study.json").read_text())
     assert content["gradients"].keys() == {"b4-none-s0", "b8-none-s0"}
     assert (work / "s/report.html").is_file()
+    assert {float(row["sharpness 0.001"]) > 0 for row in rows.values()} == {True}
+    surfaces = Surfaces(study.folder, ("sharpness", "interpolate"), 8, study.cfg.seed, 1)
+    tasks = study.tasks(surfaces, study.trainer(1, print))
+    assert (len(tasks), surfaces.left(tasks)) == (3, [])
     trainer = study.trainer(1, print)
     outcome = trainer.train(study.members)  # nothing is left to train
     assert (outcome.finished, outcome.failed, outcome.stopped) == ([], {}, False)

@@ -26,6 +26,7 @@ from hvdtrain.analysis.study.gradients import (
 )
 from hvdtrain.analysis.study.member_results import Curve, Result, _merged, result_of
 from hvdtrain.analysis.study.page import sections_of
+from hvdtrain.analysis.study.surfaces import Around
 from hvdtrain.analysis.study.table import (
     Group,
     as_csv,
@@ -170,6 +171,7 @@ def made(batch: int, seed: int, **numbers: Any) -> Result:
         "path_length": 3 * steps / batch,
         "epoch_distance": 2.0 / batch,
         "layer_distances": {"a": 1.0 + seed},
+        "sharpness": {},
         "best_loss": 0.5 + seed,
         "update_norms": [0.01 * (1 + i) / batch for i in range(101)],
         "curves": dict.fromkeys(
@@ -199,7 +201,7 @@ def test_spread_split_and_ratios(tmp_path: Path) -> None:
     assert numbers["against_first"]["split"]["smaller"] == pytest.approx(4.0)
     assert numbers["against_first"]["epoch_distance_ratios"] == epoch_ratios(first, other)
     pictures = tmp_path / "pictures"
-    sections = sections_of(groups, {})
+    sections = sections_of(groups, {}, Around())
     drawn = [sections[0], *(replace(s, charts=s.charts[:1]) for s in sections[2:6])]
     write_study(tmp_path / "r.html", pictures, "<s>", "about", drawn)
     page = (tmp_path / "r.html").read_text()
