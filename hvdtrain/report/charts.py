@@ -19,6 +19,8 @@ from hvdtrain.report.palette import DASHES
 from hvdtrain.report.plots import COLORS, GRID, INK, MARK, dress, for_page
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKED = 8
+"""About so many points of a line have a marker."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,11 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         color, dash = COLORS[line.color % len(COLORS)], DASHES[line.dash % len(DASHES)]
         if line.low is not None and line.high is not None:
             axes.fill_between(line.xs, line.low, line.high, color=color, alpha=0.13, linewidth=0)
-        few = len(line.xs) <= 12
-        marker = MARKERS[line.color % len(MARKERS)] if few else ""
+        # Markers tell lines apart where colours do not: for the colour-blind, and in a grey print.
+        marker = MARKERS[line.color % len(MARKERS)]
+        every = max(1, len(line.xs) // MARKED)
         how = {"linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.5}
+        how |= {"markevery": (line.color % every, every)}
         axes.plot(line.xs, line.ys, color=color, label=line.label, **how)  # type: ignore[arg-type]
     if chart.mark is not None:
         axes.axhline(chart.mark, color=MARK, linewidth=1, linestyle=":")

@@ -125,7 +125,7 @@ def barrier(line: Line) -> float | None:
 
 def _barrier_text(line: Line | None) -> str:
     height = None if line is None else barrier(line)
-    return MISSING if height is None else f"{height:.3g}"
+    return MISSING if height is None else f"{height:.3f}"
 
 
 def _landscapes(groups: Sequence[Group], style: Style, around: Around) -> Section:

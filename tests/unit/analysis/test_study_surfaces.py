@@ -144,7 +144,7 @@ def test_the_sections_of_what_was_found(tmp_path: Path) -> None:
     assert sharp.table is not None
     assert sharp.table.rows == [["4, rate 0.01", "2 ± 1.4"], ["8, rate 0.01", "–"]]
     assert lines.table is not None
-    assert lines.table.rows == [["4, rate 0.01", "2.5"]]
+    assert lines.table.rows == [["4, rate 0.01", "2.500"]]
     assert [chart.stem for chart in landscapes.charts] == ["landscape-line", "landscape-1"]
     write_study(tmp_path / "page.html", tmp_path / "p", "t", "a", sections)
     assert (tmp_path / "p/landscape-1.svg").stat().st_size > 1000
