@@ -84,7 +84,7 @@ def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
         done = epoch.index + 1
         if done % run.cfg.train.evaluate_every == 0 and done < last:
             report_evaluation(run, epoch, stops)
-        if stops.agreed and done < last:
+        if done < last and stops.settle():
             raise _preempted(run, stops)
         if out_of_patience(run):
             break

@@ -178,6 +178,20 @@ class Stops:
                 self._begin()
         return self.agreed or self.failed
 
+    def settle(self) -> bool:
+        """`agreed` as of now: waits for all ranks, and every rank calls it, between two epochs.
+
+        What a rank was asked in the last moments of an epoch would else wait until the first images of the
+        next one are decoded; a launcher that ends its ranks gives them a few seconds only.
+        """
+        if self._comm.size == 1:
+            return self.check()
+        if self._handle is not None:
+            self._finish()
+        self._begin()
+        self._finish()
+        return self.agreed
+
     def saved(self) -> None:
         """A checkpoint was made; every rank calls it."""
         self.saving, self._stale = False, self._handle is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -19,21 +22,26 @@ class Wire:
 
     def __init__(self) -> None:
         self.started: list[list[torch.Tensor]] = []
+        self.meet: Callable[[], object] = lambda: None
+        """Called before a wait."""
+        self._summing = threading.Lock()
 
     def start(self, tensor: torch.Tensor, number: int) -> Any:
         while len(self.started) <= number:
             self.started.append([])
-        both = self.started[number]
+        both, summing = self.started[number], self._summing
         both.append(tensor)
 
         class Handle:
-            def wait(self) -> None:
+            def wait(_self) -> None:  # noqa: N805
+                self.meet()
                 assert len(both) == 2, "a rank waits for a collective that the other has not called"
-                if both[0] is not both[1]:
-                    total = both[0] + both[1]
-                    for each in both:
-                        each.copy_(total)
-                    both[1] = both[0]
+                with summing:
+                    if both[0] is not both[1]:
+                        total = both[0] + both[1]
+                        for each in both:
+                            each.copy_(total)
+                        both[1] = both[0]
 
         return Handle()
 
@@ -125,11 +133,31 @@ def test_a_pass_with_slower_steps_begins_anew() -> None:
     assert one.now - began <= 4 * 2.0
 
 
+@pytest.mark.parametrize("on_the_way", [False, True])
+def test_between_two_epochs_both_know_at_once(on_the_way: bool) -> None:
+    wire = Wire()
+    one, two = ranks = Rank(wire, 1.0), Rank(wire, 1.0)
+    if on_the_way:
+        for rank in ranks:
+            rank.step(0.1)
+    assert (one.stops._handle is not None) == on_the_way
+    two.signals.requested = True
+    # Each rank waits for the other, as real ones do.
+    arrived = threading.Barrier(2)
+    wire.meet = arrived.wait
+    with ThreadPoolExecutor(2) as pool:
+        known = [*pool.map(lambda rank: rank.stops.settle(), ranks)]
+    assert known == [True, True]
+    assert {len(each) for each in wire.started} == {2}
+
+
 def test_one_process_knows_at_once() -> None:
     signals_ = StopSignals()
     stops = Stops(signals_, Solo())
     assert not stops.check()
+    assert not stops.settle()
     signals_.requested = True
+    assert stops.settle()
     assert stops.check()
     assert not stops.saving
     stops = Stops(StopSignals(), Solo(), save_due=lambda: True)
