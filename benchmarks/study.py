@@ -8,18 +8,18 @@ network whose layers we do not know: compare directions, not numbers.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import print_machine, print_result
 
 from hvdtrain.analysis.study.asked import Asked
-from hvdtrain.analysis.study.gradients import best_checkpoint
 from hvdtrain.analysis.study.study import Study
+from hvdtrain.analysis.study.surfaces import Surfaces
 from hvdtrain.analysis.study.table import Group, epoch_ratios, groups_of
 from hvdtrain.config.load import load_config
 from hvdtrain.launch.job import own_command
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=8, help="evaluations without a lower loss")
     parser.add_argument("--jobs", type=int, default=2, help="members that train at once")
     parser.add_argument("--hours", type=float, help="stop after this time")
-    parser.add_argument("--images", type=int, default=2000, help="of the loss of the sharpness")
+    parser.add_argument("--images", type=int, default=1000, help="of the losses around the weights")
     parser.add_argument("--read", action="store_true", help="only print what there is")
     args = parser.parse_args()
 
@@ -55,25 +55,25 @@ def main() -> None:
     main_root, high_root = args.output / "batch-size", args.output / "high-rate"
     if not args.read:
         words = ["--batches", args.batches, "--scaling", "none,linear", "--output", str(main_root)]
+        words += ["--images", str(args.images)]
         _study("batch-size", [*settings, *how, *words])
         words = ["--batches", ends, "--rates", f"{HIGH_RATE:g}", "--no-halving"]
         _study("lr-batch", [*settings, *how, *words, "--output", str(high_root)])
     cfg = load_config(CONFIG, settings)
     asked = Asked("batch-size", tuple(batches), ("none", "linear"), args.seeds)
-    groups = _groups(Study.of(main_root, asked, cfg))
+    groups = _groups(Study.of(main_root, asked, cfg), args.images)
     high = Asked(
         "lr-batch", (batches[0], batches[-1]), seeds=args.seeds, rates=(HIGH_RATE,), halving=False
     )
     high_groups = _groups(Study.of(high_root, high, cfg)) if high_root.is_dir() else []
     chosen = _chosen(groups, batches)
-    sharpness = _sharpness(main_root, chosen, args.images, read=args.read)
-    rows = [*_claims(chosen), *_sharp_row(sharpness), *_high_row(high_groups)]
+    rows = [*_claims(chosen), *_sharp_rows(chosen), *_high_row(high_groups)]
     print_machine()
     small, large = batches[0], batches[-1]
     names = [f"batch {small}", f"batch {large}", f"batch {large}, rate scaled"]
     for row in (["", *names, "published", "as published"], ["---"] * 6, *rows):
         print(f"| {' | '.join(row)} |")
-    print_result({"rows": rows, "sharpness": sharpness, "members": _members(groups)})
+    print_result({"rows": rows, "members": _members(groups)})
 
 
 def _study(command: str, words: Sequence[str]) -> None:
@@ -87,8 +87,16 @@ def _study(command: str, words: Sequence[str]) -> None:
         sys.exit(done.returncode)
 
 
-def _groups(study: Study) -> list[Group]:
-    return groups_of(study.results(study.trainer(1, print)))
+def _groups(study: Study, images: int | None = None) -> list[Group]:
+    """With the sharpness on so many images, if it was measured."""
+    trainer = study.trainer(1, print)
+    results = study.results(trainer)
+    if images is not None:
+        folder, seed = study.folder, study.cfg.seed
+        surfaces = Surfaces(folder, ("sharpness",), images, seed, study.asked.threads)
+        found = surfaces.found(study.tasks(surfaces, trainer)).sharpness
+        results = [replace(each, sharpness=found.get(each.name, {})) for each in results]
+    return groups_of(results)
 
 
 def _members(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -172,41 +180,14 @@ def _loss_at(group: Group, share: float, chosen: Sequence[Group]) -> float | Non
     return sum(values[epoch - 1] for values in own) / len(own)
 
 
-def _sharpness(
-    root: Path, chosen: Sequence[Group], images: int, *, read: bool
-) -> dict[str, Any] | None:
-    """What `hvdtrain study sharpness` finds at the best checkpoint of the first seed of each group; None
-    if it cannot be measured."""
-    output = root / "sharpness"
-    if not read:
-        runs = [root / "members" / group.results[0].name for group in chosen]
-        command = [*own_command(), "study", "sharpness", *map(str, map(best_checkpoint, runs))]
-        command += ["--images", str(images), "--output", str(output), "--overwrite"]
-        if subprocess.run(command, check=False).returncode:
-            print("study.py: sharpness was not measured", file=sys.stderr)
-    try:
-        found: dict[str, Any] = json.loads((output / "sharpness.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found
-
-
-def _sharp_row(found: dict[str, Any] | None) -> list[Row]:
+def _sharp_rows(chosen: Sequence[Group]) -> list[Row]:
     """The sharpness in the full space, one row for each ε."""
-    if found is None:
-        return []
-    columns = [
-        {one["epsilon"]: one["value"] for one in each["sharpness"] if one["subspace"] is None}
-        for each in found["checkpoints"]
+    lower: Callable[[float, float], bool] = lambda a, b: a < b  # noqa: E731
+    published = "larger is sharper; 1.14 against 4–7 after scaling"
+    return [
+        _row(chosen, f"sharpness, ε {epsilon:g}", f"sharpness:{epsilon:g}", published, lower)
+        for epsilon in chosen[0].epsilons
     ]
-    rows = []
-    for epsilon in columns[0]:
-        values = [column.get(epsilon) for column in columns]
-        said = _said(values[0], values[1], lambda a, b: a < b)
-        texts = list(map(_text, values))
-        published = "larger is sharper; 1.14 against 4–7 after scaling"
-        rows.append([f"sharpness, ε {epsilon:g}", *texts, published, said])
-    return rows
 
 
 def _high_row(groups: Sequence[Group]) -> list[Row]:
