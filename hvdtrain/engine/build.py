@@ -15,6 +15,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
+from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.reducer import Reducer
@@ -188,7 +189,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         settings=StepSettings(
             device=device,
             autocast=autocast,
-            label_smoothing=train.label_smoothing,
+            loss=Loss(train.loss, train.label_smoothing, train.target_threshold),
             clip_norm=cfg.optimizer.clip_norm,
             agc=AdaptiveClipping(model, agc) if agc is not None else None,
             static_loss_scale=static,

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from pipelines.hashing import uniforms
 
@@ -43,18 +42,6 @@ class Part(NamedTuple):
     weights: torch.Tensor
     others: torch.Tensor | None = None
     shares: torch.Tensor | None = None
-
-    def losses(self, logits: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-        """Cross entropy of each image, [n], from `logits` [n, classes]."""
-        losses = functional.cross_entropy(
-            logits, self.labels, reduction="none", label_smoothing=label_smoothing
-        )
-        if self.others is None or self.shares is None:
-            return losses
-        other = functional.cross_entropy(
-            logits, self.others, reduction="none", label_smoothing=label_smoothing
-        )
-        return torch.lerp(other, losses, self.shares)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
+from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Batch, Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.progress import Progress
@@ -33,7 +34,7 @@ class StepSettings:
     device: torch.device
     autocast: torch.dtype | None = None
     """Type of the forward pass; None: fp32."""
-    label_smoothing: float = 0.0
+    loss: Loss = field(default_factory=Loss)
     clip_norm: float | None = None
     agc: AdaptiveClipping | None = None
     static_loss_scale: float | None = None
@@ -188,7 +189,7 @@ def backward(state: State, batch: Batch) -> torch.Tensor:
         activity.beat()
         clock.forward.start()
         logits = state.forward(part.images)
-        loss = torch.dot(part.losses(logits, state.settings.label_smoothing), part.weights)
+        loss = torch.dot(state.settings.loss.of_each(logits, part), part.weights)
         clock.forward.stop()
         state.reducer.start_backward()
         state.scaler.scale(loss * (state.reducer.loss_scale / len(part.labels))).backward()

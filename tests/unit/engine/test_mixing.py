@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
 
 KINDS = {"mixup": {"mixup": 0.4}, "cutmix": {"cutmix": 1.0}, "both": {"mixup": 0.4, "cutmix": 1.0}}
@@ -42,7 +43,7 @@ def test_off_leaves_everything_as_it_is() -> None:
     assert first.others is None
     logits = torch.randn(8, 5)
     expected = functional.cross_entropy(logits, first.labels, reduction="none", label_smoothing=0.1)
-    assert torch.equal(first.losses(logits, 0.1), expected)
+    assert torch.equal(Loss(label_smoothing=0.1).of_each(logits, first), expected)
 
 
 def test_mixup_averages_each_image_with_the_next() -> None:
@@ -126,4 +127,6 @@ def test_the_loss_equals_that_of_soft_targets(smoothing: float) -> None:
     expected = functional.cross_entropy(
         logits, targets, reduction="none", label_smoothing=smoothing
     )
-    assert torch.allclose(part.losses(logits, smoothing), expected, atol=1e-6)
+    assert torch.allclose(
+        Loss(label_smoothing=smoothing).of_each(logits, part), expected, atol=1e-6
+    )
