@@ -63,6 +63,8 @@ class Data(Section):
     rand_augment: Identity[Annotated[list[int], Field(min_length=2, max_length=2)] | None] = None
     """RandAugment on training images: [number of random operations on each image, magnitude from 0
     to 30]; [2, 9] is usual. null: off."""
+    random_erasing: Identity[Fraction] = 0.0
+    """Probability that a box of 2 to 33 % of a training image is filled with the mean colour. 0: off."""
     val_crop_ratio: Identity[Annotated[float, Field(ge=0.1, le=1)]] = 0.875
     """Evaluation: side of the centre crop divided by the short side of the resized image
     (224/256)."""

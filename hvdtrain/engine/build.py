@@ -15,6 +15,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
+from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -193,6 +194,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             clip_norm=cfg.optimizer.clip_norm,
             agc=AdaptiveClipping(model, agc) if agc is not None else None,
             static_loss_scale=static,
+            erasing=Erasing(cfg.data.random_erasing, cfg.seed),
             mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
             seed=cfg.seed,
         ),

@@ -56,12 +56,12 @@ class Mixing:
     cutmix: float = 0.0
     seed: int = 0
 
-    def parts(self, batch: Batch, count: int, epoch: int) -> Iterator[Part]:
-        """The `count` micro-batches of `batch`, mixed.
+    def parts(self, batch: Batch, images: torch.Tensor, count: int, epoch: int) -> Iterator[Part]:
+        """The `count` micro-batches of `batch` with `images` for its own, mixed.
 
         An image of weight 0 may be a placeholder: it is not mixed with any other.
         """
-        chunks = (tensor.chunk(count) for tensor in (batch.images, batch.labels, batch.weights))
+        chunks = (tensor.chunk(count) for tensor in (images, batch.labels, batch.weights))
         parts = [Part(*chunk) for chunk in zip(*chunks, strict=True)]
         if not (self.mixup or self.cutmix):
             yield from parts

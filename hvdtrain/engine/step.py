@@ -12,6 +12,7 @@ from torch import nn
 from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
+from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Batch, Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -39,6 +40,7 @@ class StepSettings:
     agc: AdaptiveClipping | None = None
     static_loss_scale: float | None = None
     """None: dynamic, if there is a loss scale at all."""
+    erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
     seed: int = 0
 
@@ -183,13 +185,13 @@ def backward(state: State, batch: Batch) -> torch.Tensor:
     """
     state.model.train()
     clock, sums = state.reducer.clock, []
-    for part in state.settings.mixing.parts(
-        batch, state.reducer.accumulate, state.progress.position.epoch
-    ):
+    settings, epoch = state.settings, state.progress.position.epoch
+    images = settings.erasing.erased(batch.images, batch.indices, epoch)
+    for part in settings.mixing.parts(batch, images, state.reducer.accumulate, epoch):
         activity.beat()
         clock.forward.start()
         logits = state.forward(part.images)
-        loss = torch.dot(state.settings.loss.of_each(logits, part), part.weights)
+        loss = torch.dot(settings.loss.of_each(logits, part), part.weights)
         clock.forward.stop()
         state.reducer.start_backward()
         state.scaler.scale(loss * (state.reducer.loss_scale / len(part.labels))).backward()

@@ -249,6 +249,8 @@ def _augmentation(cfg: Config) -> str:
         words.append("flip")
     if data.rand_augment:
         words.append("RandAugment {} × {}".format(*data.rand_augment))
+    if data.random_erasing:
+        words.append(f"random erasing {data.random_erasing:g}")
     if any(data.color_jitter):
         words.append("colour jitter " + "/".join(f"{x:g}" for x in data.color_jitter))
     words += [

@@ -38,7 +38,7 @@ def batch(count: int = 16, side: int = 12) -> Images:
 
 def test_off_leaves_everything_as_it_is() -> None:
     given = batch()
-    first, second = Mixing().parts(given, 2, 0)
+    first, second = Mixing().parts(given, given.images, 2, 0)
     assert torch.equal(torch.cat([first.images, second.images]), given.images)
     assert first.others is None
     logits = torch.randn(8, 5)
@@ -48,7 +48,7 @@ def test_off_leaves_everything_as_it_is() -> None:
 
 def test_mixup_averages_each_image_with_the_next() -> None:
     given = batch()
-    (part,) = Mixing(mixup=0.4).parts(given, 1, 3)
+    (part,) = Mixing(mixup=0.4).parts(given, given.images, 1, 3)
     share = part.shares[:, None, None, None]
     expected = share * given.images + (1 - share) * given.images.roll(-1, 0)
     assert torch.allclose(part.images, expected, atol=1e-6)
@@ -57,7 +57,7 @@ def test_mixup_averages_each_image_with_the_next() -> None:
 
 def test_cutmix_takes_a_box_of_the_next_and_its_area_as_the_share() -> None:
     given = batch(200)
-    (part,) = Mixing(cutmix=1.0).parts(given, 1, 3)
+    (part,) = Mixing(cutmix=1.0).parts(given, given.images, 1, 3)
     other = given.images.roll(-1, 0)
     taken = (part.images == other).all(1)
     assert torch.equal(torch.where(taken[:, None], other, given.images), part.images)
@@ -75,7 +75,8 @@ def test_cutmix_takes_a_box_of_the_next_and_its_area_as_the_share() -> None:
 def test_shares_are_beta_distributed(alpha: float) -> None:
     """Kolmogorov-Smirnov against NumPy's: 1.95 / sqrt(n / 2) has p = 0.001."""
     count = 4000
-    (part,) = Mixing(mixup=alpha).parts(batch(count, side=1), 1, 0)
+    given = batch(count, side=1)
+    (part,) = Mixing(mixup=alpha).parts(given, given.images, 1, 0)
     ours = np.sort(part.shares.numpy())
     theirs = np.sort(np.random.default_rng(0).beta(alpha, alpha, count))
     values = np.union1d(ours, theirs)
@@ -86,14 +87,17 @@ def test_shares_are_beta_distributed(alpha: float) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_mixing_depends_on_seed_epoch_and_sample_only(kind: str) -> None:
     mixing = Mixing(**KINDS[kind], seed=4)
-    (one,) = mixing.parts(batch(), 1, 2)
-    (again,) = mixing.parts(batch(), 1, 2)
+    (one,) = mixing.parts(batch(), batch().images, 1, 2)
+    (again,) = mixing.parts(batch(), batch().images, 1, 2)
     assert torch.equal(one.images, again.images)
     assert torch.equal(one.shares, again.shares)
-    for other in (Mixing(**KINDS[kind], seed=5).parts(batch(), 1, 2), mixing.parts(batch(), 1, 3)):
+    for other in (
+        Mixing(**KINDS[kind], seed=5).parts(batch(), batch().images, 1, 2),
+        mixing.parts(batch(), batch().images, 1, 3),
+    ):
         (part,) = other
         assert not torch.equal(part.images, one.images)
-    halves = list(mixing.parts(batch(), 2, 2))
+    halves = list(mixing.parts(batch(), batch().images, 2, 2))
     inner = [*range(7), *range(8, 15)]  # the last of a micro-batch has another partner
     assert torch.equal(torch.cat([h.images for h in halves])[inner], one.images[inner])
     assert one.images.is_contiguous(memory_format=torch.channels_last)
@@ -103,7 +107,7 @@ def test_mixing_depends_on_seed_epoch_and_sample_only(kind: str) -> None:
 def test_images_without_weight_are_not_mixed(kind: str) -> None:
     given = batch()
     given.weights[[3, 9]] = 0
-    (part,) = Mixing(**KINDS[kind]).parts(given, 1, 0)
+    (part,) = Mixing(**KINDS[kind]).parts(given, given.images, 1, 0)
     for unmixed in (2, 3, 8, 9):
         assert torch.equal(part.images[unmixed], given.images[unmixed])
         assert part.shares[unmixed] == 1
@@ -112,7 +116,7 @@ def test_images_without_weight_are_not_mixed(kind: str) -> None:
 
 def test_both_means_half_of_each() -> None:
     given = batch(400, side=8)
-    (part,) = Mixing(mixup=1.0, cutmix=1.0).parts(given, 1, 0)
+    (part,) = Mixing(mixup=1.0, cutmix=1.0).parts(given, given.images, 1, 0)
     other = given.images.roll(-1, 0)
     pure = (part.images == other).all(1) | (part.images == given.images).all(1)
     assert 140 < int(pure.flatten(1).all(1).sum()) < 260
@@ -120,7 +124,7 @@ def test_both_means_half_of_each() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_equals_that_of_soft_targets(smoothing: float) -> None:
-    (part,) = Mixing(mixup=1.0).parts(batch(), 1, 0)
+    (part,) = Mixing(mixup=1.0).parts(batch(), batch().images, 1, 0)
     logits = torch.randn(16, 5, generator=torch.Generator().manual_seed(1))
     own, other = (functional.one_hot(y, 5).float() for y in (part.labels, part.others))
     targets = part.shares[:, None] * own + (1 - part.shares[:, None]) * other
