@@ -32,6 +32,8 @@ class Line:
     color: int = 0
     """Number in the palette; `dash` in the line styles."""
     dash: int = 0
+    width: float = 1.5
+    """In points. Below 1 it is one of many: pale, and without markers."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,11 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         color, dash = COLORS[line.color % len(COLORS)], DASHES[line.dash % len(DASHES)]
         if line.low is not None and line.high is not None:
             axes.fill_between(line.xs, line.low, line.high, color=color, alpha=0.13, linewidth=0)
-        few = len(line.xs) <= 12
+        thin = line.width < 1
+        few = len(line.xs) <= 12 and not thin
         marker = MARKERS[line.color % len(MARKERS)] if few else ""
-        how = {"linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.5}
+        how = {"linestyle": dash, "marker": marker, "markersize": 4, "linewidth": line.width}
+        how |= {"alpha": 0.75} if thin else {}
         axes.plot(line.xs, line.ys, color=color, label=line.label, **how)  # type: ignore[arg-type]
     if chart.mark is not None:
         axes.axhline(chart.mark, color=MARK, linewidth=1, linestyle=":")
