@@ -89,7 +89,7 @@ def notes_of(one: One) -> list[str]:
     if one.facts.fault:
         notes.append(f"{one.label}: {one.facts.fault}")
     if one.record.damaged_lines:
-        notes.append(f"{one.label}: {one.record.damaged_lines} damaged lines left out")
+        notes.append(f"{one.label}: damaged lines left out: {one.record.damaged_lines}")
     if changes := [c for c in one.record.changes if c.get("kind") == "plan"]:
         texts = "; ".join(
             f"{c.get('setting')} {c.get('before')} → {c.get('after')}" for c in changes
