@@ -130,7 +130,7 @@ def _notes_on_groups(groups: Sequence[Group], asked: Asked) -> list[str]:
     notes = []
     how = "counted as it stands" if asked.unfinished else "counts in no result"
     for group in groups:
-        left = [f"{r.label} ({r.state}, {how})" for r in group.runs if r.state != "finished"]
+        left = [f"{r.label} ({_stand(r)}, {how})" for r in group.runs if r.state != "finished"]
         if left:
             more = f", … ({len(left)} runs)" if len(left) > 5 else ""
             notes.append(f"{group.letter}: {', '.join(left[:5])}{more}")
@@ -140,12 +140,18 @@ def _notes_on_groups(groups: Sequence[Group], asked: Asked) -> list[str]:
                 f"{group.letter}: seed {', '.join(twice)} ran more than once: a seed counts once, with "
                 "the mean of its runs"
             )
-    if not asked.unfinished and any(not run.counted for group in groups for run in group.runs):
+    states = {run.state for group in groups for run in group.runs}
+    if "unfinished" in states and not asked.unfinished:
         notes.append(
             "a mean without runs that failed because of their setting is too good; --unfinished counts "
             "unfinished runs as they stand"
         )
     return notes
+
+
+def _stand(run: One) -> str:
+    epoch = run.figures.get("epochs")
+    return run.state if epoch is None else f"{run.state} at epoch {epoch:.4g}"
 
 
 def _notes_on_differences(differ: Sequence[Difference], groups: Sequence[Group]) -> list[str]:

@@ -220,12 +220,12 @@ def test_unfinished_runs_count_if_asked_for(tmp_path: Path) -> None:
     found = compared(*runs, killed)
     assert figure(found, 1, "best_loss") == "0.45 ± 0.071"
     assert figure(found, 1, "images_per_second") == "10"
-    assert "B: b2 (training, counts in no result)" in found.notes
+    assert "B: b2 (training at epoch 2, counts in no result)" in found.notes
     assert "3 runs; seeds 0, 1, 2; 1 training" in as_text(found)
     os.utime(killed / ".lock", (1, 1))
     found = compared(*runs, killed, unfinished=True)
     assert figure(found, 1, "best_loss") == "0.3333 ± 0.21"
-    assert "B: b2 (unfinished, counted as it stands)" in found.notes
+    assert "B: b2 (unfinished at epoch 2, counted as it stands)" in found.notes
     assert "no finished run in B" in as_text(compared(runs[0], killed))
 
 
@@ -253,9 +253,9 @@ def test_runs_of_other_versions(tmp_path: Path) -> None:
 
 
 def test_many_groups_fit_the_width(tmp_path: Path) -> None:
-    runs = [made(tmp_path / f"r{i}", 0, 0.5, settings=(f"lr.base={i + 1}",)) for i in range(30)]
+    runs = [made(tmp_path / f"r{i}", 0, 0.5, settings=(f"lr.base={i + 1}",)) for i in range(28)]
     found = compared(*runs)
-    assert [group.letter for group in found.groups][24:29] == ["Y", "Z", "AA", "AB", "AC"]
+    assert [group.letter for group in found.groups][24:] == ["Y", "Z", "AA", "AB"]
     tables = as_text(found, 80).split("\n\n")[1:-1]
     assert len(tables) > 4
     assert max(len(line) for table in tables for line in table.splitlines()) <= 80

@@ -14,6 +14,8 @@ import yaml
 from hvdtrain.cli.main import main
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
+from hvdtrain.paths import RunPaths
+from hvdtrain.run.recorded import recorded_images
 from hvdtrain.train import train
 from tests.compared_runs import made
 from tests.unit.report.report_page import assert_fetches_nothing, assert_references_hold, read
@@ -36,11 +38,10 @@ def test_the_command(tmp_path: Path) -> None:
             summaries.append(train(cfg, Solo(), run_dir=root))
     roots.append(made(tmp_path / "b", 0, 0.5, 0.4))
     output = tmp_path / "out"
-    line = [sys.executable, "-c", SCRIPT, "compare", *map(str, roots), "--output", str(output)]
+    options = ["--output", str(output), "--json"]
+    line = [sys.executable, "-c", SCRIPT, "compare", *map(str, roots), *options]
     done = subprocess.run(line, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert "2 runs; seeds 0, 1\nB  " in done.stdout
-    assert done.stdout.endswith(f"{output}/compare.html\n")
     page_text, page = read(output / "compare.html")
     assert_fetches_nothing(page_text, page)
     assert_references_hold(page)
@@ -56,11 +57,16 @@ def test_the_command(tmp_path: Path) -> None:
         assert float(row["train_seconds"]) == pytest.approx(summary["train_seconds"], rel=1e-3)
         assert float(row["updates"]) == summary["steps"]
     content = json.loads((output / "compare.json").read_text())
+    assert json.loads(done.stdout) == {"report": f"{output}/compare.html", **content}
     loss = content["groups"][0]["figures"]["last_loss"]
     assert loss["mean"] == pytest.approx(sum(s["loss"] for s in summaries) / 2)
     assert loss["count"] == 2
     assert {path.suffix for path in (output / "pictures").iterdir()} == {".png", ".svg"}
     assert (output / "pictures/validation-loss-epoch.png").is_file()
+    before = recorded_images(RunPaths(roots[0]))
+    assert before.images == {"train": 12, "val": 6}
+    (roots[0] / "dataset.npz").unlink()
+    assert recorded_images(RunPaths(roots[0])) == before  # its checkpoint has them as well
 
 
 @pytest.mark.parametrize(
