@@ -12,6 +12,7 @@ import typer
 
 from hvdtrain import __version__
 from hvdtrain.cli.ckpt import ckpt_app
+from hvdtrain.cli.compare import compare
 from hvdtrain.cli.crash import unexpected
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
@@ -176,6 +177,7 @@ def plan(
 
 
 app.command()(report)
+app.command()(compare)
 app.command()(doctor)
 
 

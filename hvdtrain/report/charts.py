@@ -35,6 +35,8 @@ class Line:
     color: int = 0
     """Number in the palette; `dash` in the line styles."""
     dash: int = 0
+    width: float = 1.5
+    """In points. Below 1 it is one of many: pale, and without markers."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,13 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         color, dash = COLORS[line.color % len(COLORS)], DASHES[line.dash % len(DASHES)]
         if line.low is not None and line.high is not None:
             axes.fill_between(line.xs, line.low, line.high, color=color, alpha=0.13, linewidth=0)
+        thin = line.width < 1
         # Markers tell lines apart where colours do not: for the colour-blind, and in a grey print.
-        marker = MARKERS[line.color % len(MARKERS)]
+        marker = "" if thin else MARKERS[line.color % len(MARKERS)]
         every = max(1, len(line.xs) // MARKED)
-        how = {"linestyle": dash, "marker": marker, "markersize": 4, "linewidth": 1.5}
+        how = {"linestyle": dash, "marker": marker, "markersize": 4, "linewidth": line.width}
         how |= {"markevery": (line.color % every, every)}
+        how |= {"alpha": 0.75} if thin else {}
         axes.plot(line.xs, line.ys, color=color, label=line.label, **how)  # type: ignore[arg-type]
     if chart.mark is not None:
         axes.axhline(chart.mark, color=MARK, linewidth=1, linestyle=":")

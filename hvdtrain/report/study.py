@@ -1,4 +1,4 @@
-"""The page about a study: tables and charts by section, and every chart as a file."""
+"""The page about a study or a comparison: tables and charts by section, and every chart as a file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,17 @@ class Section:
 
 
 def write_study(
-    page: Path, pictures: Path, title: str, about: str, sections: Sequence[Section]
+    page: Path,
+    pictures: Path,
+    title: str,
+    about: str,
+    sections: Sequence[Section],
+    kind: str = "study",
 ) -> None:
-    """Write `page`, and all charts as PNG and SVG to the folder `pictures`. Raises ResourceError."""
+    """Write `page`, and all charts as PNG and SVG to the folder `pictures`. Raises ResourceError.
+
+    `kind`: what the page calls itself.
+    """
     shown = []
     try:
         pictures.mkdir(parents=True, exist_ok=True)
@@ -45,6 +53,7 @@ def write_study(
         "study.html",
         title=title,
         about=about,
+        kind=kind,
         sections=shown,
         version=__version__,
         now=time.time(),

@@ -24,6 +24,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.files import whole_file
 from hvdtrain.paths import RunPaths
+from hvdtrain.run.recorded import read_about
 from hvdtrain.telemetry.bad_list import read_list
 from pipelines.inventory import file_sizes, has_files, take
 from pipelines.loader import Loaders
@@ -150,17 +151,13 @@ class _Begun:
 def _read(file: Path) -> _Begun | None:
     """None if there is no such file, or it is damaged: the fingerprints are left then."""
     try:
-        about = json.loads(read_arrays(file, "about")["about"].tobytes())
-        kinds = list(about["fingerprints"])
-        if not all(isinstance(text, str) for text in (*kinds, *about["accepted"])):
-            return None
-        if not all(isinstance(about["fingerprints"][kind], str) for kind in kinds):
-            return None
+        about = read_about(file)
+        kinds = list(about.fingerprints)
         arrays = read_arrays(file, *(name for kind in kinds for name in Inventory.columns(kind)))
         inventories = {kind: Inventory.of(arrays, kind) for kind in kinds}
-        return _Begun(about["fingerprints"], about["accepted"], inventories)
     except (DamagedError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+    return _Begun(about.fingerprints, about.accepted, inventories)
 
 
 def _recorded_fingerprints(recorded: Mapping[str, Any], begun: _Begun | None) -> dict[str, str]:

@@ -130,3 +130,13 @@ class RunLock:
     def _close(self) -> None:
         os.close(self._file)
         self._file = -1
+
+
+def in_use(root: Path) -> bool:
+    """Whether a job gives signs of life in the run directory `root`. Asks for no lock: none is disturbed."""
+    path = root / FILE
+    try:
+        quiet_s = time.time() - path.stat().st_mtime
+        return path.is_file() and path.stat().st_size > 0 and quiet_s < SILENT_S
+    except OSError:
+        return False

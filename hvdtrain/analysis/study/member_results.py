@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,18 +11,9 @@ from typing import Any
 import numpy as np
 
 from hvdtrain.analysis.study.asked import Member
+from hvdtrain.report.curves import Curve, curve_by_epoch, curve_of, epochs_of
 from hvdtrain.report.events import Event, number, read_lines
 from hvdtrain.report.run import Point, RunRecord, read_run
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Values after each epoch (evaluation), with the epochs, updates and seconds of training so far."""
-
-    epochs: list[float] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def result_of(member: Member, root: Path, *, finished: bool, diverged: bool) -> 
     evals = [*{point.values.get("step"): point for point in run.evals}.values()]
     found = [(loss, p) for p in evals if (loss := number(p.values, "loss")) is not None]
     best_loss, best = min(found, key=lambda pair: pair[0], default=(None, None))
-    per_epoch = _epochs(run)
+    per_epoch = epochs_of(run)
     moved = _moved(run)
     at_best = moved.get(round(best.epoch)) if best else None
     losses = {epoch: loss for epoch, (loss, _s) in per_epoch.items()}
@@ -120,24 +110,6 @@ def result_of(member: Member, root: Path, *, finished: bool, diverged: bool) -> 
         curves=_curves(run, evals, per_epoch, moved),
         update_norms=norms,
     )
-
-
-def _epochs(run: RunRecord) -> dict[int, tuple[float, float]]:
-    """Mean training loss and seconds of each whole epoch, by its number from 1."""
-    sums: dict[int, list[float]] = {}
-    for point in run.train:
-        each = sums.setdefault(math.ceil(point.epoch - 1e-9), [0.0, 0.0, 0.0])
-        loss, images = number(point.values, "loss"), number(point.values, "samples") or 0.0
-        if loss is not None:
-            each[0] += loss * images
-            each[1] += images
-        each[2] += point.seconds
-    last = run.train[-1].epoch if run.train else 0.0
-    return {
-        epoch: (loss / images, seconds)
-        for epoch, (loss, images, seconds) in sums.items()
-        if images and epoch <= last + 1e-9
-    }
 
 
 def _moved(run: RunRecord) -> dict[int, Event]:
@@ -187,42 +159,17 @@ def _curves(
     per_epoch: dict[int, tuple[float, float]],
     moved: dict[int, Event],
 ) -> dict[str, Curve]:
-    steps, seconds = _ends(run)
     curves = {
-        "validation loss": _by_point(evals, "loss"),
-        "top-1": _by_point(evals, "top1"),
+        "validation loss": curve_of(evals, "loss"),
+        "top-1": curve_of(evals, "top1"),
     }
     of_epochs: dict[str, dict[int, float | None]] = {
         "training loss": {epoch: each[0] for epoch, each in per_epoch.items()},
         "distance": {epoch: number(each, "distance") for epoch, each in moved.items()},
         "epoch distance": {epoch: number(each, "epoch_distance") for epoch, each in moved.items()},
     }
-    for name, values in of_epochs.items():
-        kept = [(e, v) for e, v in sorted(values.items()) if v is not None and e in steps]
-        curves[name] = Curve(
-            [float(epoch) for epoch, _ in kept],
-            [steps[epoch] for epoch, _ in kept],
-            [seconds[epoch] for epoch, _ in kept],
-            [value for _, value in kept],
-        )
+    curves |= {name: curve_by_epoch(run, values) for name, values in of_epochs.items()}
     return curves
-
-
-def _ends(run: RunRecord) -> tuple[dict[int, float], dict[int, float]]:
-    """Updates and seconds of training at the end of each epoch."""
-    ends = [point for point in run.train if abs(point.epoch - round(point.epoch)) < 1e-9]
-    steps = {round(p.epoch): number(p.values, "step") or 0.0 for p in ends}
-    return steps, {round(point.epoch): point.train_s for point in ends}
-
-
-def _by_point(points: list[Point], key: str) -> Curve:
-    kept = [(point, value) for point in points if (value := number(point.values, key)) is not None]
-    return Curve(
-        [point.epoch for point, _ in kept],
-        [number(point.values, "step") or 0.0 for point, _ in kept],
-        [point.train_s for point, _ in kept],
-        [value for _, value in kept],
-    )
 
 
 def _last_noise(run: RunRecord) -> float | None:

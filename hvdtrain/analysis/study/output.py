@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from hvdtrain import activity
+from hvdtrain.analysis.output_folder import require_free
+from hvdtrain.analysis.spread import csv_text
 from hvdtrain.analysis.study.loss import SUMS
 from hvdtrain.analysis.study.results import Results
 from hvdtrain.comm.agreement import together
@@ -25,15 +26,8 @@ Row = dict[str, Any]
 def check_output(output: Path, comm: Comm, *, overwrite: bool) -> None:
     """Raise ResourceError, on all ranks, if rank 0 finds files in the folder, or no folder."""
     with together(comm):
-        if comm.rank > 0:
-            return
-        if output.exists() and not output.is_dir():
-            raise ResourceError(f"--output {output}: not a folder; name another")
-        if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise ResourceError(
-                f"--output {output}: has files; name another folder, or replace its results with "
-                "--overwrite"
-            )
+        if comm.rank == 0:
+            require_free(output, overwrite=overwrite)
 
 
 def write_results(output: Path, comm: Comm, results: Results) -> None:
@@ -56,12 +50,7 @@ def _files(results: Results) -> Iterator[tuple[str, bytes]]:
     """Their endings and contents."""
     from hvdtrain.report.landscapes import figure_of
 
-    text = io.StringIO()
-    rows = TABLES[results.study](results.checkpoints)
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    yield ".csv", text.getvalue().encode()
+    yield ".csv", csv_text(TABLES[results.study](results.checkpoints)).encode()
     figure = figure_of(results.study, results.checkpoints)
     for ending in (".png", ".svg"):
         drawn = io.BytesIO()

@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from hvdtrain.analysis.study.member_results import Curve
+from hvdtrain.analysis.spread import Spread
 from hvdtrain.analysis.study.surface_page import surface_sections
 from hvdtrain.analysis.study.surfaces import Around
-from hvdtrain.analysis.study.table import Group, Spread, epoch_ratios, split
+from hvdtrain.analysis.study.table import Group, epoch_ratios, split
 from hvdtrain.report.charts import Bar, Chart, Line
+from hvdtrain.report.curves import Curve, mean_curve
 from hvdtrain.report.page import Table
 from hvdtrain.report.study import Section
 from hvdtrain.report.text import MISSING, duration
@@ -112,20 +113,14 @@ def _note(lines: Sequence[Line]) -> str:
 def _line(group: Group, name: str, attribute: str, styles: Styles) -> Line:
     """Mean over seeds, as far as all have come, with the spread."""
     color, dash = _style(group, styles)
-    curves: list[Curve] = [r.curves[name] for r in group.results if not r.diverged]
-    length = min((len(curve.values) for curve in curves), default=0)
-    xs = [_column(curves, attribute, i)[0] for i in range(length)]
-    means = [_column(curves, "values", i) for i in range(length)]
-    ys = [mean for mean, _ in means]
+    curves = [r.curves[name] for r in group.results if not r.diverged]
+    mean, deviations = mean_curve(curves)
+    xs, ys = getattr(mean, attribute), mean.values
     if len(curves) < 2:
         return Line(group.label, xs, ys, color=color, dash=dash)
-    low, high = [m - d for m, d in means], [m + d for m, d in means]
+    low = [m - d for m, d in zip(ys, deviations, strict=True)]
+    high = [m + d for m, d in zip(ys, deviations, strict=True)]
     return Line(group.label, xs, ys, low, high, color, dash)
-
-
-def _column(curves: Sequence[Curve], attribute: str, i: int) -> tuple[float, float]:
-    values = [getattr(curve, attribute)[i] for curve in curves]
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _bars(groups: Sequence[Group], styles: Styles) -> list[Chart]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hvdtrain.analysis.spread import Spread, csv_text, spread
 from hvdtrain.analysis.study.member_results import Result
 
 MEASURED = (
@@ -18,29 +17,6 @@ MEASURED = (
     *("epoch_distance", "path_length", "update_norm", "updates_per_epoch", "noise_scale"),
 )
 """Numbers of a result that have a mean."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation over seeds (n - 1); the latter is None for a single one."""
-
-    mean: float
-    deviation: float | None
-    count: int
-
-    def text(self, digits: int = 4) -> str:
-        """Such as 0.3441 ± 0.0012."""
-        mean = f"{self.mean:.{digits}g}"
-        return mean if self.deviation is None else f"{mean} ± {self.deviation:.2g}"
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Of the values that are known; None if none is."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known:
-        return None
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    return Spread(statistics.fmean(known), deviation, len(known))
 
 
 @dataclass(frozen=True)
@@ -154,13 +130,7 @@ def _epoch_means(group: Group) -> list[float]:
 
 def as_csv(results: Sequence[Result]) -> str:
     """One line for each member, with a line of names."""
-    rows = [result.row() for result in results]
-    names = [*dict.fromkeys(name for row in rows for name in row)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([result.row() for result in results])
 
 
 def as_json(groups: Sequence[Group]) -> list[dict[str, Any]]:

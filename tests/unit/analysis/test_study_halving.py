@@ -13,7 +13,7 @@ from hvdtrain.analysis.study.asked import Asked, Member, members
 from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.grid_page import _row_of, grid_section, parallel_section
 from hvdtrain.analysis.study.halving import at, require_extendable, rungs, share, survivors
-from hvdtrain.analysis.study.member_results import Curve, Result
+from hvdtrain.analysis.study.member_results import Result
 from hvdtrain.analysis.study.prediction import seconds_per_epoch
 from hvdtrain.analysis.study.processes import Processes
 from hvdtrain.analysis.study.table import groups_of
@@ -22,6 +22,7 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
+from hvdtrain.report.curves import Curve
 from hvdtrain.train import train
 from tests.unit.analysis.test_study_asked import BASE, cfg
 from tests.unit.analysis.test_study_results import made

@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch.nn import functional
 
+from hvdtrain.analysis.spread import spread
 from hvdtrain.analysis.study.asked import Member
 from hvdtrain.analysis.study.gradients import (
     best_checkpoint,
@@ -24,7 +25,7 @@ from hvdtrain.analysis.study.gradients import (
     noise_scale,
     start_checkpoint,
 )
-from hvdtrain.analysis.study.member_results import Curve, Result, _merged, result_of
+from hvdtrain.analysis.study.member_results import Result, _merged, result_of
 from hvdtrain.analysis.study.page import sections_of
 from hvdtrain.analysis.study.surfaces import Around
 from hvdtrain.analysis.study.table import (
@@ -34,12 +35,12 @@ from hvdtrain.analysis.study.table import (
     epoch_ratios,
     groups_of,
     split,
-    spread,
 )
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import set_up
 from hvdtrain.errors import CheckpointError
+from hvdtrain.report.curves import Curve
 from hvdtrain.report.study import write_study
 from hvdtrain.train import train
 from tests.unit.run.data_runs import COLOURS, config, write

@@ -29,7 +29,7 @@ from tests.unit.docs.pages import PAGES, Command, commands
 
 ALL = [command for page in PAGES for command in commands(page)]
 TABLE = REPOSITORY / "docs/reference/commands.md"
-RUN_HERE = ("plan", "report", "data", "models", "scaling predict", "launch slurm")
+RUN_HERE = ("plan", "report", "compare RUN", "data", "models", "scaling predict", "launch slurm")
 """Commands of hvdtrain that are run on small data, where no launcher starts them."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from hvdtrain.analysis.compare.comparison import Asked as Compared
+from hvdtrain.analysis.compare.comparison import compare as compare_runs
+from hvdtrain.analysis.compare.text import as_text
 from hvdtrain.analysis.study.asked import Asked, Member, as_json
 from hvdtrain.analysis.study.asked import begun as begun_study
 from hvdtrain.analysis.study.folder import Folder
@@ -130,11 +134,20 @@ def runs(root: Path) -> dict[str, Reader]:
         of = Member("m", 16, "none", 0.1, 0, 1, ())
         return result_of(of, run, finished=True, diverged=False).row()
 
+    other = root / "other"
+    shutil.copytree(run, other)
+
+    def comparison() -> object:
+        return as_text(compare_runs(Compared([run, other], unfinished=True)))
+
     study, asked = Folder(root / "study"), Asked("batch-size", (16, 32), seeds=2)
     study.write(asked=as_json(asked, cfg), diverged={"b": "the loss is nan"})
     return {
         "study.json": Reader(study.study, lambda: begun_study(study, asked, cfg)),
         "events.jsonl of a member": Reader(paths.events, member),
+        "events.jsonl, compared": Reader(paths.events, comparison),
+        "config.yaml, compared": Reader(paths.config, comparison),
+        "environment.json, compared": Reader(paths.environment, comparison),
         "events.jsonl": Reader(paths.events, report),
         "environment.json": Reader(paths.environment, lambda: (report(), begun())),
         "config.yaml of a run": Reader(paths.config, lambda: (report(), begun())),
