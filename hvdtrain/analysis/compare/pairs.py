@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvdtrain.analysis.compare.facts import TRAIN, VAL, validated
+from hvdtrain.analysis.compare.facts import VAL, validated
 from hvdtrain.analysis.compare.figures import Figure
 from hvdtrain.analysis.compare.groups import Group
 from hvdtrain.analysis.compare.significance import ALPHA, TTest, holm, paired, welch
@@ -90,24 +90,25 @@ def _pair(figure: Figure, a: Group, b: Group, fault: str) -> Pair:
 
 
 def incomparable(a: Group, b: Group) -> str:
-    """Why the results of two groups are not those of one task; empty if nothing speaks against it."""
+    """Why the results of two groups are not those of one task; empty if nothing speaks against it.
+
+    Other training images may be what is asked about: they are a difference like any other.
+    """
     runs = [*a.runs, *b.runs]
     held_out = {run.facts.held_out for run in runs}
     if len(held_out) > 1:
         return "one holds out a share of its training images, the other has images of its own"
     if held_out == {True}:
         shared = {run.seed for run in a.runs} & {run.seed for run in b.runs}
-        for kind, what in (("val", VAL), ("train", TRAIN)):
-            for seed in shared:
-                prints = {run.about.fingerprints.get(kind) for run in runs if run.seed == seed}
-                if len(prints) > 1:
-                    return f"other {what} with seed {seed}"
+        for seed in shared:
+            prints = {run.about.fingerprints.get("val") for run in runs if run.seed == seed}
+            if len(prints) > 1:
+                return f"other {VAL} with seed {seed}"
     else:
-        for key in (VAL, TRAIN):
-            of_a, of_b = ({*group.values(key)} for group in (a, b))
-            if len(of_a | of_b) > 1:
-                texts = " against ".join(", ".join(sorted(values)) for values in (of_a, of_b))
-                return f"{key}: {texts}"
+        of_a, of_b = ({*group.values(VAL)} for group in (a, b))
+        if len(of_a | of_b) > 1:
+            texts = " against ".join(", ".join(sorted(values)) for values in (of_a, of_b))
+            return f"{VAL}: {texts}"
     sizes = [{n for run in group.runs if (n := validated(run.record))} for group in (a, b)]
     if all(sizes) and sizes[0] != sizes[1]:
         texts = " against ".join(", ".join(f"{n:,}" for n in sorted(size)) for size in sizes)
