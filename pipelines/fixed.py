@@ -34,17 +34,22 @@ class Preparation:
     """That decode."""
 
 
-def chosen_batches(num_samples: int, images: int, batch: int, seed: int) -> list[np.ndarray]:
+def chosen_batches(
+    num_samples: int, images: int, batch: int, seed: int, *, shuffled: bool = False, fewest: int = 1
+) -> list[np.ndarray]:
     """`images` samples of `num_samples`, drawn without replacement, in batches of ids [batch] int64.
 
-    The last batch may be shorter. All samples, if `images` is larger than their number. The choice depends on the
-    arguments only, so it is the same on every rank.
+    The last batches may be one image shorter. All samples, if `images` is larger than their number. The choice
+    depends on the arguments only, so it is the same on every rank. `shuffled`: each batch is a random sample, as
+    in training; else every batch has about the same share of each class. `fewest`: batches are smaller if there
+    were fewer of them.
     """
     drawn = order.permutation(num_samples, seed=seed, epoch=0)[:images]
     ids = np.sort(drawn)
     # Sorted ids are read in sequence; dealt out in turn, they mix the classes of a folder.
-    count = -(-len(ids) // batch)
-    return [ids[first::count] for first in range(count)]
+    count = max(-(-len(ids) // batch), min(fewest, len(ids)))
+    dealt = drawn if shuffled else ids
+    return [np.sort(dealt[first::count]) for first in range(count)]
 
 
 class FixedImages:

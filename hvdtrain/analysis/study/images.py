@@ -37,6 +37,10 @@ class Choice:
     dtype: Literal["fp32", "fp64"] = "fp32"
     memory_gb: float | None = None
     """In which each rank keeps images; None: its part of MEMORY_SHARE."""
+    shuffled: bool = False
+    """Whether each batch is a random sample; else all have about the same share of each class."""
+    fewest: int = 1
+    """Batches: they are smaller if there were fewer."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -85,7 +89,8 @@ def open_images(subject: Subject, choice: Choice, split: Split) -> ImageSet:
         )
     if subject.epoch.rect_val:
         warnings.append(f"phases.rect_val: {subject.name}: here images are squares")
-    batches = chosen_batches(len(source), choice.images, choice.batch, CHOICE)
+    drawn = (len(source), choice.images, choice.batch, CHOICE)
+    batches = chosen_batches(*drawn, shuffled=choice.shuffled, fewest=choice.fewest)
     return ImageSet(source, batches, fingerprint, warnings)
 
 

@@ -8,7 +8,7 @@ Sums over images are in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,13 +68,18 @@ class NetworkLoss:
     def gradient(self) -> Tensor:
         """This rank's part of loss and gradient, float64 [1 + n]."""
         found = torch.zeros(1 + self.size, dtype=torch.float64, device=self.device)
+        for _images, loss, gradient in self.batch_gradients():
+            found[0] += loss
+            found[1:] += gradient
+        return found / self.total
+
+    def batch_gradients(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each of this rank's batches: images, and loss [] and gradient [n], float64, summed over them."""
         parameters = list(self.trained.values())
         for batch in self.images:
             activity.beat()
             loss = self._loss(batch)
-            found[0] += loss.detach()
-            found[1:] += flat(_of(loss, parameters))
-        return found / self.total
+            yield len(batch.labels), loss.detach(), flat(_of(loss, parameters))
 
     def product(self, vector: Tensor) -> Tensor:
         """This rank's part of Hessian × `vector` at the present weights, float64 [n]."""
