@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_a_run_without_a_recorded_noise_scale_says_what_to_do(
     line = str(refused.value)
     assert "2 ranks or train.accumulate 2" in line
     assert line.endswith(f"hvdtrain study noise-scale {run}/checkpoints/e0001-s0000000000")
-    made_run(tmp_path / "off", small_root, **{"train.noise_scale_every": 0})
+    off: dict[str, Any] = {"train.noise_scale_every": 0}
+    made_run(tmp_path / "off", small_root, **off)
     with pytest.raises(ResourceError, match="noise_scale_every is 0"):
         read_recorded(recorded_run(tmp_path / "off", [None], ranks=2))
     with pytest.raises(ResourceError, match="the noise hid the signal in every report"):
