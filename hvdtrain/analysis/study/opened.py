@@ -102,6 +102,7 @@ def opened(
             {
                 "split": choice.split,
                 "images": chosen.num_images,
+                "images_of_split": len(chosen.source),
                 "image_size": subject.epoch.val_image_size,
                 "dtype": choice.dtype,
                 "batch_norm_recomputed": anew,

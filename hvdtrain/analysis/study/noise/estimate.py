@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-FEWEST = 8
+FEWEST = 16
 """Batches: of fewer, the spread cannot be judged."""
 CONFIDENCE = 0.95
 """Of the interval."""
@@ -99,10 +99,12 @@ class Estimate:
 def estimate(sums: Sums) -> Estimate | None:
     """The noise scale of `sums`; None if all batches have the same gradient, or a value is not finite.
 
-    The interval is that of |G|² / tr Σ, the inverse, by the delete-one jackknife over batches and
-    Student's t: that is nearly normal also where |G|² may be 0, and the noise scale is not.
-    Sources: Efron and Stein 1981, Annals of Statistics 9(3), for the jackknife; Fieller 1954 for bounds
-    of a ratio that may be infinite. At least 3 batches.
+    Variances are those of the delete-one jackknife over batches, with Student's t. Where |G|² may be 0, the
+    interval is Fieller's for a ratio, which has no upper end; else it is the hull of that and of the jackknife's
+    for the logarithm, which fits the skewed distribution of tr Σ where few directions have most of the noise.
+    At least 3 batches.
+    Sources: Fieller 1954, Journal of the Royal Statistical Society B 16(2); Efron and Stein 1981, Annals of
+    Statistics 9(3).
     """
     from scipy.stats import t
 
@@ -111,35 +113,47 @@ def estimate(sums: Sums) -> Estimate | None:
     trace, square = sums.moments()
     if trace <= EQUAL * max(square, 0.0):
         return None
+    n, images = len(sums.sizes), int(sums.sizes.sum())
     traces, squares = sums.without_each()
-    if traces.min() <= 0:
-        return None
-    n = len(sums.sizes)
-    reach = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * _error(squares / traces)
-    inverse, images = square / trace, int(sums.sizes.sum())
-    most, least = inverse + reach, inverse - reach
+    covariance = (n - 1) ** 2 / n * np.cov(traces, squares)
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    low, high = _fieller(trace, square, covariance * quantile**2)
+    if low is not None and high is not None and min(traces.min(), squares.min()) > 0:
+        deviation = (n - 1) / math.sqrt(n) * float(np.std(np.log(traces / squares), ddof=1))
+        factor = math.exp(min(quantile * deviation, 700.0))
+        low, high = min(low, trace / square / factor), max(high, trace / square * factor)
+    error = math.sqrt(covariance[1, 1])
     return Estimate(
         images=images,
         batches=n,
         trace=trace,
-        trace_error=_error(traces),
+        trace_error=math.sqrt(covariance[0, 0]),
         square=square,
-        square_error=_error(squares),
-        scale=1 / inverse if inverse > 0 else None,
-        low=1 / most if most > 0 else None,
-        high=1 / least if least > 0 else None,
-        wanted=None if least > 0 else _wanted(images, inverse, reach),
+        square_error=error,
+        scale=trace / square if square > 0 else None,
+        low=low,
+        high=high,
+        wanted=None if high is not None else _wanted(images, square, quantile * error),
     )
 
 
-def _error(without: np.ndarray) -> float:
-    """Standard error of an estimate, by its values without each batch."""
-    n = len(without)
-    return math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+def _fieller(top: float, bottom: float, reach: np.ndarray) -> tuple[float | None, float | None]:
+    """All x ≥ 0 for which top − x · bottom may be 0: the lowest and the highest, as in `Estimate`.
+
+    `reach` [2, 2]: covariances of top and bottom times the square of the quantile. They are the x with
+    a x² − 2 b x + c ≤ 0.
+    """
+    a = bottom**2 - float(reach[1, 1])
+    b = top * bottom - float(reach[0, 1])
+    c = top**2 - float(reach[0, 0])
+    root = math.sqrt(max(0.0, b * b - a * c))
+    if a > 0:
+        return (max(0.0, (b - root) / a), (b + root) / a) if b + root > 0 else (None, None)
+    return (0.0 if c <= 0 or a == 0 else (b - root) / a), None
 
 
-def _wanted(images: int, inverse: float, reach: float) -> int:
-    """Images of which the interval reaches from two thirds of the noise scale to twice it. Where noise hides
-    the signal, the error falls as 1/images; without any signal, four times as many are a next step."""
-    factor = 2 * reach / inverse if inverse > 0 else 4.0
+def _wanted(images: int, square: float, reach: float) -> int:
+    """Images with which |G|² would be twice its confidence limit above 0. Where noise hides the signal, the error
+    falls as 1/images; without any signal, four times as many are a next step."""
+    factor = 2 * reach / square if square > 0 else 4.0
     return math.ceil(images * min(max(factor, 2.0), 100.0))

@@ -75,7 +75,9 @@ class Answer:
     offers: list[Offer]
     """All that were compared."""
     least_saving: float
-    """Share of the time that a doubling of the nodes must save to pay, 0-1."""
+    """Share of the time that twice the nodes must save to pay, 0-1."""
+    bounds: tuple[float, float] | None = None
+    """Of `faster(advised)`, over the interval of a measured noise scale."""
 
     @property
     def cheapest(self) -> Offer:
@@ -89,12 +91,15 @@ class Answer:
 
     @property
     def advised(self) -> Offer:
-        """The fastest on the most nodes before the first doubling that does not pay."""
+        """The fastest on the most nodes to which every doubling saves at least `least_saving`, on average.
+
+        On average: the second node brings a link into play, and may save little where the next ones save much.
+        """
         best = self.fastest[0]
-        for less, more in pairwise(self.fastest):
-            if 1 - more.seconds / less.seconds < self.least_saving:
-                break
-            best = more
+        for more in self.fastest[1:]:
+            doublings = math.log2(more.nodes / best.nodes)
+            if more.seconds <= best.seconds * (1 - self.least_saving) ** doublings:
+                best = more
         return best
 
     def faster(self, offer: Offer) -> float:

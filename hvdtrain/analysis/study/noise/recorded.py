@@ -136,6 +136,10 @@ def read_recorded(root: Path) -> Recorded:
     Raises ResourceError if it is no run directory, has no events, or no noise scale, and says why and what to
     do instead.
     """
+    if RunPaths(root).config.is_file() and not RunPaths(root).events.is_file():
+        raise ResourceError(
+            f"{root}: no noise scale is recorded: it has no events.jsonl: {_instead(root)}"
+        )
     run = read_run(root)
     found = Recorded(run.label, _intervals(run.train))
     if not found.measured:
@@ -165,10 +169,14 @@ def _intervals(points: Sequence[Point]) -> list[Interval]:
     return found
 
 
-def _missing(root: Path, run: RunRecord, found: Recorded) -> str:
+def _instead(root: Path) -> str:
     newest = list_checkpoints(RunPaths(root).checkpoints)[:1]
     place = newest[0] if newest else f"{root}/checkpoints/NAME"
-    instead = f"measure it at a checkpoint: hvdtrain study noise-scale {place}"
+    return f"measure it at a checkpoint: hvdtrain study noise-scale {place}"
+
+
+def _missing(root: Path, run: RunRecord, found: Recorded) -> str:
+    instead = _instead(root)
     train = run.config.get("train")
     train = train if isinstance(train, dict) else {}
     ranks = run.attempts[-1].world_size

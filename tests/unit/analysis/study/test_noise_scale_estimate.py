@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from hvdtrain.analysis.study.noise.estimate import Estimate, Sums, estimate
+from hvdtrain.analysis.study.noise.estimate import Estimate, Sums, _fieller, estimate
 
 
 def sums_of(gradients: np.ndarray, sizes: list[int]) -> Sums:
@@ -68,26 +68,47 @@ def test_without_each_is_the_estimate_of_the_others() -> None:
         assert (trace, square) == pytest.approx(others, rel=1e-9)
 
 
-@pytest.mark.parametrize("true_scale", [20.0, 400.0])
-def test_the_interval_has_the_true_noise_scale(true_scale: float) -> None:
-    """Gradients N(μ, Σ) with an uneven Σ: 300 times 320 images in 16 batches. At 400 the noise of all images
-    together is larger than the signal."""
+UNEVEN = np.array([3.0, 2.0, *[0.5] * 38])
+EVEN = np.ones(200)
+ONE = np.array([3.0, *[0.1] * 38])
+"""Standard deviations: nearly all of the noise in one direction is the worst case of an interval."""
+
+
+@pytest.mark.parametrize(
+    ("deviations", "true_scale", "least"),
+    [(UNEVEN, 20.0, 0.93), (UNEVEN, 400.0, 0.93), (EVEN, 20.0, 0.93), (ONE, 20.0, 0.92)],
+)
+def test_the_interval_has_the_true_noise_scale(
+    deviations: np.ndarray, true_scale: float, least: float
+) -> None:
+    """Gradients N(μ, Σ): 300 times 320 images in 16 batches. At 400 the noise of all images together is larger
+    than the signal."""
     random = np.random.default_rng(4)
-    deviations = np.array([3.0, 2.0, *[0.5] * 38])
-    mean = random.normal(size=40)
-    mean *= math.sqrt((deviations**2).sum() / true_scale) / np.linalg.norm(mean)
+    trace = float((deviations**2).sum())
+    mean = random.normal(size=len(deviations))
+    mean *= math.sqrt(trace / true_scale) / np.linalg.norm(mean)
     inside, moments = 0, []
     for _ in range(300):
-        images = mean + deviations * random.normal(size=(320, 40))
+        images = mean + deviations * random.normal(size=(320, len(deviations)))
         result = found(images, [20] * 16)
         moments.append((result.trace, result.square))
         assert result.low is None or result.high is None or result.low < result.high
         above = result.low is not None and result.low <= true_scale
         inside += above and (result.high is None or true_scale <= result.high)
-    exact = ((deviations**2).sum(), (mean**2).sum())
     errors = np.std(moments, axis=0) / math.sqrt(300)
-    assert np.all(np.abs(np.mean(moments, axis=0) - exact) < 3 * errors)
-    assert inside >= 0.92 * 300
+    assert np.all(np.abs(np.mean(moments, axis=0) - (trace, (mean**2).sum())) < 3 * errors)
+    assert inside >= least * 300
+
+
+def test_an_interval_that_no_noise_scale_fits() -> None:
+    """|G|² so far below 0 that this is no chance: there is no bound either."""
+    assert _fieller(1.0, -1.0, np.diag([0.01, 0.01])) == (None, None)
+    assert _fieller(1.0, 1.0, np.zeros((2, 2))) == (1.0, 1.0)
+    low, high = _fieller(1.0, 0.1, np.diag([0.0, 0.04]))
+    assert low == pytest.approx(1 / 0.3)  # |G|² is 0.1 ± 0.2
+    assert high is None
+    assert _fieller(0.1, 1.0, np.diag([0.04, 0.0])) == (0.0, pytest.approx(0.3))
+    assert _fieller(0.1, 0.1, np.diag([0.04, 0.04])) == (0.0, None)
 
 
 def test_without_signal_there_is_a_bound_and_no_number() -> None:

@@ -120,6 +120,16 @@ def test_more_nodes_stop_paying_where_the_noise_ends() -> None:
     assert found.dearer(found.advised) == pytest.approx(8 * times[3] / (64 + scale))
 
 
+def test_a_second_node_that_saves_little_does_not_end_the_search() -> None:
+    """From the second node on gradients are sent, 0.1 to 0.2 s a step: it saves little, the next ones much."""
+    link = Network(8.0, 1.0, 0.0, local_bytes_per_s=1e18, local_latency_s=0.0, call_s=0.0)
+    found = asked(link, 2048.0)
+    second, *others = [share for share in found.saved if share is not None]
+    assert second < 0.2 < min(others)
+    assert found.advised.nodes == 32
+    assert asked(link, 2048.0, most=2).advised.nodes == 1
+
+
 def test_a_slow_link_asks_for_larger_batches() -> None:
     slow = Network(1.0, 1.0, 0.0, local_bytes_per_s=1e18, local_latency_s=0.0, call_s=0.0)
     found = asked(slow, 4096.0)

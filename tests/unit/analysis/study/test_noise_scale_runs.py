@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hvdtrain.analysis.study.images import Choice
 from hvdtrain.analysis.study.loss import NetworkLoss
-from hvdtrain.analysis.study.noise.estimate import Sums
+from hvdtrain.analysis.study.noise.estimate import Sums, estimate
 from hvdtrain.analysis.study.noise.measure import sums_over_ranks
 from hvdtrain.analysis.study.noise.of import noise_scale_of
 from hvdtrain.analysis.study.noise.recorded import read_recorded
@@ -21,10 +21,11 @@ from hvdtrain.comm.ranks import Solo
 from hvdtrain.errors import CheckpointError, ResourceError
 from pipelines.fixed import chosen_batches
 from pipelines.loader import Batch
+from tests.noise_problem import BATCH, EXACT, FEATURES, batches
 from tests.noise_runs import recorded_run
 from tests.study_runs import made_run
 
-SMALL = Choice(images=8, batch=4, dtype="fp64")
+SMALL = Choice(images=22, batch=4, dtype="fp64")
 
 
 def test_parts_of_a_recorded_run(tmp_path: Path) -> None:
@@ -85,7 +86,9 @@ def test_the_noise_scale_of_a_run_is_recorded_or_measured(small_root: Path, tmp_
     assert first.as_dict() != measured.as_dict()
     (run / "events.jsonl").unlink()
     assert noise_scale_of(run, choice=SMALL) == measured
-    with pytest.raises(ResourceError, match="not a run directory"):
+    with pytest.raises(
+        ResourceError, match=r"no events\.jsonl: measure it at a checkpoint: hvdtrain"
+    ):
         noise_scale_of(run, source="recorded")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         noise_scale_of(tmp_path)
@@ -98,11 +101,11 @@ def test_sums_are_those_of_the_gradients_of_single_images() -> None:
     torch.manual_seed(1)
     model = nn.Linear(6, 3).double()
     cut = [slice(0, 3), slice(3, 6), slice(6, 8), *(slice(n, n + 4) for n in range(8, 24, 4))]
-    batches = [
+    data = [
         Batch(images[part], labels[part], torch.ones(len(labels[part])), np.arange(0), 0)
         for part in cut
     ]
-    sums, mean = sums_over_ranks(NetworkLoss(model, batches, 24, torch.float64), Solo())
+    sums, mean = sums_over_ranks(NetworkLoss(model, data, 24, torch.float64), Solo())
     rows = []
     for image, label in zip(images, labels, strict=True):
         loss = functional.cross_entropy(model(image[None]), label[None])
@@ -114,6 +117,22 @@ def test_sums_are_those_of_the_gradients_of_single_images() -> None:
     assert sums.squares == pytest.approx((groups**2).sum(1), rel=1e-12)
     assert sums.products == pytest.approx(groups @ single.sum(0), rel=1e-12)
     assert mean == pytest.approx(functional.cross_entropy(model(images), labels).item())
+
+
+def test_the_noise_scale_of_a_problem_with_a_known_one() -> None:
+    """That of `tests/noise_problem.py`, in which the free estimate of training is tested as well."""
+    model = nn.Linear(FEATURES, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    data = [
+        Batch(each.images, each.labels, each.weights, np.arange(0), 0)
+        for each in batches(Solo(), 32)
+    ]
+    sums, _loss = sums_over_ranks(NetworkLoss(model, data, 32 * BATCH, torch.float64), Solo())
+    found = estimate(sums)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.8 * EXACT < found.low < EXACT < found.high < 1.25 * EXACT
 
 
 def test_batches_are_random_samples_and_not_stratified() -> None:
