@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,6 +29,10 @@ Paths = Annotated[
 Images = Annotated[
     int, typer.Option(min=1, help="Number of training images to measure a checkpoint with.")
 ]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images of one forward pass. Default: those of the run."),
+]
 Output = Annotated[
     Path | None,
     typer.Option(help="Folder for page, pictures, JSON and CSV. Default: study-noise-scale."),
@@ -37,13 +42,14 @@ Output = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the command to the group."""
     typed = with_common(
-        noise_scale, without=("split", "seed"), paths=Paths, images=Images, output=Output
+        noise_scale, without=("split", "seed", "batch"), paths=Paths, images=Images, output=Output
     )
     app.command("noise-scale")(typed)
 
 
 def noise_scale(
     common: Common,
+    batch: Batch = None,
     link: Annotated[
         str | None,
         typer.Option(
@@ -106,7 +112,7 @@ def noise_scale(
         max_nodes=max_nodes != 64, gpus=gpus, price=price, calibration=calibration
     ):
         raise ConfigError(f"{given}: only with --link GBIT, the speed of a node's link")
-    _run(common, question, price)
+    _run(common, batch, question, price)
 
 
 def _needs_link(**given: object) -> str | None:
@@ -115,11 +121,12 @@ def _needs_link(**given: object) -> str | None:
     return next(named, None)
 
 
-def _run(common: Common, question: Question | None, price: float | None) -> None:
+def _run(common: Common, batch: int | None, question: Question | None, price: float | None) -> None:
     paths, settings = common.split_paths()
     config = run_config(paths[0])
     with job(str(config) if config.is_file() else None, settings) as comm:
         from hvdtrain.analysis.study.noise.answers import study_noise_scale
+        from hvdtrain.analysis.study.noise.measure import OWN
         from hvdtrain.analysis.study.noise.output import as_dict, write_results
         from hvdtrain.analysis.study.output import check_output
         from hvdtrain.telemetry.reports import json_text
@@ -127,7 +134,9 @@ def _run(common: Common, question: Question | None, price: float | None) -> None
         output = common.output or Path("study-noise-scale")
         if not common.dry_run:
             check_output(output, comm, overwrite=common.overwrite)
-        results = study_noise_scale(common.request(), comm, question)
+        request = common.request()
+        request = replace(request, choice=replace(request.choice, batch=batch or OWN))
+        results = study_noise_scale(request, comm, question)
         if not common.dry_run:
             write_results(output, comm, results, price)
         if comm.rank > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import DataError
 from hvdtrain.run.evaluation import require_held_out
 from pipelines.datasets import open_datasets
-from pipelines.fixed import FixedImages, Preparation, chosen_batches
+from pipelines.fixed import Augmented, FixedImages, Preparation, chosen_batches
 from pipelines.sources import Source
 
 Split = Literal["train", "val"]
@@ -102,12 +102,19 @@ def fixed_images(
     comm: Comm,
     device: torch.device,
     cores: int,
+    *,
+    training: bool = False,
 ) -> FixedImages:
-    """The loader of this rank's `batches`."""
+    """The loader of this rank's `batches`, prepared as for evaluation, or for training in the checkpoint's
+    epoch."""
     memory_bytes = MEMORY_SHARE * psutil.virtual_memory().available / comm.local_size
     if choice.memory_gb is not None:
         memory_bytes = choice.memory_gb * 1e9
     epoch, data = subject.epoch, subject.cfg.data
     threads = data.decode_threads or cores
     how = Preparation(epoch.val_image_size, epoch.interpolation, device, threads)
+    if training:
+        low, high = epoch.crop_aspect or data.crop_aspect
+        drawn = Augmented(subject.cfg.seed, epoch.index, epoch.min_crop_area, (low, high))
+        how = replace(how, image_size=epoch.image_size, augmented=drawn)
     return FixedImages(source, batches, data, how, memory_bytes)

@@ -79,7 +79,7 @@ class NetworkLoss:
         for batch in self.images:
             activity.beat()
             loss = self._loss(batch)
-            yield len(batch.labels), loss.detach(), flat(_of(loss, parameters))
+            yield len(batch.labels), loss.detach(), flat(gradients_of(loss, parameters))
 
     def product(self, vector: Tensor) -> Tensor:
         """This rank's part of Hessian × `vector` at the present weights, float64 [n]."""
@@ -91,13 +91,13 @@ class NetworkLoss:
         ]
         for batch in self.images:
             activity.beat()
-            gradients = _of(self._loss(batch), parameters, create_graph=True)
+            gradients = gradients_of(self._loss(batch), parameters, create_graph=True)
             slope = sum(
                 torch.vdot(g.flatten(), v.flatten()) for g, v in zip(gradients, along, strict=True)
             )
             assert isinstance(slope, Tensor)
             if slope.requires_grad:  # the loss is not linear in the weights
-                found += flat(_of(slope, parameters))
+                found += flat(gradients_of(slope, parameters))
         return found / self.total
 
     def _logits(self, batch: Batch) -> Tensor:
@@ -108,7 +108,9 @@ class NetworkLoss:
         return functional.cross_entropy(self._logits(batch), batch.labels, reduction="sum")
 
 
-def _of(value: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+def gradients_of(
+    value: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False
+) -> list[Tensor]:
     """The derivatives of `value`; zero for a parameter that it does not depend on."""
     found = torch.autograd.grad(value, parameters, create_graph=create_graph, allow_unused=True)
     return [

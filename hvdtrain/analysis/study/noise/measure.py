@@ -12,12 +12,15 @@ from hvdtrain import activity
 from hvdtrain.analysis.study.images import Choice
 from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.noise.estimate import FEWEST, Estimate, Sums, estimate
+from hvdtrain.analysis.study.noise.training_loss import TrainingLoss
 from hvdtrain.analysis.study.opened import Opened, opened
 from hvdtrain.analysis.study.subject import Subject
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import CheckpointError, ConfigError
 
+OWN = 0
+"""As `Choice.batch`: the images of one forward pass of the run."""
 PASSES = 2
 """Over the images: one for the sum of all gradients, one for the product of each batch's with it. So no
 gradient is kept but the sum."""
@@ -26,25 +29,32 @@ gradient is kept but the sum."""
 def measure(subject: Subject, choice: Choice, comm: Comm) -> tuple[Opened, dict[str, Any]]:
     """The numbers for JSON of one checkpoint, those of `Estimate` among them, the same on every rank.
 
-    Every rank must call. Raises ConfigError for too few images, and CheckpointError where the gradients are not
-    finite, or all the same.
+    Gradients are those of training: see `TrainingLoss`. A `choice.batch` of OWN is the run's own. Every rank must
+    call. Raises ConfigError for too few images, and CheckpointError where the gradients are not finite, or all
+    the same.
     """
-    with opened(subject, _drawn(choice), comm, whole=False) as it:
+    chosen = _drawn(subject, choice)
+    with opened(subject, chosen, comm, whole=False, training=True) as it:
         activity.enter(
             f"noise scale of {subject.name}", PASSES * it.batches, "batches", time_left=True
         )
         with together(comm):
-            _require_batches(it)
-        sums, loss = sums_over_ranks(it.loss, comm)
+            _require_images(it)
+        loss = TrainingLoss(it, subject, comm)
+        sums, mean = sums_over_ranks(loss, comm)
         with together(comm):
             found = _found(sums, subject)
-        return it, {"parameters": it.loss.size, "loss": loss, **found.as_dict()}
+        if loss.normed:
+            it.warnings.extend(_other_batch(subject, float(sums.sizes.mean())))
+        return it, {"parameters": loss.size, "loss": mean, **found.as_dict()}
 
 
 def seconds(subject: Subject, choice: Choice, comm: Comm) -> tuple[Opened, float]:
     """How long `measure` would take, by one batch. Every rank must call."""
-    with opened(subject, _drawn(choice), comm, whole=False, only_first=True) as it:
-        return it, PASSES * it.seconds(comm, it.loss.gradient)
+    chosen = _drawn(subject, choice)
+    with opened(subject, chosen, comm, whole=False, only_first=True, training=True) as it:
+        loss = TrainingLoss(it, subject, comm)
+        return it, PASSES * it.seconds(comm, loss.gradient)
 
 
 def sums_over_ranks(loss: NetworkLoss, comm: Comm) -> tuple[Sums, float]:
@@ -75,14 +85,26 @@ def _joined(rows: list[tuple[float, float, float]], comm: Comm) -> np.ndarray:
     return comm.sum_(table, "noise.rows").numpy()
 
 
-def _drawn(choice: Choice) -> Choice:
+def _drawn(subject: Subject, choice: Choice) -> Choice:
     """Batches at random, as those of training, and enough to judge their spread."""
-    return replace(choice, shuffled=True, fewest=FEWEST)
+    batch = choice.batch or subject.epoch.batch_per_worker
+    return replace(choice, batch=batch, shuffled=True, fewest=FEWEST)
 
 
-def _require_batches(it: Opened) -> None:
+def _require_images(it: Opened) -> None:
     if (images := int(it.about["images"])) < FEWEST:
         raise ConfigError(f"--images: {images} images: the noise scale needs at least {FEWEST}")
+
+
+def _other_batch(subject: Subject, size: float) -> list[str]:
+    """A warning where batch norm sees other numbers of images than in training."""
+    own = subject.epoch.batch_per_worker
+    if 0.75 * own <= size <= 1.34 * own:
+        return []
+    return [
+        f"{subject.path}: batch norm has the statistics of {size:.3g} images here, and of {own} in training, where "
+        f"the noise scale may be another: take --batch {own}, and at least --images {FEWEST * own}"
+    ]
 
 
 def _found(sums: Sums, subject: Subject) -> Estimate:

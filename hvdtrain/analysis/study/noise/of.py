@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hvdtrain.analysis.study.gradients import best_checkpoint
 from hvdtrain.analysis.study.images import Choice
-from hvdtrain.analysis.study.noise.measure import measure
+from hvdtrain.analysis.study.noise.measure import OWN, measure
 from hvdtrain.analysis.study.noise.recorded import read_recorded
 from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.ranks import Comm, Solo
@@ -16,8 +16,8 @@ from hvdtrain.errors import ResourceError
 from hvdtrain.report.text import MISSING
 
 Source = Literal["either", "recorded", "checkpoint"]
-CHOICE = Choice()
-"""2000 training images in batches of 125."""
+CHOICE = Choice(batch=OWN)
+"""2000 training images in batches of the run's own size."""
 
 
 @dataclass(frozen=True)

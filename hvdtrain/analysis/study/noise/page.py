@@ -26,8 +26,9 @@ def sections_of(results: Results, price: float | None) -> list[Section]:
         sections.append(_noise(found, number))
         if found.trade_off is not None:
             sections.append(_trade_off(found, found.trade_off, number))
-        if found.answers:
-            sections.append(_nodes(found, number, price))
+        for answer in found.answers:
+            first = answer is found.answers[0]
+            sections.append(_nodes(found, answer, first, number, price))
     if (chart := _over_updates(results.found)) is not None:
         sections.append(Section("Noise scale of the checkpoints", "", None, (chart,)))
     text = " ".join(words.assumptions(results))
@@ -149,16 +150,13 @@ def _trade_off(found: Found, trade_off: TradeOff, number: int) -> Section:
     return Section(title, text, _table(words.trade_off_table(trade_off)), (pareto, by_batch))
 
 
-def _nodes(found: Found, number: int, price: float | None) -> Section:
-    charts, heads, rows = [], [], []
-    for place, answer in enumerate(found.answers):
-        of_link = f"-{answer.link_gbit:g}-gbit" if place else ""
-        charts += _node_charts(answer, _stem("nodes", number) + of_link)
-        head, own = words.nodes_table(answer, price)
-        heads = ["Gbit/s", *head]
-        rows += [[f"{answer.link_gbit:g}", *cells] for cells in own]
-    text = _text([*map(words.verdict, found.answers), words.speed(found)])
-    return Section(f"Nodes for {found.name}", text, _table((heads, rows)), tuple(charts))
+def _nodes(found: Found, answer: Answer, first: bool, number: int, price: float | None) -> Section:
+    gbit = f"{answer.link_gbit:g}"
+    stem = _stem("nodes", number) + ("" if first else f"-{gbit}-gbit")
+    text = _text([words.verdict(answer), *([words.speed(found)] if first else [])])
+    table = _table(words.nodes_table(answer, price))
+    title = f"Nodes for {found.name} at {gbit} Gbit/s"
+    return Section(title, text, table, tuple(_node_charts(answer, stem)))
 
 
 def _node_charts(answer: Answer, stem: str) -> list[Chart]:

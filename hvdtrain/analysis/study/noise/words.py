@@ -25,9 +25,9 @@ RECORDED = (
     "measurements."
 )
 MEASURED = (
-    "One checkpoint stands for the whole training, but the noise scale usually grows as the loss falls. It is that "
-    "of the cross entropy of single images, prepared as for evaluation: batch norm uses its running statistics, "
-    "nothing is augmented, mixed or dropped."
+    "One checkpoint stands for the whole training, but the noise scale usually grows as the loss falls. Gradients "
+    "are those of training: the weights that are trained, not their averages, in training mode, with the images "
+    "augmented as in the checkpoint's epoch."
 )
 PREDICTED = (
     "Times are those of the training steps alone, by the model of hvdtrain scaling. A rank gets at most as many "
@@ -142,8 +142,10 @@ def speed(found: Found) -> str:
     if found.recorded is None:
         return text
     measured = sum(each.seconds for each in found.recorded.intervals)
-    predicted = " and ".join(duration(answer.own.seconds) for answer in found.answers)
-    return f"{text}; the run as it is: {predicted} predicted, {duration(measured)} measured"
+    times = dict.fromkeys(duration(answer.own.seconds) for answer in found.answers)
+    return (
+        f"{text}; the run as it is: {' or '.join(times)} predicted, {duration(measured)} measured"
+    )
 
 
 def parts_table(found: Found) -> tuple[list[str], list[list[str]]]:
