@@ -29,6 +29,9 @@ from hvdtrain.scaling.network import Cluster
 from hvdtrain.scaling.overlap import STRAGGLER_SIGMA
 from hvdtrain.scaling.predict import wire_ratio
 
+FAR = 1.5
+"""Predicted ÷ measured time of a run, or the inverse, from which there is a warning."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -135,6 +138,13 @@ def _add_recorded(
         ranks = read_run(path).attempts[-1].world_size or begun.world_size or 1
         origin = _Origin(cfg, path, ranks, begun.images)
         _add_nodes(found, origin, question, results, [])
+        predicted = [answer.own.seconds for answer in found.answers]
+        if not min(predicted) / FAR < recorded.seconds < max(predicted) * FAR:
+            results.warnings.append(
+                f"{path}: its steps took {recorded.seconds:.3g} s, and the model says "
+                f"{' or '.join(f'{s:.3g} s' for s in dict.fromkeys(predicted))} of them: what it says of other "
+                "batches and nodes may be as far off; the report of the run says what its time was lost to"
+            )
     results.found.append(found)
 
 

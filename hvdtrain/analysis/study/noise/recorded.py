@@ -76,6 +76,11 @@ class Recorded:
         return _updates(self.measured) / _updates(self.intervals)
 
     @property
+    def seconds(self) -> float:
+        """Time of its training steps."""
+        return sum(each.seconds for each in self.intervals)
+
+    @property
     def measured(self) -> list[Interval]:
         """The intervals with a noise scale."""
         return [each for each in self.intervals if each.scale is not None]

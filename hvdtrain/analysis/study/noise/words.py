@@ -141,7 +141,7 @@ def speed(found: Found) -> str:
     text = f"one worker: {found.speed}"
     if found.recorded is None:
         return text
-    measured = sum(each.seconds for each in found.recorded.intervals)
+    measured = found.recorded.seconds
     times = dict.fromkeys(duration(answer.own.seconds) for answer in found.answers)
     return (
         f"{text}; the run as it is: {' or '.join(times)} predicted, {duration(measured)} measured"

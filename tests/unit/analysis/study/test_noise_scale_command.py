@@ -126,7 +126,7 @@ def test_a_measured_checkpoint_with_nodes(typed: Typed) -> None:
     """With the logit of a rare class too high, the images of the other one agree: the noise scale is small. The
     time of a step is that of the run, which was on one rank."""
     paths = ("tilted/checkpoints/e0001-s0000000000", "tilted/checkpoints/e0002-s0000000000")
-    code, out, err = typed(*paths, "--batch", "1", "--link", "10,100", "--max-nodes", "2")
+    code, out, err = typed(*paths, "--batch", "1", "--link", "10", "--max-nodes", "2")
     assert code == 0, err
     assert out.count("images (95 %: ") == 2
     assert out.count("median of the run's own steps on one rank") == 2

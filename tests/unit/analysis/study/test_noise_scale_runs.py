@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hvdtrain.analysis.study.images import Choice
+from hvdtrain.analysis.study.images import Choice, fixed_images, open_images
 from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.noise.estimate import Sums, estimate
 from hvdtrain.analysis.study.noise.measure import sums_over_ranks
 from hvdtrain.analysis.study.noise.of import noise_scale_of
 from hvdtrain.analysis.study.noise.recorded import read_recorded
+from hvdtrain.analysis.study.noise.training_loss import TrainingLoss
+from hvdtrain.analysis.study.opened import opened
+from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.ranks import Solo
+from hvdtrain.engine.build import set_up
 from hvdtrain.errors import CheckpointError, ResourceError
 from pipelines.fixed import chosen_batches
 from pipelines.loader import Batch
@@ -117,6 +122,39 @@ def test_sums_are_those_of_the_gradients_of_single_images() -> None:
     assert sums.squares == pytest.approx((groups**2).sum(1), rel=1e-12)
     assert sums.products == pytest.approx(groups @ single.sum(0), rel=1e-12)
     assert mean == pytest.approx(functional.cross_entropy(model(images), labels).item())
+
+
+def test_gradients_are_those_of_a_training_step(small_root: Path, tmp_path: Path) -> None:
+    """The first batch of the epoch, as the loader of a run gives it; weights that are trained, not averaged."""
+    how: dict[str, Any] = {
+        "data.augment": "pad_crop",
+        "data.color_jitter": "[0.3,0.3,0,0]",
+        "data.rand_augment": "[1,5]",
+        "train.ema_decay": 0.9,
+        "train.label_smoothing": 0.1,
+        "phases.0.batch_per_worker": 6,
+    }
+    run = made_run(tmp_path / "run", small_root, **how)
+    [subject] = find_subjects([run], [], Solo())
+    with set_up(subject.cfg, Solo()) as parts:
+        model = parts.state.model.train()
+        path = run / "checkpoints/e0001-s0000000000/model.safetensors"
+        model.load_state_dict(safetensors.torch.load_file(path))
+        _i, first = next(iter(parts.loaders.train(parts.plan.epochs[0])))
+        logits, ids = model(first.images), first.indices.copy()
+        loss = functional.cross_entropy(logits, first.labels, label_smoothing=0.1)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+    choice = Choice(images=22, batch=6)
+    source = open_images(subject, choice, "train").source
+    with opened(subject, choice, Solo(), whole=False, training=True) as it:
+        chosen = (subject, choice, source, [ids], Solo(), it.loss.device, 1)
+        with fixed_images(*chosen, training=True) as images:
+            it.loss.images = images
+            [(count, value, gradient)] = TrainingLoss(it, subject, Solo()).batch_gradients()
+    assert count == 6
+    assert float(value) / 6 == pytest.approx(loss.item(), rel=1e-5)
+    reference = torch.cat([each.flatten() for each in gradients]).double().numpy()
+    assert (gradient / 6).numpy() == pytest.approx(reference, rel=1e-3, abs=1e-6)
 
 
 def test_the_noise_scale_of_a_problem_with_a_known_one() -> None:
