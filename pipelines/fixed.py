@@ -11,14 +11,28 @@ import torch
 
 from hvdtrain.config.data import Data
 from pipelines import order
+from pipelines.images.colour import ColourJitter
 from pipelines.images.decoder import Decoder
+from pipelines.images.rand_augment import RandAugment
 from pipelines.images.recipes import Recipe
 from pipelines.images.windows import WindowDecoder
 from pipelines.memory import limit_arenas
 from pipelines.prefetcher import Prefetcher
-from pipelines.sampling import EvaluationSampler, Pass
+from pipelines.sampling import EvaluationSampler, Pass, Sampler, TrainingSampler
 from pipelines.sources import Source
 from pipelines.stream import READERS, Batch
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Augmented as by `data` in an epoch of a training: one draw for each image, the same at every pass."""
+
+    seed: int
+    """Of the run."""
+    epoch: int
+    min_crop_area: float
+    """As in an epoch's plan, like `crop_aspect`."""
+    crop_aspect: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -32,19 +46,26 @@ class Preparation:
     device: torch.device
     threads: int
     """That decode."""
+    augmented: Augmented | None = None
+    """None: as for evaluation."""
 
 
-def chosen_batches(num_samples: int, images: int, batch: int, seed: int) -> list[np.ndarray]:
+def chosen_batches(
+    num_samples: int, images: int, batch: int, seed: int, *, shuffled: bool = False, fewest: int = 1
+) -> list[np.ndarray]:
     """`images` samples of `num_samples`, drawn without replacement, in batches of ids [batch] int64.
 
-    The last batch may be shorter. All samples, if `images` is larger than their number. The choice depends on the
-    arguments only, so it is the same on every rank.
+    The last batches may be one image shorter. All samples, if `images` is larger than their number. The choice
+    depends on the arguments only, so it is the same on every rank. `shuffled`: each batch is a random sample, as
+    in training; else every batch has about the same share of each class. `fewest`: batches are smaller if there
+    were fewer of them.
     """
     drawn = order.permutation(num_samples, seed=seed, epoch=0)[:images]
     ids = np.sort(drawn)
     # Sorted ids are read in sequence; dealt out in turn, they mix the classes of a folder.
-    count = -(-len(ids) // batch)
-    return [ids[first::count] for first in range(count)]
+    count = max(-(-len(ids) // batch), min(fewest, len(ids)))
+    dealt = drawn if shuffled else ids
+    return [np.sort(dealt[first::count]) for first in range(count)]
 
 
 class FixedImages:
@@ -67,7 +88,14 @@ class FixedImages:
         self._data, self._how, self._keep_bytes = data, how, keep_bytes
         self._kept: list[Batch] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
-        self._sampler = _FixedSampler(data, self.batches)
+        seed = how.augmented.seed if how.augmented else 0
+        self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
+        self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
+        self._sampler: Sampler = (
+            _AugmentedSampler(data, self.batches, seed)
+            if how.augmented
+            else _FixedSampler(data, self.batches)
+        )
         self._prefetcher = Prefetcher(
             source, self._sampler, self._decoder, self._readers, data.prefetch
         )
@@ -92,23 +120,34 @@ class FixedImages:
         if not self.batches:
             return
         self._kept, kept_bytes = [], 0
-        spec = Pass(0, self._how.image_size, 1.0, len(self.batches[0]), 0, self._how.interpolation)
-        for batch in self._prefetcher.batches(self._prefetcher.open(spec)):
+        for batch in self._prefetcher.batches(self._prefetcher.open(self._pass())):
             own = self._own(batch)
             kept_bytes += own.images.numel() * own.images.element_size()
             if kept_bytes <= self._keep_bytes:
                 self._kept.append(own)
             yield own
 
+    def _pass(self) -> Pass:
+        how, count = self._how, max(map(len, self.batches))
+        if how.augmented is None:
+            return Pass(0, how.image_size, 1.0, count, 0, how.interpolation)
+        drawn = how.augmented
+        plan = (drawn.epoch, how.image_size, drawn.min_crop_area, count, 0, how.interpolation)
+        return Pass(*plan, drawn.crop_aspect)
+
     def _own(self, batch: Batch) -> Batch:
         """The batch without filling, in memory of its own."""
         count = int(batch.weights.sum())
+        images, ids = batch.images[:count].clone(), batch.indices[:count]
+        if self._how.augmented is not None:
+            epoch = self._how.augmented.epoch
+            images = self._colours(self._rand_augment(images, ids, epoch), ids, epoch)
         own = replace(
             batch,
-            images=batch.images[:count].clone(),
+            images=images,
             labels=batch.labels[:count].to(self._how.device),
             weights=batch.weights[:count].to(self._how.device),
-            indices=batch.indices[:count],
+            indices=ids,
         )
         if self._how.device.type == "cuda":  # DALI does not know the stream that copies
             torch.cuda.current_stream(self._how.device).synchronize()
@@ -129,6 +168,23 @@ class _FixedSampler(EvaluationSampler):
 
     def shares(self, spec: Pass) -> Iterator[order.Share]:
         """One for each batch."""
-        for ids in self._batches:
-            places = np.arange(spec.batch)
-            yield order.Share(ids[places % len(ids)], (places < len(ids)).astype(np.float32))
+        return _filled(self._batches, spec.batch)
+
+
+class _AugmentedSampler(TrainingSampler):
+    """The same, prepared as for training."""
+
+    def __init__(self, data: Data, batches: Sequence[np.ndarray], seed: int) -> None:
+        count, starts = sum(map(len, batches)), np.zeros(1, np.int64)
+        super().__init__(data, count, starts, seed=seed, rank=0, world_size=1, quarantine=None)
+        self._batches = batches
+
+    def shares(self, spec: Pass) -> Iterator[order.Share]:
+        """One for each batch."""
+        return _filled(self._batches, spec.batch)
+
+
+def _filled(batches: Sequence[np.ndarray], size: int) -> Iterator[order.Share]:
+    places = np.arange(size)
+    for ids in batches:
+        yield order.Share(ids[places % len(ids)], (places < len(ids)).astype(np.float32))

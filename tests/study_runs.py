@@ -34,10 +34,11 @@ def made_run(
     checkpoints: int = 1,
     seed: int = 0,
     size: int = 16,
+    bias: float = 0.0,
     **settings: object,
 ) -> Path:
     """A run over the folder `images`, with a checkpoint after each of the first epochs, whose weights
-    wander at random."""
+    wander at random. `bias` is added to the logit of the first class."""
     overrides = [f"seed={seed}", *(f"{key}={value}" for key, value in settings.items())]
     text = CONFIG.format(images=images, model=model, size=size)
     cfg = parse_config(text, "made", overrides)
@@ -53,6 +54,8 @@ def made_run(
                 if tensor.is_floating_point():
                     noise = torch.randn(tensor.shape, generator=random)
                     tensor.add_(0.02 * (noise.abs() if "running" in name else noise))
+                if name.endswith("bias") and tensor.numel() == len(classes):
+                    tensor[0] += bias
         state.progress = Progress(Position(epoch, 0), epoch, epoch, 1.0)
         meta = metadata(state, labels, {"data": {"classes": list(classes)}})
         write_checkpoint(contents(state), meta, paths.checkpoints, Keep(99))

@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -93,14 +93,22 @@ class Common:
         return paths, only_settings(settings) or []
 
 
-def with_common(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(common, **own)` as a function of the options of Common and of its `own`."""
-    shared = inspect.signature(Common).parameters
+def with_common(
+    command: Callable[..., None], *, without: Sequence[str] = (), **hints_of: Any
+) -> Callable[..., None]:
+    """`command(common, **own)` as a function of the options of Common and of its `own`.
+
+    `without`: options of Common that the command has not. `hints_of`: other annotations of some.
+    """
+    shared = {
+        name: parameter
+        for name, parameter in inspect.signature(Common).parameters.items()
+        if name not in without
+    }
     parameters = inspect.signature(command).parameters
     own = [parameter for name, parameter in parameters.items() if name != "common"]
-    hints = get_type_hints(Common, include_extras=True) | get_type_hints(
-        command, include_extras=True
-    )
+    hints = get_type_hints(Common, include_extras=True) | hints_of
+    hints |= get_type_hints(command, include_extras=True)
     paths, *others = shared.values()
 
     @functools.wraps(command)

@@ -12,12 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from hvdtrain.report.contours import Contours, draw_contours
 from hvdtrain.report.palette import DASHES
 from hvdtrain.report.plots import COLORS, GRID, INK, MARK, dress, for_page
 
+MINOR = 20.0
+"""Highest over lowest value up to which a logarithmic axis has numbers between the powers of ten: the horizontal
+axis all of them, beyond it 2 and 5; the vertical one 2 and 5."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MARKED = 8
 """About so many points of a line have a marker."""
@@ -80,6 +83,8 @@ class Chart:
     """Height of a dotted line."""
     upright: tuple[float, ...] = ()
     """Places of dotted lines across it."""
+    x_ticks: tuple[float, ...] = ()
+    """Numbers at a logarithmic axis; empty: as they fall."""
 
     @property
     def empty(self) -> bool:
@@ -129,6 +134,11 @@ def _figure(chart: Chart, size: tuple[float, float]) -> Figure:
     if chart.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        low, high = axes.get_ylim()
+        few = high < MINOR * low
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if few else NullFormatter())
+        axes.tick_params(axis="y", which="both", colors=INK, length=0)
     axes.set_xlabel(chart.xlabel, color=INK)
     axes.set_ylabel(chart.ylabel, color=INK)
     if any(line.label for line in chart.lines):
@@ -147,8 +157,8 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         thin = line.width < 1
         # Markers tell lines apart where colours do not: for the colour-blind, and in a grey print.
         marker = "" if thin else MARKERS[line.color % len(MARKERS)]
-        every = max(1, len(line.xs) // MARKED)
-        how = {"linestyle": dash, "marker": marker, "markersize": 4, "linewidth": line.width}
+        every, size = max(1, len(line.xs) // MARKED), 7 if len(line.xs) == 1 else 4
+        how = {"linestyle": dash, "marker": marker, "markersize": size, "linewidth": line.width}
         how |= {"markevery": (line.color % every, every)}
         how |= {"alpha": 0.75} if thin else {}
         axes.plot(line.xs, line.ys, color=color, label=line.label, **how)  # type: ignore[arg-type]
@@ -162,6 +172,12 @@ def _draw_lines(axes: Axes, chart: Chart) -> None:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.tick_params(axis="x", which="both", colors=INK, length=0, rotation=40)
+        low, high = axes.get_xlim()
+        if high > MINOR * low:
+            axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        if chart.x_ticks:
+            axes.set_xticks(chart.x_ticks, [f"{tick:,.10g}" for tick in chart.x_ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _draw_bars(axes: Axes, chart: Chart) -> None:

@@ -17,8 +17,10 @@ from hvdtrain.analysis.study.curvature import run_curvature_study
 from hvdtrain.analysis.study.hessian_study import HessianStudy
 from hvdtrain.analysis.study.images import Choice
 from hvdtrain.analysis.study.landscape import Grid, study_interpolation, study_landscape
+from hvdtrain.analysis.study.noise.measure import measure
 from hvdtrain.analysis.study.results import Request, Results
 from hvdtrain.analysis.study.sharpness_study import SharpnessStudy
+from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.comm.start import init_comm
 from hvdtrain.errors import CheckpointError
@@ -52,6 +54,15 @@ def request(*paths: Path) -> Request:
     return Request(paths, [], Choice(images=8, batch=2, dtype="fp64"))
 
 
+def measured(comm: Comm) -> Results:
+    """The noise scale on all 22 images in 16 batches, mixed and with other colours."""
+    results = Results("noise-scale", 0)
+    [subject] = find_subjects([A], ["train.mixup=0.4", "data.color_jitter=[0.4, 0.4, 0, 0]"], comm)
+    it, numbers = measure(subject, Choice(images=22, batch=3, dtype="fp64"), comm)
+    results.add(subject, it, numbers)
+    return results
+
+
 STUDIES: dict[str, Callable[[Comm], Results]] = {
     "sharpness": lambda comm: run_curvature_study(
         request(A), comm, SharpnessStudy((1e-3,), dimensions=2, iterations=2)
@@ -59,6 +70,7 @@ STUDIES: dict[str, Callable[[Comm], Results]] = {
     "hessian": lambda comm: run_curvature_study(
         request(A), comm, HessianStudy(top=2, most=4, probes=2, steps=2)
     ),
+    "noise-scale": measured,
     "interpolate": lambda comm: study_interpolation(request(A, B), comm, points=4),
     "landscape": lambda comm: study_landscape(request(A), comm, Grid(points=3, trajectory=True)),
 }

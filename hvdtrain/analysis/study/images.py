@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import DataError
 from hvdtrain.run.evaluation import require_held_out
 from pipelines.datasets import open_datasets
-from pipelines.fixed import FixedImages, Preparation, chosen_batches
+from pipelines.fixed import Augmented, FixedImages, Preparation, chosen_batches
 from pipelines.sources import Source
 
 Split = Literal["train", "val"]
@@ -37,6 +37,10 @@ class Choice:
     dtype: Literal["fp32", "fp64"] = "fp32"
     memory_gb: float | None = None
     """In which each rank keeps images; None: its part of MEMORY_SHARE."""
+    shuffled: bool = False
+    """Whether each batch is a random sample; else all have about the same share of each class."""
+    fewest: int = 1
+    """Batches: they are smaller if there were fewer."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -85,7 +89,8 @@ def open_images(subject: Subject, choice: Choice, split: Split) -> ImageSet:
         )
     if subject.epoch.rect_val:
         warnings.append(f"phases.rect_val: {subject.name}: here images are squares")
-    batches = chosen_batches(len(source), choice.images, choice.batch, CHOICE)
+    drawn = (len(source), choice.images, choice.batch, CHOICE)
+    batches = chosen_batches(*drawn, shuffled=choice.shuffled, fewest=choice.fewest)
     return ImageSet(source, batches, fingerprint, warnings)
 
 
@@ -97,12 +102,19 @@ def fixed_images(
     comm: Comm,
     device: torch.device,
     cores: int,
+    *,
+    training: bool = False,
 ) -> FixedImages:
-    """The loader of this rank's `batches`."""
+    """The loader of this rank's `batches`, prepared as for evaluation, or for training in the checkpoint's
+    epoch."""
     memory_bytes = MEMORY_SHARE * psutil.virtual_memory().available / comm.local_size
     if choice.memory_gb is not None:
         memory_bytes = choice.memory_gb * 1e9
     epoch, data = subject.epoch, subject.cfg.data
     threads = data.decode_threads or cores
     how = Preparation(epoch.val_image_size, epoch.interpolation, device, threads)
+    if training:
+        low, high = epoch.crop_aspect or data.crop_aspect
+        drawn = Augmented(subject.cfg.seed, epoch.index, epoch.min_crop_area, (low, high))
+        how = replace(how, image_size=epoch.image_size, augmented=drawn)
     return FixedImages(source, batches, data, how, memory_bytes)

@@ -8,7 +8,7 @@ Sums over images are in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,13 +68,18 @@ class NetworkLoss:
     def gradient(self) -> Tensor:
         """This rank's part of loss and gradient, float64 [1 + n]."""
         found = torch.zeros(1 + self.size, dtype=torch.float64, device=self.device)
+        for _images, loss, gradient in self.batch_gradients():
+            found[0] += loss
+            found[1:] += gradient
+        return found / self.total
+
+    def batch_gradients(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each of this rank's batches: images, and loss [] and gradient [n], float64, summed over them."""
         parameters = list(self.trained.values())
         for batch in self.images:
             activity.beat()
             loss = self._loss(batch)
-            found[0] += loss.detach()
-            found[1:] += flat(_of(loss, parameters))
-        return found / self.total
+            yield len(batch.labels), loss.detach(), flat(gradients_of(loss, parameters))
 
     def product(self, vector: Tensor) -> Tensor:
         """This rank's part of Hessian × `vector` at the present weights, float64 [n]."""
@@ -86,13 +91,13 @@ class NetworkLoss:
         ]
         for batch in self.images:
             activity.beat()
-            gradients = _of(self._loss(batch), parameters, create_graph=True)
+            gradients = gradients_of(self._loss(batch), parameters, create_graph=True)
             slope = sum(
                 torch.vdot(g.flatten(), v.flatten()) for g, v in zip(gradients, along, strict=True)
             )
             assert isinstance(slope, Tensor)
             if slope.requires_grad:  # the loss is not linear in the weights
-                found += flat(_of(slope, parameters))
+                found += flat(gradients_of(slope, parameters))
         return found / self.total
 
     def _logits(self, batch: Batch) -> Tensor:
@@ -103,7 +108,9 @@ class NetworkLoss:
         return functional.cross_entropy(self._logits(batch), batch.labels, reduction="sum")
 
 
-def _of(value: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+def gradients_of(
+    value: Tensor, parameters: Sequence[Tensor], *, create_graph: bool = False
+) -> list[Tensor]:
     """The derivatives of `value`; zero for a parameter that it does not depend on."""
     found = torch.autograd.grad(value, parameters, create_graph=create_graph, allow_unused=True)
     return [

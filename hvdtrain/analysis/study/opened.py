@@ -62,20 +62,22 @@ def opened(
     whole: bool,
     anew: bool = False,
     only_first: bool = False,
+    training: bool = False,
 ) -> Iterator[Opened]:
     """The network with its weights, over the chosen images.
 
     `whole`: every rank evaluates all batches, for points that are shared out; else its part of them.
     `anew`: the statistics of batch norm are computed for each point, from training images.
-    `only_first`: one batch, to measure its time. Every rank must call; errors are raised on all.
+    `only_first`: one batch, to measure its time. `training`: images are prepared as for training, and the
+    weights are those that are trained, also if the run keeps averages. Every rank must call; errors are raised on all.
     """
-    device = choose_device(comm)
+    device, epoch = choose_device(comm), subject.epoch
     _exact_kernels()
     cores = cores_for_rank(comm)
     torch.set_num_threads(subject.cfg.train.compute_threads or cores)
     activity.enter("listing the images")
     with together(comm):
-        model = subject.network(device)
+        model = subject.network(device, averaged=not training)
         sets = {choice.split: open_images(subject, choice, choice.split)}
         anew = anew and bool(batch_norms(model))
         if anew and choice.split != "train":
@@ -88,21 +90,25 @@ def opened(
 
         def loader(of: ImageSet, part: slice) -> FixedImages:
             batches = of.batches[part][: 1 if only_first else None]
-            images = fixed_images(subject, choice, of.source, batches, comm, device, cores)
+            images = fixed_images(
+                subject, choice, of.source, batches, comm, device, cores, training=training
+            )
             return stack.enter_context(images)
 
         images = loader(chosen, part)
-        training = images if whole and choice.split == "train" else None
-        if anew and training is None:
-            training = loader(sets["train"], slice(None))
+        statistics = images if whole and choice.split == "train" else None
+        if anew and statistics is None:
+            statistics = loader(sets["train"], slice(None))
         yield Opened(
             NetworkLoss(model, images, chosen.num_images, choice.torch_dtype),
-            training if anew else None,
+            statistics if anew else None,
             -(-len(chosen.batches) // (1 if whole else comm.size)),
             {
                 "split": choice.split,
                 "images": chosen.num_images,
-                "image_size": subject.epoch.val_image_size,
+                "images_of_split": len(chosen.source),
+                "image_size": epoch.image_size if training else epoch.val_image_size,
+                "averaged_weights": subject.averaged and not training,
                 "dtype": choice.dtype,
                 "batch_norm_recomputed": anew,
             },

@@ -63,8 +63,9 @@ class Subject:
         found = {"checkpoint": str(self.path), "name": self.name, **self.meta["position"]}
         return {**found, "step": self.meta["step"], "averaged_weights": self.averaged}
 
-    def network(self, device: torch.device) -> nn.Module:
-        """The network with the checkpoint's weights; parameters that no phase trains are frozen.
+    def network(self, device: torch.device, *, averaged: bool = True) -> nn.Module:
+        """The network with the checkpoint's weights; parameters that no phase trains are frozen. `averaged`: with
+        their averages, if the run keeps them.
 
         Raises CheckpointError if the weights are of another model than the config says.
         """
@@ -76,13 +77,13 @@ class Subject:
             unfreeze(model, phase.unfreeze)
         if cfg.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.load(model)
+        self.load(model, averaged=averaged)
         return model
 
-    def load(self, model: nn.Module) -> None:
+    def load(self, model: nn.Module, *, averaged: bool = True) -> None:
         """Give `model` the weights of this checkpoint. Raises CheckpointError if they do not fit."""
         labels = {"model": self.cfg.model.name}
-        load_weights_alone(model, self.path, self.meta, labels, averaged=self.averaged)
+        load_weights_alone(model, self.path, self.meta, labels, averaged=averaged and self.averaged)
 
 
 def require_alike(first: Subject, other: Subject) -> None:

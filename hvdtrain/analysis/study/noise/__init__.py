@@ -1,0 +1,1 @@
+"""`hvdtrain study noise-scale`: how large a batch is useful, and on how many machines. Read `estimate.py` first."""
