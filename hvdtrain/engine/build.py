@@ -190,7 +190,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         settings=StepSettings(
             device=device,
             autocast=autocast,
-            loss=Loss(train.loss, train.label_smoothing, train.target_threshold),
+            loss=Loss.of(train),
             clip_norm=cfg.optimizer.clip_norm,
             agc=AdaptiveClipping(model, agc) if agc is not None else None,
             static_loss_scale=static,

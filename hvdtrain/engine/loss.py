@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 import torch
 from torch.nn import functional
 
+from hvdtrain.config.train import Train
+
 
 class Targets(Protocol):
     """Labels [n] int64, and with mixing the labels [n] of the images mixed in and the share [n] of each
@@ -30,6 +32,11 @@ class Loss:
     """Share of a target that is spread evenly over all classes."""
     target_threshold: float | None = None
     """Of binary cross entropy: targets above it are 1, the others 0."""
+
+    @classmethod
+    def of(cls, train: Train) -> Loss:
+        """By the settings of a run."""
+        return cls(train.loss, train.label_smoothing, train.target_threshold)
 
     def of_each(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
         """The loss of each image, [n], from `logits` [n, classes]."""

@@ -13,13 +13,15 @@ from hvdtrain.analysis.study.loss import NetworkLoss, flat, gradients_of
 from hvdtrain.analysis.study.opened import Opened
 from hvdtrain.analysis.study.subject import Subject
 from hvdtrain.comm.ranks import Comm
+from hvdtrain.engine.erasing import Erasing
+from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
 
 
 class TrainingLoss(NetworkLoss):
     """The loss of an opened checkpoint by which its run was trained.
 
-    Batch norm uses the statistics of each batch, images are mixed, labels smoothed, and units dropped, by a seed
+    Batch norm uses the statistics of each batch, images are erased and mixed, labels smoothed, and units dropped, by a seed
     of each batch: the same at every pass and on any number of ranks. The network computes in its dtype.
     """
 
@@ -27,7 +29,8 @@ class TrainingLoss(NetworkLoss):
         super().__init__(it.loss.model, it.loss.images, it.loss.total, it.loss.dtype)
         train = subject.cfg.train
         self._mixing = Mixing(train.mixup, train.cutmix, subject.cfg.seed)
-        self._smoothing, self._epoch = train.label_smoothing, subject.epoch.index
+        self._erasing = Erasing(subject.cfg.data.random_erasing, subject.cfg.seed)
+        self._loss_of, self._epoch = Loss.of(train), subject.epoch.index
         self._rank, self._ranks = comm.rank, comm.size
         self.normed = bool(batch_norms(self.model))
         """Whether the gradient of an image depends on the others of its batch."""
@@ -39,9 +42,10 @@ class TrainingLoss(NetworkLoss):
         for number, batch in enumerate(self.images):
             activity.beat()
             torch.manual_seed(number * self._ranks + self._rank)
-            [part] = self._mixing.parts(batch, 1, self._epoch)
+            images = self._erasing.erased(batch.images, batch.indices, self._epoch)
+            [part] = self._mixing.parts(batch, images, 1, self._epoch)
             if part.shares is not None:
                 part = part._replace(shares=part.shares.double())
             logits = self.model(part.images.to(self.dtype)).double()
-            loss = part.losses(logits, self._smoothing).sum()
+            loss = self._loss_of.of_each(logits, part).sum()
             yield len(part.labels), loss.detach(), flat(gradients_of(loss, parameters))
