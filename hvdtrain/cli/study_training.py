@@ -81,10 +81,10 @@ def batch_size(
         str,
         typer.Option(
             metavar="WHAT,WHAT…",
-            help="Around the weights of finished members: sharpness, interpolate, landscape, as the "
+            help="At the weights of finished members: sharpness, noise-scale, interpolate, landscape, as the "
             "commands of these names do; or none.",
         ),
-    ] = "sharpness,interpolate,landscape",
+    ] = "sharpness,noise-scale,interpolate,landscape",
     images: Annotated[
         int, typer.Option(min=1, help="Training images of these measurements.")
     ] = 1000,

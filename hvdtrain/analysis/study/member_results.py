@@ -62,6 +62,8 @@ class Result:
     """Percentiles 0 … 100 of all updates."""
     sharpness: dict[float, float] = field(default_factory=dict)
     """By ε, at the best evaluation, where it was measured."""
+    noise_at_best: float | None = None
+    """Noise scale in images as measured there; `noise_scale` is what the run recorded."""
 
     def row(self) -> dict[str, Any]:
         """Without what is a list: a line of `study.csv`."""

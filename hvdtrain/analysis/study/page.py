@@ -84,7 +84,8 @@ def _table(groups: Sequence[Group]) -> Table:
         ("distance from start", "distance", 4),
         ("distance per epoch", "epoch_distance", 3),
         ("median update", "update_norm", 3),
-        ("noise scale", "noise_scale", 3),
+        ("noise scale in the run", "noise_scale", 3),
+        ("noise scale there", "noise_at_best", 3),
     )
     shown = [column for column in columns if any(group.of(column[1]) for group in groups)]
     rows = [[g.label, *(_text(g.of(key), digits) for _, key, digits in shown)] for g in groups]

@@ -120,7 +120,11 @@ class Study:
         """Write table, pictures and report of what there is; returns the groups."""
         around = around or Around()
         results = [
-            replace(result, sharpness=around.sharpness.get(result.name, {}))
+            replace(
+                result,
+                sharpness=around.sharpness.get(result.name, {}),
+                noise_at_best=around.noise.get(result.name),
+            )
             for result in self.results(trainer)
         ]
         if not results:

@@ -30,7 +30,7 @@ from hvdtrain.errors import HvdtrainError, Preempted
 from hvdtrain.report.events import read_mapping
 from hvdtrain.report.text import duration
 
-MEASURES = ("sharpness", "interpolate", "landscape")
+MEASURES = ("sharpness", "noise-scale", "interpolate", "landscape")
 """The commands, whose results go by their names."""
 LINE, SIDE = 41, 21
 """Points of a landscape along one direction, and along each side of a plane."""
@@ -62,6 +62,16 @@ class Sharpness(_Place):
     sharpness: Annotated[list[Box], Field(min_length=1)]
 
 
+class _Estimate(_Read):
+    scale: float | None
+
+
+class NoiseScale(_Place):
+    """What `study noise-scale` found at one checkpoint."""
+
+    measured: _Estimate
+
+
 class Line(_Place):
     """The loss between two checkpoints, or along one random direction."""
 
@@ -77,6 +87,9 @@ class Plane(_Place):
     loss: list[Values]
 
 
+Found = Sharpness | NoiseScale | Line | Plane
+
+
 @dataclass(frozen=True)
 class Task:
     """One measurement."""
@@ -89,7 +102,7 @@ class Task:
     words: tuple[str, ...]
     evaluations: int
     """Passes over the images, about."""
-    answer: type[Sharpness | Line | Plane]
+    answer: type[Found]
 
 
 @dataclass
@@ -98,6 +111,8 @@ class Around:
 
     sharpness: dict[str, dict[float, float]] = field(default_factory=dict)
     """By ε."""
+    noise: dict[str, float | None] = field(default_factory=dict)
+    """In images; None where noise hides the signal."""
     between: dict[tuple[str, str], Line] = field(default_factory=dict)
     lines: dict[str, Line] = field(default_factory=dict)
     planes: dict[str, Plane] = field(default_factory=dict)
@@ -116,8 +131,8 @@ class Surfaces:
     """Of each command: other numbers give other last digits."""
 
     def tasks(self, finished: Sequence[Member]) -> list[Task]:
-        """Of members that are finished and have not diverged: the sharpness of all, lines and landscapes of
-        those of the first seed. Members whose checkpoints cannot be read are left out."""
+        """Of members that are finished and have not diverged: sharpness and noise scale of all, lines and
+        landscapes of those of the first seed. Members whose checkpoints cannot be read are left out."""
         best: dict[str, Path] = {}
         for member in finished:
             try:
@@ -170,6 +185,8 @@ class Surfaces:
             found = self.result(task)
             if isinstance(found, Sharpness):
                 around.sharpness[task.members[0]] = {b.epsilon: b.value for b in found.sharpness}
+            elif isinstance(found, NoiseScale):
+                around.noise[task.members[0]] = found.measured.scale
             elif isinstance(found, Plane):
                 around.planes[task.members[0]] = found
             elif found is not None and len(task.members) == 2:
@@ -178,10 +195,10 @@ class Surfaces:
                 around.lines[task.members[0]] = found
         return around
 
-    def result(self, task: Task) -> Sharpness | Line | Plane | None:
+    def result(self, task: Task) -> Found | None:
         """None if there is none, if it cannot be read, or if it is of other checkpoints."""
         content = read_mapping(self._output(task.name) / f"{task.measure}.json")
-        checkpoints = content.get("checkpoints")
+        checkpoints = content.get("found" if task.answer is NoiseScale else "checkpoints")
         if not isinstance(checkpoints, list) or len(checkpoints) != 1:
             return None
         try:
@@ -221,6 +238,8 @@ def _tasks(measures: Sequence[str], best: dict[str, Path], first: Sequence[str])
     for measure in measures:
         if measure == "sharpness":
             found += [_sharpness(name, path) for name, path in best.items()]
+        elif measure == "noise-scale":
+            found += [_noise_scale(name, path) for name, path in best.items()]
         elif measure == "interpolate":
             found += [_between(*pair, best) for pair in itertools.combinations(first, 2)]
         else:
@@ -231,6 +250,10 @@ def _tasks(measures: Sequence[str], best: dict[str, Path], first: Sequence[str])
 def _sharpness(name: str, path: Path) -> Task:
     words = ("--subspace", "0")
     return Task(f"sharpness-{name}", "sharpness", (name,), (path,), words, 120, Sharpness)
+
+
+def _noise_scale(name: str, path: Path) -> Task:
+    return Task(f"noise-scale-{name}", "noise-scale", (name,), (path,), (), 6, NoiseScale)
 
 
 def _between(first: str, second: str, best: dict[str, Path]) -> Task:

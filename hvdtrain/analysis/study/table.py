@@ -15,6 +15,7 @@ MEASURED = (
     *("best_loss", "best_top1", "highest_top1", "epochs_to_best", "updates_to_best"),
     *("seconds_to_best", "seconds_per_epoch", "epochs", "train_loss", "gap", "distance"),
     *("epoch_distance", "path_length", "update_norm", "updates_per_epoch", "noise_scale"),
+    "noise_at_best",
 )
 """Numbers of a result that have a mean."""
 

@@ -13,15 +13,21 @@ from hvdtrain.analysis.study.asked import Member
 from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.processes import Processes
 from hvdtrain.analysis.study.surface_page import barrier, surface_sections
-from hvdtrain.analysis.study.surfaces import Around, Line, Plane, Surfaces, Task, evaluations
+from hvdtrain.analysis.study.surfaces import (
+    MEASURES,
+    Around,
+    Line,
+    Plane,
+    Surfaces,
+    Task,
+    evaluations,
+)
 from hvdtrain.analysis.study.table import groups_of
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.report.study import write_study
 from hvdtrain.train import train
 from tests.unit.analysis.test_study_halving import result
 from tests.unit.run.data_runs import COLOURS, config, write
-
-MEASURES = ("sharpness", "interpolate", "landscape")
 
 
 def member(batch: int, seed: int = 0) -> Member:
@@ -43,10 +49,10 @@ def surfaces_of(folder: Folder, measures: Sequence[str], images: int = 8) -> Sur
     return Surfaces(folder, measures, images, 0, 1)
 
 
-def put(surfaces: Surfaces, task: Task, one: dict[str, object]) -> None:
+def put(surfaces: Surfaces, task: Task, one: dict[str, object], key: str = "checkpoints") -> None:
     output = surfaces._output(task.name)
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{task.measure}.json").write_text(json.dumps({"checkpoints": [one]}))
+    (output / f"{task.measure}.json").write_text(json.dumps({key: [one]}))
 
 
 def test_a_landscape_is_measured_once(trained: Folder) -> None:
@@ -92,6 +98,11 @@ def test_what_was_found_is_read_with_care(trained: Folder) -> None:
     ):
         put(surfaces, sharpness, {**good, **changed})
         assert surfaces.left([sharpness]) == [sharpness]
+    noise = tasks["noise-scale-b4-none-s0"]
+    put(surfaces, noise, {"name": name, "measured": {"scale": 12.5}}, "found")
+    assert surfaces.found([noise]).noise == {"b4-none-s0": 12.5}
+    put(surfaces, noise, {"name": name, "measured": None}, "found")
+    assert surfaces.left([noise]) == [noise]
     put(surfaces, plane, {"name": name, "axes": [[0, 1], [0, 1]], "loss": [[1, None], [1, 2]]})
     assert surfaces.found([plane]).planes["b4-none-s0"].loss[0] == [1, None]
     put(surfaces, plane, {"name": name, "axes": [[0, 1], [0, 1]], "loss": [[1], [1, 2]]})

@@ -18,6 +18,8 @@ from hvdtrain.analysis.study.asked import Asked, Member, as_json
 from hvdtrain.analysis.study.asked import begun as begun_study
 from hvdtrain.analysis.study.folder import Folder
 from hvdtrain.analysis.study.member_results import result_of
+from hvdtrain.analysis.study.noise.recorded import read_recorded
+from hvdtrain.analysis.study.noise.trade_off import of_recorded
 from hvdtrain.checkpoint_files import verify
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -38,7 +40,8 @@ EVENTS: list[dict[str, Any]] = [
     {"time": 2.0, "kind": "note", "text": "classes: 2"},
     {"time": 3.5, "kind": "train", "step": 4, "epoch": 0.5, "epochs": 1, "loss": 0.7, "seconds": 1.0,
      "step_seconds": 0.25, "samples": 64, "global_batch_size": 16, "images_per_second": 64.0,
-     "lr": 0.1, "image_size": 16, "phase": 0, "scaling_efficiency": 0.9},
+     "lr": 0.1, "image_size": 16, "phase": 0, "scaling_efficiency": 0.9,
+     "gradient_noise_scale": 120.5},
     {"time": 4.0, "kind": "eval", "step": 4, "epoch": 1.0, "loss": 0.6, "top1": 0.5, "images": 10},
     {"time": 4.1, "kind": "checkpoint", "step": 4, "path": "c", "seconds": 0.1, "bytes": 10},
     {"time": 4.2, "kind": "weights", "step": 4, "epoch": 1.0, "distance": 1.5, "layer_distances": {"a": 1.5},
@@ -134,20 +137,30 @@ def runs(root: Path) -> dict[str, Reader]:
         of = Member("m", 16, "none", 0.1, 0, 1, ())
         return result_of(of, run, finished=True, diverged=False).row()
 
+<<<<<<< HEAD
     other = root / "other"
     shutil.copytree(run, other)
 
     def comparison() -> object:
         return as_text(compare_runs(Compared([run, other], unfinished=True)))
+=======
+    def noise() -> object:
+        recorded = read_recorded(run)
+        return recorded.parts(), of_recorded(recorded).as_dict()
+>>>>>>> noise
 
     study, asked = Folder(root / "study"), Asked("batch-size", (16, 32), seeds=2)
     study.write(asked=as_json(asked, cfg), diverged={"b": "the loss is nan"})
     return {
         "study.json": Reader(study.study, lambda: begun_study(study, asked, cfg)),
         "events.jsonl of a member": Reader(paths.events, member),
+<<<<<<< HEAD
         "events.jsonl, compared": Reader(paths.events, comparison),
         "config.yaml, compared": Reader(paths.config, comparison),
         "environment.json, compared": Reader(paths.environment, comparison),
+=======
+        "events.jsonl for its noise scale": Reader(paths.events, noise),
+>>>>>>> noise
         "events.jsonl": Reader(paths.events, report),
         "environment.json": Reader(paths.environment, lambda: (report(), begun())),
         "config.yaml of a run": Reader(paths.config, lambda: (report(), begun())),

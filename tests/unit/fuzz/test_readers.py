@@ -23,7 +23,7 @@ NAMES = (
     *("weights.pth", "in weights.pth"),
     *("events.jsonl", "environment.json", "config.yaml of a run", "summary.json"),
     *("in meta.json of a run", "bad_samples.jsonl", "tuning.json", "dataset.npz", "in dataset.npz"),
-    *("study.json", "events.jsonl of a member"),
+    *("study.json", "events.jsonl of a member", "events.jsonl for its noise scale"),
     *("events.jsonl, compared", "config.yaml, compared", "environment.json, compared"),
 )  # fmt: skip
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from hvdtrain import activity
+from hvdtrain.analysis.spread import csv_text
 from hvdtrain.analysis.study.noise.answers import Found, Results
 from hvdtrain.analysis.study.noise.nodes import Answer
 from hvdtrain.analysis.study.noise.words import assumptions, verdict
@@ -85,15 +84,15 @@ def _write(output: Path, results: Results, price: float | None) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"--output {output}: cannot be written: {error.strerror}") from None
-    text = json_text(as_dict(results), indent=1)
-    write_atomically(output / "noise-scale.json", text.encode())
     for name, rows in _tables(results).items():
         if rows:
-            write_atomically(output / f"{name}.csv", _csv(rows).encode())
+            write_atomically(output / f"{name}.csv", csv_text(rows).encode())
     names = ", ".join(found.name for found in results.found)
     sections = sections_of(results, price)
     page, pictures = output / "report.html", output / "pictures"
     write_study(page, pictures, "How large a batch is useful", f"{names}.", sections)
+    text = json_text(as_dict(results), indent=1)  # the last file: where it is, all are
+    write_atomically(output / "noise-scale.json", text.encode())
 
 
 def _tables(results: Results) -> dict[str, list[Row]]:
@@ -118,12 +117,3 @@ def _tables(results: Results) -> dict[str, list[Row]]:
         for offer in answer.offers
     ]
     return {"noise-scale": noise, "trade-off": trade_offs, "nodes": nodes}
-
-
-def _csv(rows: list[Row]) -> str:
-    text = io.StringIO()
-    names = [*dict.fromkeys(name for row in rows for name in row)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

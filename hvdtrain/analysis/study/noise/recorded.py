@@ -14,8 +14,8 @@ from hvdtrain.paths import RunPaths
 from hvdtrain.report.events import number, whole
 from hvdtrain.report.run import Point, RunRecord, read_run
 
-LARGEST = 1e15
-"""Of any number in a log that is not damaged."""
+SMALLEST, LARGEST = 1e-6, 1e15
+"""Of any noise scale, and of any number, in a log that is not damaged."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _intervals(points: Sequence[Point]) -> list[Interval]:
         values = point.values
         step, batch = number(values, "step"), whole(values, "global_batch_size")
         size, phase = whole(values, "image_size"), number(values, "phase") or 0.0
-        if step is None or batch is None or size is None or step <= before:
+        if step is None or batch is None or size is None or step < before + 1:
             continue
         scale = number(values, "gradient_noise_scale")
         if max(step, batch, size, phase, scale or 0.0, point.seconds) > LARGEST:
@@ -167,7 +167,12 @@ def _intervals(points: Sequence[Point]) -> list[Interval]:
         found.append(
             Interval(
                 *(point.epoch, step, step - before, int(phase)),
-                *(size, batch, point.seconds, scale if scale is not None and scale > 0 else None),
+                *(
+                    size,
+                    batch,
+                    point.seconds,
+                    scale if scale is not None and scale > SMALLEST else None,
+                ),
             )
         )
         before = step

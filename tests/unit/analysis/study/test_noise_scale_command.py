@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,13 @@ from typing import Any
 
 import pytest
 
+from hvdtrain.analysis.study.images import Choice
+from hvdtrain.analysis.study.noise import words
+from hvdtrain.analysis.study.noise.answers import Question, study_noise_scale
+from hvdtrain.analysis.study.noise.page import sections_of
+from hvdtrain.analysis.study.results import Request
 from hvdtrain.cli.main import main
+from hvdtrain.comm.ranks import Solo
 from tests.noise_runs import recorded_run
 from tests.study_runs import made_run
 
@@ -102,16 +109,19 @@ def test_a_run_with_nodes_and_price(typed: Typed) -> None:
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == len(list((folder / "pictures").glob("*.png"))) == 5
     assert "What this assumes" in page
-    again = typed("run", "--output", "out")
+    again = typed("run", "--output", "out", "--json")
     assert again[0] == 6
     assert "--overwrite" in again[2]
 
 
 def test_a_checkpoint_is_measured_on_the_images_of_its_run(typed: Typed) -> None:
     paths = ("one/checkpoints/e0001-s0000000000", "one/checkpoints/e0002-s0000000000")
-    code, out, err = typed(*paths, "--batch", "2", "--json")
+    code, out, err = typed(*paths, "--batch", "2")
     assert code == 0, err
-    first, second = json.loads(out)["found"]
+    assert out.count("22 images in 16 batches, loss ") == 2
+    text = Path("study-noise-scale/noise-scale.json").read_text()
+    assert "batch norm has the statistics of 1.38 images here, and of 4 in training" in err
+    first, second = json.loads(text)["found"]
     for one in (first, second):
         measured = one["measured"]
         assert (measured["images"], measured["batches"]) == (22, 16)
@@ -122,24 +132,28 @@ def test_a_checkpoint_is_measured_on_the_images_of_its_run(typed: Typed) -> None
     assert len(rows(Path("study-noise-scale/noise-scale.csv"))) == 2
 
 
-def test_a_measured_checkpoint_with_nodes(typed: Typed) -> None:
+def test_a_measured_checkpoint_with_nodes(runs: Path) -> None:
     """With the logit of a rare class too high, the images of the other one agree: the noise scale is small. The
     time of a step is that of the run, which was on one rank."""
-    paths = ("tilted/checkpoints/e0001-s0000000000", "tilted/checkpoints/e0002-s0000000000")
-    code, out, err = typed(*paths, "--batch", "1", "--link", "10", "--max-nodes", "2")
-    assert code == 0, err
-    assert out.count("images (95 %: ") == 2
-    assert out.count("median of the run's own steps on one rank") == 2
-    found = json.loads(Path("study-noise-scale/noise-scale.json").read_text())["found"]
-    for one in found:
-        measured, trade_off = one["measured"], one["trade_off"]
+    paths = [runs / f"tilted/checkpoints/e000{epoch}-s0000000000" for epoch in (1, 2)]
+    request = Request(paths, [], Choice(images=22, batch=1))
+    results = study_noise_scale(request, Solo(), Question("10", max_nodes=2))
+    for found in results.found:
+        measured, trade_off = found.measured, found.trade_off
+        assert trade_off is not None
         assert measured["low"] < measured["scale"] < measured["high"]
-        assert trade_off["critical_batch"] == pytest.approx(measured["scale"])
-        assert trade_off["updates"] == 9 * 6  # epochs of 22 images in batches of 4
-        for link in one["links"]:
-            low, high = link["advised"]["faster_low_high"]
-            assert low <= link["advised"]["faster"] <= high
-    assert Path("study-noise-scale/pictures/checkpoints.png").is_file()
+        assert trade_off.critical == pytest.approx(measured["scale"])
+        assert trade_off.updates == 9 * 6  # epochs of 22 images in batches of 4
+        assert "images (95 %: " in "".join(words.sentences(found))
+        assert found.speed == "resnet8_cifar, median of the run's own steps on one rank"
+        [answer] = found.answers
+        assert answer.bounds is not None
+        assert answer.bounds[0] <= answer.faster(answer.advised) <= answer.bounds[1]
+        assert f"({answer.bounds[0]:.2g} to " in words.verdict(answer)
+    *_, grown, assumed = sections_of(results, None)
+    [chart] = grown.charts
+    assert [line.xs for line in chart.lines] == [[1.0, 2.0]]
+    assert "Gradients are those of training" in assumed.text
 
 
 def test_a_dry_run_only_says_how_long_measuring_takes(typed: Typed) -> None:
@@ -147,11 +161,34 @@ def test_a_dry_run_only_says_how_long_measuring_takes(typed: Typed) -> None:
     assert code == 0, err
     assert out.startswith("about ")
     assert out.endswith(" on 1 rank, by one batch of images\n")
+    code, out, err = typed("run", "--dry-run", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["study"], found["dry_run_seconds"]) == ("noise-scale", 0)
+    assert found["found"][0]["trade_off"]["batch"] == 64
     assert not Path("study-noise-scale").exists()
 
 
+def test_warnings_of_a_run(runs: Path, tmp_path: Path) -> None:
+    """Noise hid the signal in a quarter of its updates, and its steps took a hundred times as long as its
+    calibration says."""
+    run = tmp_path / "run"
+    shutil.copytree(runs / "run", run)
+    recorded_run(run, [None, None, *SCALES[:6]], step_s=5.0)
+    request = Request([run], [], Choice())
+    results = study_noise_scale(request, Solo(), Question("10", max_nodes=2))
+    hidden, far = results.warnings
+    assert "in 25% of the updates noise hid the signal" in hidden
+    assert "its steps took 400 s, and the model says" in far
+    [found] = results.found
+    assert found.trade_off is not None
+    assert found.trade_off.updates_with(64) == pytest.approx(80)
+    [answer] = found.answers
+    assert answer.advised in answer.fastest
+
+
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("typed_words", "line"),
     [
         (("one",), "hvdtrain study noise-scale one/checkpoints/e0002-s0000000000"),
         (("nowhere",), "neither a run directory"),
@@ -160,8 +197,8 @@ def test_a_dry_run_only_says_how_long_measuring_takes(typed: Typed) -> None:
         (("one/checkpoints/e0001-s0000000000", "--images", "7"), "needs at least 16"),
     ],
 )
-def test_refusals(typed: Typed, words: tuple[str, ...], line: str) -> None:
-    code, _out, err = typed(*words, "--output", "refused")
+def test_refusals(typed: Typed, typed_words: tuple[str, ...], line: str) -> None:
+    code, _out, err = typed(*typed_words, "--output", "refused")
     assert code in (2, 3, 4, 5, 6)
     assert line in err
     assert err.strip().count("\n") == 0
