@@ -137,30 +137,25 @@ def runs(root: Path) -> dict[str, Reader]:
         of = Member("m", 16, "none", 0.1, 0, 1, ())
         return result_of(of, run, finished=True, diverged=False).row()
 
-<<<<<<< HEAD
     other = root / "other"
     shutil.copytree(run, other)
 
     def comparison() -> object:
         return as_text(compare_runs(Compared([run, other], unfinished=True)))
-=======
+
     def noise() -> object:
         recorded = read_recorded(run)
         return recorded.parts(), of_recorded(recorded).as_dict()
->>>>>>> noise
 
     study, asked = Folder(root / "study"), Asked("batch-size", (16, 32), seeds=2)
     study.write(asked=as_json(asked, cfg), diverged={"b": "the loss is nan"})
     return {
         "study.json": Reader(study.study, lambda: begun_study(study, asked, cfg)),
         "events.jsonl of a member": Reader(paths.events, member),
-<<<<<<< HEAD
         "events.jsonl, compared": Reader(paths.events, comparison),
         "config.yaml, compared": Reader(paths.config, comparison),
         "environment.json, compared": Reader(paths.environment, comparison),
-=======
         "events.jsonl for its noise scale": Reader(paths.events, noise),
->>>>>>> noise
         "events.jsonl": Reader(paths.events, report),
         "environment.json": Reader(paths.environment, lambda: (report(), begun())),
         "config.yaml of a run": Reader(paths.config, lambda: (report(), begun())),
