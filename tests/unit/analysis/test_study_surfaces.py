@@ -149,7 +149,9 @@ def test_the_sections_of_what_was_found(tmp_path: Path) -> None:
     plane = Plane(
         name="a", axes=[[-1, 0, 1], [-1, 0, 1]], loss=[[3, 2, 3], [2, 1, 2], [3, 2, None]]
     )
-    around = Around({}, between, {"b8-none-s0": line(3, 1, 2)}, {"b8-none-s0": plane})
+    around = Around(
+        between=between, lines={"b8-none-s0": line(3, 1, 2)}, planes={"b8-none-s0": plane}
+    )
     sections = surface_sections(groups, style, around)
     sharp, lines, landscapes = sections
     assert sharp.table is not None
