@@ -63,6 +63,9 @@ class _Evaluated(_Part):
     best_epoch: Number = 0.0
     best_step: Count = 0
     since_best: Count = 0
+    loss: Number | None = None
+    top1: Number | None = None
+    top5: Number | None = None
 
 
 class _Scaler(_Part):

@@ -25,7 +25,7 @@ from hvdtrain.run.efficiency import Efficiency
 from hvdtrain.run.emergency import rescued
 from hvdtrain.run.guard.numbers import check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
-from hvdtrain.run.patience import out_of_patience, owes_evaluation
+from hvdtrain.run.patience import over, owes_evaluation
 from hvdtrain.run.prepare import Run, prepare
 from hvdtrain.run.rollback import roll_back
 from hvdtrain.run.saving import save, save_after, save_within
@@ -78,7 +78,7 @@ def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
     if owes_evaluation(run):
         report_evaluation(run, run.plan.epochs[run.state.progress.position.epoch - 1], stops)
     left = run.plan.epochs_from(run.state.progress.position)
-    epochs = [] if out_of_patience(run) else list(left)
+    epochs = [] if over(run) else list(left)
     for epoch, following in zip_longest(epochs, epochs[1:]):
         train_epoch(run, epoch, following, efficiency, stops)
         done = epoch.index + 1
@@ -86,7 +86,7 @@ def _train(run: Run, signals: HeardStops, began: float) -> dict[str, Any]:
             report_evaluation(run, epoch, stops)
         if done < last and stops.settle():
             raise _preempted(run, stops)
-        if out_of_patience(run):
+        if over(run):
             break
         if done < last:
             save_after(run, done, stops)

@@ -15,8 +15,25 @@ from hvdtrain.config.fields import (
     PathText,
     Planned,
     Positive,
+    PositiveFloat,
     Section,
 )
+
+
+class StopAt(Section):
+    """What an evaluation must reach to end the run; all that is given."""
+
+    top1: Planned[Fraction | None] = None
+    """Share of images whose class is the most likely one, 0 to 1. null: any."""
+    top5: Planned[Fraction | None] = None
+    """Share of images whose class is among the five most likely ones. null: any."""
+    loss: Planned[PositiveFloat | None] = None
+    """Validation loss at most. null: any."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is given."""
+        return (self.top1, self.top5, self.loss) != (None, None, None)
 
 
 class Train(Section):
@@ -61,6 +78,8 @@ class Train(Section):
     patience: Planned[Positive | None] = None
     """End the run when the validation loss was not below its lowest value in so many evaluations in a
     row, and keep the checkpoint of the lowest. null: train all epochs."""
+    stop_at: StopAt = StopAt()
+    """End the run after the first evaluation that reaches a target; nothing given: train all epochs."""
     log_every: Machine[Positive] = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
     compute_threads: Planned[Annotated[int, Field(gt=0, le=256)] | None] = None

@@ -21,14 +21,26 @@ class Evaluated:
     best_step: int = 0
     since_best: int = 0
     """Evaluations after it."""
+    loss: float | None = None
+    """Of the last evaluation, as the next ones; None before the first."""
+    top1: float | None = None
+    top5: float | None = None
 
-    def after(self, step: int, epoch: float, loss: float) -> Evaluated:
+    def after(
+        self,
+        step: int,
+        epoch: float,
+        loss: float,
+        top1: float | None = None,
+        top5: float | None = None,
+    ) -> Evaluated:
         """One more evaluation; of the same weights again it counts once."""
         if step == self.step:
             return self
+        last = replace(self, step=step, loss=loss, top1=top1, top5=top5)
         if self.best_loss is None or loss < self.best_loss:
-            return Evaluated(step, loss, epoch, step, 0)
-        return replace(self, step=step, since_best=self.since_best + 1)
+            return replace(last, best_loss=loss, best_epoch=epoch, best_step=step, since_best=0)
+        return replace(last, since_best=self.since_best + 1)
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,9 @@ class Progress:
             self, samples=self.samples + samples, train_seconds=self.train_seconds + seconds
         )
 
-    def after_evaluation(self, epoch: float, loss: float) -> Progress:
+    def after_evaluation(self, epoch: float, loss: float, top1: float, top5: float) -> Progress:
         """One more evaluation, of the present weights after so many epochs."""
-        return replace(self, evaluated=self.evaluated.after(self.step, epoch, loss))
+        return replace(self, evaluated=self.evaluated.after(self.step, epoch, loss, top1, top5))
 
     def as_dict(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""

@@ -1,4 +1,5 @@
-"""Which evaluation is still to be made, and when the validation loss ends a run: `train.patience`."""
+"""Which evaluation is still to be made, and when the results of evaluations end a run: `train.patience`,
+`train.stop_at`."""
 
 from __future__ import annotations
 
@@ -11,25 +12,35 @@ from hvdtrain.run.parts import Run
 from hvdtrain.telemetry.reports import Note
 
 
-def out_of_patience(run: Run) -> bool:
+def by_evaluations(cfg: Config) -> bool:
+    """Whether the results of evaluations may end a run of `cfg`."""
+    return cfg.train.patience is not None or cfg.train.stop_at.asked
+
+
+def over(run: Run) -> bool:
     """Whether the run is to end before its last epoch; every rank must call it.
 
-    The loss is a sum over ranks, and so the same on all; yet they agree on what follows from it.
+    Results are sums over ranks, and so the same on all; yet they agree on what follows from them.
     """
-    limit = run.cfg.train.patience
-    if limit is None:
+    if not by_evaluations(run.cfg):
         return False
-    over = any_rank(run.comm, used_up(run.cfg, run.state.progress.evaluated))
-    if over and run.state.progress.position.epoch < len(run.plan.epochs):
-        found = run.state.progress.evaluated
-        times = "evaluation" if limit == 1 else f"{limit} evaluations"
-        run.sinks.write(
-            Note(
-                f"train.patience: the run ends: the validation loss was not below {found.best_loss:.4f}, that "
-                f"of epoch {found.best_epoch:g}, in the last {times}"
-            )
-        )
-    return over
+    ends = any_rank(run.comm, used_up(run.cfg, run.state.progress.evaluated))
+    if ends and run.state.progress.position.epoch < len(run.plan.epochs):
+        run.sinks.write(Note(_why(run.cfg, run.state.progress.evaluated)))
+    return ends
+
+
+def _why(cfg: Config, found: Evaluated) -> str:
+    if reached(cfg, found):
+        asked = cfg.train.stop_at.model_dump(exclude_none=True)
+        values = ", ".join(f"{name} {getattr(found, name):.4f}" for name in asked)
+        return f"train.stop_at: the run ends: {values} in the last evaluation"
+    limit = cfg.train.patience
+    times = "evaluation" if limit == 1 else f"{limit} evaluations"
+    return (
+        f"train.patience: the run ends: the validation loss was not below {found.best_loss:.4f}, that of "
+        f"epoch {found.best_epoch:g}, in the last {times}"
+    )
 
 
 def owes_evaluation(run: Run) -> bool:
@@ -38,15 +49,33 @@ def owes_evaluation(run: Run) -> bool:
     if run.state.progress.position.sample or done % every or not 0 < done < len(run.plan.epochs):
         return False
     step = run.state.progress.step
-    if run.cfg.train.patience is not None:  # the log may know of one that the state does not
+    if by_evaluations(run.cfg):  # the log may know of one that the state does not
         return run.state.progress.evaluated.step != step
     made = run.comm.rank == 0 and evaluated(run.paths.events, step)
     return not any_rank(run.comm, made)
 
 
 def used_up(cfg: Config, found: Evaluated) -> bool:
-    """Whether the last `train.patience` evaluations were no better than one before."""
-    return cfg.train.patience is not None and found.since_best >= cfg.train.patience
+    """Whether the last `train.patience` evaluations were no better than one before, or the last one has what
+    `train.stop_at` asks for."""
+    patience = cfg.train.patience
+    return (patience is not None and found.since_best >= patience) or reached(cfg, found)
+
+
+def reached(cfg: Config, found: Evaluated) -> bool:
+    """Whether the last evaluation has all that `train.stop_at` asks for."""
+    asked = cfg.train.stop_at
+    return asked.asked and all(
+        (
+            _at_least(found.top1, asked.top1),
+            _at_least(found.top5, asked.top5),
+            asked.loss is None or (found.loss is not None and found.loss <= asked.loss),
+        )
+    )
+
+
+def _at_least(value: float | None, target: float | None) -> bool:
+    return target is None or (value is not None and value >= target)
 
 
 def improved(run: Run) -> bool:
@@ -57,9 +86,15 @@ def improved(run: Run) -> bool:
 
 
 def require_validation(cfg: Config, images: int) -> None:
-    """Raise ConfigError if patience has nothing to go by. `images`: of the validation set."""
-    if cfg.train.patience is not None and not images:
-        raise ConfigError(
-            f"train.patience: {cfg.train.patience}, but there are no validation images: name them with "
-            "data.val=DIR, or leave train.patience out"
-        )
+    """Raise ConfigError if a run is to end by evaluations that it cannot make. `images`: of the validation
+    set."""
+    if images or not by_evaluations(cfg):
+        return
+    asked = cfg.train.stop_at.model_dump(exclude_none=True)
+    what = (
+        f"patience: {cfg.train.patience}" if cfg.train.patience is not None else f"stop_at: {asked}"
+    )
+    raise ConfigError(
+        f"train.{what}, but there are no validation images: name them with data.val=DIR, or leave "
+        f"train.{what.partition(':')[0]} out"
+    )

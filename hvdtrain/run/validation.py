@@ -12,6 +12,7 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.emergency import saved_by_all
 from hvdtrain.run.guard.numbers import check_evaluation
 from hvdtrain.run.parts import Run
+from hvdtrain.run.patience import by_evaluations
 from hvdtrain.run.rollback import keep_sound
 from hvdtrain.telemetry.reports import Eval
 from pipelines.loader import Batch
@@ -31,8 +32,8 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     if not images or stops.agreed:
         return None
     made = run.snapshots.evaluation
-    if run.cfg.train.patience and made and made.step == run.state.progress.step:
-        return made  # the one after which patience has ended the run
+    if by_evaluations(run.cfg) and made and made.step == run.state.progress.step:
+        return made  # the one that has ended the run
     keep_sound(run)
     run.comparison.compare()
     stops.enter()
@@ -49,7 +50,9 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     run.snapshots.evaluation = evaluation
     run.snapshots.report_written(None)  # an error names the last one
     check_evaluation(evaluation, run.paths)
-    run.state.progress = run.state.progress.after_evaluation(evaluation.epoch, evaluation.loss)
+    run.state.progress = run.state.progress.after_evaluation(
+        evaluation.epoch, evaluation.loss, evaluation.top1, evaluation.top5
+    )
     return evaluation
 
 

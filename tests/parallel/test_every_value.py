@@ -253,6 +253,7 @@ TWO_RANKS = [
             "checkpoint.keep_start",
             "train.noise",
             "train.patience",
+            "train.stop_at",
             "train.acc",
             "train.on_",
             "train.comp",

@@ -1,4 +1,4 @@
-"""`train.patience`: a run ends when its validation loss gets no lower, and that is its end."""
+"""`train.patience` and `train.stop_at`: a run ends by its evaluations, and that is its end."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.progress import Evaluated
 from hvdtrain.errors import ConfigError
 from hvdtrain.run.checkpoints import to_keep
+from hvdtrain.run.patience import used_up
 from hvdtrain.train import train
 from tests.unit.run.data_runs import config
 from tests.unit.run.test_weights import Killed, weights
@@ -134,12 +135,54 @@ def test_a_kill_between_an_evaluation_and_its_checkpoint(
 def test_without_validation_images_it_is_refused(work: Path) -> None:
     with pytest.raises(ConfigError, match=r"^train\.patience: 3, but there are no validation"):
         train(patient(work, 3, "data.val=null"), Solo(), run_dir=work / "run")
+    with pytest.raises(ConfigError, match=r"^train\.stop_at: \{'top1': 0\.5\}, but there are no"):
+        train(patient(work, None, "data.val=null", "train.stop_at.top1=0.5"), Solo())
     assert not (work / "run").exists()
 
 
 def test_equal_losses_are_no_better_and_one_evaluation_counts_once() -> None:
-    found = Evaluated().after(3, 1.0, 0.5)
-    assert found == Evaluated(3, 0.5, 1.0, 3, 0)
+    found = Evaluated().after(3, 1.0, 0.5, 0.25, 0.75)
+    assert found == Evaluated(3, 0.5, 1.0, 3, 0, 0.5, 0.25, 0.75)
     assert found.after(3, 1.0, 0.5) == found
-    assert found.after(6, 2.0, 0.5) == Evaluated(6, 0.5, 1.0, 3, 1)
-    assert found.after(6, 2.0, 0.4) == Evaluated(6, 0.4, 2.0, 6, 0)
+    assert found.after(6, 2.0, 0.5, 0.5, 1.0) == Evaluated(6, 0.5, 1.0, 3, 1, 0.5, 0.5, 1.0)
+    assert found.after(6, 2.0, 0.4, 0.5, 1.0) == Evaluated(6, 0.4, 2.0, 6, 0, 0.4, 0.5, 1.0)
+
+
+def test_a_run_ends_at_its_target_and_goes_on_with_a_higher_one(work: Path) -> None:
+    train(patient(work, None), Solo(), run_dir=work / "whole")
+    found = losses(work / "whole")
+    target = min(loss for _, loss in found)
+    end = [loss for _, loss in found].index(target) + 1
+    assert 1 < end < EPOCHS, found  # or the test says little
+    cfg = patient(work, None, f"train.stop_at.loss={target}")
+    first = train(cfg, Solo(), run_dir=work / "run")
+    assert (first["stopped_early"], first["loss"], first["steps"]) == (True, target, 3 * end)
+    notes = (work / "run/events.jsonl").read_text()
+    assert f"train.stop_at: the run ends: loss {target:.4f} in the last evaluation" in notes
+    again = train(cfg, Solo(), resume=str(work / "run"))
+    assert again["steps"] == first["steps"]
+    higher = patient(work, None, "train.stop_at.loss=1e-9")
+    longer = train(higher, Solo(), resume=str(work / "run"))
+    assert (longer["stopped_early"], longer["steps"]) == (False, 3 * EPOCHS)
+    newest = f"checkpoints/e{EPOCHS:04d}-s0000000000"
+    assert torch.equal(weights(work / "run" / newest), weights(work / "whole" / newest))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], False),
+        (["top1=0.5"], True),
+        (["top1=0.51"], False),
+        (["top5=0.9"], True),
+        (["loss=0.7"], True),
+        (["loss=0.69"], False),
+        (["top1=0.5", "loss=0.69"], False),
+        (["top1=0.5", "top5=0.9", "loss=0.7"], True),
+    ],
+)
+def test_targets(work: Path, settings: list[str], expected: bool) -> None:
+    cfg = patient(work, None, *(f"train.stop_at.{each}" for each in settings))
+    found = Evaluated().after(3, 1.0, 0.7, 0.5, 0.9)
+    assert used_up(cfg, found) == expected
+    assert not used_up(cfg, Evaluated())
