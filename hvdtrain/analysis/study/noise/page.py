@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hvdtrain.analysis.study.noise import words
 from hvdtrain.analysis.study.noise.answers import Found, Results
@@ -16,7 +17,7 @@ from hvdtrain.report.study import Section
 BINS = 60
 """Most points of a curve over updates."""
 BAND = "bands: lowest and highest value of neighbouring reports; the batch is dashed"
-INTERVALS = "band: 95 % confidence interval"
+INTERVALS = "bands: 95 % confidence intervals"
 
 
 def sections_of(results: Results, price: float | None) -> list[Section]:
@@ -85,21 +86,22 @@ def _binned(intervals: Sequence[Interval]) -> list[Sequence[Interval]]:
 
 
 def _over_updates(found: Sequence[Found]) -> Chart | None:
-    """The measured noise scales of several checkpoints."""
-    bounded = sorted(
-        (each.measured for each in found if each.measured.get("resolved")),
-        key=lambda one: float(one["step"]),
-    )
-    if len({one["step"] for one in bounded}) < 2:
+    """The measured noise scales of several checkpoints of a run, for each such run."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        if each.measured.get("resolved"):
+            runs.setdefault(each.name.rpartition(" ")[0], []).append(each.measured)
+    lines = []
+    for number, (run, points) in enumerate(runs.items()):
+        points.sort(key=lambda one: float(one["step"]))
+        columns = ([float(one[key]) for one in points] for key in ("step", "scale", "low", "high"))
+        xs, scales, lows, highs = columns
+        if len(set(xs)) > 1:
+            lines.append(Line(run, xs, scales, lows, highs, number, number))
+    if not lines:
         return None
-    columns = {
-        key: [float(one[key]) for one in bounded] for key in ("step", "scale", "low", "high")
-    }
-    line = Line("noise scale", columns["step"], columns["scale"], columns["low"], columns["high"])
-    title = "measured noise scale"
-    return Chart(
-        "checkpoints", title, "updates of the checkpoint", "images", INTERVALS, (line,), log_y=True
-    )
+    title, xlabel = "measured noise scale", "updates of the checkpoint"
+    return Chart("checkpoints", title, xlabel, "images", INTERVALS, tuple(lines), log_y=True)
 
 
 def _trade_off(found: Found, trade_off: TradeOff, number: int) -> Section:

@@ -19,6 +19,7 @@ from hvdtrain.analysis.study.noise.page import sections_of
 from hvdtrain.analysis.study.results import Request
 from hvdtrain.cli.main import main
 from hvdtrain.comm.ranks import Solo
+from hvdtrain.errors import ConfigError
 from tests.noise_runs import recorded_run
 from tests.study_runs import made_run
 
@@ -185,6 +186,12 @@ def test_warnings_of_a_run(runs: Path, tmp_path: Path) -> None:
     assert found.trade_off.updates_with(64) == pytest.approx(80)
     [answer] = found.answers
     assert answer.advised in answer.fastest
+    (run / "calibration.json").write_text(json.dumps({**SPEED, "model": "resnet18"}))
+    with pytest.raises(ConfigError, match="made for resnet18, the config has model"):
+        study_noise_scale(request, Solo(), Question("10"))
+    (run / "calibration.json").unlink()
+    with pytest.raises(ConfigError, match="steps of several ranks include their communication"):
+        study_noise_scale(request, Solo(), Question("10"))
 
 
 @pytest.mark.parametrize(

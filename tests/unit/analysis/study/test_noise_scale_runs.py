@@ -15,7 +15,7 @@ from torch.nn import functional
 from hvdtrain.analysis.study.images import Choice, fixed_images, open_images
 from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.noise.estimate import Sums, estimate
-from hvdtrain.analysis.study.noise.measure import sums_over_ranks
+from hvdtrain.analysis.study.noise.measure import measure, sums_over_ranks
 from hvdtrain.analysis.study.noise.of import noise_scale_of
 from hvdtrain.analysis.study.noise.recorded import read_recorded
 from hvdtrain.analysis.study.noise.training_loss import TrainingLoss
@@ -155,6 +155,10 @@ def test_gradients_are_those_of_a_training_step(small_root: Path, tmp_path: Path
     assert float(value) / 6 == pytest.approx(loss.item(), rel=1e-5)
     reference = torch.cat([each.flatten() for each in gradients]).double().numpy()
     assert (gradient / 6).numpy() == pytest.approx(reference, rel=1e-3, abs=1e-6)
+    measured, found = measure(subject, choice, Solo())
+    assert measured.loss.model.training
+    assert (subject.averaged, measured.about["averaged_weights"]) == (True, False)
+    assert found["batches"] == 16
 
 
 def test_the_noise_scale_of_a_problem_with_a_known_one() -> None:
