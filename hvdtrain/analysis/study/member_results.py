@@ -95,7 +95,9 @@ def result_of(member: Member, root: Path, *, finished: bool, diverged: bool) -> 
         updates=(number(run.last.values, "step") or 0.0) if run.last else 0.0,
         best_loss=best_loss,
         best_top1=number(best.values, "top1") if best else None,
-        highest_top1=max((number(p.values, "top1") or 0.0 for p in evals), default=None),
+        highest_top1=max(
+            (v for p in evals if (v := number(p.values, "top1")) is not None), default=None
+        ),
         epochs_to_best=best.epoch if best else None,
         updates_to_best=number(best.values, "step") if best else None,
         seconds_to_best=best.train_s if best else None,
