@@ -8,6 +8,7 @@ network whose layers we do not know: compare directions, not numbers.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -49,7 +50,6 @@ def main() -> None:
     data = [f"data.train={args.data}/train", f"data.val={args.data}/test"]
     settings = [*data, f"phases.0.epochs={args.epochs}", f"train.patience={args.patience}"]
     batches = [int(word) for word in args.batches.split(",")]
-    ends = f"{batches[0]},{batches[-1]}"
     how = ["--seeds", str(args.seeds), "--jobs", str(args.jobs)]
     how += ["--hours", str(args.hours)] if args.hours is not None else []
     main_root, high_root = args.output / "batch-size", args.output / "high-rate"
@@ -57,17 +57,15 @@ def main() -> None:
         words = ["--batches", args.batches, "--scaling", "none,linear", "--output", str(main_root)]
         words += ["--images", str(args.images)]
         _study("batch-size", [*settings, *how, *words])
-        words = ["--batches", ends, "--rates", f"{HIGH_RATE:g}", "--no-halving"]
+        words = ["--batches", str(batches[0]), "--rates", f"{HIGH_RATE:g}", "--no-halving"]
         _study("lr-batch", [*settings, *how, *words, "--output", str(high_root)])
     cfg = load_config(CONFIG, settings)
     asked = Asked("batch-size", tuple(batches), ("none", "linear"), args.seeds)
     groups = _groups(Study.of(main_root, asked, cfg), args.images)
-    high = Asked(
-        "lr-batch", (batches[0], batches[-1]), seeds=args.seeds, rates=(HIGH_RATE,), halving=False
-    )
+    high = Asked("lr-batch", (batches[0],), seeds=args.seeds, rates=(HIGH_RATE,), halving=False)
     high_groups = _groups(Study.of(high_root, high, cfg)) if high_root.is_dir() else []
     chosen = _chosen(groups, batches)
-    rows = [*_claims(chosen), *_sharp_rows(chosen), *_high_row(high_groups)]
+    rows = [*_claims(chosen), *_sharp_rows(chosen), *_high_row([*high_groups, *groups])]
     print_machine()
     small, large = batches[0], batches[-1]
     names = [f"batch {small}", f"batch {large}", f"batch {large}, rate scaled"]
@@ -191,17 +189,17 @@ def _sharp_rows(chosen: Sequence[Group]) -> list[Row]:
 
 
 def _high_row(groups: Sequence[Group]) -> list[Row]:
-    """Both batches at the high rate."""
-    if len(groups) < 2:
+    """The smallest and the largest batch that were trained at the high rate."""
+    high = sorted((g for g in groups if math.isclose(g.rate, HIGH_RATE)), key=lambda g: g.batch)
+    if len(high) < 2:
         return []
-    small, large = groups[0], groups[-1]
+    small, large = high[0], high[-1]
     values = [group.of("best_loss") for group in (small, large)]
     texts = ["diverged" if value is None else value.text() for value in values]
     means = [float("inf") if value is None else value.mean for value in values]
     said = "yes" if means[1] < means[0] else "no"
-    return [
-        [f"lowest validation loss at rate {HIGH_RATE:g}", *texts, "", "the larger is lower", said]
-    ]
+    what = f"lowest validation loss at rate {HIGH_RATE:g}, batches {small.batch} and {large.batch}"
+    return [[what, texts[0], "", texts[1], "the larger is lower", said]]
 
 
 if __name__ == "__main__":
