@@ -3,12 +3,14 @@
 One process starts a small run on JPEGs again and again, in one run directory with a mirror. Every attempt
 gets SIGTERM after so many steps, writes a checkpoint and ends; the next one goes on from it. After
 each, the run directory, the mirror, TMPDIR and the process are looked at. `events.jsonl` grows by what it
-records, so it is shown by itself.
+records, so it is shown by itself. Memory is counted after freed memory was given back.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
 import signal
 import tempfile
@@ -83,6 +85,8 @@ def look(root: Path, run_dir: Path) -> dict[str, float]:
     """The figures now."""
     files, size = files_and_bytes(run_dir, but="events.jsonl")
     mirror_files, mirror_size = files_and_bytes(root / "second")
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed, and glibc keeps, is no growth
     status = Path("/proc/self/status").read_text()
     resident_kb = int(status.partition("VmRSS:")[2].split()[0])
     return {
