@@ -52,7 +52,7 @@ def compare(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: what differs, which is better, and whether it is more than chance.
+    """Compare runs: what differs, which is better, is it chance?
 
     Runs that differ in their seeds only are a group, with mean and standard deviation. Writes a page
     with curves, and prints the tables.

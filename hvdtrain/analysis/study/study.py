@@ -113,7 +113,7 @@ class Study:
         """What is to be measured around the weights of the members that are finished."""
         diverged = self.folder.read().get("diverged", {})
         return surfaces.tasks(
-            [m for m in self.members if trainer.finished(m) and m.name not in diverged]
+            [m for m in self.members if trainer.finished(m) and m.name not in diverged], trainer.say
         )
 
     def collect(self, trainer: Trainer, say: Say, around: Around | None = None) -> list[Group]:

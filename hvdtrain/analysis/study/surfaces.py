@@ -130,15 +130,16 @@ class Surfaces:
     threads: int
     """Of each command: other numbers give other last digits."""
 
-    def tasks(self, finished: Sequence[Member]) -> list[Task]:
+    def tasks(self, finished: Sequence[Member], say: Say) -> list[Task]:
         """Of members that are finished and have not diverged: sharpness and noise scale of all, lines and
-        landscapes of those of the first seed. Members whose checkpoints cannot be read are left out."""
+        landscapes of those of the first seed. A member whose checkpoints cannot be read is one line, and left out."""
         best: dict[str, Path] = {}
         for member in finished:
             try:
                 best[member.name] = best_checkpoint(self.folder.run(member.name))
-            except HvdtrainError:
-                continue
+            except HvdtrainError as error:
+                if self.measures:
+                    say(f"{member.name}: nothing measured: {error}")
         first = [m.name for m in finished if m.seed == self.seed and m.name in best]
         return _tasks(self.measures, best, first)
 

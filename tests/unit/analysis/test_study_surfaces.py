@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def put(surfaces: Surfaces, task: Task, one: dict[str, object], key: str = "chec
 
 def test_a_landscape_is_measured_once(trained: Folder) -> None:
     surfaces, lines = surfaces_of(trained, ("landscape",)), list[str]()
-    tasks = surfaces.tasks([member(4)])
+    tasks = surfaces.tasks([member(4)], print)
     done = surfaces.measure(tasks, Processes(2), lines.append)
     assert (done.stopped, done.signalled, lines, surfaces.left(tasks)) == (False, False, [], [])
     found = surfaces.found(tasks)
@@ -67,23 +68,29 @@ def test_a_landscape_is_measured_once(trained: Folder) -> None:
     assert plane.loss[10][10] == pytest.approx(middle, rel=1e-6)
     assert plane.loss[-1][10] == pytest.approx(line.loss[-1], rel=1e-6)  # the same direction
     again = surfaces_of(trained, ("landscape",), 9)
-    assert again.left(again.tasks([member(4)])) == again.tasks([member(4)])  # of other images
+    assert again.left(again.tasks([member(4)], print)) == again.tasks(
+        [member(4)], print
+    )  # of other images
 
 
 def test_a_measurement_that_fails_is_one_line(trained: Folder) -> None:
     surfaces, lines = surfaces_of(trained, ("sharpness",)), list[str]()
-    tasks = surfaces.tasks([member(4)])
+    tasks = surfaces.tasks([member(4)], print)
     weights = next(trained.run(member(4).name).glob("checkpoints/*/model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     assert not surfaces.measure(tasks, Processes(1), lines.append).stopped
     [line] = lines
     assert line.startswith("sharpness-b4-none-s0: not measured: exit code 4: ")
     assert surfaces.left(tasks) == tasks
+    shutil.rmtree(weights.parents[1])
+    assert surfaces.tasks([member(4)], lines.append) == []
+    assert lines[1].startswith("b4-none-s0: nothing measured: ")
+    assert "no checkpoint" in lines[1]
 
 
 def test_what_was_found_is_read_with_care(trained: Folder) -> None:
     surfaces = surfaces_of(trained, MEASURES)
-    tasks = {task.name: task for task in surfaces.tasks([member(4)])}
+    tasks = {task.name: task for task in surfaces.tasks([member(4)], print)}
     sharpness, plane = tasks["sharpness-b4-none-s0"], tasks["landscape-plane-b4-none-s0"]
     [checkpoint] = sharpness.checkpoints
     name = f"b4-none-s0 {checkpoint.name}"
