@@ -19,7 +19,7 @@ WORLD_SIZES = {
     "cifar10_fast_gpu": 1,
     "cifar10_fastai_preact18": 1,
     "cifar10_fastai_wrn22": 1,
-    "cifar10_fastai_wrn34": 8,
+    "cifar10_fastai_wrn22_8gpu": 8,
     "cifar10_onecycle": 1,
     "cifar10_quick": 2,
     "demo_digits": 2,
@@ -36,6 +36,10 @@ WORLD_SIZES = {
     "imagenet_resnet50_goyal_32x8": 256,
     "imagenet_resnet50_nvidia_250": 8,
     "imagenet_resnet50_nvidia_90": 8,
+    "imagenet_resnet50_rsb_a1": 4,
+    "imagenet_resnet50_rsb_a2": 4,
+    "imagenet_resnet50_rsb_a3": 4,
+    "imagenet_resnet50_torchvision_v2": 8,
 }
 """Number of ranks of the published run."""
 NUM_IMAGES = {

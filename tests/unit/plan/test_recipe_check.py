@@ -124,13 +124,23 @@ def test_goyal_gives_no_warning_at_any_of_its_sizes(ranks: int) -> None:
         ("imagenet_resnet50_nvidia_250", 8),
         ("imagenet_resnet50_ffcv_16", 8),
         ("cifar10_fastai_preact18", 1),
-        ("cifar10_fastai_wrn34", 8),
-        ("cifar10_onecycle", 1),
         ("cifar10_fast_gpu", 1),
+        ("imagenet_resnet50_rsb_a1", 4),
+        ("imagenet_resnet50_rsb_a3", 4),
+        ("imagenet_resnet50_torchvision_v2", 8),
     ],
 )
 def test_other_published_recipes_give_no_warning(name: str, ranks: int) -> None:
     assert warnings_of(name, ranks, []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [("cifar10_fastai_wrn22", 1), ("cifar10_fastai_wrn22_8gpu", 8), ("cifar10_onecycle", 1)],
+)
+def test_recipes_whose_source_decays_norms_say_so(name: str, ranks: int) -> None:
+    (warning,) = warnings_of(name, ranks, [])
+    assert warning.startswith("weight decay on batch-norm scales and shifts")
 
 
 @pytest.mark.parametrize(
