@@ -208,7 +208,10 @@ def section_of_header(of: Table) -> list[str]:
     """The lines of the config's header that list what differs."""
     first = "# Differs from its source"
     if of.parent is not None:
+        above = of.parent.all_facts
+        replaced = [f.setting for f in of.facts if f.setting in above and above[f.setting].differs]
         first += f" as {of.parent.name}.yaml says"
+        first += f" but for {' and '.join(replaced)}" if replaced else ""
         if not of.deviations:
             return [f"{first}."]
         return [f"{first}, and:", *_bullets(of.deviations)]
