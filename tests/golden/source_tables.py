@@ -211,10 +211,10 @@ def section_of_header(of: Table) -> list[str]:
         above = of.parent.all_facts
         replaced = [f.setting for f in of.facts if f.setting in above and above[f.setting].differs]
         first += f" as {of.parent.name}.yaml says"
-        first += f" but for {' and '.join(replaced)}" if replaced else ""
+        first += f", but for: {', '.join(replaced)}; and" if replaced else ", and"
         if not of.deviations:
-            return [f"{first}."]
-        return [f"{first}, and:", *_bullets(of.deviations)]
+            return [f"{first.removesuffix(', and')}."]
+        return [*_wrapped(f"{first}:", ""), *_bullets(of.deviations)]
     return [f"{first}:", *_bullets(of.deviations)] if of.deviations else [f"{first} in nothing."]
 
 
@@ -243,11 +243,12 @@ def _bullets(texts: list[str]) -> list[str]:
     return [line for text in texts for line in _wrapped(text)]
 
 
-def _wrapped(text: str, width: int = 112) -> list[str]:
-    lines, current = [], "# -"
+def _wrapped(text: str, start: str = "# -") -> list[str]:
+    """Lines of at most 112 characters; all but the first are indented."""
+    lines, current = [], start
     for word in text.split():
-        if len(current) + 1 + len(word) > width:
+        if len(current) + 1 + len(word) > 112:
             lines.append(current)
             current = "#  "
-        current += f" {word}"
+        current = f"{current} {word}".lstrip()
     return [*lines, current]
