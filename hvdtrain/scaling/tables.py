@@ -66,7 +66,7 @@ def notes(points: Sequence[Point], sigma: Ends[float], target: float) -> list[st
     )
     lines.append(
         "not counted: evaluation, start, and waiting for images: a node must read and decode "
-        f"{most:,.0f} images/s"
+        f"{most:,.0f} images/s (docs/explanation/scaling.md, One machine, says what that can cost)"
     )
     return lines
 

@@ -133,9 +133,8 @@ def _end(answer: Answer) -> str:
     if place + 1 == len(answer.fastest):
         return f"{_of(answer.advised.nodes)} are the most that were asked for"
     saved, more = answer.saved[place + 1] or 0.0, answer.fastest[place + 1].nodes
-    change = (
-        f"save {saved:.0%} of the time, less than {least}" if saved >= 0.005 else "save nothing"
-    )
+    share = f"{saved:.0%}" if f"{saved:.0%}" != least else f"{saved:.1%}"
+    change = f"save {share} of the time, less than {least}" if saved >= 0.005 else "save nothing"
     return f"more nodes stop paying after {answer.advised.nodes}: {more} {change}"
 
 
