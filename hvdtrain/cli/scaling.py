@@ -17,10 +17,7 @@ scaling_app = typer.Typer(
     help="Predict training time, efficiency and cost on a cluster.",
     no_args_is_help=True,
 )
-Straggler = Annotated[
-    float,
-    typer.Option(min=0, help="Standard deviation of a rank's step time, divided by its mean."),
-]
+_STRAGGLER = "Standard deviation of a rank's step time, divided by its mean."
 
 
 @scaling_app.command("predict")
@@ -58,13 +55,17 @@ def scaling_predict(
     efficiency: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=1, help="Measured share of the link speed that gradients reach."
+            min=0.01,
+            max=1,
+            help="Measured share of the link speed that gradients reach. Default: a range, of tcp 0.35 to 0.7.",
         ),
     ] = None,
     latency_us: Annotated[
         float | None, typer.Option(min=0, help="Measured latency between two nodes in µs.")
     ] = None,
-    straggler: Straggler = 0.03,
+    straggler: Annotated[
+        float | None, typer.Option(min=0, help=f"{_STRAGGLER} Default: a range, 0.005 to 0.04.")
+    ] = None,
     target: Annotated[
         float, typer.Option(min=0.01, max=1, help="Efficiency that the advice aims at.")
     ] = 0.9,
@@ -78,15 +79,17 @@ def scaling_predict(
 ) -> None:
     """Predict step time, efficiency, hours and cost.
 
-    For the plan of CONFIG on every number of nodes and every link speed. The advice below the
-    tables is for the largest number of nodes.
+    For the plan of CONFIG on every number of nodes and every link speed, each figure from the lowest to the
+    highest that the assumptions allow. The advice below the tables is for the largest number of nodes: enough at
+    best, and enough in any case.
     """
     from hvdtrain.plan.images import num_images
     from hvdtrain.scaling.inputs import GivenSpeed, clusters, worker_speed
+    from hvdtrain.scaling.overlap import sigmas
     from hvdtrain.scaling.predict import advise_all, predict_all
     from hvdtrain.scaling.tables import prediction_dict, prediction_text
 
-    cfg = load_config(config, overrides)
+    cfg, sigma = load_config(config, overrides), sigmas(straggler)
     speed = worker_speed(cfg, GivenSpeed(calibration, step_ms, image_size, batch))
     with doing("listing the images"):
         images = num_images(cfg)
@@ -104,19 +107,19 @@ def scaling_predict(
         ),
         num_samples=images,
         price_per_node_hour=price,
-        sigma=straggler,
+        sigma=sigma,
     )
-    advice = advise_all(cfg, speed.profile, points, target=target, sigma=straggler)
+    advice = advise_all(cfg, speed.profile, points, target=target, sigma=sigma)
     about = f"one worker: {speed.about}"
     if plot is not None:
         from hvdtrain.scaling.plot import plot as draw
 
         draw(points, plot, f"{cfg.name}: predicted, {gpus} per node, {network}")
     if as_json:
-        prediction = {"about": about, **prediction_dict(points, advice), "without_plan": without}
-        typer.echo(json.dumps(prediction))
+        found = prediction_dict(points, advice, target, sigma)
+        typer.echo(json.dumps({"about": about, **found, "without_plan": without}))
     else:
-        typer.echo(f"{about}\n\n{prediction_text(points, advice, target)}")
+        typer.echo(f"{about}\n\n{prediction_text(points, advice, target, sigma)}")
         for line in without:
             typer.echo(f"left out: {line}")
 
@@ -155,7 +158,7 @@ def scaling_compare(
             metavar="FILE", help="Measured steps (JSON, see docs/explanation/scaling.md)."
         ),
     ],
-    straggler: Straggler = 0.0,
+    straggler: Annotated[float, typer.Option(min=0, help=_STRAGGLER)] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Compare measured steps with the prediction."""
@@ -171,23 +174,10 @@ def scaling_compare(
 
 @scaling_app.command("published")
 def scaling_published() -> None:
-    """Compare published efficiencies with the prediction.
+    """Compare published efficiencies and step times with the prediction.
 
-    Prints a Markdown table.
+    Prints Markdown tables.
     """
-    from hvdtrain.scaling.published import (
-        goyal_by_latency,
-        published,
-        rdma_over_tcp,
-        traffic_per_step,
-    )
-    from hvdtrain.scaling.tables import published_text
+    from hvdtrain.scaling.published_text import published_text
 
-    predicted, logged = traffic_per_step()
-    typer.echo(published_text(published()))
-    typer.echo(
-        f"\nDIUx 4×8, MB that a host sends per step: {logged:g} logged, {predicted:.1f} predicted"
-    )
-    by_latency = ", ".join(f"{us} µs {value:.0%}" for us, value in goyal_by_latency().items())
-    typer.echo(f"Goyal et al., predicted at other latencies: {by_latency}")
-    typer.echo(f"VGG-16, 32×4, predicted speed over RDMA: {rdma_over_tcp():.2f}× that over TCP")
+    typer.echo(published_text())

@@ -79,16 +79,21 @@ def noise_scale(
     efficiency: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=1, help="Measured share of the link speed that gradients reach."
+            min=0.01,
+            max=1,
+            help="Measured share of the link speed that gradients reach. Default: a range, of tcp 0.35 to 0.7.",
         ),
     ] = None,
     latency_us: Annotated[
         float | None, typer.Option(min=0, help="Measured latency between two nodes in µs.")
     ] = None,
     straggler: Annotated[
-        float,
-        typer.Option(min=0, help="Standard deviation of a rank's step time, divided by its mean."),
-    ] = 0.03,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Standard deviation of a rank's step time, divided by its mean. Default: a range, 0.005 to 0.04.",
+        ),
+    ] = None,
     least_saving: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of the time that twice the nodes must save to pay."),

@@ -76,7 +76,7 @@ def clusters(
     """
     base = NETWORKS[network]
     if efficiency is not None:  # a measured share holds for that link, whatever its speed
-        base = replace(base, efficiency=efficiency, most_gbit=inf)
+        base = replace(base, efficiency=efficiency, least_efficiency=None, most_gbit=inf)
     if latency_us is not None:
         base = replace(base, latency_s=latency_us / 1e6)
     sizes = sorted(int(n) for n in parse_numbers(nodes, "--nodes", whole=True))

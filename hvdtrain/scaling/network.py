@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from hvdtrain.scaling.ends import End
 
 Algorithm = Literal["flat", "hierarchical", "halving"]
 Cost = Callable[[float], float]
@@ -19,8 +21,9 @@ class Network:
     link_gbit: float
     """Speed of one host's link in each direction, Gbit/s."""
     efficiency: float
-    """Share of the link that carries gradients, 0-1. The rest is headers of frames and protocols,
-    what network stack and library leave unused, and copies to and from the GPU that are not hidden."""
+    """Share of the link that carries gradients, 0-1, at the fast end of a prediction. The rest is headers of
+    frames and protocols, what network stack and library leave unused, and copies to and from the GPU that are
+    not hidden."""
     latency_s: float
     """Of an empty message from one host's buffer to another host's: α."""
     most_gbit: float = math.inf
@@ -31,6 +34,13 @@ class Network:
     """Between two ranks of one host."""
     call_s: float = 1e-3
     """Of each allreduce of any size: until all ranks are known to be ready (Horovod's cycle)."""
+    least_efficiency: float | None = None
+    """`efficiency` at the slow end; None: the same."""
+
+    def at(self, end: End) -> Network:
+        """With one figure for the share of the link."""
+        share = self.efficiency if end == "fast" else (self.least_efficiency or self.efficiency)
+        return replace(self, efficiency=share, least_efficiency=None)
 
     @property
     def bytes_per_s(self) -> float:
@@ -51,6 +61,10 @@ class Cluster:
     def ranks(self) -> int:
         """World size."""
         return self.hosts * self.ranks_per_host
+
+    def at(self, end: End) -> Cluster:
+        """At one end of what its network is assumed to reach."""
+        return replace(self, network=self.network.at(end))
 
     def allreduce_s(self, size_bytes: float) -> float:
         """Seconds of one allreduce of `size_bytes` per rank."""
@@ -121,7 +135,9 @@ def _halving(cluster: Cluster, size_bytes: float) -> float:
 
 
 NETWORKS = {
-    "tcp": Network(link_gbit=0.0, efficiency=0.7, latency_s=50e-6, most_gbit=30.0),
+    "tcp": Network(
+        link_gbit=0.0, efficiency=0.7, least_efficiency=0.35, latency_s=50e-6, most_gbit=30.0
+    ),
     "rdma": Network(link_gbit=0.0, efficiency=0.85, latency_s=5e-6),
 }
 """One set of figures per type of network, for any speed; docs/explanation/scaling.md has their sources."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hvdtrain.errors import ResourceError
 from hvdtrain.report.palette import DASHES, LINES
+from hvdtrain.scaling.ends import Ends, low_high
 from hvdtrain.scaling.predict import Point, Setting
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def plot(points: Sequence[Point], path: Path, title: str) -> None:
     """Plot efficiency over nodes for each image size and batch, and the hours of the plan.
 
-    There is one line for each link. Raises ResourceError if the file cannot be written.
+    There is one band for each link, with a line at both ends. Raises ResourceError if the file cannot be written.
     """
     try:
         draw(points, title).savefig(path, dpi=110)
@@ -67,19 +68,29 @@ def _by_link(points: Sequence[Point]) -> Iterator[tuple[list[Point], dict[str, A
         yield [p for p in points if p.cluster.network.link_gbit == link], style
 
 
+def _draw_band(
+    panel: Axes, curve: Sequence[tuple[int, Ends[float]]], style: dict[str, Any]
+) -> None:
+    hosts = [x for x, _ends in curve]
+    fast, slow = [ends.fast for _x, ends in curve], [ends.slow for _x, ends in curve]
+    panel.fill_between(hosts, slow, fast, color=style["color"], alpha=0.12, linewidth=0)
+    panel.plot(hosts, fast, **{**style, "label": None})
+    panel.plot(hosts, slow, **style)
+
+
 def _draw_efficiency(panel: Axes, points: Sequence[Point], setting: Setting) -> None:
     from matplotlib.ticker import PercentFormatter
 
     highest = 1.0
     for own, style in _by_link(points):
         curve = [
-            (point.cluster.hosts, phase.step.efficiency)
+            (point.cluster.hosts, phase.step.map(lambda step: step.efficiency))
             for point in own
             for phase in point.phases
             if phase.setting == setting
         ]
-        highest = max(highest, *(height for _hosts, height in curve))
-        panel.plot(*zip(*curve, strict=True), **style)
+        highest = max(highest, *(low_high(ends)[1] for _hosts, ends in curve))
+        _draw_band(panel, curve, style)
     panel.set_title(
         f"{setting.image_size} px, {setting.batch * setting.accumulate} per rank",
         fontsize="medium",
@@ -94,7 +105,8 @@ def _draw_hours(panel: Axes, points: Sequence[Point]) -> None:
     from matplotlib.ticker import StrMethodFormatter
 
     for own, style in _by_link(points):
-        panel.plot([p.cluster.hosts for p in own], [p.seconds / 3600 for p in own], **style)
+        hours = [(p.cluster.hosts, p.seconds.map(lambda s: s / 3600)) for p in own]
+        _draw_band(panel, hours, style)
     panel.set_yscale("log")
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panel.set_title("the whole plan", fontsize="medium")

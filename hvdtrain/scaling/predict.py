@@ -1,6 +1,6 @@
 """Predicts step time, efficiency, images/s, hours and dollars of a plan on nodes with given links.
 
-Pure arithmetic: does not import torch.
+Each figure has two ends, fast and slow (`ends.py`). Pure arithmetic: does not import torch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.plan.epochs import make_plan
+from hvdtrain.scaling.ends import End, Ends, both
 from hvdtrain.scaling.network import Cluster
-from hvdtrain.scaling.overlap import STRAGGLER_SIGMA, Group, Step, make_step
+from hvdtrain.scaling.overlap import SIGMA, Group, Step, make_step
 from hvdtrain.scaling.profile import Profile
 
-ProfileOf = Callable[[int, int, int], Profile]
-"""Image size, images of one micro-batch, micro-batches of one update → one worker's profile."""
+ProfileOf = Callable[[int, int, int, End], Profile]
+"""Image size, images of one micro-batch, micro-batches of one update, end → one worker's profile."""
 _MOST_BATCH = 2**20
 
 
@@ -37,13 +38,26 @@ class PhasePoint:
     """One setting on one cluster."""
 
     setting: Setting
-    step: Step
-    images_per_s: float
-    """Of the whole cluster."""
-    link_share: float
-    """Share of the step in which the host's link is busy with gradients, 0-1."""
+    step: Ends[Step]
+    images: int
+    """Of one update on the whole cluster."""
+    link_bytes: float
+    """That one host's link sends in an update, without headers."""
+    link_bytes_per_s: float
+    """Speed of the link, all of it."""
     guessed: bool
     """Whether the profile was measured at another image size."""
+
+    @property
+    def images_per_s(self) -> Ends[float]:
+        """Of the whole cluster."""
+        return self.step.map(lambda step: self.images / step.seconds)
+
+    @property
+    def link_share(self) -> Ends[float]:
+        """Share of the step in which the link would be busy at its full speed, 0-1."""
+        busy_s = self.link_bytes / self.link_bytes_per_s
+        return self.step.map(lambda step: busy_s / step.seconds)
 
 
 @dataclass(frozen=True)
@@ -52,10 +66,10 @@ class Point:
 
     cluster: Cluster
     phases: list[PhasePoint]
-    seconds: float
-    efficiency: float
+    seconds: Ends[float]
+    efficiency: Ends[float]
     """Of the whole plan, 0-1."""
-    dollars: float | None
+    dollars: Ends[float] | None
 
 
 def update(profile: Profile, cluster: Cluster, wire: float, sigma: float) -> Step:
@@ -84,24 +98,31 @@ def predict(
     *,
     num_samples: int | None = None,
     price_per_node_hour: float | None = None,
-    sigma: float = STRAGGLER_SIGMA,
+    sigma: Ends[float] = SIGMA,
 ) -> Point:
     """The plan of `cfg` on `cluster`; raises ConfigError if there is none for its world size."""
     plan = make_plan(cfg, cluster.ranks, num_samples)
     phases: dict[Setting, PhasePoint] = {}
-    seconds = compute_s = 0.0
+    steps: dict[Setting, int] = {}
     for epoch in plan.epochs:
         setting = Setting(epoch.image_size, epoch.batch_per_worker, epoch.accumulate)
         if setting not in phases:
-            profile = profile_of(setting.image_size, setting.batch, setting.accumulate)
-            phases[setting] = _phase(setting, profile, cluster, wire_ratio(cfg), sigma)
-        step = phases[setting].step
-        seconds += epoch.steps * step.seconds
-        compute_s += epoch.steps * step.compute_s
+            phases[setting] = _phase(setting, profile_of, cluster, wire_ratio(cfg), sigma)
+        steps[setting] = steps.get(setting, 0) + epoch.steps
+
+    def seconds(end: End) -> float:
+        return sum(count * phases[s].step.at(end).seconds for s, count in steps.items())
+
+    def alone(end: End) -> float:
+        return sum(count * phases[s].step.at(end).compute_s for s, count in steps.items())
+
+    whole = both(seconds)
     dollars = None
     if price_per_node_hour is not None:
-        dollars = seconds / 3600 * cluster.hosts * price_per_node_hour
-    return Point(cluster, list(phases.values()), seconds, compute_s / seconds, dollars)
+        per_second = cluster.hosts * price_per_node_hour / 3600
+        dollars = whole.map(lambda s: s * per_second)
+    efficiency = both(lambda end: alone(end) / whole.at(end))
+    return Point(cluster, list(phases.values()), whole, efficiency, dollars)
 
 
 def predict_all(
@@ -111,7 +132,7 @@ def predict_all(
     *,
     num_samples: int | None = None,
     price_per_node_hour: float | None = None,
-    sigma: float = STRAGGLER_SIGMA,
+    sigma: Ends[float] = SIGMA,
 ) -> tuple[list[Point], list[str]]:
     """`predict` on each cluster; and why there is no plan for some of them, one line per number of
     nodes. Raises ConfigError if there is no plan for any."""
@@ -137,12 +158,19 @@ def predict_all(
 
 
 def _phase(
-    setting: Setting, profile: Profile, cluster: Cluster, wire: float, sigma: float
+    setting: Setting, profile_of: ProfileOf, cluster: Cluster, wire: float, sigma: Ends[float]
 ) -> PhasePoint:
-    step = update(profile, cluster, wire, sigma)
-    on_link = cluster.host_bytes(profile.size_bytes * wire) / (cluster.network.link_gbit * 1e9 / 8)
-    images_per_s = setting.batch * setting.accumulate * cluster.ranks / step.seconds
-    return PhasePoint(setting, step, images_per_s, on_link / step.seconds, profile.guessed)
+    profiles = both(lambda end: profile_at(profile_of, setting, end))
+    step = both(lambda end: update(profiles.at(end), cluster.at(end), wire, sigma.at(end)))
+    images = setting.batch * setting.accumulate * cluster.ranks
+    sent = cluster.host_bytes(profiles.fast.size_bytes * wire)
+    speed = cluster.network.link_gbit * 1e9 / 8
+    return PhasePoint(setting, step, images, sent, speed, profiles.fast.guessed)
+
+
+def profile_at(profile_of: ProfileOf, setting: Setting, end: End) -> Profile:
+    """One worker's profile for `setting` at one end."""
+    return profile_of(setting.image_size, setting.batch, setting.accumulate, end)
 
 
 @dataclass(frozen=True)
@@ -168,9 +196,9 @@ def advise(
     *,
     wire: float,
     target: float,
-    sigma: float = STRAGGLER_SIGMA,
+    sigma: float,
 ) -> Advice:
-    """How `setting` reaches efficiency `target` (0-1) on `cluster`."""
+    """How `setting` reaches efficiency `target` (0-1) on `cluster`, at one end."""
 
     def with_batch(images: int) -> float:
         return update(profile.with_batch(images), cluster, wire, sigma).efficiency
@@ -199,19 +227,25 @@ def advise_all(
     points: Sequence[Point],
     *,
     target: float,
-    sigma: float = STRAGGLER_SIGMA,
-) -> list[Advice]:
+    sigma: Ends[float] = SIGMA,
+) -> list[Ends[Advice]]:
     """`advise` for each setting and link, at the largest number of nodes among `points`."""
     largest = max(point.cluster.hosts for point in points)
-    return [
-        advise(
-            phase.setting,
-            profile_of(phase.setting.image_size, phase.setting.batch, phase.setting.accumulate),
-            point.cluster,
-            wire=wire_ratio(cfg),
-            target=target,
-            sigma=sigma,
+
+    def at_both(setting: Setting, cluster: Cluster) -> Ends[Advice]:
+        return both(
+            lambda end: advise(
+                setting,
+                profile_at(profile_of, setting, end),
+                cluster.at(end),
+                wire=wire_ratio(cfg),
+                target=target,
+                sigma=sigma.at(end),
+            )
         )
+
+    return [
+        at_both(phase.setting, point.cluster)
         for point in points
         if point.cluster.hosts == largest
         for phase in point.phases

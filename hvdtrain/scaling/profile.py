@@ -11,11 +11,20 @@ from hvdtrain.engine.gradient_groups import group_limit
 from hvdtrain.errors import ConfigError
 from hvdtrain.scaling.architectures import layers_of
 from hvdtrain.scaling.calibration_file import Entry, not_a_calibration, read_calibration_file
+from hvdtrain.scaling.ends import End, Ends
 from hvdtrain.scaling.overlap import Group
 
 BACKWARD_SHARE = 2 / 3
 """Share of the backward pass in a step, if not measured: for each multiplication of the forward pass
 it does two, one for the weights of the layer and one for its inputs."""
+FIXED = Ends(fast=0.05, slow=0.2)
+"""Share of a measured step that does not shrink with its images: starting kernels, the optimizer, kernels that do
+not fill the GPU. Fast and slow for a smaller step, and the other way round for a larger one. Source: 4 % (K80) to
+12 % (P100) in TensorFlow's benchmarks of 2017 between batch 64 and 32, 18 % (V100, fp16) in DLPerf's of NVIDIA's
+TensorFlow ResNet-50 between 256 and 224."""
+BY_PIXELS = 0.1
+"""Error of a time that is scaled by the number of pixels, 0-1: within 2 % for ResNets from 160 to 288 px on one GPU
+(timm, results/, RTX 3090), 6 % from 224 to 288 px in DIUx's log."""
 _FP32 = 4
 
 
@@ -36,19 +45,23 @@ class Profile:
     """Micro-batches of one update."""
     guessed: bool = False
     """Whether it is scaled by the number of pixels from a measurement at another image size."""
+    fixed: float = 0.0
+    """Share of the step that remains with however little work, 0-1."""
 
-    def scaled(self, factor: float) -> Profile:
-        """This profile with `factor` times the work in each micro-batch."""
+    def scaled(self, work: float) -> Profile:
+        """This profile with `work` times the work in each micro-batch."""
+        factor = self.fixed + (1 - self.fixed) * work
         groups = tuple(Group(g.size_bytes, g.release_s * factor) for g in self.groups)
         return replace(
             self,
             step_s=self.step_s * factor,
             backward_s=self.backward_s * factor,
             groups=groups,
+            fixed=self.fixed / factor,
         )
 
     def with_batch(self, batch: int) -> Profile:
-        """This profile with micro-batches of `batch` images, at the same images/s."""
+        """This profile with micro-batches of `batch` images; without a fixed share, at the same images/s."""
         return replace(self.scaled(batch / self.batch), batch=batch)
 
     def accumulated(self, micro_batches: int) -> Profile:
@@ -99,19 +112,24 @@ class Calibration:
         self.about = about
         """Model, precision and device, or other words about where the profiles are from."""
 
-    def profile(self, image_size: int, batch: int, accumulate: int = 1) -> Profile:
+    def profile(self, image_size: int, batch: int, accumulate: int, end: End) -> Profile:
         """The profile for `accumulate` micro-batches of `batch` images of `image_size`.
 
-        It is the one nearest in image size, then batch, scaled by pixels and images.
+        It is the one nearest in image size, then batch, scaled by pixels and images. What was measured is the
+        same at both ends.
         """
 
         def distance(p: Profile) -> tuple[float, float]:
             return abs(math.log(p.image_size / image_size)), abs(math.log(p.batch / batch))
 
         nearest = min(self.profiles, key=distance)
-        area = (image_size / nearest.image_size) ** 2
-        scaled = nearest.scaled(area).with_batch(batch).accumulated(accumulate)
-        return replace(scaled, image_size=image_size, guessed=area != 1)
+        work, guessed = batch / nearest.batch, image_size != nearest.image_size
+        if guessed:
+            law = 1 + BY_PIXELS if end == "slow" else 1 - BY_PIXELS
+            work *= law * (image_size / nearest.image_size) ** 2
+        fixed = FIXED.slow if (work < 1) == (end == "slow") else FIXED.fast
+        scaled = replace(nearest, fixed=fixed).scaled(work).accumulated(accumulate)
+        return replace(scaled, image_size=image_size, batch=batch, guessed=guessed)
 
 
 def read_calibration(

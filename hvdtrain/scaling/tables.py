@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hvdtrain.scaling.compare import Comparison
+from hvdtrain.scaling.ends import Ends, between, keys, low_high
+from hvdtrain.scaling.overlap import Step, straggler
 from hvdtrain.scaling.predict import Advice, Point, Setting
-from hvdtrain.scaling.published import Published
 
 Row = Sequence[str]
 
@@ -23,8 +24,10 @@ def table(head: Row, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def prediction_text(points: Sequence[Point], advice: Sequence[Advice], target: float) -> str:
-    """A table per image size and batch, one of the whole plan, and one of what reaches `target`."""
+def prediction_text(
+    points: Sequence[Point], advice: Sequence[Ends[Advice]], target: float, sigma: Ends[float]
+) -> str:
+    """A table per image size and batch, one of the whole plan, one of what reaches `target`, and notes."""
     blocks = []
     settings = list(dict.fromkeys(p.setting for point in points for p in point.phases))
     for setting in settings:
@@ -33,9 +36,52 @@ def prediction_text(points: Sequence[Point], advice: Sequence[Advice], target: f
         blocks.append(f"{_name(setting)}{note}\n{_setting_table(points, setting)}")
     blocks.append(f"the whole plan, training only\n{_plan_table(points)}")
     if advice:
-        hosts = advice[0].cluster.hosts
+        hosts = advice[0].fast.cluster.hosts
         blocks.append(f"what {target:.0%} on {hosts} nodes needs\n{_advice_table(advice)}")
+    blocks.append("\n".join(notes(points, sigma, target)))
     return "\n\n".join(blocks)
+
+
+def notes(points: Sequence[Point], sigma: Ends[float], target: float) -> list[str]:
+    """What the ranges are made of; what late ranks allow if they cost most somewhere, or rule out `target`; and
+    what is not counted."""
+    widest = points[0].cluster.network
+    share = Ends(widest.efficiency, widest.least_efficiency or widest.efficiency)
+    lines = [
+        f"from–to: gradients get {between(share, '.0f', '%', 100)} of a link (--efficiency), the step times of a "
+        f"rank spread by {between(sigma, '.3g', '%', 100)} (--straggler)"
+    ]
+    phases = [phase for point in points for phase in point.phases]
+    ranks = max(point.cluster.ranks for point in points)
+    allowed = late_ranks_allow(ranks, sigma)
+    if allowed.slow < target or any(lost_to(phase.step) != "gradients" for phase in phases):
+        lines.append(
+            f"late ranks: by that spread alone {ranks:,} GPUs reach at most "
+            f"{between(allowed, '.1f', '%', 100)}, with any link and any batch"
+        )
+    most = max(
+        low_high(phase.images_per_s)[1] / point.cluster.hosts
+        for point in points
+        for phase in point.phases
+    )
+    lines.append(
+        "not counted: evaluation, start, and waiting for images: a node must read and decode "
+        f"{most:,.0f} images/s (docs/explanation/scaling.md, One machine, says what that can cost)"
+    )
+    return lines
+
+
+def late_ranks_allow(ranks: int, sigma: Ends[float]) -> Ends[float]:
+    """The efficiency (0-1) that is left if waiting for the slowest rank is the only loss."""
+    return sigma.map(lambda s: 1 / straggler(ranks, s))
+
+
+def lost_to(step: Ends[Step]) -> str:
+    """What costs most: `gradients` that are exposed, `late ranks`, or either of them, by the end."""
+    fast, slow = step.map(lambda s: "late ranks" if s.late_s > s.exposed_s else "gradients").pair()
+    if step.slow.seconds == step.slow.compute_s:
+        return "-"
+    return fast if fast == slow else "either"
 
 
 def _name(setting: Setting) -> str:
@@ -44,18 +90,27 @@ def _name(setting: Setting) -> str:
 
 
 def _setting_table(points: Sequence[Point], setting: Setting) -> str:
-    head = ("nodes", "GPUs", "Gbit/s", "step ms", "exposed ms", "late ms", "efficiency", "images/s")
+    head = (
+        *("nodes", "GPUs", "Gbit/s", "step ms", "exposed ms", "late ms", "efficiency"),
+        *("images/s", "lost most to"),
+    )
     rows = []
     for point in points:
         for phase in point.phases:
             if phase.setting == setting:
                 step = phase.step
+                parts = (
+                    step.map(lambda s: s.seconds),
+                    step.map(lambda s: s.exposed_s),
+                    step.map(lambda s: s.late_s),
+                )
                 rows.append(
                     (
                         *_where(point),
-                        *(f"{1e3 * s:.1f}" for s in (step.seconds, step.exposed_s, step.late_s)),
-                        f"{step.efficiency:.1%}",
-                        f"{phase.images_per_s:,.0f}",
+                        *(between(part, ".1f", factor=1e3) for part in parts),
+                        between(step.map(lambda s: s.efficiency), ".1f", "%", 100),
+                        between(phase.images_per_s, ",.0f"),
+                        lost_to(step),
                     )
                 )
     return table(head, rows)
@@ -66,9 +121,9 @@ def _plan_table(points: Sequence[Point]) -> str:
     head = ["nodes", "GPUs", "Gbit/s", "hours", "days", "efficiency"] + ["dollars"] * priced
     rows = []
     for point in points:
-        hours = point.seconds / 3600
-        row = [*_where(point), f"{hours:.2f}", f"{hours / 24:.2f}", f"{point.efficiency:.1%}"]
-        rows.append(row + ([] if point.dollars is None else [f"{point.dollars:,.2f}"]))
+        times = [between(point.seconds, ".2f", factor=1 / unit) for unit in (3600, 86400)]
+        row = [*_where(point), *times, between(point.efficiency, ".1f", "%", 100)]
+        rows.append(row + ([] if point.dollars is None else [between(point.dollars, ",.2f")]))
     return table(head, rows)
 
 
@@ -77,83 +132,87 @@ def _where(point: Point) -> tuple[str, str, str]:
     return str(cluster.hosts), str(cluster.ranks), f"{cluster.network.link_gbit:g}"
 
 
-def _advice_table(advice: Sequence[Advice]) -> str:
+def _advice_table(advice: Sequence[Ends[Advice]]) -> str:
     head = ("phase", "Gbit/s", "now", "batch ≥", "or accumulate ≥", "or Gbit/s ≥")
     rows = [
         (
-            _name(a.setting),
-            f"{a.cluster.network.link_gbit:g}",
-            f"{a.efficiency:.1%}",
-            _or_none(a.batch),
-            _or_none(a.accumulate),
-            "none" if a.link_gbit is None else f"{a.link_gbit:.1f}",
+            _name(a.fast.setting),
+            f"{a.fast.cluster.network.link_gbit:g}",
+            between(a.map(lambda end: end.efficiency), ".1f", "%", 100),
+            _needed(a.map(lambda end: end.batch), "d"),
+            _needed(a.map(lambda end: end.accumulate), "d"),
+            _needed(a.map(lambda end: end.link_gbit), ".1f"),
         )
         for a in advice
     ]
     return table(head, rows)
 
 
-def _or_none(number: int | None) -> str:
-    return "none" if number is None else str(number)
+def _needed(ends: Ends[int | None] | Ends[float | None], form: str) -> str:
+    """What is enough at the fast end, and at both."""
+    fast, slow = ("none" if n is None else format(n, form) for n in ends.pair())
+    return fast if fast == slow else f"{fast}–{slow}"
 
 
-def prediction_dict(points: Sequence[Point], advice: Sequence[Advice]) -> dict[str, Any]:
+def prediction_dict(
+    points: Sequence[Point], advice: Sequence[Ends[Advice]], target: float, sigma: Ends[float]
+) -> dict[str, Any]:
     """The same for programs: times in seconds, sizes in bytes, shares in 0-1."""
     return {
-        "points": [
+        "points": [_point_dict(point, sigma) for point in points],
+        "advice": [_advice_dict(a) for a in advice],
+        "notes": notes(points, sigma, target),
+    }
+
+
+def _point_dict(point: Point, sigma: Ends[float]) -> dict[str, Any]:
+    return {
+        "nodes": point.cluster.hosts,
+        "ranks": point.cluster.ranks,
+        "link_gbit": point.cluster.network.link_gbit,
+        **keys("train_seconds", point.seconds),
+        **keys("efficiency", point.efficiency),
+        **keys("dollars", point.dollars),
+        **keys("late_ranks_allow", late_ranks_allow(point.cluster.ranks, sigma)),
+        "phases": [
             {
-                "nodes": point.cluster.hosts,
-                "ranks": point.cluster.ranks,
-                "link_gbit": point.cluster.network.link_gbit,
-                "train_seconds": point.seconds,
-                "efficiency": point.efficiency,
-                "dollars": point.dollars,
-                "phases": [
-                    {
-                        "image_size": phase.setting.image_size,
-                        "batch": phase.setting.batch,
-                        "accumulate": phase.setting.accumulate,
-                        "step_s": phase.step.seconds,
-                        "alone_s": phase.step.compute_s,
-                        "exposed_s": phase.step.exposed_s,
-                        "late_s": phase.step.late_s,
-                        "efficiency": phase.step.efficiency,
-                        "images_per_s": phase.images_per_s,
-                        "link_share": phase.link_share,
-                        "guessed": phase.guessed,
-                    }
-                    for phase in point.phases
-                ],
+                "image_size": phase.setting.image_size,
+                "batch": phase.setting.batch,
+                "accumulate": phase.setting.accumulate,
+                **keys("step_s", phase.step.map(lambda s: s.seconds)),
+                **keys("alone_s", phase.step.map(lambda s: s.compute_s)),
+                **keys("exposed_s", phase.step.map(lambda s: s.exposed_s)),
+                **keys("late_s", phase.step.map(lambda s: s.late_s)),
+                **keys("efficiency", phase.step.map(lambda s: s.efficiency)),
+                **keys("images_per_s", phase.images_per_s),
+                **keys("link_share", phase.link_share),
+                "lost_most_to": lost_to(phase.step),
+                "guessed": phase.guessed,
             }
-            for point in points
-        ],
-        "advice": [
-            {
-                "nodes": a.cluster.hosts,
-                "link_gbit": a.cluster.network.link_gbit,
-                "image_size": a.setting.image_size,
-                "batch": a.setting.batch,
-                "accumulate": a.setting.accumulate,
-                "efficiency": a.efficiency,
-                "needed_batch": a.batch,
-                "needed_accumulate": a.accumulate,
-                "needed_link_gbit": a.link_gbit,
-            }
-            for a in advice
+            for phase in point.phases
         ],
     }
 
 
-def published_text(points: Sequence[Published]) -> str:
-    """Published and predicted efficiency, as Markdown."""
-    lines = ["| measured by | published | predicted | difference |", "|---|---|---|---|"]
-    for point in points:
-        predicted = point.predicted()
-        lines.append(
-            f"| {point.name} | {point.efficiency:.0%} | {predicted:.1%} "
-            f"| {100 * (predicted - point.efficiency):+.1f} |"
-        )
-    return "\n".join(lines)
+def _advice_dict(advice: Ends[Advice]) -> dict[str, Any]:
+    """`fast` and `slow`: what is enough at that end; null: nothing is."""
+    setting, cluster = advice.fast.setting, advice.fast.cluster
+    return {
+        "nodes": cluster.hosts,
+        "link_gbit": cluster.network.link_gbit,
+        "image_size": setting.image_size,
+        "batch": setting.batch,
+        "accumulate": setting.accumulate,
+        **{
+            name: {
+                "efficiency": end.efficiency,
+                "needed_batch": end.batch,
+                "needed_accumulate": end.accumulate,
+                "needed_link_gbit": end.link_gbit,
+            }
+            for name, end in (("fast", advice.fast), ("slow", advice.slow))
+        },
+    }
 
 
 def comparison_text(comparisons: Sequence[Comparison]) -> str:

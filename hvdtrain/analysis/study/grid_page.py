@@ -11,6 +11,7 @@ from hvdtrain.report.charts import Chart, Heat, Line
 from hvdtrain.report.page import Table
 from hvdtrain.report.study import Section
 from hvdtrain.report.text import MISSING
+from hvdtrain.scaling.ends import Ends, between, both, low_high
 
 
 def grid_section(groups: Sequence[Group], first_rate: float, epochs: int) -> Section:
@@ -77,7 +78,11 @@ def _row_of(rate: float, rates: Sequence[float]) -> float | None:
     return float(len(rates) - 1)
 
 
-def parallel_section(groups: Sequence[Group], predicted: Mapping[str, float]) -> Section:
+def _mean(all_: Sequence[Ends[float]]) -> Ends[float]:
+    return both(lambda end: sum(each.at(end) for each in all_) / len(all_))
+
+
+def parallel_section(groups: Sequence[Group], predicted: Mapping[str, Ends[float]]) -> Section:
     """Seconds per epoch by the number of ranks, measured and predicted. `predicted`: by member."""
     batches = sorted({group.batch for group in groups})
     rows, lines = [], []
@@ -85,21 +90,21 @@ def parallel_section(groups: Sequence[Group], predicted: Mapping[str, float]) ->
         found = sorted((g for g in groups if g.batch == batch), key=lambda g: g.ranks)
         single = found[0].of("seconds_per_epoch")
         measured: list[tuple[float, float, float]] = []
-        expected: list[tuple[float, float]] = []
+        expected: list[tuple[float, float, float, float]] = []
         for group in found:
             seconds, loss = group.of("seconds_per_epoch"), group.of("best_loss")
             to_best = group.of("seconds_to_best")
             known = [predicted[r.name] for r in group.results if r.name in predicted]
-            forecast = sum(known) / len(known) if known else None
+            forecast = _mean(known) if known else None
             if seconds:
                 measured.append((float(group.ranks), seconds.mean, seconds.deviation or 0.0))
             if forecast is not None:
-                expected.append((float(group.ranks), forecast))
+                expected.append((float(group.ranks), forecast.slow, *low_high(forecast)))
             speedup = single.mean / seconds.mean if single and seconds else None
             rows.append(
                 [
                     *(str(batch), str(group.ranks), seconds.text(3) if seconds else MISSING),
-                    MISSING if forecast is None else f"{forecast:.3g}",
+                    MISSING if forecast is None else between(forecast, ".3g"),
                     MISSING if speedup is None else f"{speedup:.2f}",
                     *(each.text(4) if each else MISSING for each in (to_best, loss)),
                 ]
@@ -110,11 +115,11 @@ def parallel_section(groups: Sequence[Group], predicted: Mapping[str, float]) ->
             high = [y + e for y, e in zip(ys, d, strict=True)]
             lines.append(Line(f"batch {batch}", xs, ys, low, high, color))
         if expected:
-            xs, ys = map(list, zip(*expected, strict=True))
-            lines.append(Line(f"batch {batch}, predicted", xs, ys, color=color, dash=2))
+            xs, ys, low, high = map(list, zip(*expected, strict=True))
+            lines.append(Line(f"batch {batch}, predicted", xs, ys, low, high, color, 2))
     chart = Chart(
         *("seconds-by-ranks", "seconds per epoch", "ranks", "seconds of training"),
-        "dash-dotted: predicted",
+        "dash-dotted: predicted, the slow end; its band: down to the fast end",
         lines=tuple(lines),
     )
     head = [
@@ -123,6 +128,7 @@ def parallel_section(groups: Sequence[Group], predicted: Mapping[str, float]) ->
     ]
     text = (
         "All ranks on one host. Predicted: by the model of `hvdtrain scaling predict`, from the speed of a "
-        "single worker that each run measured at its start."
+        "single worker that each run measured at its start, from the lowest to the highest that its assumptions "
+        "allow."
     )
     return Section("Ranks", text, Table(head, rows, list(range(1, len(head)))), (chart,))

@@ -10,13 +10,14 @@ from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError
 from hvdtrain.paths import RunPaths
 from hvdtrain.scaling.calibration_file import read_calibration_file
+from hvdtrain.scaling.ends import Ends
 from hvdtrain.scaling.inputs import GivenSpeed, clusters, worker_speed
 from hvdtrain.scaling.overlap import Group
 from hvdtrain.scaling.predict import predict
 from hvdtrain.scaling.profile import Calibration, Profile
 
 
-def seconds_per_epoch(cfg: Config, run: Path, ranks: int, images: int) -> float:
+def seconds_per_epoch(cfg: Config, run: Path, ranks: int, images: int) -> Ends[float]:
     """Of the finished run `run` with the config `cfg`, on `ranks` ranks of one host.
 
     Raises ResourceError, CheckpointError or ConfigError where the run lacks what it needs.
@@ -24,7 +25,8 @@ def seconds_per_epoch(cfg: Config, run: Path, ranks: int, images: int) -> float:
     speed = _speed(cfg, run)
     [cluster] = clusters("1", ranks, "1")  # within one host no link is used
     point = predict(cfg, speed.profile, cluster, num_samples=images)
-    return point.seconds / sum(phase.epochs for phase in cfg.phases)
+    epochs = sum(phase.epochs for phase in cfg.phases)
+    return point.seconds.map(lambda s: s / epochs)
 
 
 def _speed(cfg: Config, run: Path) -> Calibration:

@@ -31,6 +31,7 @@ from hvdtrain.plan.images import num_images
 from hvdtrain.plan.schedules import lr_scale
 from hvdtrain.report.text import duration
 from hvdtrain.run.lock import RunLock
+from hvdtrain.scaling.ends import Ends
 
 Say = Callable[[str], None]
 
@@ -169,9 +170,9 @@ class Study:
             "compare them"
         )
 
-    def _predicted(self, say: Say) -> dict[str, float]:
+    def _predicted(self, say: Say) -> dict[str, Ends[float]]:
         """Seconds per epoch of members of several ranks, by the speed of one worker that each measured."""
-        found: dict[str, float] = {}
+        found: dict[str, Ends[float]] = {}
         for member in self.members:
             run, cfg = self.folder.run(member.name), member_config(self.cfg, member)
             if member.ranks == 1 or not RunPaths(run).calibration.is_file():

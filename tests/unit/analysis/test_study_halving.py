@@ -123,7 +123,7 @@ def test_the_heat_map_and_its_line() -> None:
 
 def test_measured_and_predicted_seconds_by_ranks(tmp_path: Path) -> None:
     """Without links to other hosts, and with no gradients to speak of, the prediction is the time of
-    the steps of one worker, times what waiting for the slowest of two costs."""
+    the steps of one worker, times what waiting for the slowest of two costs: 0.6 to 4.7 %."""
     speed = {"image_size": 32, "batch": 16, "accumulate": 1, "images_per_second": 160.0}
     entry = {**speed, "backward_s": 0.05}
     about = {"model": "vgg_sigmoid", "precision": "fp32", "device": "cpu"}
@@ -133,7 +133,8 @@ def test_measured_and_predicted_seconds_by_ranks(tmp_path: Path) -> None:
     (start / "model.safetensors").write_bytes(b"\0" * 1000)
     own = parse_config(BASE, overrides=["phases.0.batch_per_worker=16"])
     seconds = seconds_per_epoch(own, tmp_path, 2, 320)
-    assert seconds == pytest.approx(1.0, rel=0.05)
+    assert seconds.fast < seconds.slow
+    assert seconds.pair() == pytest.approx((1.0, 1.0), rel=0.06)
     results = [
         made(32, 0, ranks=1, seconds_per_epoch=2.0),
         made(32, 0, ranks=2, seconds_per_epoch=1.25, name="two"),
@@ -142,6 +143,6 @@ def test_measured_and_predicted_seconds_by_ranks(tmp_path: Path) -> None:
     assert section.table is not None
     assert [row[:5] for row in section.table.rows] == [
         ["32", "1", "2", "–", "1.00"],
-        ["32", "2", "1.25", f"{seconds:.3g}", "1.60"],
+        ["32", "2", "1.25", f"{seconds.fast:.3g}–{seconds.slow:.3g}", "1.60"],
     ]
     assert [line.label for line in section.charts[0].lines] == ["batch 32", "batch 32, predicted"]

@@ -10,7 +10,6 @@ from hvdtrain.config.schema import Model
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import build_model
 from hvdtrain.scaling.architectures import layers_of
-from hvdtrain.scaling.published import published, traffic_per_step
 
 
 @pytest.mark.parametrize(
@@ -65,25 +64,3 @@ def test_layer_by_layer_as_our_own_networks(name: str, size: int) -> None:
 def test_an_unknown_network_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"airbench94: .*vgg16.*scaling calibrate"):
         layers_of("airbench94", 32)
-
-
-@pytest.mark.parametrize("point", published(), ids=lambda point: point.name)
-def test_published_points_are_reproduced(point: object) -> None:
-    """One set of figures per type of network; the tolerances are those of docs/explanation/scaling.md."""
-    from hvdtrain.scaling.published import Published
-
-    assert isinstance(point, Published)
-    assert point.predicted() == pytest.approx(point.efficiency, abs=point.tolerance)
-
-
-def test_the_published_points_include_these() -> None:
-    """Within 3 points: Horovod on 512 GPUs; within 5: Goyal et al.; within 15 %: DIUx's bytes."""
-    tolerances = {point.name: point.tolerance for point in published()}
-    large = [name for name in tolerances if "128×4" in name]
-    assert len(large) == 3
-    assert all(tolerances[name] == 0.03 for name in large)
-    assert tolerances["Goyal et al., ResNet-50, 32×8, 50 Gbit TCP"] == 0.05
-    predicted, logged = traffic_per_step()
-    assert predicted == pytest.approx(logged, rel=0.15)
-    # A flat ring of 32: 2 · 31/32 of two bytes for each of 25.6 million parameters, and headers.
-    assert predicted == pytest.approx(2 * 31 / 32 * 2 * 25.557032 * 9039 / 8949, rel=1e-6)

@@ -86,7 +86,13 @@ def test_bytes_of_a_host() -> None:
 def test_tcp_gets_no_faster_beyond_its_limit() -> None:
     slow, fast = (replace(NETWORKS["tcp"], link_gbit=gbit) for gbit in (100.0, 400.0))
     assert slow.bytes_per_s == fast.bytes_per_s == pytest.approx(30e9 / 8)
-    assert replace(NETWORKS["tcp"], link_gbit=10.0).bytes_per_s == pytest.approx(7e9 / 8)
+    tcp = replace(NETWORKS["tcp"], link_gbit=10.0)
+    assert tcp.at("fast").bytes_per_s == tcp.bytes_per_s == pytest.approx(7e9 / 8)
+    assert tcp.at("slow").bytes_per_s == pytest.approx(3.5e9 / 8)
+    assert tcp.at("slow").at("slow") == tcp.at("slow")
+    assert Cluster(2, 1, tcp).at("slow").network == tcp.at("slow")
+    rdma = NETWORKS["rdma"]
+    assert rdma.at("slow") == rdma.at("fast") == rdma
 
 
 def by_ticks(groups: list[Group], fusion: float, tick: float) -> float:
@@ -131,9 +137,9 @@ def test_the_straggler_bounds_the_largest_of_normal_numbers() -> None:
     random = np.random.default_rng(0)
     for ranks, slack in ((8, 0.4), (128, 0.2), (2048, 0.12)):
         longest = (1 + 0.03 * random.standard_normal((4000, ranks))).max(axis=1).mean() - 1
-        bound = straggler(ranks) - 1
+        bound = straggler(ranks, 0.03) - 1
         assert longest < bound < longest * (1 + slack) + 0.01
-    assert straggler(1) == 1
+    assert straggler(1, 0.03) == 1
     assert straggler(100, 0.0) == 1
 
 

@@ -12,10 +12,18 @@ from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.plan.epochs import make_plan
+from hvdtrain.scaling.ends import Ends, both, same
 from hvdtrain.scaling.network import NETWORKS, Cluster, Network
-from hvdtrain.scaling.overlap import Group, straggler
-from hvdtrain.scaling.predict import Setting, advise, predict, update
-from hvdtrain.scaling.profile import Calibration, Profile, hand_given, read_calibration
+from hvdtrain.scaling.overlap import SIGMA, Group, straggler
+from hvdtrain.scaling.predict import Setting, advise, advise_all, predict, update
+from hvdtrain.scaling.profile import (
+    BY_PIXELS,
+    FIXED,
+    Calibration,
+    Profile,
+    hand_given,
+    read_calibration,
+)
 
 CONFIG = """
 data: {train_size: 100000}
@@ -60,7 +68,8 @@ def test_larger_micro_batches_hide_communication_and_more_of_them_do_not() -> No
     assert update(large, slow, 1.0, 0.0).exposed_s == pytest.approx(0.4)
 
 
-def test_a_plan_is_the_sum_of_its_steps() -> None:
+@pytest.mark.parametrize(("accumulate", "compression"), [(1, "none"), (3, "fp16")])
+def test_a_plan_is_the_sum_of_its_steps(accumulate: int, compression: str) -> None:
     cluster = Cluster(4, 2, NET)
     calibration = Calibration(
         [
@@ -69,47 +78,86 @@ def test_a_plan_is_the_sum_of_its_steps() -> None:
         ],
         "",
     )
-    for accumulate, compression in ((1, "none"), (3, "fp16")):
-        cfg = config(accumulate, compression)
-        point = predict(cfg, calibration.profile, cluster, price_per_node_hour=10.0)
-        plan = make_plan(cfg, 8)
-        wire = 1.0 if compression == "none" else 0.5
-        steps = [
-            update(profile.accumulated(accumulate), cluster, wire, 0.03)
+    cfg = config(accumulate, compression)
+    point = predict(cfg, calibration.profile, cluster, price_per_node_hour=10.0)
+    plan = make_plan(cfg, 8)
+    wire = 1.0 if compression == "none" else 0.5
+    steps = both(
+        lambda end: [
+            update(profile.accumulated(accumulate), cluster, wire, SIGMA.at(end))
             for profile in calibration.profiles
         ]
-        expected = sum(
-            epoch.steps * steps[epoch.image_size == 224].seconds for epoch in plan.epochs
-        )
-        assert point.seconds == pytest.approx(expected)
-        assert point.dollars == pytest.approx(expected / 3600 * 4 * 10)
-        assert [p.setting for p in point.phases] == [
-            Setting(128, 32, accumulate),
-            Setting(224, 16, accumulate),
-        ]
-        first = point.phases[0]
-        images = 8 * 32 * accumulate
-        assert first.images_per_s == pytest.approx(images / steps[0].seconds)
-        assert first.step.efficiency == pytest.approx(
-            first.images_per_s / 8 / (32 / 0.1)  # relative to eight workers without communication
-        )
-        sent = 2 * 7 / 8 * 25_557_032 * 4 * wire
-        assert first.link_share == pytest.approx(sent / 1e9 / steps[0].seconds)
+    )
+    expected = steps.map(
+        lambda made: sum(e.steps * made[e.image_size == 224].seconds for e in plan.epochs)
+    )
+    assert point.seconds.fast < point.seconds.slow
+    assert point.seconds.pair() == pytest.approx(expected.pair())
+    assert point.dollars is not None
+    assert point.dollars.slow == pytest.approx(expected.slow / 3600 * 4 * 10)
+    assert [p.setting for p in point.phases] == [
+        Setting(128, 32, accumulate),
+        Setting(224, 16, accumulate),
+    ]
+    first = point.phases[0]
+    images = 8 * 32 * accumulate
+    assert first.images_per_s.slow == pytest.approx(images / steps.slow[0].seconds)
+    assert first.step.slow.efficiency == pytest.approx(
+        first.images_per_s.slow / 8 / (32 / 0.1)  # relative to eight without communication
+    )
+    sent = 2 * 7 / 8 * 25_557_032 * 4 * wire
+    assert first.link_share.fast == pytest.approx(sent / 1e9 / steps.fast[0].seconds)
+
+
+def test_a_range_ends_where_all_that_is_assumed_does() -> None:
+    """The share of the link, and the spread of the steps; given figures leave no range."""
+    tcp = Cluster(4, 2, replace(NETWORKS["tcp"], link_gbit=1.0))
+    worker = hand_given("resnet50", image_size=128, batch=32, step_s=0.1, group_bytes=1e7)
+    other = hand_given("resnet50", image_size=224, batch=16, step_s=0.15, group_bytes=1e7)
+    speed, cfg = Calibration([worker, other], "").profile, config()
+    step = predict(cfg, speed, tcp).phases[0].step
+    for end in ("fast", "slow"):
+        share = 0.7 if end == "fast" else 0.35
+        own = replace(tcp, network=replace(NETWORKS["tcp"], link_gbit=1.0, efficiency=share))
+        assert step.at(end) == update(worker, own, 1.0, SIGMA.at(end))
+    known = replace(tcp, network=replace(tcp.network, least_efficiency=None))
+    measured = predict(cfg, speed, known, sigma=same(0.01))
+    assert measured.seconds.fast == measured.seconds.slow
+    wide = predict(cfg, speed, tcp, sigma=same(0.01)).seconds
+    assert wide.fast == measured.seconds.fast < wide.slow
 
 
 def test_other_sizes_and_batches_are_scaled_and_marked() -> None:
     only = hand_given("resnet50", image_size=224, batch=64, step_s=0.2, group_bytes=1e7)
     calibration = Calibration([only], "")
-    small = calibration.profile(112, 128)
-    assert small.guessed
-    assert small.step_s == pytest.approx(0.2 / 4 * 2)
-    assert small.backward_s == pytest.approx(small.step_s * 2 / 3)
-    assert small.groups[-1].release_s == pytest.approx(small.backward_s)
-    assert [g.size_bytes for g in small.groups] == [g.size_bytes for g in only.groups]
-    same = calibration.profile(224, 64)
-    assert same == only
+    small = both(lambda end: calibration.profile(112, 128, 1, end))
+    assert small.slow.guessed
+    for end, law in (("fast", 1 - BY_PIXELS), ("slow", 1 + BY_PIXELS)):
+        found, fixed = small.at(end), FIXED.at(end)
+        assert found.step_s == pytest.approx(0.2 * (fixed + (1 - fixed) * law / 4 * 2))
+        assert found.backward_s == pytest.approx(found.step_s * 2 / 3)
+        assert found.groups[-1].release_s == pytest.approx(found.backward_s)
+        assert [g.size_bytes for g in found.groups] == [g.size_bytes for g in only.groups]
+        same_as = calibration.profile(224, 64, 1, end)
+        assert replace(same_as, fixed=0.0) == only
+        twice = calibration.profile(224, 64, 2, end)
+        assert (twice.accumulate, twice.step_s) == (2, pytest.approx(0.4))
     near = Calibration([only, replace(only, batch=256, step_s=0.7)], "")
-    assert near.profile(224, 200).step_s == pytest.approx(0.7 * 200 / 256)
+    fewer = both(lambda end: near.profile(224, 200, 1, end).step_s)
+    assert fewer.fast == pytest.approx(0.7 * (0.05 + 0.95 * 200 / 256))
+    assert fewer.slow == pytest.approx(0.7 * (0.2 + 0.8 * 200 / 256))
+    more = both(lambda end: near.profile(224, 512, 1, end).step_s)
+    assert more.fast == pytest.approx(0.7 * (0.2 + 0.8 * 2))
+    assert more.slow == pytest.approx(0.7 * (0.05 + 0.95 * 2))
+
+
+def test_a_fixed_share_is_the_same_seconds_at_any_scale() -> None:
+    whole = replace(PROFILE, fixed=0.2)
+    for work in (0.25, 3.0):
+        once = whole.scaled(work)
+        assert once.step_s == pytest.approx(0.2 * 0.3 + 0.8 * 0.3 * work)
+        assert once.fixed * once.step_s == pytest.approx(0.2 * 0.3)
+        assert once.scaled(1 / work).step_s == pytest.approx(whole.step_s)
 
 
 def test_groups_are_bundled_as_the_reducer_does() -> None:
@@ -167,11 +215,23 @@ def test_the_advice_is_the_minimum_that_suffices(target: float) -> None:
 
 def test_nothing_helps_if_stragglers_cost_more() -> None:
     cluster = Cluster(16, 8, NET)
-    found = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.99)
+    found = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.99, sigma=0.03)
     assert (found.batch, found.accumulate, found.link_gbit) == (None, None, None)
-    enough = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.01)
+    enough = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.01, sigma=0.03)
     assert (enough.batch, enough.accumulate) == (32, 1)
     assert enough.link_gbit is not None
+
+
+def test_the_advice_of_both_ends() -> None:
+    speed = Calibration([PROFILE, replace(PROFILE, image_size=224, batch=16)], "")
+    cluster = Cluster(8, 1, replace(NETWORKS["tcp"], link_gbit=10.0))
+    points = [predict(config(), speed.profile, cluster)]
+    first, _second = advise_all(config(), speed.profile, points, target=0.8)
+    assert isinstance(first, Ends)
+    assert first.fast.batch is not None
+    assert first.slow.batch is not None
+    assert first.fast.batch < first.slow.batch
+    assert first.fast.efficiency > first.slow.efficiency
 
 
 ENTRY = {

@@ -24,9 +24,10 @@ from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.plan.epochs import make_plan
 from hvdtrain.report.run import read_run
 from hvdtrain.run.changes import read_begun
+from hvdtrain.scaling.ends import between, low_high
 from hvdtrain.scaling.inputs import clusters
 from hvdtrain.scaling.network import Cluster
-from hvdtrain.scaling.overlap import STRAGGLER_SIGMA
+from hvdtrain.scaling.overlap import sigmas
 from hvdtrain.scaling.predict import wire_ratio
 
 FAR = 1.5
@@ -46,7 +47,8 @@ class Question:
     algorithm: Literal["flat", "hierarchical"] = "flat"
     efficiency: float | None = None
     latency_us: float | None = None
-    straggler: float = STRAGGLER_SIGMA
+    straggler: float | None = None
+    """None: the range of `SIGMA`."""
     least_saving: float = 0.2
     calibration: Path | None = None
 
@@ -138,11 +140,13 @@ def _add_recorded(
         ranks = read_run(path).attempts[-1].world_size or begun.world_size or 1
         origin = _Origin(cfg, path, ranks, begun.images)
         _add_nodes(found, origin, question, results, [])
-        predicted = [answer.own.seconds for answer in found.answers]
-        if not min(predicted) / FAR < recorded.seconds < max(predicted) * FAR:
+        predicted = [low_high(answer.own.seconds) for answer in found.answers]
+        low, high = min(low for low, _ in predicted), max(high for _, high in predicted)
+        if not low / FAR < recorded.seconds < high * FAR:
+            said = dict.fromkeys(between(answer.own.seconds, ".3g") for answer in found.answers)
             results.warnings.append(
                 f"{path}: its steps took {recorded.seconds:.3g} s, and the model says "
-                f"{' or '.join(f'{s:.3g} s' for s in dict.fromkeys(predicted))} of them: what it says of other "
+                f"{' or '.join(f'{s} s' for s in said)} of them: what it says of other "
                 "batches and nodes may be as far off; the report of the run says what its time was lost to"
             )
     results.found.append(found)
@@ -184,7 +188,7 @@ def _add_nodes(
     cfg = origin.cfg
     speed = speed_of(cfg, origin.root, question.calibration)
     found.speed = speed.about
-    predictor = Predictor(speed, wire_ratio(cfg), question.straggler)
+    predictor = Predictor(speed, wire_ratio(cfg), sigmas(question.straggler))
     smallest = min(phase.batch_per_worker for phase in cfg.phases)
     for gbit in dict.fromkeys(cluster.network.link_gbit for cluster in asked):
         of_link = [cluster for cluster in asked if cluster.network.link_gbit == gbit]
@@ -208,8 +212,10 @@ def _bounded(
     advised = made.advised
     cluster = next(cluster for cluster in asked if cluster.hosts == advised.nodes)
     share = (advised.batch_per_worker, advised.accumulate)
+    times = [offer_of(bound, predictor, cluster, *share).seconds for bound in bounds]
+    own = made.own.seconds
     faster = sorted(
-        made.own.seconds / offer_of(bound, predictor, cluster, *share).seconds for bound in bounds
+        mine / its for each in times for mine, its in zip(own.pair(), each.pair(), strict=True)
     )
     return replace(made, bounds=(faster[0], faster[-1])) if faster else made
 

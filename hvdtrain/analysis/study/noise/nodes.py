@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from hvdtrain.analysis.study.noise.trade_off import TradeOff
 from hvdtrain.errors import ConfigError
+from hvdtrain.scaling.ends import End, Ends, both, keys
 from hvdtrain.scaling.network import Cluster
-from hvdtrain.scaling.overlap import STRAGGLER_SIGMA, Step
-from hvdtrain.scaling.predict import update
+from hvdtrain.scaling.overlap import SIGMA, Step
+from hvdtrain.scaling.predict import Setting, profile_at, update
 from hvdtrain.scaling.profile import Calibration
 
 SMALLEST = 4
@@ -46,24 +47,34 @@ class Offer:
     accumulate: int
     updates: float
     """To the loss of the run."""
-    seconds: float
+    seconds: Ends[float]
     """Of these updates: training steps alone."""
-    efficiency: float
+    efficiency: Ends[float]
     """Scaling efficiency, 0-1."""
 
     @property
-    def node_hours(self) -> float:
+    def node_hours(self) -> Ends[float]:
         """Time of all nodes."""
-        return self.seconds * self.nodes / 3600
+        return self.seconds.map(lambda s: s * self.nodes / 3600)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and CSV."""
-        return {**asdict(self), "node_hours": self.node_hours}
+        return {
+            "nodes": self.nodes,
+            "ranks": self.ranks,
+            "batch": self.batch,
+            "batch_per_worker": self.batch_per_worker,
+            "accumulate": self.accumulate,
+            "updates": self.updates,
+            **keys("seconds", self.seconds),
+            **keys("efficiency", self.efficiency),
+            **keys("node_hours", self.node_hours),
+        }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """For one link."""
+    """For one link. What is chosen is chosen by the slow end of the prediction."""
 
     link_gbit: float
     own: Offer
@@ -82,12 +93,13 @@ class Answer:
     @property
     def cheapest(self) -> Offer:
         """The fewest node-hours; of equal ones the fastest."""
-        return min(self.offers, key=lambda offer: (offer.node_hours, offer.seconds))
+        return min(self.offers, key=lambda offer: (offer.node_hours.slow, offer.seconds.slow))
 
     @property
     def saved(self) -> list[float | None]:
-        """By each number of nodes against half as many: share of the time."""
-        return [None, *(1 - more.seconds / less.seconds for less, more in pairwise(self.fastest))]
+        """By each number of nodes against half as many: share of the time, at the slow end."""
+        times = [offer.seconds.slow for offer in self.fastest]
+        return [None, *(1 - more / less for less, more in pairwise(times))]
 
     @property
     def advised(self) -> Offer:
@@ -98,17 +110,18 @@ class Answer:
         best = self.fastest[0]
         for more in self.fastest[1:]:
             doublings = math.log2(more.nodes / best.nodes)
-            if more.seconds <= best.seconds * (1 - self.least_saving) ** doublings:
+            limit = best.seconds.slow * (1 - self.least_saving) ** doublings
+            if more.seconds.slow <= limit:
                 best = more
         return best
 
-    def faster(self, offer: Offer) -> float:
+    def faster(self, offer: Offer) -> Ends[float]:
         """Time of the run as it is, divided by that of `offer`."""
-        return self.own.seconds / offer.seconds
+        return both(lambda end: self.own.seconds.at(end) / offer.seconds.at(end))
 
-    def dearer(self, offer: Offer) -> float:
+    def dearer(self, offer: Offer) -> Ends[float]:
         """Node-hours of `offer`, divided by those of the run as it is."""
-        return offer.node_hours / self.own.node_hours
+        return both(lambda end: offer.node_hours.at(end) / self.own.node_hours.at(end))
 
 
 @dataclass(frozen=True)
@@ -118,11 +131,12 @@ class Predictor:
     speed: Calibration
     wire: float
     """Bytes sent ÷ bytes in fp32."""
-    sigma: float = STRAGGLER_SIGMA
+    sigma: Ends[float] = SIGMA
 
-    def step(self, cluster: Cluster, image_size: int, micro: int, times: int) -> Step:
-        """An update of `times` passes of `micro` images on each rank."""
-        return update(self.speed.profile(image_size, micro, times), cluster, self.wire, self.sigma)
+    def step(self, cluster: Cluster, setting: Setting, end: End) -> Step:
+        """One update at one end."""
+        profile = profile_at(self.speed.profile, setting, end)
+        return update(profile, cluster.at(end), self.wire, self.sigma.at(end))
 
 
 def answer(
@@ -151,7 +165,7 @@ def answer(
                 f"{most:,} images, the most that is useful or that there are: take fewer nodes"
             )
         offers += found
-        fastest.append(min(found, key=lambda each: (each.seconds, each.batch)))
+        fastest.append(min(found, key=lambda each: (each.seconds.slow, each.batch)))
         same.append(offer_of(trade_off, predictor, cluster, own.batch_per_worker, own.accumulate))
     as_it_is = _own_offer(trade_off, predictor, own)
     gbit = clusters[0].network.link_gbit
@@ -163,27 +177,41 @@ def offer_of(
 ) -> Offer:
     """A batch of `times` passes of `micro` images on each rank, throughout the training."""
     batch = micro * times * cluster.ranks
-    seconds = alone = 0.0
-    for size, fewest in trade_off.by_size.items():
-        step = predictor.step(cluster, size, micro, times)
-        updates = fewest.updates + fewest.images / batch
-        seconds += updates * step.seconds
-        alone += updates * step.compute_s
+    updates = {
+        size: fewest.updates + fewest.images / batch for size, fewest in trade_off.by_size.items()
+    }
+    steps = [(Setting(size, micro, times), count) for size, count in updates.items()]
+    total = _Sum(predictor, cluster, steps)
     how = (cluster.hosts, cluster.ranks, batch, micro, times)
-    return Offer(*how, trade_off.updates_with(batch), seconds, alone / seconds)
+    return Offer(*how, trade_off.updates_with(batch), total.seconds, total.efficiency)
 
 
 def _own_offer(trade_off: TradeOff, predictor: Predictor, own: Own) -> Offer:
     """The run's own batches, phase by phase."""
-    seconds = alone = 0.0
+    cluster = own.cluster
+    steps = []
     for stage, updates in trade_off.made.items():
-        micro = max(1, round(stage.batch / own.cluster.ranks / own.accumulate))
-        step = predictor.step(own.cluster, stage.image_size, micro, own.accumulate)
-        seconds += updates * step.seconds
-        alone += updates * step.compute_s
-    how = (own.cluster.hosts, own.cluster.ranks, round(trade_off.batch))
+        micro = max(1, round(stage.batch / cluster.ranks / own.accumulate))
+        steps.append((Setting(stage.image_size, micro, own.accumulate), float(updates)))
+    total = _Sum(predictor, cluster, steps)
+    how = (cluster.hosts, cluster.ranks, round(trade_off.batch))
     share = (own.batch_per_worker, own.accumulate)
-    return Offer(*how, *share, trade_off.updates, seconds, alone / seconds)
+    return Offer(*how, *share, trade_off.updates, total.seconds, total.efficiency)
+
+
+class _Sum:
+    """Seconds and efficiency of updates of several kinds, each so many times."""
+
+    def __init__(
+        self, predictor: Predictor, cluster: Cluster, updates: Sequence[tuple[Setting, float]]
+    ) -> None:
+        def steps(end: End) -> list[tuple[Step, float]]:
+            return [(predictor.step(cluster, each, end), count) for each, count in updates]
+
+        found = both(steps)
+        self.seconds = found.map(lambda made: sum(count * step.seconds for step, count in made))
+        alone = found.map(lambda made: sum(count * step.compute_s for step, count in made))
+        self.efficiency = both(lambda end: alone.at(end) / self.seconds.at(end))
 
 
 def _most(trade_off: TradeOff, images: int | None) -> int:

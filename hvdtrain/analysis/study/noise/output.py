@@ -14,6 +14,7 @@ from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import write_atomically
+from hvdtrain.scaling.ends import keys
 from hvdtrain.telemetry.reports import json_text
 
 Row = dict[str, Any]
@@ -53,9 +54,9 @@ def _answer(answer: Answer) -> Row:
         "now": answer.own.as_dict(),
         "advised": {
             **answer.advised.as_dict(),
-            "faster": answer.faster(answer.advised),
-            "faster_low_high": answer.bounds,
-            "node_hours_over_now": answer.dearer(answer.advised),
+            **keys("faster", answer.faster(answer.advised)),
+            "faster_within_interval": answer.bounds,
+            **keys("node_hours_over_now", answer.dearer(answer.advised)),
         },
         "cheapest": answer.cheapest.as_dict(),
         "fastest": [

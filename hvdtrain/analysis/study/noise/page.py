@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hvdtrain.analysis.study.noise import words
 from hvdtrain.analysis.study.noise.answers import Found, Results
-from hvdtrain.analysis.study.noise.nodes import Answer
+from hvdtrain.analysis.study.noise.nodes import Answer, Offer
 from hvdtrain.analysis.study.noise.recorded import Interval, Recorded
 from hvdtrain.analysis.study.noise.trade_off import TradeOff
 from hvdtrain.report.charts import Chart, Line
 from hvdtrain.report.page import Table
 from hvdtrain.report.study import Section
+from hvdtrain.scaling.ends import Ends, low_high
 
 BINS = 60
 """Most points of a curve over updates."""
 BAND = "bands: lowest and highest value of neighbouring reports; the batch is dashed"
+RANGES = "lines: slow end of the prediction; bands: down to the fast end"
 INTERVALS = "bands: 95 % confidence intervals"
 
 
@@ -166,35 +168,43 @@ def _node_charts(answer: Answer, stem: str) -> list[Chart]:
     best, unit, per = answer.advised, *_unit(answer)
     title = f"at {answer.link_gbit:g} Gbit/s"
 
-    def drawn(name: str, of: str, values: list[list[float]], marks: list[float]) -> Chart:
+    def drawn(name: str, of: str, value: Callable[[Offer], Ends[float]]) -> Chart:
         labels = (f"advised: batch {best.batch:,}", f"now: batch {answer.own.batch:,}")
+
+        def line(label: str, offers: Sequence[Offer], color: int, dash: int) -> Line:
+            ends = [value(offer) for offer in offers]
+            lows, highs = zip(*map(low_high, ends), strict=True)
+            at = [float(offer.nodes) for offer in offers]
+            return Line(
+                label, at, [each.slow for each in ends], list(lows), list(highs), color, dash
+            )
+
         return Chart(
-            *(f"{stem}-{name}", f"{of} {title}", "nodes", f"{of} ({unit[name]})"),
+            *(f"{stem}-{name}", f"{of} {title}", "nodes", f"{of} ({unit[name]})", RANGES),
             lines=(
-                Line("fastest batch", nodes, values[0]),
-                Line("the run's images per rank", nodes, values[1], color=3, dash=1),
-                Line(labels[0], [float(best.nodes)], [marks[0]], color=2),
-                Line(labels[1], [float(answer.own.nodes)], [marks[1]], color=1),
+                line("fastest batch", answer.fastest, 0, 0),
+                line("the run's images per rank", answer.same_share, 3, 1),
+                line(labels[0], [best], 2, 0),
+                line(labels[1], [answer.own], 1, 0),
             ),
             log_x=True,
             log_y=True,
             x_ticks=tuple(nodes),
         )
 
-    lines = (answer.fastest, answer.same_share)
-    times = [[offer.seconds / per for offer in line] for line in lines]
-    hours = [[offer.node_hours for offer in line] for line in lines]
     return [
         drawn(
-            "time", "time to the same loss", times, [best.seconds / per, answer.own.seconds / per]
+            "time",
+            "time to the same loss",
+            lambda offer: offer.seconds.map(lambda s: s / per),
         ),
-        drawn("node-hours", "node-hours", hours, [best.node_hours, answer.own.node_hours]),
+        drawn("node-hours", "node-hours", lambda offer: offer.node_hours),
     ]
 
 
 def _unit(answer: Answer) -> tuple[dict[str, str], float]:
     """Of the time axis, and its seconds."""
     for name, seconds in (("hours", 3600.0), ("minutes", 60.0)):
-        if answer.own.seconds >= seconds:
+        if answer.own.seconds.slow >= seconds:
             return {"time": name, "node-hours": "nodes × hours"}, seconds
     return {"time": "seconds", "node-hours": "nodes × hours"}, 1.0

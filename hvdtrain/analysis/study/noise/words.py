@@ -9,6 +9,7 @@ from hvdtrain.analysis.study.noise.answers import Found, Results
 from hvdtrain.analysis.study.noise.nodes import SMALLEST, Answer, Offer
 from hvdtrain.analysis.study.noise.trade_off import TradeOff
 from hvdtrain.report.text import MISSING, dollars, duration
+from hvdtrain.scaling.ends import Ends, between, low_high
 
 SIMPLE = (
     "The critical batch is taken to be the simple noise scale tr Σ / |G|², which ignores the Hessian, as if the "
@@ -30,9 +31,10 @@ MEASURED = (
     "augmented as in the checkpoint's epoch."
 )
 PREDICTED = (
-    "Times are those of the training steps alone, by the model of hvdtrain scaling. A rank gets at most as many "
-    "images in a pass as the run gave it, more are accumulated; and at least a quarter of them, down to which a "
-    "worker is taken to make as many images/s."
+    "Times are those of the training steps alone, by the model of hvdtrain scaling, each from the lowest to the "
+    "highest that its assumptions allow; batches and nodes are chosen by the slow end. Waiting for images is not "
+    "counted. A rank gets at most as many images in a pass as the run gave it, more are accumulated; and at least "
+    "a quarter of them, since small passes are less well known."
 )
 assert SMALLEST == 4
 
@@ -111,12 +113,13 @@ def _against(trade_off: TradeOff, batch: float, name: str) -> str:
 def verdict(answer: Answer) -> str:
     """One sentence: which batch on how many nodes."""
     best, own = answer.advised, answer.own
-    faster = f"{answer.faster(best):.2g}×"
+    faster = between(answer.faster(best), ".2g", "×")
     if answer.bounds is not None:
         faster += f" ({answer.bounds[0]:.2g} to {answer.bounds[1]:.2g})"
     return (
         f"{answer.link_gbit:g} Gbit/s: batch {best.batch:,} on {_of(best.nodes)}: {faster} as fast as now "
-        f"(batch {own.batch:,} on {_of(own.nodes)}) for {answer.dearer(best):.2g}× the node-hours; {_end(answer)}"
+        f"(batch {own.batch:,} on {_of(own.nodes)}) for {between(answer.dearer(best), '.2g', '×')} the node-hours; "
+        f"{_end(answer)}"
     )
 
 
@@ -130,10 +133,14 @@ def _end(answer: Answer) -> str:
     if place + 1 == len(answer.fastest):
         return f"{_of(answer.advised.nodes)} are the most that were asked for"
     saved, more = answer.saved[place + 1] or 0.0, answer.fastest[place + 1].nodes
-    change = (
-        f"save {saved:.0%} of the time, less than {least}" if saved >= 0.005 else "save nothing"
-    )
+    share = f"{saved:.0%}" if f"{saved:.0%}" != least else f"{saved:.1%}"
+    change = f"save {share} of the time, less than {least}" if saved >= 0.005 else "save nothing"
     return f"more nodes stop paying after {answer.advised.nodes}: {more} {change}"
+
+
+def _range(seconds: Ends[float]) -> str:
+    """A duration, from–to."""
+    return "–".join(dict.fromkeys(map(duration, low_high(seconds))))
 
 
 def speed(found: Found) -> str:
@@ -142,7 +149,7 @@ def speed(found: Found) -> str:
     if found.recorded is None:
         return text
     measured = found.recorded.seconds
-    times = dict.fromkeys(duration(answer.own.seconds) for answer in found.answers)
+    times = dict.fromkeys(_range(answer.own.seconds) for answer in found.answers)
     return (
         f"{text}; the run as it is: {' or '.join(times)} predicted, {duration(measured)} measured"
     )
@@ -210,11 +217,14 @@ def _row(
     share = f"{offer.batch_per_worker}"
     if offer.accumulate > 1:
         share = f"{offer.accumulate} × {share}"
-    cost = [] if price is None else [dollars(price * offer.node_hours)]
+    costs = () if price is None else [price * hours for hours in low_high(offer.node_hours)]
+    cost = ["–".join(dict.fromkeys(map(dollars, costs)))] if costs else []
     return [
-        *(name, str(offer.ranks), f"{offer.batch:,}", share, duration(offer.seconds)),
-        *(f"{answer.faster(offer):.2f}×", f"{answer.dearer(offer):.2f}"),
-        *(MISSING if saved is None else f"{saved:.0%}", f"{offer.efficiency:.0%}"),
+        *(name, str(offer.ranks), f"{offer.batch:,}", share, _range(offer.seconds)),
+        between(answer.faster(offer), ".2f", "×"),
+        between(answer.dearer(offer), ".2f"),
+        MISSING if saved is None else f"{saved:.0%}",
+        between(offer.efficiency, ".0f", "%", 100),
         *cost,
-        *([MISSING] * 2 if same is None else [f"{same.batch:,}", duration(same.seconds)]),
+        *([MISSING] * 2 if same is None else [f"{same.batch:,}", _range(same.seconds)]),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hvdtrain.analysis.study.noise.recorded import read_recorded
 from hvdtrain.analysis.study.noise.trade_off import Stage, TradeOff, of_plan, of_recorded
 from hvdtrain.engine.noise_scale import advice
 from hvdtrain.errors import ConfigError
+from hvdtrain.scaling.ends import End, same
 from hvdtrain.scaling.network import Cluster, Network
 from hvdtrain.scaling.overlap import Group
 from hvdtrain.scaling.profile import Calibration, Profile
@@ -33,8 +35,17 @@ SIZE = 1e8
 PROFILE = Profile(32, 64, 64 * IMAGE_S, 0.0, (Group(SIZE, 0.0),))
 
 
+class Proportional(Calibration):
+    """Time in proportion to the images."""
+
+    def profile(self, image_size: int, batch: int, accumulate: int, end: End) -> Profile:
+        del image_size, end
+        return PROFILE.with_batch(batch).accumulated(accumulate)
+
+
 def predictor(sigma: float = 0.0) -> Predictor:
-    return Predictor(Calibration([PROFILE], "made"), 1.0, sigma)
+    """With a worker that makes as many images/s with any batch, at both ends."""
+    return Predictor(Proportional([PROFILE], "made"), 1.0, same(sigma))
 
 
 def plan(scale: float, batch: int = 64, updates: int = 1000) -> TradeOff:
@@ -94,12 +105,12 @@ def test_on_a_free_network_time_follows_the_trade_off() -> None:
     for offer in found.offers:
         updates = 1000 * (1 + scale / offer.batch) / (1 + scale / 64)
         assert offer.updates == pytest.approx(updates)
-        assert offer.seconds == pytest.approx(updates * offer.batch / offer.nodes * IMAGE_S)
-        assert offer.efficiency == pytest.approx(1)
+        assert offer.seconds.slow == pytest.approx(updates * offer.batch / offer.nodes * IMAGE_S)
+        assert offer.efficiency.slow == pytest.approx(1)
         assert offer.batch == offer.batch_per_worker * offer.accumulate * offer.ranks
         assert 16 <= offer.batch_per_worker <= 64
     assert {offer.batch_per_worker * offer.accumulate for offer in found.fastest} == {16}
-    assert found.own.seconds == pytest.approx(1000 * 64 * IMAGE_S)
+    assert found.own.seconds.slow == pytest.approx(1000 * 64 * IMAGE_S)
     assert [offer.batch for offer in found.same_share] == [64 * n for n in (1, 2, 4, 8, 16, 32)]
     assert found.cheapest is found.fastest[0]
 
@@ -116,8 +127,8 @@ def test_more_nodes_stop_paying_where_the_noise_ends() -> None:
     assert asked(FAST, scale, least_saving=0.15).advised.nodes == 16
     assert asked(FAST, scale, least_saving=0.05).advised.nodes == 32
     assert asked(FAST, scale, least_saving=0.6).advised.nodes == 1
-    assert found.faster(found.advised) == pytest.approx((64 + scale) / times[3])
-    assert found.dearer(found.advised) == pytest.approx(8 * times[3] / (64 + scale))
+    assert found.faster(found.advised).slow == pytest.approx((64 + scale) / times[3])
+    assert found.dearer(found.advised).slow == pytest.approx(8 * times[3] / (64 + scale))
 
 
 def test_a_second_node_that_saves_little_does_not_end_the_search() -> None:
@@ -136,15 +147,15 @@ def test_a_slow_link_asks_for_larger_batches() -> None:
     fast = asked(FAST, 4096.0)
     for on_slow, on_fast in zip(found.fastest[1:], fast.fastest[1:], strict=True):
         assert on_slow.batch > on_fast.batch
-        assert on_slow.seconds > on_fast.seconds
+        assert on_slow.seconds.slow > on_fast.seconds.slow
     two = found.fastest[1]
     step_s = two.batch / 2 * IMAGE_S + SIZE / 125e6  # a ring of two sends every byte once
-    assert two.seconds == pytest.approx(two.updates * step_s)
-    assert two.efficiency == pytest.approx(two.batch / 2 * IMAGE_S / step_s)
+    assert two.seconds.slow == pytest.approx(two.updates * step_s)
+    assert two.efficiency.slow == pytest.approx(two.batch / 2 * IMAGE_S / step_s)
     assert two.accumulate > 1
     everything = [offer_of(plan(4096.0), predictor(), Cluster(2, 1, slow), *share)
                   for share in shares(2, 64, 1, 16 * 4096)]  # fmt: skip
-    assert two.seconds == min(each.seconds for each in everything)
+    assert two.seconds.slow == min(each.seconds.slow for each in everything)
 
 
 def test_shares_are_powers_of_two_and_the_runs_own() -> None:
@@ -173,3 +184,24 @@ def test_batches_end_at_the_dataset_and_far_above_the_critical_batch() -> None:
         ConfigError, match="128 ranks of 128 nodes cannot share a batch of up to 1,024"
     ):
         asked(FAST, 64.0, most=128)
+
+
+def test_what_is_advised_holds_at_the_slow_end() -> None:
+    """A link of which gradients get a half to all: times have two ends, the choice is that of the slow one."""
+    link = Network(8.0, 1.0, 0.0, local_bytes_per_s=1e18, local_latency_s=0.0, call_s=0.0)
+    wide = asked(replace(link, least_efficiency=0.5), 2048.0)
+    slow = asked(replace(link, efficiency=0.5), 2048.0)
+    fast = asked(link, 2048.0)
+    for found, at_worst, at_best in zip(wide.offers, slow.offers, fast.offers, strict=True):
+        assert found.seconds.pair() == (at_best.seconds.fast, at_worst.seconds.slow)
+    assert wide.advised.nodes == slow.advised.nodes
+    assert [o.batch for o in wide.fastest] == [o.batch for o in slow.fastest]
+    assert wide.saved == slow.saved
+    two = wide.fastest[1]
+    assert two.seconds.fast < two.seconds.slow
+    faster = wide.faster(two)
+    assert faster.slow == pytest.approx(wide.own.seconds.slow / two.seconds.slow)
+    assert faster.slow < faster.fast
+    row = two.as_dict()
+    assert (row["seconds_low"], row["seconds_high"]) == two.seconds.pair()
+    assert row["node_hours_high"] == pytest.approx(2 * two.seconds.slow / 3600)
