@@ -19,6 +19,8 @@ from hvdtrain.config.fields import (
     Section,
 )
 
+ValViews = Literal["one", "mirror", "six"]
+
 
 class StopAt(Section):
     """What an evaluation must reach to end the run; all that is given."""
@@ -75,6 +77,10 @@ class Train(Section):
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Planned[Positive] = 1
     """Epochs between two evaluations. The last epoch is always evaluated."""
+    val_views: Identity[ValViews] = "one"
+    """Views of each validation image whose logits are averaged. `mirror`: the image and its mirror image.
+    `six`: also both moved by a pixel up-left and down-right, with half of the weight. Evaluations take 2
+    or 6 times as long, and results say so: they are not comparable with those of one view."""
     patience: Planned[Positive | None] = None
     """End the run when the validation loss was not below its lowest value in so many evaluations in a
     row, and keep the checkpoint of the lowest. null: train all epochs."""

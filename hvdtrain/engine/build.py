@@ -196,6 +196,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             static_loss_scale=static,
             erasing=Erasing(cfg.data.random_erasing, cfg.seed),
             mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
+            val_views=train.val_views,
             seed=cfg.seed,
         ),
         ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,

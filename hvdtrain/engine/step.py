@@ -12,6 +12,7 @@ from torch import nn
 from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
+from hvdtrain.config.train import ValViews
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Batch, Mixing
@@ -42,6 +43,7 @@ class StepSettings:
     """None: dynamic, if there is a loss scale at all."""
     erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
+    val_views: ValViews = "one"
     seed: int = 0
 
 

@@ -28,7 +28,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
 
     Training images are not needed: classes, preprocessing and precision are those of the
     checkpoint and of the run's config. Returns loss, top1 and top5 (0–1) over all validation
-    images, their number `images`, the path of the `checkpoint`, and `warnings`. Every rank reads
+    images, their number `images`, the `views` of each, the path of the `checkpoint`, and `warnings`. Every rank reads
     the checkpoint. Raises CheckpointError or DataError, the same on all ranks.
     """
     with together(comm):
@@ -50,6 +50,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
         return {
             **result,
             "images": loaders.num_val,
+            "views": cfg.train.val_views,
             "checkpoint": str(checkpoint),
             "warnings": warnings,
         }

@@ -52,6 +52,7 @@ def write_summary(
         run_wall_seconds=earlier.wall_seconds + wall_s,
         best=best if may_stop else None,
         stopped_early=progress.position.epoch < len(run.plan.epochs) if may_stop else None,
+        views=evaluation.views if evaluation and evaluation.views != "one" else None,
     )
     if run.comm.rank == 0:
         write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())

@@ -45,7 +45,9 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
         if stops.failed:
             raise batches.saved() from None
         return None
-    evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
+    views = run.cfg.train.val_views
+    step = run.state.progress.step
+    evaluation = Eval(float(epoch.index + 1), step, images, **result, views=views)
     run.sinks.write(evaluation)
     run.snapshots.evaluation = evaluation
     run.snapshots.report_written(None)  # an error names the last one
