@@ -23,7 +23,7 @@ ValViews = Literal["one", "mirror", "six"]
 
 
 class StopAt(Section):
-    """What an evaluation must reach to end the run; all that is given."""
+    """What ends the run before its last epoch: an evaluation that reaches all targets given, or the time."""
 
     top1: Planned[Fraction | None] = None
     """Share of images whose class is the most likely one, 0 to 1. null: any."""
@@ -31,11 +31,14 @@ class StopAt(Section):
     """Share of images whose class is among the five most likely ones. null: any."""
     loss: Planned[PositiveFloat | None] = None
     """Validation loss at most. null: any."""
+    minutes: Planned[PositiveFloat | None] = None
+    """Training time of the run, all attempts together: it ends with the epoch in which this is passed. Time
+    of evaluations, checkpoints and lost steps does not count. null: any."""
 
     @property
-    def asked(self) -> bool:
-        """Whether anything is given."""
-        return (self.top1, self.top5, self.loss) != (None, None, None)
+    def targets(self) -> dict[str, float]:
+        """What an evaluation must reach, by name."""
+        return self.model_dump(exclude={"minutes"}, exclude_none=True)
 
 
 class Train(Section):
@@ -85,7 +88,8 @@ class Train(Section):
     """End the run when the validation loss was not below its lowest value in so many evaluations in a
     row, and keep the checkpoint of the lowest. null: train all epochs."""
     stop_at: StopAt = StopAt()
-    """End the run after the first evaluation that reaches a target; nothing given: train all epochs."""
+    """End the run after the first evaluation that reaches a target, or after some time; nothing given: train
+    all epochs."""
     log_every: Machine[Positive] = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
     compute_threads: Planned[Annotated[int, Field(gt=0, le=256)] | None] = None

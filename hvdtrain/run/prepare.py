@@ -41,7 +41,7 @@ from hvdtrain.run.mirror import Mirror, adopt
 from hvdtrain.run.notices import watch
 from hvdtrain.run.other_ranks import Batch
 from hvdtrain.run.parts import Run
-from hvdtrain.run.patience import require_validation, used_up
+from hvdtrain.run.patience import ended, require_validation
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots
 from hvdtrain.run.weights import keep_start
@@ -192,7 +192,7 @@ def _describe(run: Run) -> None:
 
     A result that it has had before more epochs were added is not its result any more.
     """
-    done = used_up(run.cfg, run.state.progress.evaluated)
+    done = ended(run.cfg, run.state.progress)
     if run.state.progress.position.epoch < len(run.plan.epochs) and not done:
         with contextlib.suppress(OSError):
             run.paths.summary.unlink(missing_ok=True)
