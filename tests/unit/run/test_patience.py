@@ -181,10 +181,11 @@ def test_a_run_ends_with_the_epoch_in_which_its_time_is_over(
         return really(*args, **kwargs)
 
     short = patient(work, None, "train.stop_at.minutes=1e-9", "checkpoint.every_steps=1")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    run, unhurried = work / "run", patient(work, None, "checkpoint.every_steps=1")
+    with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", killed)
-        train(patient(work, None, "checkpoint.every_steps=1"), Solo(), run_dir=work / "run")
-    run = work / "run"
+        with pytest.raises(Killed):
+            train(unhurried, Solo(), run_dir=run)
     assert list_checkpoints(run / "checkpoints")[0].name == "e0001-s0000000004"
     first = train(
         short, Solo(), resume=str(run)
