@@ -16,6 +16,7 @@ from hvdtrain.config.fields import (
     Planned,
     Positive,
     PositiveFloat,
+    Ratio,
     Section,
 )
 
@@ -39,6 +40,26 @@ class StopAt(Section):
     def targets(self) -> dict[str, float]:
         """What an evaluation must reach, by name."""
         return self.model_dump(exclude={"minutes"}, exclude_none=True)
+
+
+class Teacher(Section):
+    """A trained network from whose outputs the run also learns (distillation)."""
+
+    weights: Identity[PathText | None] = None
+    """Run directory, checkpoint or weights file of the teacher, which only rank 0 needs to see. Its classes
+    must be those of the run. null: no teacher."""
+    model: Identity[str | None] = None
+    """Network of the weights, as in `model.name`. null: that of their run, with its options."""
+    share: Identity[Ratio] = 0.5
+    """Share of the teacher in the loss: share · T² · KL(teacher ‖ student) + (1 − share) · `loss`."""
+    temperature: Identity[Annotated[float, Field(ge=0.1, le=100)]] = 1.0
+    """T, by which both networks' logits are divided. Above 1 the classes that are less likely count more."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Teacher:
+        if self.weights is None and self != type(self).model_construct():
+            raise ValueError("model, share and temperature need weights: name those of a teacher")
+        return self
 
 
 class Train(Section):
@@ -70,6 +91,7 @@ class Train(Section):
     CutMix made of two classes is then of both. null: targets stay shares."""
     label_smoothing: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Share of the target that is spread evenly over all classes."""
+    teacher: Teacher = Teacher()
     mixup: Identity[Fraction] = 0.0
     """Alpha of mixup: images and targets are averaged in pairs, with a share from Beta(alpha, alpha). 0:
     off."""

@@ -105,7 +105,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         sinks = Sinks(cfg, comm, paths, hosts)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     writer = DatasetWriter(paths.dataset, parts.loaders, data)
-    labels = checkpoint_labels(cfg, parts.loaders)
+    labels = checkpoint_labels(cfg, parts.loaders, parts.state.teacher)
     about = {"data": data.as_dict(), "config": cfg.model_dump()}
     cadence = Cadence(cfg.checkpoint)
     keep = to_keep(cfg)
@@ -136,6 +136,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         snapshots.describe = partial(write_description, run)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
         notes += [*filter(None, [directory.kept]), *notes_of(directory.changes)]
+        notes += parts.state.teacher.notes if parts.state.teacher else []
         if comm.size > 1:
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
         if comm.size > 1 and facts:
