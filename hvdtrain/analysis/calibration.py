@@ -21,6 +21,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import choose_device, init_state
 from hvdtrain.engine.calibrate import WorkerSpeed, calibrate
 from hvdtrain.engine.step import State
+from hvdtrain.engine.teacher import load_teacher
 from hvdtrain.errors import ConfigError
 from hvdtrain.files import write_atomically
 from hvdtrain.run.efficiency import about
@@ -40,6 +41,7 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
         raise ConfigError("model.num_classes: not set: the size of the classifier depends on it")
     device = choose_device(comm)
     state = init_state(cfg, comm, device, classes)
+    state.teacher = load_teacher(cfg, comm, device, classes, None)
     settings = {
         (phase.image_size_at(epoch), phase.batch_per_worker * cfg.train.accumulate)
         for phase in cfg.phases

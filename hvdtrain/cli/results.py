@@ -7,9 +7,11 @@ from typing import Any
 
 def eval_text(result: dict[str, Any]) -> str:
     """One line for `hvdtrain eval`."""
+    from hvdtrain.report.text import views_text
+
     return (
         f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  loss {result['loss']:.4f}  "
-        f"({result['images']:,} images, {result['checkpoint']})"
+        f"({result['images']:,} images{views_text(result['views'])}, {result['checkpoint']})"
     )
 
 
@@ -17,7 +19,10 @@ def summary_text(summary: dict[str, Any]) -> str:
     """The last lines of `hvdtrain train`: the contents of `summary.json` that matter most."""
     rows = []
     if "top1" in summary:
-        rows.append(("top-1", f"{summary['top1']:.4f}  (top-5 {summary['top5']:.4f})"))
+        from hvdtrain.report.text import views_text
+
+        views = views_text(summary.get("views"))
+        rows.append(("top-1", f"{summary['top1']:.4f}  (top-5 {summary['top5']:.4f}){views}"))
     speed = f"{summary['images_per_second']:,.0f} on {summary['world_size']} ranks"
     rows += [("images/s", speed), *_efficiency(summary), *_noise(summary), *_times(summary)]
     rows.append(("files", summary["run_dir"]))

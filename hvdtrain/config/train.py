@@ -16,12 +16,15 @@ from hvdtrain.config.fields import (
     Planned,
     Positive,
     PositiveFloat,
+    Ratio,
     Section,
 )
 
+ValViews = Literal["one", "mirror", "six"]
+
 
 class StopAt(Section):
-    """What an evaluation must reach to end the run; all that is given."""
+    """What ends the run before its last epoch: an evaluation that reaches all targets given, or the time."""
 
     top1: Planned[Fraction | None] = None
     """Share of images whose class is the most likely one, 0 to 1. null: any."""
@@ -29,11 +32,34 @@ class StopAt(Section):
     """Share of images whose class is among the five most likely ones. null: any."""
     loss: Planned[PositiveFloat | None] = None
     """Validation loss at most. null: any."""
+    minutes: Planned[PositiveFloat | None] = None
+    """Training time of the run, all attempts together: it ends with the epoch in which this is passed. Time
+    of evaluations, checkpoints and lost steps does not count. null: any."""
 
     @property
-    def asked(self) -> bool:
-        """Whether anything is given."""
-        return (self.top1, self.top5, self.loss) != (None, None, None)
+    def targets(self) -> dict[str, float]:
+        """What an evaluation must reach, by name."""
+        return self.model_dump(exclude={"minutes"}, exclude_none=True)
+
+
+class Teacher(Section):
+    """A trained network from whose outputs the run also learns (distillation)."""
+
+    weights: Identity[PathText | None] = None
+    """Run directory, checkpoint or weights file of the teacher, which only rank 0 needs to see. Its classes
+    must be those of the run. null: no teacher."""
+    model: Identity[str | None] = None
+    """Network of the weights, as in `model.name`. null: that of their run, with its options."""
+    share: Identity[Ratio] = 0.5
+    """Share of the teacher in the loss: share · T² · KL(teacher ‖ student) + (1 − share) · `loss`."""
+    temperature: Identity[Annotated[float, Field(ge=0.1, le=100)]] = 1.0
+    """T, by which both networks' logits are divided. Above 1 the classes that are less likely count more."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Teacher:
+        if self.weights is None and self != type(self).model_construct():
+            raise ValueError("model, share and temperature need weights: name those of a teacher")
+        return self
 
 
 class Train(Section):
@@ -65,6 +91,7 @@ class Train(Section):
     CutMix made of two classes is then of both. null: targets stay shares."""
     label_smoothing: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Share of the target that is spread evenly over all classes."""
+    teacher: Teacher = Teacher()
     mixup: Identity[Fraction] = 0.0
     """Alpha of mixup: images and targets are averaged in pairs, with a share from Beta(alpha, alpha). 0:
     off."""
@@ -75,11 +102,16 @@ class Train(Section):
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Planned[Positive] = 1
     """Epochs between two evaluations. The last epoch is always evaluated."""
+    val_views: Identity[ValViews] = "one"
+    """Views of each validation image whose logits are averaged. `mirror`: the image and its mirror image.
+    `six`: also both moved by a pixel up-left and down-right, with half of the weight. Evaluations take 2
+    or 6 times as long, and results say so: they are not comparable with those of one view."""
     patience: Planned[Positive | None] = None
     """End the run when the validation loss was not below its lowest value in so many evaluations in a
     row, and keep the checkpoint of the lowest. null: train all epochs."""
     stop_at: StopAt = StopAt()
-    """End the run after the first evaluation that reaches a target; nothing given: train all epochs."""
+    """End the run after the first evaluation that reaches a target, or after some time; nothing given: train
+    all epochs."""
     log_every: Machine[Positive] = 20
     """Steps between two reports. Only then are metrics summed over the ranks."""
     compute_threads: Planned[Annotated[int, Field(gt=0, le=256)] | None] = None

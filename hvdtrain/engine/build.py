@@ -22,6 +22,7 @@ from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.engine.sizes import check_sizes
 from hvdtrain.engine.step import State, StepSettings, resolve_precision
+from hvdtrain.engine.teacher import Teacher, load_teacher
 from hvdtrain.engine.weight_meter import WeightMeter
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models import build_model
@@ -63,6 +64,7 @@ def set_up(cfg: Config, comm: Comm, classes: Sequence[str] | None = None) -> Par
     with together(comm):
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
+    state.teacher = load_teacher(cfg, comm, device, len(loaders.classes), loaders.classes)
     return Parts(plan, loaders, state)
 
 
@@ -160,7 +162,7 @@ def share_data(comm: Comm, loaders: Loaders) -> None:
 
 
 def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) -> State:
-    """Model, optimizer and reducer, initialised from the seed: equal on all ranks."""
+    """Model, optimizer and reducer, initialised from the seed: equal on all ranks. Without a teacher."""
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, num_classes).to(device)
     for phase in cfg.phases:  # reducer and optimizer hold every parameter that a phase trains
@@ -196,6 +198,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             static_loss_scale=static,
             erasing=Erasing(cfg.data.random_erasing, cfg.seed),
             mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
+            val_views=train.val_views,
             seed=cfg.seed,
         ),
         ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
@@ -232,16 +235,18 @@ def whiten(state: State, cfg: Config, images: torch.Tensor) -> None:
         comm.broadcast_({"whitening": model.whitening.weight.data})
 
 
-def checkpoint_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
+def checkpoint_labels(cfg: Config, loaders: Loaders, teacher: Teacher | None) -> dict[str, Any]:
     """What must be equal in a checkpoint and in the run that loads it."""
     data = cfg.data
     order = data.shuffle if data.shuffle == "full" else f"shards, {data.shuffle_window}"
+    taught = {} if teacher is None else {"teacher (sha256 of its weights)": teacher.sha256}
     return {
         **model_labels(cfg, loaders),
         "train_images": loaders.num_train,
         "seed": cfg.seed,
         "optimizer": cfg.optimizer.name,
         "order": order,
+        **taught,
     }
 
 

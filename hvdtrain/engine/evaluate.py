@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -10,6 +11,7 @@ from torch.nn import functional
 from hvdtrain import activity
 from hvdtrain.engine.mixing import Batch
 from hvdtrain.engine.step import SUMS, State, sums_of
+from hvdtrain.engine.views import mean_logits
 from hvdtrain.errors import DataError
 
 
@@ -17,16 +19,17 @@ from hvdtrain.errors import DataError
 def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
     """Loss, top1 and top5 (0–1), the same on all ranks; each image is counted once on one rank.
 
-    Uses the averaged weights, if the run keeps them. The activity must count images. Raises DataError if the number of images
-    counted is not `expected`.
+    Uses the averaged weights, if the run keeps them, and the mean over the views that the run asks for. The
+    activity must count images. Raises DataError if the number of images counted is not `expected`.
     """
     average_buffers(state)
     state.model.eval()
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=state.settings.device)
     seen = 0
+    network = partial(state.forward, averaged=True)
     for batch in batches:
         activity.beat()
-        logits = state.forward(batch.images, averaged=True)
+        logits = mean_logits(network, batch.images, state.settings.val_views)
         losses = functional.cross_entropy(logits, batch.labels, reduction="none")
         loss = torch.dot(losses, batch.weights)
         sums += sums_of(logits, loss, batch.labels, batch.weights)

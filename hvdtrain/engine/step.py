@@ -12,12 +12,14 @@ from torch import nn
 from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
+from hvdtrain.config.train import ValViews
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.loss import Loss
-from hvdtrain.engine.mixing import Batch, Mixing
+from hvdtrain.engine.mixing import Batch, Mixing, Part
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.reducer import Reducer, square
+from hvdtrain.engine.teacher import Teacher
 from hvdtrain.engine.weight_meter import WeightMeter
 from hvdtrain.optim import UpdateByGroup, set_rates
 from hvdtrain.optim.agc import AdaptiveClipping
@@ -42,6 +44,7 @@ class StepSettings:
     """None: dynamic, if there is a loss scale at all."""
     erasing: Erasing = field(default_factory=Erasing)
     mixing: Mixing = field(default_factory=Mixing)
+    val_views: ValViews = "one"
     seed: int = 0
 
 
@@ -78,6 +81,8 @@ class State:
     comm: Comm
     settings: StepSettings
     ema: Ema | None = None
+    teacher: Teacher | None = None
+    """From whose outputs the model learns, too; it never changes."""
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     weights: WeightMeter | None = None
     """On rank 0, if the run measures how its weights move."""
@@ -107,14 +112,27 @@ class State:
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
         """Logits [N, classes] in fp32, computed in the run's precision; `averaged`: with the
         averaged weights, if the run keeps them."""
-        device, autocast = self.settings.device, self.settings.autocast
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        with self._autocast():
             logits: torch.Tensor
             if averaged and self.ema is not None:
                 logits = torch.func.functional_call(self.model, self.ema.tensors, (images,))
             else:
                 logits = self.model(images)
         return logits.float()
+
+    def losses(self, logits: torch.Tensor, part: Part) -> torch.Tensor:
+        """What is minimised in training, of each image of `part` [n], with the teacher's share if there
+        is one; from `logits` [n, classes]."""
+        own = self.settings.loss.of_each(logits, part)
+        if self.teacher is None:
+            return own
+        with torch.no_grad(), self._autocast():
+            taught = self.teacher.network(part.images)
+        return self.teacher.with_share(own, logits, taught.float())
+
+    def _autocast(self) -> torch.autocast:
+        device, autocast = self.settings.device, self.settings.autocast
+        return torch.autocast(device.type, autocast, enabled=autocast is not None)
 
 
 def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:
@@ -191,7 +209,7 @@ def backward(state: State, batch: Batch) -> torch.Tensor:
         activity.beat()
         clock.forward.start()
         logits = state.forward(part.images)
-        loss = torch.dot(settings.loss.of_each(logits, part), part.weights)
+        loss = torch.dot(state.losses(logits, part), part.weights)
         clock.forward.stop()
         state.reducer.start_backward()
         state.scaler.scale(loss * (state.reducer.loss_scale / len(part.labels))).backward()

@@ -29,21 +29,27 @@ RENAMED = (
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, rows: Sequence[int] | None = None
+    model: nn.Module,
+    path: str | Path,
+    rows: Sequence[int] | None = None,
+    *,
+    setting: str = "model.weights",
+    whole: bool = False,
 ) -> list[str]:
     """Copy the weights in `path` into `model`; returns notes for the log, one a line.
 
     A classifier of another size keeps its starting weights. `rows`: for each class, the number it
     has in the file; empty: the file's classes are others; None: it does not name them. Everything
-    else must fit: raises CheckpointError naming what does not, and then leaves `model` unchanged.
+    else must fit, with `whole` the classifier, too: raises CheckpointError naming what does not, and
+    then leaves `model` unchanged. `setting`: begins the error.
     """
     try:
-        return [f"{path}: {note}" for note in _load(model, Path(path), rows)]
+        return [f"{path}: {note}" for note in _load(model, Path(path), rows, whole)]
     except CheckpointError as error:
-        raise CheckpointError(f"model.weights: {path}: {error}") from None
+        raise CheckpointError(f"{setting}: {path}: {error}") from None
 
 
-def _load(model: nn.Module, path: Path, rows: Sequence[int] | None) -> list[str]:
+def _load(model: nn.Module, path: Path, rows: Sequence[int] | None, whole: bool) -> list[str]:
     tensors, notes = _read(path)
     target = {k: v for k, v in model.state_dict().items() if not _is_counter(k)}
     tensors = {k: v for k, v in tensors.items() if not _is_counter(k)}
@@ -56,9 +62,12 @@ def _load(model: nn.Module, path: Path, rows: Sequence[int] | None) -> list[str]
             "batch norms folded into an NF-ResNet; kernel means and inner ReLUs differ: "
             "fine-tune it"
         )
+    fitted = len(target)
     if note := _without_other_head(model, tensors, target, rows):
         notes.append(note)
     _check(tensors, target, path)
+    if whole and note and len(target) < fitted:
+        raise CheckpointError(f"made for other classes: {note.partition(': ')[2]}")
     with torch.no_grad():
         ready = {name: _converted_to(name, tensors[name], target[name]) for name in target}
         for name, tensor in target.items():

@@ -64,12 +64,19 @@ def read_file(path: Path) -> tuple[Any, list[str]]:
         raise CheckpointError(error.strerror or str(error)) from None
 
 
+def checkpoint_of(path: Path) -> Path | None:
+    """The checkpoint that a run, a checkpoint, or a weights file in one stands for; None for others."""
+    if not path.is_dir():
+        return path.parent if (path.parent / META).is_file() else None
+    if (path / META).is_file():
+        return path
+    found = list_checkpoints(path / "checkpoints")
+    return found[0] if found and (found[0] / META).is_file() else None
+
+
 def _in_folder(path: Path) -> tuple[Path, str]:
-    checkpoint = path
-    if not (path / META).is_file():
-        found = list_checkpoints(path / "checkpoints")
-        checkpoint = found[0] if found else path
-    if (checkpoint / META).is_file():
+    checkpoint = checkpoint_of(path)
+    if checkpoint is not None:
         files = verify(checkpoint)["sha256"]
         name = EMA_FILE if EMA_FILE in files else MODEL_FILE
         kind = "averaged weights" if EMA_FILE in files else "weights"

@@ -81,6 +81,8 @@ class RunFigures:
     """Of the last evaluation, as top5 and loss."""
     top5: float | None
     loss: float | None
+    views: str
+    """Of each validation image in the last evaluation, see `train.val_views`."""
     best_top1: float | None
     best_top1_epoch: float | None
     samples: float
@@ -194,6 +196,7 @@ def run_figures(run: RunRecord, targets: list[Target], prices: Prices) -> RunFig
         top1=number(final, "top1"),
         top5=number(final, "top5"),
         loss=number(final, "loss"),
+        views=str(final.get("views", "one")),
         best_top1=top[0] if top else None,
         best_top1_epoch=top[1].epoch if top else None,
         samples=samples,

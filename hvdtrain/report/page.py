@@ -27,6 +27,7 @@ from hvdtrain.report.text import (
     progress,
     ratio,
     target_name,
+    views_text,
 )
 
 
@@ -72,7 +73,7 @@ def render(
 def _tiles(run: RunFigures) -> list[tuple[str, str]]:
     """The few figures that matter most."""
     figures = [
-        ("top-1", run.top1, ratio),
+        (f"top-1{views_text(run.views)}", run.top1, ratio),
         (f"training time{_of_attempts(run)}", run.train_seconds or None, duration),
         (f"wall time{_of_attempts(run)}", run.wall_seconds, duration),
         ("images/s", run.images_per_second, count),
@@ -95,6 +96,7 @@ def _comparison(figures: list[RunFigures]) -> Table:
         ("top-5", [ratio(f.top5) for f in figures]),
         ("loss of the evaluation", [plain(f.loss) for f in figures]),
         ("best top-1", [_best(f) for f in figures]),
+        ("views of each validation image", _views(figures)),
         ("training images used", [count(f.samples) for f in figures]),
         ("images/s, all ranks", [count(f.images_per_second) for f in figures]),
         ("scaling efficiency", [exact_efficiency(f.scaling_efficiency) for f in figures]),
@@ -116,6 +118,12 @@ def _comparison(figures: list[RunFigures]) -> Table:
 
 def _of_last(run: RunFigures, seconds: float) -> str:
     return duration(seconds) if run.attempts > 1 else MISSING
+
+
+def _views(figures: list[RunFigures]) -> list[str]:
+    """Where some run has more than one."""
+    several = any(f.views != "one" for f in figures)
+    return [f.views if several and f.top1 is not None else MISSING for f in figures]
 
 
 def _best(run: RunFigures) -> str:

@@ -79,6 +79,12 @@ def target_name(metric: str, value: float) -> str:
     return f"{metric.replace('top', 'top-')} ≥ {100 * value:g}\N{NO-BREAK SPACE}%"
 
 
+def views_text(views: object) -> str:
+    """What follows a number of images, or a result, of several views of each image; see `train.val_views`."""
+    count = {"mirror": 2, "six": 6}.get(views) if isinstance(views, str) else None
+    return f", {count} views of each" if count else ""
+
+
 def metric_value(metric: str, value: float | None) -> str:
     """An evaluation result as text."""
     return plain(value) if metric == "loss" else ratio(value)
@@ -97,7 +103,8 @@ def lines(runs: list[RunFigures]) -> str:
     """A few lines for each run."""
     texts = []
     for run in runs:
-        texts.append(f"{run.run}  {progress(run)}  top-1 {ratio(run.top1)}  {_times(run)}")
+        top1 = f"{ratio(run.top1)}{views_text(run.views)}"
+        texts.append(f"{run.run}  {progress(run)}  top-1 {top1}  {_times(run)}")
         texts += [
             f"  {target_name(target.metric, target.target)}: {_target(target)}"
             for target in run.targets

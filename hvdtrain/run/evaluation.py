@@ -28,7 +28,7 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
 
     Training images are not needed: classes, preprocessing and precision are those of the
     checkpoint and of the run's config. Returns loss, top1 and top5 (0–1) over all validation
-    images, their number `images`, the path of the `checkpoint`, and `warnings`. Every rank reads
+    images, their number `images`, the `views` of each, the path of the `checkpoint`, and `warnings`. Every rank reads
     the checkpoint. Raises CheckpointError or DataError, the same on all ranks.
     """
     with together(comm):
@@ -45,11 +45,13 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         activity.enter("evaluating", loaders.num_val, "images")
         result = evaluate(state, loaders.val(epoch), loaders.num_val)
-        check_evaluation(Eval(epoch.index + 1.0, state.progress.step, loaders.num_val, **result))
+        at, views = epoch.index + 1.0, cfg.train.val_views
+        check_evaluation(Eval(at, state.progress.step, loaders.num_val, **result, views=views))
         warnings = [*loaders.warnings, *([] if classes else [_NO_NAMES.format(checkpoint)])]
         return {
             **result,
             "images": loaders.num_val,
+            "views": views,
             "checkpoint": str(checkpoint),
             "warnings": warnings,
         }

@@ -41,7 +41,7 @@ from hvdtrain.run.mirror import Mirror, adopt
 from hvdtrain.run.notices import watch
 from hvdtrain.run.other_ranks import Batch
 from hvdtrain.run.parts import Run
-from hvdtrain.run.patience import require_validation, used_up
+from hvdtrain.run.patience import ended, require_validation
 from hvdtrain.run.restore import restore
 from hvdtrain.run.snapshots import Cadence, Snapshots
 from hvdtrain.run.weights import keep_start
@@ -105,7 +105,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         sinks = Sinks(cfg, comm, paths, hosts)
     bad = BadSamples(cfg.data, comm, paths.bad_samples)
     writer = DatasetWriter(paths.dataset, parts.loaders, data)
-    labels = checkpoint_labels(cfg, parts.loaders)
+    labels = checkpoint_labels(cfg, parts.loaders, parts.state.teacher)
     about = {"data": data.as_dict(), "config": cfg.model_dump()}
     cadence = Cadence(cfg.checkpoint)
     keep = to_keep(cfg)
@@ -136,6 +136,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         snapshots.describe = partial(write_description, run)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
         notes += [*filter(None, [directory.kept]), *notes_of(directory.changes)]
+        notes += parts.state.teacher.notes if parts.state.teacher else []
         if comm.size > 1:
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
         if comm.size > 1 and facts:
@@ -192,7 +193,7 @@ def _describe(run: Run) -> None:
 
     A result that it has had before more epochs were added is not its result any more.
     """
-    done = used_up(run.cfg, run.state.progress.evaluated)
+    done = ended(run.cfg, run.state.progress)
     if run.state.progress.position.epoch < len(run.plan.epochs) and not done:
         with contextlib.suppress(OSError):
             run.paths.summary.unlink(missing_ok=True)

@@ -32,6 +32,9 @@ from hvdtrain.run.parts import Run
 from hvdtrain.telemetry.reports import Note
 from pipelines.sources.classes import matched_rows
 
+STRICT = ("model", "classes", "train_images")
+"""Labels of a checkpoint that must fit also if other settings were accepted."""
+
 
 def restore(
     run: Run, *, must: bool, verb: str = "resumed from", before: int | None = None
@@ -108,13 +111,12 @@ def _load_newest(run: Run, verb: str, before: int | None) -> tuple[Path, dict[st
             run.sinks.write(Note(f"warning: {error}"))
             damaged.append(path)
             continue
-        labels = checkpoint_labels(run.cfg, run.loaders)
+        labels = checkpoint_labels(run.cfg, run.loaders, run.state.teacher)
         # Shown and accepted, now or in an attempt that ended before its first checkpoint.
         if run.data.changed or run.data.accepted:
             del labels["train_images"]
         if identity(run.changes) or accepted_before(run.paths):
-            for key in ("seed", "optimizer", "order"):
-                del labels[key]
+            labels = {key: labels[key] for key in labels.keys() & STRICT}
         load_checkpoint(run.state, path, meta, labels)
         at = run.state.progress.position
         if at.sample >= run.loaders.num_train:  # fewer images than before

@@ -9,7 +9,7 @@ from hvdtrain.engine.noise_scale import advice
 from hvdtrain.files import write_atomically
 from hvdtrain.run.attempts import Earlier
 from hvdtrain.run.changes import accepted_before
-from hvdtrain.run.patience import by_evaluations
+from hvdtrain.run.patience import by_evaluations, may_end_early
 from hvdtrain.run.prepare import Run
 from hvdtrain.telemetry.reports import End, Eval, Note, RunScaling, json_text
 
@@ -25,7 +25,7 @@ def write_summary(
     settings = accepted_before(run.paths) if run.comm.rank == 0 else []
     accepted: list[str] = json.loads(run.comm.gather_text(json.dumps(settings))[0])
     accepted += run.data.accepted
-    may_stop, found = by_evaluations(run.cfg), progress.evaluated
+    found = progress.evaluated
     best = {"loss": found.best_loss, "epoch": found.best_epoch, "step": found.best_step}
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
     end = End(
@@ -50,8 +50,11 @@ def write_summary(
         attempts=earlier.attempts + 1,
         attempt_train_seconds=progress.train_seconds - earlier.train_seconds,
         run_wall_seconds=earlier.wall_seconds + wall_s,
-        best=best if may_stop else None,
-        stopped_early=progress.position.epoch < len(run.plan.epochs) if may_stop else None,
+        best=best if by_evaluations(run.cfg) else None,
+        stopped_early=(
+            progress.position.epoch < len(run.plan.epochs) if may_end_early(run.cfg) else None
+        ),
+        views=evaluation.views if evaluation and evaluation.views != "one" else None,
     )
     if run.comm.rank == 0:
         write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())

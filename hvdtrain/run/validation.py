@@ -12,7 +12,7 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.emergency import saved_by_all
 from hvdtrain.run.guard.numbers import check_evaluation
 from hvdtrain.run.parts import Run
-from hvdtrain.run.patience import by_evaluations
+from hvdtrain.run.patience import may_end_early
 from hvdtrain.run.rollback import keep_sound
 from hvdtrain.telemetry.reports import Eval
 from pipelines.loader import Batch
@@ -32,7 +32,7 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
     if not images or stops.agreed:
         return None
     made = run.snapshots.evaluation
-    if by_evaluations(run.cfg) and made and made.step == run.state.progress.step:
+    if may_end_early(run.cfg) and made and made.step == run.state.progress.step:
         return made  # the one that has ended the run
     keep_sound(run)
     run.comparison.compare()
@@ -45,7 +45,9 @@ def report_evaluation(run: Run, epoch: Epoch, stops: Stops) -> Eval | None:
         if stops.failed:
             raise batches.saved() from None
         return None
-    evaluation = Eval(float(epoch.index + 1), run.state.progress.step, images, **result)
+    views = run.cfg.train.val_views
+    step = run.state.progress.step
+    evaluation = Eval(float(epoch.index + 1), step, images, **result, views=views)
     run.sinks.write(evaluation)
     run.snapshots.evaluation = evaluation
     run.snapshots.report_written(None)  # an error names the last one

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hvdtrain import activity
-from hvdtrain.report.text import duration, efficiency_text
+from hvdtrain.report.text import duration, efficiency_text, views_text
 from hvdtrain.streams import Output, cursor_is_hidden
 from hvdtrain.telemetry.reports import Eval, Measured, Note, Report, Train
 
@@ -80,7 +80,8 @@ def _results(measured: Measured) -> list[Part]:
 def eval_text(report: Eval) -> str:
     """One line for an evaluation."""
     return (
-        f"epoch {report.epoch:6.2f}  evaluated {report.images:,} images: "
+        f"epoch {report.epoch:6.2f}  evaluated {report.images:,} images"
+        f"{views_text(report.views)}: "
         f"top-1 {report.top1:.4f}  top-5 {report.top5:.4f}  loss {report.loss:.4f}"
     )
 

@@ -156,6 +156,13 @@ class Eval(Report):
     loss: float
     top1: float
     top5: float
+    views: str = "one"
+    """`train.val_views`, of which results are the mean."""
+
+    def values(self) -> dict[str, Any]:
+        """The views only where they are several."""
+        flat = super().values()
+        return {key: v for key, v in flat.items() if key != "views" or v != "one"}
 
 
 @dataclass(frozen=True)
@@ -257,12 +264,14 @@ class End(Report):
     run_wall_seconds: float = 0.0
     """As `wall_seconds`, of all attempts together, without the pauses between them."""
     best: dict[str, float | None] | None = None
-    """With `train.patience` the evaluation with the lowest loss: loss, epoch, step."""
+    """With `train.patience` or a target the evaluation with the lowest loss: loss, epoch, step."""
     stopped_early: bool | None = None
-    """With `train.patience`, whether it has ended the run."""
+    """With `train.patience` or `train.stop_at`, whether it has ended the run."""
+    views: str | None = None
+    """The views of each validation image, where they are several."""
 
     def values(self) -> dict[str, Any]:
-        """Without an evaluation there are no keys for it, nor without `train.patience` for that."""
-        optional = ("loss", "top1", "top5", "best", "stopped_early")
+        """Without an evaluation there are no keys for it, nor for an end that nothing asked for."""
+        optional = ("loss", "top1", "top5", "best", "stopped_early", "views")
         flat = super().values()
         return {key: v for key, v in flat.items() if v is not None or key not in optional}

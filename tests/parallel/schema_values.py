@@ -43,6 +43,8 @@ MORE: dict[str, list[Any]] = {
     "phases.0.lr": [[0.01, 0.001]],
     "phases.0.momentum": [[0.9, 0.0], [0.5, 0.5]],
     "phases.0.unfreeze": [[], ["stem"], ["stages"]],
+    "train.teacher.weights": ["weights.safetensors", "missing.safetensors"],
+    "train.teacher.model": ["resnet8_cifar", "resnet18"],
     "train.stop_when": ["absent", "http://127.0.0.1:9/notice", "ftp://host/notice"],
     "checkpoint.mirror": [
         *("second", "train/0/0.png", "https://host/runs"),

@@ -44,6 +44,7 @@ CROPPED = ["data.augment=random_resized_crop"]
 SERVED = ["metrics.enabled=true"]
 HTTPS = [*SERVED, "metrics.tls_cert=server.pem", "metrics.tls_key=server.key"]
 LISTED = ["data.train=list.csv"]
+TAUGHT = ["train.teacher={weights: weights.safetensors, model: resnet8_cifar}"]
 WITH: dict[str, list[str]] = {
     "data.columns.path": LISTED,
     "data.columns.label": LISTED,
@@ -76,6 +77,11 @@ WITH: dict[str, list[str]] = {
     "phases.0.unfreeze": ["model.freeze=[stem]"],
     "train.loss_scale": ["train.precision=fp16"],
     "train.target_threshold": ["train.loss=binary_cross_entropy", "train.mixup=0.2"],
+    "train.teacher.weights": TAUGHT,
+    "train.teacher.weights=null": ["train.teacher.model=null"],
+    "train.teacher.model": TAUGHT,
+    "train.teacher.share": TAUGHT,
+    "train.teacher.temperature": TAUGHT,
     "train.noise_scale_every": ["train.accumulate=2"],
     "comm.compression=auto": ["comm.tune=measure"],
     "metrics.bind": SERVED,
@@ -119,6 +125,9 @@ REFUSED: dict[str, tuple[int, str]] = {
     "phases.0.lr=1.7976931348623157e+308": NOT_FINITE,
     'phases.0.unfreeze=["stages"]': (2, "stages is not frozen"),
     "train.loss_scale=1e+38": (7, "all 2 updates were skipped"),
+    "train.teacher.weights=missing.safetensors": (4, "No such file"),
+    "train.teacher.model=resnet18": (4, "made by another model"),
+    "train.teacher.model=null": (2, "train.teacher.model: not set"),
     "train.stop_when=ftp://host/notice": (2, "expected a file, or a URL"),
     "checkpoint.mirror=https://host/runs": (2, "expected a folder, or a URL with s3://, gs://"),
     "metrics.bind=192.0.2.1": (6, "metrics.bind"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvdtrain.analysis.compare.facts import HASH, VAL
+from hvdtrain.analysis.compare.facts import HASH, VAL, VIEWS
 from hvdtrain.analysis.compare.figures import QUALITY, Figure, figures_for
 from hvdtrain.analysis.compare.groups import Difference, Group, differences, groups_of
 from hvdtrain.analysis.compare.pairs import HOW, Pair, pairs_of
@@ -159,6 +159,11 @@ def _notes_on_differences(differ: Sequence[Difference], groups: Sequence[Group])
     mixed = [each.key for each in differ if each.within and not each.machine]
     if mixed:
         notes.append(f"within a group also differ: {', '.join(mixed[:10])}")
+    if any(each.key == VIEWS for each in differ):
+        notes.append(
+            f"{VIEWS} differs: results are means over other views of each validation image, so a difference "
+            "says nothing about the weights alone; hvdtrain eval RUN train.val_views=one evaluates them alike"
+        )
     runs = [run for group in groups for run in group.runs]
     if any(run.facts.held_out for run in runs):
         notes.append(

@@ -19,6 +19,7 @@ from hvdtrain.run.recorded import About
 
 RANKS, BATCH, TRAIN, VAL = "ranks", "global batch", "training images", "validation images"
 CHANGED, NAME, SEED = "changed in mid-run", "name", "seed"
+VIEWS = "train.val_views"
 HASH = "hash "
 """Begins the value of images that are known by their fingerprint."""
 PER_WORKER = re.compile(r"phases\.\d+\.batch_per_worker")

@@ -168,6 +168,44 @@ def test_a_run_ends_at_its_target_and_goes_on_with_a_higher_one(work: Path) -> N
     assert torch.equal(weights(work / "run" / newest), weights(work / "whole" / newest))
 
 
+def test_a_run_ends_with_the_epoch_in_which_its_time_is_over(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hvdtrain.train as loop
+
+    really = loop.train_step
+
+    def killed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if args[0].progress.step == 4:
+            raise Killed
+        return really(*args, **kwargs)
+
+    short = patient(work, None, "train.stop_at.minutes=1e-9", "checkpoint.every_steps=1")
+    run, unhurried = work / "run", patient(work, None, "checkpoint.every_steps=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", killed)
+        with pytest.raises(Killed):
+            train(unhurried, Solo(), run_dir=run)
+    assert list_checkpoints(run / "checkpoints")[0].name == "e0001-s0000000004"
+    first = train(
+        short, Solo(), resume=str(run)
+    )  # its time is over: it ends the epoch all the same
+    assert (first["stopped_early"], first["steps"], "best" in first) == (True, 6, False)
+    assert [epoch for epoch, _ in losses(run)] == [1.0, 2.0]
+    notes = (run / "events.jsonl").read_text()
+    assert "train.stop_at.minutes: the run ends: " in notes
+    assert '"train.stop_at.minutes", "kind": "plan", "before": "null", "after": "1e-09"' in notes
+    assert train(short, Solo(), resume=str(run))["steps"] == 6
+    longer = patient(work, None, "train.stop_at.minutes=1e9")
+    assert train(longer, Solo(), resume=str(run))["stopped_early"] is False
+    train(patient(work, None), Solo(), run_dir=work / "whole")
+    newest = f"checkpoints/e{EPOCHS:04d}-s0000000000"
+    assert torch.equal(weights(run / newest), weights(work / "whole" / newest))
+    alone = patient(work, None, "train.stop_at.minutes=1e-9", "data.val=null")
+    summary = train(alone, Solo(), run_dir=work / "alone")
+    assert (summary["steps"], summary["stopped_early"], "loss" in summary) == (3, True, False)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

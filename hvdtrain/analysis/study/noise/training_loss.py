@@ -16,6 +16,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
+from hvdtrain.errors import ConfigError
 
 
 class TrainingLoss(NetworkLoss):
@@ -28,6 +29,11 @@ class TrainingLoss(NetworkLoss):
     def __init__(self, it: Opened, subject: Subject, comm: Comm) -> None:
         super().__init__(it.loss.model, it.loss.images, it.loss.total, it.loss.dtype)
         train = subject.cfg.train
+        if train.teacher.weights is not None:
+            raise ConfigError(
+                f"{subject.name}: trained with train.teacher, whose share of the loss is not computed here: "
+                "measure in the run, by train.noise_scale_every"
+            )
         self._mixing = Mixing(train.mixup, train.cutmix, subject.cfg.seed)
         self._erasing = Erasing(subject.cfg.data.random_erasing, subject.cfg.seed)
         self._loss_of, self._epoch = Loss.of(train), subject.epoch.index
