@@ -45,12 +45,17 @@ class Data(Section):
     columns: Columns = Columns()
     """For lists (.csv, .tsv, .txt) of `train` and `val` whose columns have names of their own."""
     augment: Identity[Literal["random_resized_crop", "pad_crop", "none"]] = "random_resized_crop"
-    """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad by
-    reflection (4 px for images of 32 px), then crop (CIFAR). `none`: the whole image, resized."""
+    """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad, then
+    crop (CIFAR). `none`: the whole image, resized."""
+    crop_padding: Identity[Annotated[int, Field(ge=1, le=4096)] | None] = None
+    """Pixels by which `pad_crop` pads each side. null: an eighth of the image size, 4 for 32 px."""
+    padding_mode: Identity[Literal["reflect", "zero"]] = "reflect"
+    """What `pad_crop` pads with: the image, reflected at its border, or black."""
     crop_aspect: Identity[CropAspect] = [0.75, 4 / 3]
     """Smallest and largest width/height of a random resized crop."""
-    flip: Identity[bool] = True
-    """Mirror training images left to right, each with probability 1/2."""
+    flip: Identity[Literal["alternating"] | bool] = True
+    """Mirror training images left to right. `true`: each with probability 1/2. `alternating`: half of
+    the images in the first epoch, and each image in every other epoch from then on."""
     shuffle: Identity[Literal["full", "shards"]] = "full"
     """Order of training images. `full`: all images in random order. `shards`: shards in random
     order, images mixed within `shuffle_window`; faster on network disks. docs/explanation/data-order.md compares
@@ -109,6 +114,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Data:
+        self._check_crop()
         operations, magnitude = self.rand_augment or (1, 0)
         if not 1 <= operations <= 16 or not 0 <= magnitude <= 30:
             raise ValueError(
@@ -125,3 +131,12 @@ class Data(Section):
         if self.cache != "none" and self.augment == "random_resized_crop":
             raise ValueError("cache needs augment: pad_crop or none, found random_resized_crop")
         return self
+
+    def _check_crop(self) -> None:
+        padding = {
+            "crop_padding": (self.crop_padding, None),
+            "padding_mode": (self.padding_mode, "reflect"),
+        }
+        for key, (value, usual) in padding.items():
+            if value != usual and self.augment != "pad_crop":
+                raise ValueError(f"{key}: {value} needs augment: pad_crop, found {self.augment}")

@@ -13,6 +13,7 @@ import numpy as np
 from pipelines.hashing import uniforms
 
 _AUGMENT = 2  # keeps these draws apart from those of `order`
+_FLIP = 8
 _ATTEMPTS = 10
 _DRAWS = 2 * _ATTEMPTS + 3
 PAD_FRACTION = 8  # CIFAR: pad 4 at 32 px
@@ -84,10 +85,25 @@ def whole(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)
 
 
-def pad_offsets(draws: Draws, image_size: int) -> tuple[int, np.ndarray]:
-    """Padding in pixels on each side, and the top left corner of the crop in padded images [N, 2]."""
-    pad = max(1, round(image_size / PAD_FRACTION))
+def pad_offsets(
+    draws: Draws, image_size: int, padding: int | None = None
+) -> tuple[int, np.ndarray]:
+    """Padding in pixels on each side, and the top left corner of the crop in padded images [N, 2].
+
+    `padding`: in pixels; None: an eighth of the image size."""
+    pad = padding or max(1, round(image_size / PAD_FRACTION))
     return pad, np.floor(draws.place * (2 * pad + 1)).astype(np.int32)
+
+
+def alternating(ids: np.ndarray, *, seed: int, view: np.ndarray | int) -> np.ndarray:
+    """[N] bool: whether samples `ids` [N] are mirrored when they are seen for the time `view`, [N] or
+    one for all, from 0: at random at first, and then every other time.
+
+    Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.
+    """
+    first = uniforms(ids, 1, _FLIP, seed)[:, 0] < 0.5
+    mirrored: np.ndarray = first ^ (np.asarray(view) % 2 == 1)
+    return mirrored
 
 
 def centre_crop(

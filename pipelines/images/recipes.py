@@ -47,13 +47,17 @@ def training(
         else:
             windows = augment.whole(sizes)
         result = windowed(windows, np.array([image_size, image_size]), interpolation)
-        result["mirror"] = ((draws.flip < 0.5) & data.flip).astype(np.int32)
+        mirrored = (draws.flip < 0.5) & bool(data.flip)
+        if data.flip == "alternating":
+            mirrored = augment.alternating(ids, seed=seed, view=epoch)
+        result["mirror"] = mirrored.astype(np.int32)
         if data.augment == "pad_crop":
-            pad, result["offset"] = augment.pad_offsets(draws, image_size)
+            pad, result["offset"] = augment.pad_offsets(draws, image_size, data.crop_padding)
             result["pad"] = np.full((len(ids), 1), pad, dtype=np.int32)
         return result
 
-    return Recipe("padded_crop" if data.augment == "pad_crop" else "window", inputs)
+    padded = "zero_padded_crop" if data.padding_mode == "zero" else "padded_crop"
+    return Recipe(padded if data.augment == "pad_crop" else "window", inputs)
 
 
 def evaluation(

@@ -107,6 +107,21 @@ def test_another_dataset_than_the_config_says(
         assert "the config says" not in out.out + out.err
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("data: {augment: pad_crop}", "pad_crop, flip\n"),
+        (
+            "data: {augment: pad_crop, crop_padding: 2, padding_mode: zero, flip: alternating}",
+            "pad_crop 2 px zero, alternating flip\n",
+        ),
+    ],
+)
+def test_the_text_names_the_augmentation(settings: str, words: str) -> None:
+    cfg = parse_config(f"{settings}\nphases: [{{epochs: 9}}]")
+    assert f"augmentation      {words}" in plan_text(cfg, make_plan(cfg, 1, 10**5))
+
+
 RECIPE = "configs/imagenet_resnet50_goyal_32x8.yaml"
 
 
