@@ -68,6 +68,14 @@ class Data(Section):
     rand_augment: Identity[Annotated[list[int], Field(min_length=2, max_length=2)] | None] = None
     """RandAugment on training images: [number of random operations on each image, magnitude from 0
     to 30]; [2, 9] is usual. null: off."""
+    rand_augment_policy: Identity[Literal["standard", "nfnet"]] = "standard"
+    """Operations of RandAugment and what their magnitudes mean. `standard`: torchvision's. `nfnet`:
+    DeepMind's for NFNets, magnitude 0 to 20; [4, 5] for F0 is its "405"."""
+    rotation: Identity[Annotated[float, Field(ge=0, le=180)]] = 0.0
+    """Training images are turned by a random angle within ± this many degrees. 0: off."""
+    translation: Identity[Fraction] = 0.0
+    """Training images are moved up or down, and left or right, by a random number of pixels within
+    ± this share of their side. 0: off."""
     random_erasing: Identity[Fraction] = 0.0
     """Probability that a box of 2 to 33 % of a training image is filled with the mean colour. 0: off."""
     val_crop_ratio: Identity[Annotated[float, Field(ge=0.1, le=1)]] = 0.875
@@ -115,11 +123,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _check(self) -> Data:
         self._check_crop()
-        operations, magnitude = self.rand_augment or (1, 0)
-        if not 1 <= operations <= 16 or not 0 <= magnitude <= 30:
-            raise ValueError(
-                f"rand_augment: expected [operations 1-16, magnitude 0-30], found {self.rand_augment}"
-            )
+        self._check_rand_augment()
         for key in ("mean", "std"):
             if (largest := max(getattr(self, key))) > 1:
                 raise ValueError(
@@ -140,3 +144,18 @@ class Data(Section):
         for key, (value, usual) in padding.items():
             if value != usual and self.augment != "pad_crop":
                 raise ValueError(f"{key}: {value} needs augment: pad_crop, found {self.augment}")
+
+    def _check_rand_augment(self) -> None:
+        policy = self.rand_augment_policy
+        if self.rand_augment is None and policy != "standard":
+            raise ValueError(
+                f"rand_augment_policy: {policy} needs rand_augment, for example [4, 5]"
+            )
+        operations, magnitude = self.rand_augment or (1, 0)
+        strongest = 20 if policy == "nfnet" else 30
+        if not 1 <= operations <= 16 or not 0 <= magnitude <= strongest:
+            of_policy = "" if policy == "standard" else f" for policy {policy}"
+            raise ValueError(
+                f"rand_augment: expected [operations 1-16, magnitude 0-{strongest}]{of_policy}, found "
+                f"{self.rand_augment}"
+            )

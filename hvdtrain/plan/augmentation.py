@@ -16,11 +16,16 @@ def augmentation(cfg: Config) -> str:
     if data.flip:
         words.append("alternating flip" if data.flip == "alternating" else "flip")
     if data.rand_augment:
-        words.append("RandAugment {} × {}".format(*data.rand_augment))
+        policy = "" if data.rand_augment_policy == "standard" else f" {data.rand_augment_policy}"
+        words.append("RandAugment {} × {}{}".format(*data.rand_augment, policy))
     if data.random_erasing:
         words.append(f"random erasing {data.random_erasing:g}")
     if any(data.color_jitter):
         words.append("colour jitter " + "/".join(f"{x:g}" for x in data.color_jitter))
+    if data.rotation:
+        words.append(f"rotation ±{data.rotation:g}°")
+    if data.translation:
+        words.append(f"translation ±{data.translation:.3g} of the side")
     words += [
         f"{name} {alpha:g}"
         for name, alpha in (("mixup", train.mixup), ("CutMix", train.cutmix))

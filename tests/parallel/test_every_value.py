@@ -51,6 +51,7 @@ WITH: dict[str, list[str]] = {
     "data.crop_aspect": CROPPED,
     "data.crop_padding": PADDED,
     "data.padding_mode": PADDED,
+    "data.rand_augment_policy": ["data.rand_augment=[4, 5]"],
     "data.max_bad_ratio": ["data.on_bad=mask"],
     "data.shuffle_window": ["data.shuffle=shards"],
     "model.width": ["model.name=wrn16"],

@@ -115,6 +115,10 @@ def test_another_dataset_than_the_config_says(
             "data: {augment: pad_crop, crop_padding: 2, padding_mode: zero, flip: alternating}",
             "pad_crop 2 px zero, alternating flip\n",
         ),
+        (
+            "data: {rand_augment: [4, 5], rand_augment_policy: nfnet, rotation: 2, translation: 0.1}",
+            "random_resized_crop, flip, RandAugment 4 × 5 nfnet, rotation ±2°, translation ±0.1 of the side\n",
+        ),
     ],
 )
 def test_the_text_names_the_augmentation(settings: str, words: str) -> None:
