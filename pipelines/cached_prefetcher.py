@@ -89,12 +89,12 @@ class CachedPrefetcher:
             chosen = chosen.pin_memory()
         source = np.tile(np.array(self.cache.layout[1:]), (len(ids), 1))
         pixels = chosen.to(self._device, non_blocking=True)
-        inputs = recipe.inputs(share.indices, source)
+        inputs = recipe.inputs(share.copies, source)
         images = cropped(pixels, inputs, black=recipe.graph == "zero_padded_crop")
         labels = torch.from_numpy(self.source.labels[share.indices].astype(np.int64))
         weights = torch.from_numpy(share.weights)
         normalised = self._normalised(images).permute(0, 3, 1, 2)
-        return Batch(normalised, labels, weights, share.indices, 0)
+        return Batch(normalised, labels, weights, share.copies, 0)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         """[N, H, W, 3] uint8 to float32, by whole rows, which suits vector instructions."""

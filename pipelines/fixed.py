@@ -145,7 +145,7 @@ class FixedImages:
             images=images,
             labels=batch.labels[:count].to(self._how.device),
             weights=batch.weights[:count].to(self._how.device),
-            indices=ids,
+            copies=ids,
         )
         if self._how.device.type == "cuda":  # DALI does not know the stream that copies
             torch.cuda.current_stream(self._how.device).synchronize()

@@ -265,7 +265,7 @@ class Loaders:
 
     def _finished(self, batch: Batch, epoch: int) -> Batch:
         """The batch with its images changed, and a grey image of weight 0 for every bad sample."""
-        batch = replace(batch, images=self._changes(batch.images, batch.indices, epoch))
+        batch = replace(batch, images=self._changes(batch.images, batch.copies, epoch))
         masked = self._quarantine.among(batch.indices, epoch) if self._quarantine else {}
         if not masked:
             return batch

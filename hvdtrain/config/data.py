@@ -62,6 +62,9 @@ class Data(Section):
     them."""
     shuffle_window: Identity[Positive] = 16384
     """Number of images within which `shuffle: shards` mixes."""
+    repeats: Identity[Annotated[int, Field(ge=1, le=64)]] = 1
+    """Repeated augmentation: each image is used so many times in a row, changed in other ways each
+    time. An epoch keeps its number of images, so so many epochs together use all of them."""
     color_jitter: Identity[Annotated[list[Fraction], Field(min_length=4, max_length=4)]] = [0.0] * 4
     """Strengths of random changes of brightness, contrast, saturation (a factor in 1 ± strength) and
     hue (± strength turns of the colour circle) in training images. 0: no change."""
@@ -124,6 +127,11 @@ class Data(Section):
     def _check(self) -> Data:
         self._check_crop()
         self._check_rand_augment()
+        if self.repeats > 1 and self.on_bad == "mask":
+            raise ValueError(
+                f"repeats: {self.repeats} needs on_bad: fail, found mask: which copies of a damaged "
+                "image can be used would not be the same after a resume"
+            )
         for key in ("mean", "std"):
             if (largest := max(getattr(self, key))) > 1:
                 raise ValueError(

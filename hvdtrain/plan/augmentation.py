@@ -31,4 +31,8 @@ def augmentation(cfg: Config) -> str:
         for name, alpha in (("mixup", train.mixup), ("CutMix", train.cutmix))
         if alpha
     ]
+    if train.mix_share != "image":
+        words.append("one share a forward pass")
+    if train.mix_partner != "neighbour":
+        words.append("random partners")
     return ", ".join(words)

@@ -95,7 +95,7 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
     statistics = f"{batches} images per forward pass, per worker"
     return [
         ("model", _model(cfg)),
-        ("images", f"{plan.num_samples:,} an epoch, each once{_reading(cfg)}"),
+        ("images", f"{plan.num_samples:,} an epoch, {_often(cfg)}{_reading(cfg)}"),
         ("augmentation", augmentation(cfg)),
         ("workers", f"{plan.world_size} × accumulate {first.accumulate}"),
         ("updates", f"{plan.total_steps:,} in {len(plan.epochs)} epochs"),
@@ -229,6 +229,11 @@ def _evaluated(cfg: Config) -> str:
     if cfg.train.ema_decay is None:
         return "the weights themselves"
     return f"moving average of the weights, decay {cfg.train.ema_decay:g}"
+
+
+def _often(cfg: Config) -> str:
+    repeats = cfg.data.repeats
+    return f"each {repeats} times in {repeats} epochs" if repeats > 1 else "each once"
 
 
 def _reading(cfg: Config) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hvdtrain.config.data import Data
 from pipelines.images import augment
+from pipelines.order import COPY
 
 Inputs = dict[str, np.ndarray]
 """Graph inputs by name, without the bytes: [N] or [N, k]."""
@@ -21,7 +22,8 @@ class Recipe:
     graph: str
     """Name in `graphs.GRAPHS`."""
     inputs: Callable[[np.ndarray, np.ndarray], Inputs]
-    """(sample ids [N], heights and widths of their images [N, 2]) -> inputs."""
+    """(sample ids with copies [N] as in `Share.copies`, heights and widths of their images [N, 2]) ->
+    inputs."""
 
 
 FILTERS = ("bilinear", "bicubic")
@@ -49,7 +51,9 @@ def training(
         result = windowed(windows, np.array([image_size, image_size]), interpolation)
         mirrored = (draws.flip < 0.5) & bool(data.flip)
         if data.flip == "alternating":
-            mirrored = augment.alternating(ids, seed=seed, view=epoch)
+            mirrored = augment.alternating(
+                ids % COPY, seed=seed, view=epoch - epoch % data.repeats + ids // COPY
+            )
         result["mirror"] = mirrored.astype(np.int32)
         if data.augment == "pad_crop":
             pad, result["offset"] = augment.pad_offsets(draws, image_size, data.crop_padding)

@@ -80,6 +80,8 @@ WITH: dict[str, list[str]] = {
     "phases.0.unfreeze": ["model.freeze=[stem]"],
     "train.loss_scale": ["train.precision=fp16"],
     "train.target_threshold": ["train.loss=binary_cross_entropy", "train.mixup=0.2"],
+    "train.mix_share=batch": ["train.mixup=0.2"],
+    "train.mix_partner=random": ["train.cutmix=1.0"],
     "train.noise_scale_every": ["train.accumulate=2"],
     "comm.compression=auto": ["comm.tune=measure"],
     "metrics.bind": SERVED,

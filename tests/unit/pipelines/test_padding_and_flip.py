@@ -75,14 +75,31 @@ def test_alternating_mirrors_half_at_first_and_then_every_other_time(
     assert abs(share - 0.5) < 4 * np.sqrt(0.25 / 20_000)
 
 
+def test_copies_of_an_image_are_mirrored_in_turn(make_loaders, squares: Path) -> None:
+    values = {"augment": "none", "flip": "alternating", "repeats": 5, **LEVELS}
+    seen: dict[int, list[bool]] = {i: [] for i in range(COUNT)}
+    for index in range(5):
+        epoch = Epoch(COUNT, 1, index, image_size=SIDE, batch_per_worker=6)
+        for _i, batch in make_loaders(squares, **values).train(epoch):
+            for i, image in zip(batch.indices.tolist(), batch.images, strict=True):
+                straight = levels(squares, i)
+                seen[i].append(bool((image.permute(1, 2, 0).numpy() != straight).any()))
+    assert {len(views) for views in seen.values()} == {5}
+    for views in seen.values():
+        assert views in ([True, False] * 2 + [True], [False, True] * 2 + [False])
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
         ({"crop_padding": 2}, "crop_padding: 2 needs augment: pad_crop"),
+        ({"repeats": 3, "on_bad": "mask"}, "repeats: 3 needs on_bad: fail"),
         ({"augment": "none", "padding_mode": "zero"}, "zero needs augment: pad_crop, found none"),
     ],
 )
-def test_padding_without_a_padded_crop_is_refused(settings: dict[str, object], line: str) -> None:
+def test_settings_that_make_no_sense_together_are_refused(
+    settings: dict[str, object], line: str
+) -> None:
     with pytest.raises(ValueError, match=line):
         Data.model_validate(settings)
 

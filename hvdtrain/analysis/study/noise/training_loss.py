@@ -28,7 +28,7 @@ class TrainingLoss(NetworkLoss):
     def __init__(self, it: Opened, subject: Subject, comm: Comm) -> None:
         super().__init__(it.loss.model, it.loss.images, it.loss.total, it.loss.dtype)
         train = subject.cfg.train
-        self._mixing = Mixing(train.mixup, train.cutmix, subject.cfg.seed)
+        self._mixing = Mixing.of(subject.cfg)
         self._erasing = Erasing(subject.cfg.data.random_erasing, subject.cfg.seed)
         self._loss_of, self._epoch = Loss.of(train), subject.epoch.index
         self._rank, self._ranks = comm.rank, comm.size
@@ -42,7 +42,7 @@ class TrainingLoss(NetworkLoss):
         for number, batch in enumerate(self.images):
             activity.beat()
             torch.manual_seed(number * self._ranks + self._rank)
-            images = self._erasing.erased(batch.images, batch.indices, self._epoch)
+            images = self._erasing.erased(batch.images, batch.copies, self._epoch)
             [part] = self._mixing.parts(batch, images, 1, self._epoch)
             if part.shares is not None:
                 part = part._replace(shares=part.shares.double())
