@@ -84,6 +84,9 @@ class Data(Section):
     val_crop_ratio: Identity[Annotated[float, Field(ge=0.1, le=1)]] = 0.875
     """Evaluation: side of the centre crop divided by the short side of the resized image
     (224/256)."""
+    val_resize: Identity[Literal["crop", "stretch"]] = "crop"
+    """Evaluation: `crop` keeps the aspect of the image when it is resized, and crops what is too long.
+    `stretch` resizes the whole image to a square first, as DeepMind evaluates NFNets."""
     mean: Identity[Annotated[list[float], Field(min_length=3, max_length=3)]] = [
         0.485,
         0.456,

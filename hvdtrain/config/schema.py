@@ -217,6 +217,11 @@ class Config(Section):
                     f"data.crop_padding: {pad} is too much for the images of {side} px in "
                     f"phases.{number}: use at most {side - 1}"
                 )
+            if phase.rect_val and self.data.val_resize == "stretch":
+                raise ValueError(
+                    f"phases.{number}.rect_val: true keeps the aspect of images, data.val_resize: "
+                    "stretch does not: use one of them"
+                )
             for part in phase.unfreeze:
                 frozen = self.model.freeze
                 if not any(f"{part}.".startswith(f"{name}.") for name in frozen):

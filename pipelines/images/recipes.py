@@ -74,7 +74,8 @@ def evaluation(
 
     def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
         target = targets(ids)
-        windows, regions = augment.centre_crop(sizes, target, data.val_crop_ratio)
+        stretch = data.val_resize == "stretch"
+        windows, regions = augment.centre_crop(sizes, target, data.val_crop_ratio, stretch=stretch)
         result = windowed(windows, target, interpolation)
         result["region_start"], result["region_end"] = regions[:, :2], regions[:, 2:]
         return result
