@@ -88,13 +88,13 @@ class CachedPrefetcher:
         if self._device.type == "cuda" and not self._on_device:
             chosen = chosen.pin_memory()
         source = np.tile(np.array(self.cache.layout[1:]), (len(ids), 1))
-        images = cropped(
-            chosen.to(self._device, non_blocking=True), recipe.inputs(share.indices, source)
-        )
+        pixels = chosen.to(self._device, non_blocking=True)
+        inputs = recipe.inputs(share.copies, source)
+        images = cropped(pixels, inputs, black=recipe.graph == "zero_padded_crop")
         labels = torch.from_numpy(self.source.labels[share.indices].astype(np.int64))
         weights = torch.from_numpy(share.weights)
         normalised = self._normalised(images).permute(0, 3, 1, 2)
-        return Batch(normalised, labels, weights, share.indices, 0)
+        return Batch(normalised, labels, weights, share.copies, 0)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         """[N, H, W, 3] uint8 to float32, by whole rows, which suits vector instructions."""
@@ -104,10 +104,11 @@ class CachedPrefetcher:
         return rows.view(images.shape)
 
 
-def cropped(pixels: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+def cropped(pixels: torch.Tensor, inputs: Inputs, *, black: bool = False) -> torch.Tensor:
     """Do to whole images what the graphs do with these inputs: [N, H, W, 3] to [N, h, w, 3], uint8.
 
-    Images are resized, padded by reflection, cropped (each at its own place) and mirrored.
+    Images are resized, padded by reflection or with `black`, cropped (each at its own place) and
+    mirrored.
     """
     (height, width), (source_height, source_width) = inputs["size"][0], pixels.shape[1:3]
     count, pad = len(pixels), 0
@@ -122,15 +123,19 @@ def cropped(pixels: torch.Tensor, inputs: Inputs) -> torch.Tensor:
     if resized != (source_height, source_width):
         pixels = _resized(pixels, *resized, FILTERS[inputs["filter"][0]])
     places = torch.from_numpy(offset - pad).to(pixels.device)
-    rows = _reflected(places[:, :1] + _upto(height, pixels), resized[0])
-    columns = _reflected(places[:, 1:] + _upto(width, pixels), resized[1])
+    rows, columns = (places[:, k : k + 1] + _upto(n, pixels) for k, n in enumerate((height, width)))
     if "mirror" in inputs:
         mirror = torch.from_numpy(inputs["mirror"]).to(pixels.device).bool()
         columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    beyond = [(rows < 0) | (rows >= resized[0]), (columns < 0) | (columns >= resized[1])]
+    rows, columns = _reflected(rows, resized[0]), _reflected(columns, resized[1])
     rows += resized[0] * _upto(count, pixels)[:, None]
     index = rows[:, :, None] * resized[1] + columns[:, None, :]
     flat = pixels.reshape(-1, 3).index_select(0, index.view(-1))
-    return flat.view(count, int(height), int(width), 3)
+    images = flat.view(count, int(height), int(width), 3)
+    if black:
+        images.masked_fill_((beyond[0][:, :, None] | beyond[1][:, None, :])[..., None], 0)
+    return images
 
 
 def _upto(count: int, like: torch.Tensor) -> torch.Tensor:

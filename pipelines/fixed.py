@@ -11,9 +11,8 @@ import torch
 
 from hvdtrain.config.data import Data
 from pipelines import order
-from pipelines.images.colour import ColourJitter
 from pipelines.images.decoder import Decoder
-from pipelines.images.rand_augment import RandAugment
+from pipelines.images.on_device import Changes
 from pipelines.images.recipes import Recipe
 from pipelines.images.windows import WindowDecoder
 from pipelines.memory import limit_arenas
@@ -89,8 +88,7 @@ class FixedImages:
         self._kept: list[Batch] = []
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
         seed = how.augmented.seed if how.augmented else 0
-        self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
-        self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
+        self._changes = Changes(data, seed)
         self._sampler: Sampler = (
             _AugmentedSampler(data, self.batches, seed)
             if how.augmented
@@ -141,13 +139,13 @@ class FixedImages:
         images, ids = batch.images[:count].clone(), batch.indices[:count]
         if self._how.augmented is not None:
             epoch = self._how.augmented.epoch
-            images = self._colours(self._rand_augment(images, ids, epoch), ids, epoch)
+            images = self._changes(images, ids, epoch)
         own = replace(
             batch,
             images=images,
             labels=batch.labels[:count].to(self._how.device),
             weights=batch.weights[:count].to(self._how.device),
-            indices=ids,
+            copies=ids,
         )
         if self._how.device.type == "cuda":  # DALI does not know the stream that copies
             torch.cuda.current_stream(self._how.device).synchronize()

@@ -20,9 +20,8 @@ from pipelines.cache import Cache
 from pipelines.cached_prefetcher import CachedPrefetcher
 from pipelines.datasets import open_datasets
 from pipelines.exchange import Exchange, Place
-from pipelines.images.colour import ColourJitter
 from pipelines.images.decoder import Decoder
-from pipelines.images.rand_augment import RandAugment
+from pipelines.images.on_device import Changes
 from pipelines.images.recipes import Recipe
 from pipelines.images.windows import WindowDecoder
 from pipelines.memory import limit_arenas
@@ -117,8 +116,7 @@ class Loaders:
         )
         self._samplers: dict[str, Sampler] = {"train": trained, "val": evaluation}
         self._training = trained
-        self._rand_augment = RandAugment(data.rand_augment, data.mean, data.std, seed)
-        self._colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
+        self._changes = Changes(data, seed)
         self._prefetchers: dict[str, Passes] = {
             kind: self._new_prefetcher(kind, source) for kind, source in sources.items()
         }
@@ -266,9 +264,8 @@ class Loaders:
                 self._release(batch)
 
     def _finished(self, batch: Batch, epoch: int) -> Batch:
-        """The batch with its colours changed, and a grey image of weight 0 for every bad sample."""
-        images = self._rand_augment(batch.images, batch.indices, epoch)
-        batch = replace(batch, images=self._colours(images, batch.indices, epoch))
+        """The batch with its images changed, and a grey image of weight 0 for every bad sample."""
+        batch = replace(batch, images=self._changes(batch.images, batch.copies, epoch))
         masked = self._quarantine.among(batch.indices, epoch) if self._quarantine else {}
         if not masked:
             return batch

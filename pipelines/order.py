@@ -21,15 +21,23 @@ from pipelines.hashing import hash64
 _ORDER = 1  # keeps these draws apart from those of `augment`
 _SHARDS = 5
 _FRACTION = 20  # bits of a random delay
+COPY = 2**40
+"""Larger than any sample id: the copies of a sample, see `repeated`, are numbered in steps of this."""
 
 
 class Share(NamedTuple):
     """The samples of one rank in one step."""
 
-    indices: np.ndarray
-    """[N] int64 sample ids."""
+    copies: np.ndarray
+    """[N] int64: sample ids, and above them `COPY` times the number of the copy. Random changes of an
+    image depend on this."""
     weights: np.ndarray
     """[N] float32: 1, or 0 for a sample that only fills the batch."""
+
+    @property
+    def indices(self) -> np.ndarray:
+        """[N] int64 sample ids."""
+        return self.copies % COPY
 
 
 def permutation(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -58,6 +66,18 @@ def shard_permutation(
         np.arange(num_samples, dtype=np.uint64) << np.uint64(_FRACTION)
     ) + random * np.uint64(window)
     return np.asarray(sequence[np.argsort(delayed, kind="stable")])
+
+
+def repeated(order: np.ndarray, *, repeats: int, turn: int) -> np.ndarray:
+    """The part of epoch `turn` of `repeats` that share `order`, [num_samples]: each sample of it is
+    there `repeats` times in a row, as the copies 0, 1, … of `Share.copies`.
+
+    The parts of all turns together hold each copy of each sample once. A sample whose copies do not
+    fit into the end of one part goes on in the next.
+    """
+    places = np.arange(turn * len(order), (turn + 1) * len(order))
+    copies: np.ndarray = order[places // repeats] + COPY * (places % repeats)
+    return copies
 
 
 def classes_per_batch(labels: np.ndarray, order: np.ndarray, batch: int = 256) -> float:

@@ -109,7 +109,8 @@ class Sampler(Protocol):
 
 
 class TrainingSampler:
-    """Every image once, in an order that depends only on the seed and the epoch."""
+    """Every image once, in an order that depends only on the seed and the epoch; or with
+    `data.repeats` R, R times within R epochs."""
 
     def __init__(
         self,
@@ -164,7 +165,7 @@ class TrainingSampler:
             return None
         full = order.permutation(self._num_samples, seed=self._seed, epoch=0)
         best = order.classes_per_batch(labels, full)
-        actual = order.classes_per_batch(labels, self._order(0))
+        actual = order.classes_per_batch(labels, self._each_once(0))
         if actual >= GOOD_MIX * best:
             return None
         return (
@@ -174,6 +175,13 @@ class TrainingSampler:
         )
 
     def _order(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch as `Share.copies` has them: [num_samples] int64."""
+        repeats = self._data.repeats
+        turn = epoch % repeats
+        once = self._each_once(epoch - turn)
+        return order.repeated(once, repeats=repeats, turn=turn) if repeats > 1 else once
+
+    def _each_once(self, epoch: int) -> np.ndarray:
         if self._data.shuffle == "full":
             return order.permutation(self._num_samples, seed=self._seed, epoch=epoch)
         return order.shard_permutation(

@@ -18,7 +18,7 @@ from pipelines.channel import Channel
 from pipelines.images.decoder import DEPTH, DecodeError, Decoder
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.images.recipes import Inputs, Recipe
-from pipelines.order import Share
+from pipelines.order import COPY, Share
 from pipelines.sources import Source
 from pipelines.sources.retries import RETRIES
 
@@ -37,12 +37,17 @@ class Batch:
     """[N] int64."""
     weights: torch.Tensor
     """[N] float32: 1, or 0 for a sample that is masked or only fills the batch."""
-    indices: np.ndarray
-    """[N] int64 sample ids."""
+    copies: np.ndarray
+    """[N] int64 sample ids with the number of the copy, see `Share.copies`."""
     size_bytes: int
     """Size of the encoded images that were read for it."""
     bad: tuple[BadSample, ...] = ()
     """The masked samples; each is replaced by a grey image of weight 0."""
+
+    @property
+    def indices(self) -> np.ndarray:
+        """[N] int64 sample ids."""
+        return self.copies % COPY
 
 
 Encoded = tuple[np.ndarray, tuple[int, int]]
@@ -212,17 +217,17 @@ class Stream:
             return
         work.encoded = [encoded for encoded, _size in read]
         sizes = np.array([size for _encoded, size in read], dtype=np.int64)
-        work.inputs = self._recipe.inputs(work.share.indices, sizes)
+        work.inputs = self._recipe.inputs(work.share.copies, sizes)
         decoding.append(work)
         self._decoder.submit(work.encoded, work.inputs)
 
     def _finish(self, decoding: deque[_Work]) -> Batch:
         images = self._decoder.result()
         work = decoding.popleft()
-        indices, weights = work.share
-        labels = torch.from_numpy(self._source.labels[indices].astype(np.int64))
+        share = work.share
+        labels = torch.from_numpy(self._source.labels[share.indices].astype(np.int64))
         size_bytes = sum(map(len, work.encoded))
-        return Batch(images, labels, torch.from_numpy(weights), indices, size_bytes)
+        return Batch(images, labels, torch.from_numpy(share.weights), share.copies, size_bytes)
 
     def _recover(self, decoding: deque[_Work], error: DecodeError) -> None:
         """Mask the samples at fault, and submit again the batches that were lost with them."""
@@ -231,7 +236,7 @@ class Stream:
             encoded = work.encoded[k]
             pixel, size = self._mask(int(work.share.indices[k]), "decode", str(reason), encoded)
             work.encoded[k] = pixel
-            inputs = self._recipe.inputs(work.share.indices[k : k + 1], np.array([size]))
+            inputs = self._recipe.inputs(work.share.copies[k : k + 1], np.array([size]))
             for name, values in inputs.items():
                 work.inputs[name] = np.array(work.inputs[name])  # may be a view
                 work.inputs[name][k] = values[0]

@@ -25,7 +25,7 @@ class Images:
     weights: torch.Tensor
 
     @property
-    def indices(self) -> np.ndarray:
+    def copies(self) -> np.ndarray:
         return np.arange(len(self.labels))
 
 

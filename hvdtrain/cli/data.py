@@ -112,8 +112,9 @@ def scan(
 ) -> None:
     """Check all images of a dataset and write a manifest.
 
-    Decodes every image, and counts sizes, formats, classes and duplicates. Bad images are listed
-    with the reason; then the exit code is 3.
+    Decodes every image, and counts sizes, formats, classes and duplicates. Measures mean and standard
+    deviation of the colours, for data.mean and data.std. Bad images are listed with the reason; then
+    the exit code is 3.
     """
     from pipelines.commands.scan import scan as run_scan
 
@@ -253,8 +254,22 @@ def _scan_text(report: ScanReport) -> str:
         *(f"    {printable(bad.name)}: {printable(bad.reason)}" for bad in report.bad),
         f"  manifest    {report.manifest or 'none: only a dataset with labels is checked against one'}",
         *([f"  {report.left_out.text()}"] if report.left_out else []),
+        *_channels_text(report),
     ]
     return "\n".join(lines)
+
+
+def _channels_text(report: ScanReport) -> list[str]:
+    """Lines to paste into the section `data` of a config."""
+    channels = report.channels
+    if channels is None:
+        return []
+    whole = channels.images == report.images - len(report.bad)
+    drawn = "all" if whole else "drawn at random:"
+    lines = [f"  colours     of {drawn} {channels.images:,} good images, for `data` in a config:"]
+    for key, values in (("mean", channels.mean), ("std", channels.std)):
+        lines.append(f"  {key}: [{', '.join(f'{value:.4f}' for value in values)}]")
+    return lines
 
 
 def _stage_text(report: StageReport) -> str:

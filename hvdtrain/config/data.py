@@ -45,29 +45,48 @@ class Data(Section):
     columns: Columns = Columns()
     """For lists (.csv, .tsv, .txt) of `train` and `val` whose columns have names of their own."""
     augment: Identity[Literal["random_resized_crop", "pad_crop", "none"]] = "random_resized_crop"
-    """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad by
-    reflection (4 px for images of 32 px), then crop (CIFAR). `none`: the whole image, resized."""
+    """Training crop. `random_resized_crop`: a random area, resized (ImageNet). `pad_crop`: pad, then
+    crop (CIFAR). `none`: the whole image, resized."""
+    crop_padding: Identity[Annotated[int, Field(ge=1, le=4096)] | None] = None
+    """Pixels by which `pad_crop` pads each side. null: an eighth of the image size, 4 for 32 px."""
+    padding_mode: Identity[Literal["reflect", "zero"]] = "reflect"
+    """What `pad_crop` pads with: the image, reflected at its border, or black."""
     crop_aspect: Identity[CropAspect] = [0.75, 4 / 3]
     """Smallest and largest width/height of a random resized crop."""
-    flip: Identity[bool] = True
-    """Mirror training images left to right, each with probability 1/2."""
+    flip: Identity[Literal["alternating"] | bool] = True
+    """Mirror training images left to right. `true`: each with probability 1/2. `alternating`: half of
+    the images in the first epoch, and each image in every other epoch from then on."""
     shuffle: Identity[Literal["full", "shards"]] = "full"
     """Order of training images. `full`: all images in random order. `shards`: shards in random
     order, images mixed within `shuffle_window`; faster on network disks. docs/explanation/data-order.md compares
     them."""
     shuffle_window: Identity[Positive] = 16384
     """Number of images within which `shuffle: shards` mixes."""
+    repeats: Identity[Annotated[int, Field(ge=1, le=64)]] = 1
+    """Repeated augmentation: each image is used so many times in a row, changed in other ways each
+    time. An epoch keeps its number of images, so so many epochs together use all of them."""
     color_jitter: Identity[Annotated[list[Fraction], Field(min_length=4, max_length=4)]] = [0.0] * 4
     """Strengths of random changes of brightness, contrast, saturation (a factor in 1 ± strength) and
     hue (± strength turns of the colour circle) in training images. 0: no change."""
     rand_augment: Identity[Annotated[list[int], Field(min_length=2, max_length=2)] | None] = None
     """RandAugment on training images: [number of random operations on each image, magnitude from 0
     to 30]; [2, 9] is usual. null: off."""
+    rand_augment_policy: Identity[Literal["standard", "nfnet"]] = "standard"
+    """Operations of RandAugment and what their magnitudes mean. `standard`: torchvision's. `nfnet`:
+    DeepMind's for NFNets, magnitude 0 to 20; [4, 5] for F0 is its "405"."""
+    rotation: Identity[Annotated[float, Field(ge=0, le=180)]] = 0.0
+    """Training images are turned by a random angle within ± this many degrees. 0: off."""
+    translation: Identity[Fraction] = 0.0
+    """Training images are moved up or down, and left or right, by a random number of pixels within
+    ± this share of their side. 0: off."""
     random_erasing: Identity[Fraction] = 0.0
     """Probability that a box of 2 to 33 % of a training image is filled with the mean colour. 0: off."""
     val_crop_ratio: Identity[Annotated[float, Field(ge=0.1, le=1)]] = 0.875
     """Evaluation: side of the centre crop divided by the short side of the resized image
     (224/256)."""
+    val_resize: Identity[Literal["crop", "stretch"]] = "crop"
+    """Evaluation: `crop` keeps the aspect of the image when it is resized, and crops what is too long.
+    `stretch` resizes the whole image to a square first, as DeepMind evaluates NFNets."""
     mean: Identity[Annotated[list[float], Field(min_length=3, max_length=3)]] = [
         0.485,
         0.456,
@@ -109,10 +128,12 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Data:
-        operations, magnitude = self.rand_augment or (1, 0)
-        if not 1 <= operations <= 16 or not 0 <= magnitude <= 30:
+        self._check_crop()
+        self._check_rand_augment()
+        if self.repeats > 1 and self.on_bad == "mask":
             raise ValueError(
-                f"rand_augment: expected [operations 1-16, magnitude 0-30], found {self.rand_augment}"
+                f"repeats: {self.repeats} needs on_bad: fail, found mask: which copies of a damaged "
+                "image can be used would not be the same after a resume"
             )
         for key in ("mean", "std"):
             if (largest := max(getattr(self, key))) > 1:
@@ -125,3 +146,27 @@ class Data(Section):
         if self.cache != "none" and self.augment == "random_resized_crop":
             raise ValueError("cache needs augment: pad_crop or none, found random_resized_crop")
         return self
+
+    def _check_crop(self) -> None:
+        padding = {
+            "crop_padding": (self.crop_padding, None),
+            "padding_mode": (self.padding_mode, "reflect"),
+        }
+        for key, (value, usual) in padding.items():
+            if value != usual and self.augment != "pad_crop":
+                raise ValueError(f"{key}: {value} needs augment: pad_crop, found {self.augment}")
+
+    def _check_rand_augment(self) -> None:
+        policy = self.rand_augment_policy
+        if self.rand_augment is None and policy != "standard":
+            raise ValueError(
+                f"rand_augment_policy: {policy} needs rand_augment, for example [4, 5]"
+            )
+        operations, magnitude = self.rand_augment or (1, 0)
+        strongest = 20 if policy == "nfnet" else 30
+        if not 1 <= operations <= 16 or not 0 <= magnitude <= strongest:
+            of_policy = "" if policy == "standard" else f" for policy {policy}"
+            raise ValueError(
+                f"rand_augment: expected [operations 1-16, magnitude 0-{strongest}]{of_policy}, found "
+                f"{self.rand_augment}"
+            )

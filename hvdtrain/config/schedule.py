@@ -185,3 +185,8 @@ class Phase(Section):
     def largest_image_size(self) -> int:
         """Side of the largest training images of the phase."""
         return max(self.image_size_at(epoch) for epoch in range(self.epochs))
+
+    @property
+    def smallest_image_size(self) -> int:
+        """Side of the smallest training images of the phase."""
+        return min(self.image_size_at(epoch) for epoch in range(self.epochs))

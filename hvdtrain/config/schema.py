@@ -211,6 +211,17 @@ class Config(Section):
         if (epochs := sum(phase.epochs for phase in self.phases)) > MAX_EPOCHS:
             raise ValueError(f"phases: {epochs:,} epochs in all; expected at most {MAX_EPOCHS:,}")
         for number, phase in enumerate(self.phases):
+            pad = self.data.crop_padding
+            if pad and pad >= (side := phase.smallest_image_size):
+                raise ValueError(
+                    f"data.crop_padding: {pad} is too much for the images of {side} px in "
+                    f"phases.{number}: use at most {side - 1}"
+                )
+            if phase.rect_val and self.data.val_resize == "stretch":
+                raise ValueError(
+                    f"phases.{number}.rect_val: true keeps the aspect of images, data.val_resize: "
+                    "stretch does not: use one of them"
+                )
             for part in phase.unfreeze:
                 frozen = self.model.freeze
                 if not any(f"{part}.".startswith(f"{name}.") for name in frozen):

@@ -98,6 +98,11 @@ class Train(Section):
     cutmix: Identity[Fraction] = 0.0
     """Alpha of CutMix: a box of each image is replaced by that of another image. 0: off. With `mixup`,
     each is used for half of the images."""
+    mix_share: Identity[Literal["image", "batch"]] = "image"
+    """Whether the share of mixup or CutMix is drawn for each image, or once for all images of a forward
+    pass on a rank."""
+    mix_partner: Identity[Literal["neighbour", "random"]] = "neighbour"
+    """What an image is mixed with: the next one of its forward pass, or one drawn from it."""
     channels_last: Planned[bool] = True
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Planned[Positive] = 1
@@ -146,6 +151,17 @@ class Train(Section):
             raise ValueError(
                 f"target_threshold: {self.target_threshold:g} needs loss: binary_cross_entropy; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_mixing(self) -> Train:
+        given = {
+            "mix_share": (self.mix_share, "image"),
+            "mix_partner": (self.mix_partner, "neighbour"),
+        }
+        for key, (value, usual) in given.items():
+            if value != usual and not (self.mixup or self.cutmix):
+                raise ValueError(f"{key}: {value} needs mixup or cutmix above 0")
         return self
 
     @field_validator("stop_when")

@@ -197,8 +197,8 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             agc=AdaptiveClipping(model, agc) if agc is not None else None,
             static_loss_scale=static,
             erasing=Erasing(cfg.data.random_erasing, cfg.seed),
-            mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
             val_views=train.val_views,
+            mixing=Mixing.of(cfg),
             seed=cfg.seed,
         ),
         ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
@@ -240,6 +240,8 @@ def checkpoint_labels(cfg: Config, loaders: Loaders, teacher: Teacher | None) ->
     data = cfg.data
     order = data.shuffle if data.shuffle == "full" else f"shards, {data.shuffle_window}"
     taught = {} if teacher is None else {"teacher (sha256 of its weights)": teacher.sha256}
+    if data.repeats > 1:
+        order = f"{order}, each {data.repeats} times"
     return {
         **model_labels(cfg, loaders),
         "train_images": loaders.num_train,

@@ -1,26 +1,30 @@
 """Mixup and CutMix on the device, with counter-based random numbers.
 
 Every image is mixed with the next one of its micro-batch, which is a random one as the order is
-shuffled. The mixing share is a pure function of (seed, epoch, sample).
+shuffled, or with one that is drawn from the micro-batch. The mixing share is a pure function of
+(seed, epoch, sample).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from hvdtrain.config.schema import Config
 from pipelines.hashing import uniforms
 
-_MIX = 3  # a stream of random numbers that the pipelines do not use
+_MIX = 3  # streams of random numbers that the pipelines do not use
+_PARTNER = 10
 _ATTEMPTS = 40
 
 
 class Batch(Protocol):
-    """Images [N,3,H,W] float32, labels [N] int64, weights [N] float32, sample ids [N] int64."""
+    """Images [N,3,H,W] float32, labels [N] int64, weights [N] float32, sample ids with the numbers of
+    their copies [N] int64."""
 
     @property
     def images(self) -> torch.Tensor: ...
@@ -29,7 +33,7 @@ class Batch(Protocol):
     @property
     def weights(self) -> torch.Tensor: ...
     @property
-    def indices(self) -> np.ndarray: ...
+    def copies(self) -> np.ndarray: ...
 
 
 class Part(NamedTuple):
@@ -55,6 +59,26 @@ class Mixing:
     mixup: float = 0.0
     cutmix: float = 0.0
     seed: int = 0
+    share: Literal["image", "batch"] = "image"
+    """What is drawn for each image, or once for all of a micro-batch: the share, the place of the box,
+    and which of the two it is."""
+    partner: Literal["neighbour", "random"] = "neighbour"
+    """The next image, or that at the same place of a random permutation of the micro-batch."""
+    repeats: int = 1
+    """Images in a row that may be copies of one: the next image is the one after them."""
+
+    @classmethod
+    def of(cls, cfg: Config) -> Mixing:
+        """As the run does it."""
+        train = cfg.train
+        return cls(
+            train.mixup,
+            train.cutmix,
+            cfg.seed,
+            train.mix_share,
+            train.mix_partner,
+            cfg.data.repeats,
+        )
 
     def parts(self, batch: Batch, images: torch.Tensor, count: int, epoch: int) -> Iterator[Part]:
         """The `count` micro-batches of `batch` with `images` for its own, mixed.
@@ -66,11 +90,21 @@ class Mixing:
         if not (self.mixup or self.cutmix):
             yield from parts
             return
-        for part, ids in zip(parts, np.split(batch.indices, count), strict=True):
-            yield self._mixed(part, self._draws(ids, epoch, part.images))
+        for part, ids in zip(parts, np.split(batch.copies, count), strict=True):
+            draws = self._draws(ids, epoch, part.images)
+            yield self._mixed(part, draws, self._partner(ids, epoch, part.images.device))
+
+    def _partner(self, ids: np.ndarray, epoch: int, device: torch.device) -> _Partner:
+        """The function that gives each image what belongs to its partner."""
+        if self.partner == "neighbour":
+            return lambda each: each.roll(-self.repeats, 0)
+        order = np.argsort(uniforms(ids, 1, _PARTNER, self.seed, epoch)[:, 0], kind="stable")
+        places = torch.from_numpy(order).to(device)
+        return lambda each: each[places]
 
     def _draws(self, ids: np.ndarray, epoch: int, images: torch.Tensor) -> _Draws:
-        u = uniforms(ids, 2 * _ATTEMPTS + 3, _MIX, self.seed, epoch)
+        drawn = ids if self.share == "image" else np.repeat(ids[:1], len(ids))
+        u = uniforms(drawn, 2 * _ATTEMPTS + 3, _MIX, self.seed, epoch)
         cut = u[:, -1] < (self.cutmix > 0) / ((self.cutmix > 0) + (self.mixup > 0))
         alpha = np.where(cut, self.cutmix, self.mixup)[:, None]
         shares = _beta(u[:, :_ATTEMPTS], u[:, _ATTEMPTS:-3], alpha)
@@ -78,10 +112,10 @@ class Mixing:
         on_device = [torch.from_numpy(v).to(images.device) for v in (shares, place, cut)]
         return _Draws(on_device[0].float(), on_device[1].float(), on_device[2])
 
-    def _mixed(self, part: Part, draws: _Draws) -> Part:
+    def _mixed(self, part: Part, draws: _Draws, partner: _Partner) -> Part:
         used = part.weights > 0
-        unmixed = ~(used & used.roll(-1))
-        others = part.images.roll(-1, 0)
+        unmixed = ~(used & partner(used))
+        others = partner(part.images)
         boxes = _boxes(draws, *part.images.shape[2:])
         area = boxes.flatten(1).float().mean(1)
         shares = torch.where(draws.cut, 1 - area, draws.shares)
@@ -94,7 +128,10 @@ class Mixing:
             cut = (draws.cut & ~unmixed)[:, None, None] & boxes
             images = torch.where(cut[:, None], others, images)
         images = images.contiguous(memory_format=torch.channels_last)
-        return Part(images, part.labels, part.weights, part.labels.roll(-1), shares)
+        return Part(images, part.labels, part.weights, partner(part.labels), shares)
+
+
+_Partner = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Draws(NamedTuple):

@@ -204,7 +204,7 @@ def backward(state: State, batch: Batch) -> torch.Tensor:
     state.model.train()
     clock, sums = state.reducer.clock, []
     settings, epoch = state.settings, state.progress.position.epoch
-    images = settings.erasing.erased(batch.images, batch.indices, epoch)
+    images = settings.erasing.erased(batch.images, batch.copies, epoch)
     for part in settings.mixing.parts(batch, images, state.reducer.accumulate, epoch):
         activity.beat()
         clock.forward.start()

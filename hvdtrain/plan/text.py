@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from hvdtrain.config.schema import Config
+from hvdtrain.plan.augmentation import augmentation
 from hvdtrain.plan.epochs import Plan
 from hvdtrain.plan.recipe_check import has_batch_norm, recipe_warnings
 from hvdtrain.plan.schedules import FASTAI_FINAL_DIV, lr_scale, turns
@@ -94,8 +95,8 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
     statistics = f"{batches} images per forward pass, per worker"
     return [
         ("model", _model(cfg)),
-        ("images", f"{plan.num_samples:,} an epoch, each once{_reading(cfg)}"),
-        ("augmentation", _augmentation(cfg)),
+        ("images", f"{plan.num_samples:,} an epoch, {_often(cfg)}{_reading(cfg)}"),
+        ("augmentation", augmentation(cfg)),
         ("workers", f"{plan.world_size} × accumulate {first.accumulate}"),
         ("updates", f"{plan.total_steps:,} in {len(plan.epochs)} epochs"),
         ("learning rate", _rate(cfg, plan)),
@@ -230,6 +231,11 @@ def _evaluated(cfg: Config) -> str:
     return f"moving average of the weights, decay {cfg.train.ema_decay:g}"
 
 
+def _often(cfg: Config) -> str:
+    repeats = cfg.data.repeats
+    return f"each {repeats} times in {repeats} epochs" if repeats > 1 else "each once"
+
+
 def _reading(cfg: Config) -> str:
     data = cfg.data
     words = []
@@ -240,25 +246,6 @@ def _reading(cfg: Config) -> str:
     if data.on_bad == "mask":
         words.append(f"up to {data.max_bad_ratio:.2%} bad ones masked")
     return "".join(f"; {word}" for word in words)
-
-
-def _augmentation(cfg: Config) -> str:
-    data, train = cfg.data, cfg.train
-    words: list[str] = [data.augment]
-    if data.flip:
-        words.append("flip")
-    if data.rand_augment:
-        words.append("RandAugment {} × {}".format(*data.rand_augment))
-    if data.random_erasing:
-        words.append(f"random erasing {data.random_erasing:g}")
-    if any(data.color_jitter):
-        words.append("colour jitter " + "/".join(f"{x:g}" for x in data.color_jitter))
-    words += [
-        f"{name} {alpha:g}"
-        for name, alpha in (("mixup", train.mixup), ("CutMix", train.cutmix))
-        if alpha
-    ]
-    return ", ".join(words)
 
 
 def _warmup(cfg: Config) -> str:

@@ -54,6 +54,16 @@ class ShortSides:
 
 
 @dataclass(frozen=True)
+class Channels:
+    """Red, green and blue over all pixels in 0-1, where each image counts the same."""
+
+    mean: list[float]
+    std: list[float]
+    images: int
+    """That were measured."""
+
+
+@dataclass(frozen=True)
 class Duplicates:
     """Files with the same content."""
 
@@ -83,6 +93,8 @@ class ScanReport:
     bad: list[BadImage]
     left_out: LeftOut
     """What is in the dataset and is no sample."""
+    channels: Channels | None
+    """For `data.mean` and `data.std`; None if no image is good, or a channel hardly varies."""
     manifest_fault: str | None = None
     """Why the manifest could not be written; None: it was, or none was to be."""
 

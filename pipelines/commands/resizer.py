@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, types
 
 from hvdtrain.errors import is_out_of_memory
+from pipelines.commands.channels import moments
 from pipelines.images.decoder import DecodeError
 
 BATCH = 16
@@ -16,6 +18,8 @@ _BATCH_PIXELS = 2**26
 """Pixels decoded at once, unless one image has more."""
 _JPEG_SIDE = 65_500
 """Longest side that libjpeg writes."""
+MOMENTS = 0
+"""Where results have the moments of an image, among its copies by short side."""
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -36,16 +40,19 @@ class Resizer:
         self._pipeline: Any = None
 
     def __call__(
-        self, encoded: list[np.ndarray], sizes: list[Size]
+        self, encoded: list[np.ndarray], sizes: list[Size], measured: Sequence[bool] | None = None
     ) -> list[dict[int, np.ndarray] | str]:
         """For each image, in order: its copies by short side, [H, W, 3] uint8, or what is wrong.
 
         `encoded`: [bytes] uint8 of each image, `sizes`: its height and width. Copies that would
-        not be smaller than the image are left out.
+        not be smaller than the image are left out. Images that are `measured` also have their
+        `moments`, under `MOMENTS`.
         """
+        wanted = measured or [False] * len(encoded)
         result: list[dict[int, np.ndarray] | str] = []
         for first, last in _batches(sizes, self._most):
-            result += self._batch(encoded[first:last], sizes[first:last])
+            part = slice(first, last)
+            result += self._batch(encoded[part], sizes[part], wanted[part])
         return result
 
     def close(self) -> None:
@@ -55,28 +62,30 @@ class Resizer:
             self._pipeline = None
 
     def _batch(
-        self, encoded: list[np.ndarray], sizes: list[Size]
+        self, encoded: list[np.ndarray], sizes: list[Size], measured: Sequence[bool]
     ) -> list[dict[int, np.ndarray] | str]:
         try:
-            return self._run(encoded, sizes)  # type: ignore[return-value]
+            return self._run(encoded, sizes, measured)  # type: ignore[return-value]
         except RuntimeError as error:
             self.close()
             if is_out_of_memory(error):
                 raise MemoryError(str(error)) from None
             if len(encoded) == 1:
                 return [str(DecodeError(error))]
-        pairs = zip(encoded, sizes, strict=True)
-        return [self._batch([image], [size])[0] for image, size in pairs]
+        singles = zip(encoded, sizes, measured, strict=True)
+        return [self._batch([image], [size], [one])[0] for image, size, one in singles]
 
-    def _run(self, encoded: list[np.ndarray], sizes: list[Size]) -> list[dict[int, np.ndarray]]:
+    def _run(
+        self, encoded: list[np.ndarray], sizes: list[Size], measured: Sequence[bool]
+    ) -> list[dict[int, np.ndarray]]:
         if self._pipeline is None:
             self._pipeline = self._build()
         self._pipeline.feed_input("encoded", encoded)
         for side in self._sides:
             targets = [np.array(smaller(size, side), dtype=np.float32) for size in sizes]
             self._pipeline.feed_input(f"size{side}", targets)
-        _images, *copies = self._pipeline.run()
-        return [
+        images, *copies = self._pipeline.run()
+        found = [
             {
                 side: np.asarray(copy[k])
                 for side, copy in zip(self._sides, copies, strict=True)
@@ -84,6 +93,10 @@ class Resizer:
             }
             for k, size in enumerate(sizes)
         ]
+        for k, one in enumerate(measured):
+            if one:
+                found[k][MOMENTS] = moments(np.asarray(images[k]))
+        return found
 
     def _build(self) -> Any:
         pipeline = Pipeline(

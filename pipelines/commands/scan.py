@@ -18,8 +18,9 @@ from PIL import Image
 from hvdtrain.config.data import Columns
 from hvdtrain.errors import DataError, ResourceError
 from hvdtrain.files import PartFile
+from pipelines.commands.channels import Measuring, drawn
 from pipelines.commands.reports import BadImage, Duplicates, ScanReport, ShortSides
-from pipelines.commands.resizer import Resizer, Size
+from pipelines.commands.resizer import MOMENTS, Resizer, Size
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
 from pipelines.sources.folder import Unlabelled
@@ -153,17 +154,21 @@ class _Findings:
         }
         self.bad: dict[int, str] = {}
         self._modes: Counter[str] = Counter()
+        self._measured, self._measuring = drawn(count), Measuring()
 
     def add(self, ids: range, looks: list[_Look], resizer: Resizer) -> None:
         """Decode the images that were read of samples `ids`, and count them."""
         good = [(i, look) for i, look in zip(ids, looks, strict=True) if not look.reason]
         encoded = [look.encoded for _i, look in good if look.encoded is not None]
-        decoded = resizer(encoded, [look.size for _i, look in good])
+        measured = [bool(self._measured[i]) for i, _look in good]
+        decoded = resizer(encoded, [look.size for _i, look in good], measured)
         for (i, look), result in zip(good, decoded, strict=True):
             if isinstance(result, str):
                 self.bad[i] = result
             else:
                 self._modes[look.mode] += 1
+                if MOMENTS in result:
+                    self._measuring.add(result[MOMENTS])
         for i, look in zip(ids, looks, strict=True):
             if look.reason:
                 self.bad[i] = look.reason
@@ -203,6 +208,7 @@ class _Findings:
             conflicts=sum(len(set(source.labels[group].tolist())) > 1 for group in duplicates),
             bad=[BadImage(source.name(i), reason) for i, reason in sorted(self.bad.items())],
             left_out=left_out_of(source),
+            channels=self._measuring.channels(),
             manifest_fault=fault,
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 from pipelines.hashing import uniforms
 
 _AUGMENT = 2  # keeps these draws apart from those of `order`
+_FLIP = 8
 _ATTEMPTS = 10
 _DRAWS = 2 * _ATTEMPTS + 3
 PAD_FRACTION = 8  # CIFAR: pad 4 at 32 px
@@ -84,32 +85,45 @@ def whole(sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)
 
 
-def pad_offsets(draws: Draws, image_size: int) -> tuple[int, np.ndarray]:
-    """Padding in pixels on each side, and the top left corner of the crop in padded images [N, 2]."""
-    pad = max(1, round(image_size / PAD_FRACTION))
+def pad_offsets(
+    draws: Draws, image_size: int, padding: int | None = None
+) -> tuple[int, np.ndarray]:
+    """Padding in pixels on each side, and the top left corner of the crop in padded images [N, 2].
+
+    `padding`: in pixels; None: an eighth of the image size."""
+    pad = padding or max(1, round(image_size / PAD_FRACTION))
     return pad, np.floor(draws.place * (2 * pad + 1)).astype(np.int32)
 
 
+def alternating(ids: np.ndarray, *, seed: int, view: np.ndarray | int) -> np.ndarray:
+    """[N] bool: whether samples `ids` [N] are mirrored when they are seen for the time `view`, [N] or
+    one for all, from 0: at random at first, and then every other time.
+
+    Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498.
+    """
+    first = uniforms(ids, 1, _FLIP, seed)[:, 0] < 0.5
+    mirrored: np.ndarray = first ^ (np.asarray(view) % 2 == 1)
+    return mirrored
+
+
 def centre_crop(
-    sizes: np.ndarray, target: np.ndarray, crop_ratio: float
+    sizes: np.ndarray, target: np.ndarray, crop_ratio: float, *, stretch: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of each source image that "resize, then centre crop" keeps.
 
     `target` [N, 2] or [2]: height and width of the crop. The short side of the image is resized to
     the short side of the crop divided by `crop_ratio`, rounded, or to more if the crop would not
-    fit. Returns the window to decode, [N, 4] int32, with a margin for the interpolation filter, and
+    fit; with `stretch`, each side to that of the crop divided by `crop_ratio`. Returns the window to
+    decode, [N, 4] int32, with a margin for the interpolation filter, and
     the exact region inside that window, [N, 4] float32: top, left, bottom, right.
     Source: `Resize` and `CenterCrop` of torchvision 0.28.
     """
     target = np.broadcast_to(target, sizes.shape)
-    side = target.min(axis=1, keepdims=True)
-    short = np.maximum(side, np.rint(side / crop_ratio))
     source = sizes.astype(np.float64)
-    small = source.min(axis=1, keepdims=True)
-    resized = np.where(source == small, short, np.floor(short * source / small))
-    enlarged = np.floor(source * (target / source).max(axis=1, keepdims=True))
-    fits = (resized >= target).all(axis=1, keepdims=True)
-    resized = np.where(fits, resized, np.maximum(enlarged, target))
+    if stretch:
+        resized = np.maximum(target, np.rint(target / crop_ratio))
+    else:
+        resized = _resized(source, target, crop_ratio)
     begin = np.rint((resized - target) / 2)
     scale = source / resized
     region = np.concatenate([begin * scale, (begin + target) * scale], axis=1)
@@ -118,3 +132,15 @@ def centre_crop(
     bottom_right = np.minimum(np.ceil(region[:, 2:] + margin), source)
     window = np.concatenate([top_left, bottom_right - top_left], axis=1)
     return window.astype(np.int32), (region - np.tile(top_left, 2)).astype(np.float32)
+
+
+def _resized(source: np.ndarray, target: np.ndarray, crop_ratio: float) -> np.ndarray:
+    """Heights and widths [N, 2] of the images before the crop, of the same aspect as `source`."""
+    side = target.min(axis=1, keepdims=True)
+    short = np.maximum(side, np.rint(side / crop_ratio))
+    small = source.min(axis=1, keepdims=True)
+    resized = np.where(source == small, short, np.floor(short * source / small))
+    enlarged = np.floor(source * (target / source).max(axis=1, keepdims=True))
+    fits = (resized >= target).all(axis=1, keepdims=True)
+    result: np.ndarray = np.where(fits, resized, np.maximum(enlarged, target))
+    return result

@@ -82,6 +82,21 @@ def padded_crop(decode: str, mean: list[float], std: list[float]) -> Node:
     return _normalise(images, _scalar("mirror"), mean, std)
 
 
+def zero_padded_crop(decode: str, mean: list[float], std: list[float]) -> Node:
+    """The same with black padding."""
+    size = _vector("size")
+    images = fn.resize(_decode_window(decode), size=_float(size), interp_type=_filter())
+    images = fn.slice(
+        images,
+        start=_vector("offset") - _vector("pad"),
+        shape=size,
+        axes=[0, 1],
+        out_of_bounds_policy="pad",
+        fill_values=0,
+    )
+    return _normalise(images, _scalar("mirror"), mean, std)
+
+
 def region(decode: str, mean: list[float], std: list[float]) -> Node:
     """The part of a window from `region_start` to `region_end` [2] float, in pixels of the window,
     resized to `size` [2]. Pixels outside the region are used by the interpolation filter only."""
@@ -102,5 +117,6 @@ def _float(node: Node) -> Node:
 GRAPHS: dict[str, Callable[[str, list[float], list[float]], Node]] = {
     "window": window,
     "padded_crop": padded_crop,
+    "zero_padded_crop": zero_padded_crop,
     "region": region,
 }

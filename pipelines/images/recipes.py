@@ -9,6 +9,7 @@ import numpy as np
 
 from hvdtrain.config.data import Data
 from pipelines.images import augment
+from pipelines.order import COPY
 
 Inputs = dict[str, np.ndarray]
 """Graph inputs by name, without the bytes: [N] or [N, k]."""
@@ -21,7 +22,8 @@ class Recipe:
     graph: str
     """Name in `graphs.GRAPHS`."""
     inputs: Callable[[np.ndarray, np.ndarray], Inputs]
-    """(sample ids [N], heights and widths of their images [N, 2]) -> inputs."""
+    """(sample ids with copies [N] as in `Share.copies`, heights and widths of their images [N, 2]) ->
+    inputs."""
 
 
 FILTERS = ("bilinear", "bicubic")
@@ -47,13 +49,19 @@ def training(
         else:
             windows = augment.whole(sizes)
         result = windowed(windows, np.array([image_size, image_size]), interpolation)
-        result["mirror"] = ((draws.flip < 0.5) & data.flip).astype(np.int32)
+        mirrored = (draws.flip < 0.5) & bool(data.flip)
+        if data.flip == "alternating":
+            mirrored = augment.alternating(
+                ids % COPY, seed=seed, view=epoch - epoch % data.repeats + ids // COPY
+            )
+        result["mirror"] = mirrored.astype(np.int32)
         if data.augment == "pad_crop":
-            pad, result["offset"] = augment.pad_offsets(draws, image_size)
+            pad, result["offset"] = augment.pad_offsets(draws, image_size, data.crop_padding)
             result["pad"] = np.full((len(ids), 1), pad, dtype=np.int32)
         return result
 
-    return Recipe("padded_crop" if data.augment == "pad_crop" else "window", inputs)
+    padded = "zero_padded_crop" if data.padding_mode == "zero" else "padded_crop"
+    return Recipe(padded if data.augment == "pad_crop" else "window", inputs)
 
 
 def evaluation(
@@ -66,7 +74,8 @@ def evaluation(
 
     def inputs(ids: np.ndarray, sizes: np.ndarray) -> Inputs:
         target = targets(ids)
-        windows, regions = augment.centre_crop(sizes, target, data.val_crop_ratio)
+        stretch = data.val_resize == "stretch"
+        windows, regions = augment.centre_crop(sizes, target, data.val_crop_ratio, stretch=stretch)
         result = windowed(windows, target, interpolation)
         result["region_start"], result["region_end"] = regions[:, :2], regions[:, 2:]
         return result

@@ -26,7 +26,7 @@ phases:
 """
 DATA = {
     "crops": "augment: random_resized_crop",
-    "cached": "augment: pad_crop, cache: ram",
+    "cached": "augment: pad_crop, cache: ram, repeats: 2",
 }
 BATCHES = {1: (12, 14), 2: (8, 5), 4: (3, 4)}
 """Images per worker in the two phases, by number of ranks."""

@@ -66,6 +66,7 @@ ENDS: dict[str, tuple[Any, Any]] = {
     "data.val": (0.25, 0.5),  # of 4 images of each class
     "data.train_size": (1, 8),  # the images that there are
     "model.num_classes": (1, 2),  # the classes that there are
+    "data.crop_padding": (1, 16),  # the size of the images, which is too much
     "phases.0.epochs": (1, 2),  # time
     "phases.0.image_size": (8, 96),  # time and memory
     "phases.0.val_image_size": (8, 96),

@@ -41,6 +41,7 @@ metrics: {enabled: false}
 ONE_CYCLE = ["lr.schedule=onecycle"]
 CYCLICAL = ["lr.schedule=cyclical", "lr.cycle_epochs=1"]
 CROPPED = ["data.augment=random_resized_crop"]
+PADDED = ["data.augment=pad_crop"]
 SERVED = ["metrics.enabled=true"]
 HTTPS = [*SERVED, "metrics.tls_cert=server.pem", "metrics.tls_key=server.key"]
 LISTED = ["data.train=list.csv"]
@@ -49,6 +50,9 @@ WITH: dict[str, list[str]] = {
     "data.columns.path": LISTED,
     "data.columns.label": LISTED,
     "data.crop_aspect": CROPPED,
+    "data.crop_padding": PADDED,
+    "data.padding_mode": PADDED,
+    "data.rand_augment_policy": ["data.rand_augment=[4, 5]"],
     "data.max_bad_ratio": ["data.on_bad=mask"],
     "data.shuffle_window": ["data.shuffle=shards"],
     "model.width": ["model.name=wrn16"],
@@ -82,6 +86,8 @@ WITH: dict[str, list[str]] = {
     "train.teacher.model": TAUGHT,
     "train.teacher.share": TAUGHT,
     "train.teacher.temperature": TAUGHT,
+    "train.mix_share=batch": ["train.mixup=0.2"],
+    "train.mix_partner=random": ["train.cutmix=1.0"],
     "train.noise_scale_every": ["train.accumulate=2"],
     "comm.compression=auto": ["comm.tune=measure"],
     "metrics.bind": SERVED,
@@ -106,6 +112,7 @@ REFUSED: dict[str, tuple[int, str]] = {
     "data.train_size=1": (3, "the config says 1, train has 8"),
     "data.columns.path=missing": (3, "missing"),
     "data.columns.label=missing": (3, "missing"),
+    "data.crop_padding=16": (2, "16 is too much for the images of 16 px"),
     "data.crop_aspect=[1.5, 0.75]": (2, r"expected \[smallest, largest\], found \[1.5, 0.75\]"),
     "data.rand_augment=[0, 0]": (2, "operations 1-16"),
     "data.rand_augment=[1, 31]": (2, "magnitude 0-30"),

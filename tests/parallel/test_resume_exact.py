@@ -45,11 +45,23 @@ def in_order(path: Path) -> list[list[tuple[int, int]]]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-@pytest.mark.parametrize("kind", DATA)
-def test_an_uninterrupted_run_sees_each_image_once_an_epoch(recorded: Path, kind: str) -> None:
-    whole = in_order(recorded / f"{kind}-whole.json")
+def test_an_uninterrupted_run_sees_each_image_once_an_epoch(recorded: Path) -> None:
+    whole = in_order(recorded / "crops-whole.json")
     assert [sorted(sample for sample, _ in epoch) for epoch in whole] == [list(range(COUNT))] * 3
     assert whole[1] != whole[2]
+
+
+def test_repeated_augmentation_sees_each_image_so_many_times_in_a_row(recorded: Path) -> None:
+    """Twice in two epochs; the third has the first half of another order."""
+    first, second, third = in_order(recorded / "cached-whole.json")
+    assert len(first) == len(second) == len(third) == COUNT
+    both = first + second
+    assert [sample for sample, _ in both[0::2]] == [sample for sample, _ in both[1::2]]
+    assert sorted(sample for sample, _ in both[0::2]) == list(range(COUNT))
+    assert len({*both}) == 2 * COUNT  # no two copies have the same pixels
+    assert [sample for sample, _ in third[0:86:2]] == [sample for sample, _ in third[1:86:2]]
+    assert len({sample for sample, _ in third}) == 44
+    assert [sample for sample, _ in third] != [sample for sample, _ in first]
 
 
 @pytest.mark.parametrize("ranks", BATCHES)

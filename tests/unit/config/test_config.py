@@ -283,3 +283,9 @@ def test_the_sections_of_the_schema_can_be_imported_from_the_package() -> None:
         exec("from hvdtrain.config import Modle")
     code = "import sys, hvdtrain.config.data; assert 'hvdtrain.config.schema' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stretched_evaluation_of_rectangles_is_refused() -> None:
+    text = "data: {val_resize: stretch}\nphases: [{epochs: 1, rect_val: true}]"
+    with pytest.raises(ConfigError, match=r"phases\.0\.rect_val: true keeps the aspect"):
+        parse_config(text)

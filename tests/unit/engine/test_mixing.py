@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from hvdtrain.config.load import parse_config
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
+from hvdtrain.errors import ConfigError
 
 KINDS = {"mixup": {"mixup": 0.4}, "cutmix": {"cutmix": 1.0}, "both": {"mixup": 0.4, "cutmix": 1.0}}
 
@@ -22,7 +24,7 @@ class Images:
     images: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
-    indices: np.ndarray
+    copies: np.ndarray
 
 
 def batch(count: int = 16, side: int = 12) -> Images:
@@ -134,3 +136,59 @@ def test_the_loss_equals_that_of_soft_targets(smoothing: float) -> None:
     assert torch.allclose(
         Loss(label_smoothing=smoothing).of_each(logits, part), expected, atol=1e-6
     )
+
+
+def test_one_share_for_a_whole_forward_pass() -> None:
+    given = batch(24)
+    mixing = Mixing(mixup=0.4, share="batch")
+    first, second = mixing.parts(given, given.images, 2, 3)
+    assert len({*first.shares.tolist()}) == len({*second.shares.tolist()}) == 1
+    assert first.shares[0] != second.shares[0]
+    others = given.images[:12].roll(-1, 0)
+    expected = torch.lerp(others, given.images[:12], first.shares[0])
+    assert torch.allclose(first.images, expected, atol=1e-6)
+    boxes = Mixing(cutmix=1.0, share="batch").parts(given, given.images, 1, 3)
+    taken = (next(boxes).images == given.images.roll(-1, 0)).all(1)
+    assert taken[0].any()
+    assert (taken == taken[0]).all()
+    shares = [
+        next(mixing.parts(batch(2, side=1), batch(2, side=1).images, 1, k)).shares
+        for k in range(40)
+    ]
+    assert len({float(share[0]) for share in shares}) == 40
+
+
+def test_a_random_partner_is_drawn_from_the_forward_pass() -> None:
+    given = batch(40)
+    given.labels = torch.arange(40)
+    mixing = Mixing(mixup=0.4, partner="random", seed=2)
+    parts = list(mixing.parts(given, given.images, 2, 3))
+    for part, own in zip(parts, given.labels.chunk(2), strict=True):
+        assert sorted(part.others.tolist()) == own.tolist()
+        others = given.images[part.others]
+        expected = torch.lerp(others, given.images[own], part.shares[:, None, None, None])
+        assert torch.allclose(part.images, expected, atol=1e-6)
+    again = list(mixing.parts(given, given.images, 2, 3))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(parts, again, strict=True))
+    [other] = mixing.parts(given, given.images, 1, 4)
+    assert other.others[:20].tolist() != parts[0].others.tolist()
+    given.weights[7] = 0
+    [masked] = mixing.parts(given, given.images, 1, 3)
+    [partner] = (masked.others == 7).nonzero()
+    for unmixed in (7, int(partner)):
+        assert torch.equal(masked.images[unmixed], given.images[unmixed])
+        assert masked.shares[unmixed] == 1
+
+
+def test_an_image_is_not_mixed_with_its_own_copies() -> None:
+    given = batch(24)
+    given.labels = torch.arange(24) // 3
+    [part] = Mixing(mixup=0.4, repeats=3).parts(given, given.images, 1, 3)
+    assert not (part.others == part.labels).any()
+
+
+@pytest.mark.parametrize("setting", ["mix_share: batch", "mix_partner: random"])
+def test_how_to_mix_without_mixing_is_refused(setting: str) -> None:
+    parse_config(f"train: {{{setting}, cutmix: 1.0}}\nphases: [{{epochs: 1}}]")
+    with pytest.raises(ConfigError, match=f"{setting} needs mixup or cutmix"):
+        parse_config(f"train: {{{setting}}}\nphases: [{{epochs: 1}}]")

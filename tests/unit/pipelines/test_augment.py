@@ -102,9 +102,10 @@ def test_cifar_is_padded_by_four():
     assert augment.pad_offsets(augment.draw(np.arange(1), seed=0, epoch=0), 32)[0] == 4
 
 
-@given(sides, sides, st.integers(8, 512), st.floats(0.2, 1))
-def test_centre_windows_hold_their_region(height, width, size, ratio):
-    windows, regions = augment.centre_crop(np.array([[height, width]]), size, ratio)
+@given(sides, sides, st.integers(8, 512), st.floats(0.2, 1), st.booleans())
+def test_centre_windows_hold_their_region(height, width, size, ratio, stretch):
+    sizes = np.array([[height, width]])
+    windows, regions = augment.centre_crop(sizes, size, ratio, stretch=stretch)
     top, left, h, w = windows[0].tolist()
     assert top >= 0
     assert left >= 0

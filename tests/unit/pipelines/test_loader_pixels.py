@@ -78,6 +78,17 @@ def test_evaluation_images_equal_pils(make_loaders, folder, ratio, filter_):
         assert ratio == 1.0 or error.max() <= 1.01
 
 
+def test_stretched_evaluation_images_equal_pils(make_loaders, folder):
+    """The whole image to a square of 36 px, of which the middle 32 are left."""
+    source = ImageFolder(str(folder), "data.val")
+    loaders = make_loaders(None, folder, val_crop_ratio=32 / 36, val_resize="stretch", **LEVELS)
+    for i, image in pixels(loaders.val(Epoch(val_image_size=32))).items():
+        picture = Image.open(source.name(i))
+        resized = picture.resize((36, 36), Image.Resampling.BILINEAR)
+        reference = np.asarray(resized.crop((2, 2, 34, 34)), dtype=np.float32)
+        assert np.abs(image.permute(1, 2, 0).numpy() - reference).max() <= 1.01
+
+
 def test_exif_orientation_is_applied(make_loaders, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

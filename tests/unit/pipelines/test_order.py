@@ -142,3 +142,24 @@ def test_places_are_uniform():
     counts = np.stack([np.bincount(column, minlength=16) for column in places.T])
     chi2 = ((counts - 125) ** 2 / 125).sum(axis=1)
     assert chi2.max() < 45  # 15 degrees of freedom: p = 8e-5 for each of 16
+
+
+@given(sizes, st.integers(1, 5), batches, ranks, batches, ranks, st.data())
+def test_repeated_samples_are_dealt_exactly_so_often_through_a_stop(
+    n, repeats, b1, k1, b2, k2, data
+):
+    ids = order.permutation(n, seed=1, epoch=0)
+    stopped = data.draw(st.integers(0, repeats - 1))
+    seen: list[int] = []
+    for turn in range(repeats):
+        part = order.repeated(ids, repeats=repeats, turn=turn)
+        assert len(part) == n
+        steps = walk(part, 0, b1, k1)
+        if turn == stopped:
+            stop = data.draw(st.integers(0, len(steps)))
+            steps = steps[:stop] + walk(part, min(n, stop * b1 * k1), b2, k2)
+        seen += counted(steps)
+    assert seen == np.repeat(ids, repeats).tolist()
+    whole = np.concatenate([order.repeated(ids, repeats=repeats, turn=t) for t in range(repeats)])
+    assert len(np.unique(whole)) == n * repeats  # no copy is another one
+    assert (whole // order.COPY).tolist() == list(range(repeats)) * n

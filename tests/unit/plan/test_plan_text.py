@@ -107,6 +107,33 @@ def test_another_dataset_than_the_config_says(
         assert "the config says" not in out.out + out.err
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("data: {augment: pad_crop}", "pad_crop, flip\n"),
+        (
+            "data: {augment: pad_crop, crop_padding: 2, padding_mode: zero, flip: alternating}",
+            "pad_crop 2 px zero, alternating flip\n",
+        ),
+        (
+            "data: {repeats: 3}\ntrain: {mixup: 0.2, mix_share: batch, mix_partner: random}",
+            "random_resized_crop, flip, mixup 0.2, one share a forward pass, random partners\n",
+        ),
+        (
+            "data: {rand_augment: [4, 5], rand_augment_policy: nfnet, rotation: 2, translation: 0.1}",
+            "random_resized_crop, flip, RandAugment 4 × 5 nfnet, rotation ±2°, translation ±0.1 of the side\n",
+        ),
+    ],
+)
+def test_the_text_names_the_augmentation(settings: str, words: str) -> None:
+    cfg = parse_config(f"{settings}\nphases: [{{epochs: 9}}]")
+    text = plan_text(cfg, make_plan(cfg, 1, 10**5))
+    assert f"augmentation      {words}" in text
+    often = "each 3 times in 3 epochs" if "repeats" in settings else "each once"
+    assert f"images            100,000 an epoch, {often}\n" in text
+    assert "updates           28,125 in 9 epochs" in text
+
+
 RECIPE = "configs/imagenet_resnet50_goyal_32x8.yaml"
 
 

@@ -34,7 +34,7 @@ class TrainingLoss(NetworkLoss):
                 f"{subject.name}: trained with train.teacher, whose share of the loss is not computed here: "
                 "measure in the run, by train.noise_scale_every"
             )
-        self._mixing = Mixing(train.mixup, train.cutmix, subject.cfg.seed)
+        self._mixing = Mixing.of(subject.cfg)
         self._erasing = Erasing(subject.cfg.data.random_erasing, subject.cfg.seed)
         self._loss_of, self._epoch = Loss.of(train), subject.epoch.index
         self._rank, self._ranks = comm.rank, comm.size
@@ -48,7 +48,7 @@ class TrainingLoss(NetworkLoss):
         for number, batch in enumerate(self.images):
             activity.beat()
             torch.manual_seed(number * self._ranks + self._rank)
-            images = self._erasing.erased(batch.images, batch.indices, self._epoch)
+            images = self._erasing.erased(batch.images, batch.copies, self._epoch)
             [part] = self._mixing.parts(batch, images, 1, self._epoch)
             if part.shares is not None:
                 part = part._replace(shares=part.shares.double())
