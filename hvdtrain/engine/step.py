@@ -13,6 +13,7 @@ from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.erasing import Erasing
+from hvdtrain.engine.global_norm import GlobalNorms
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Batch, Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -78,6 +79,8 @@ class State:
     comm: Comm
     settings: StepSettings
     ema: Ema | None = None
+    norms: GlobalNorms | None = None
+    """If the batch norms use statistics of all ranks."""
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     weights: WeightMeter | None = None
     """On rank 0, if the run measures how its weights move."""
@@ -108,6 +111,8 @@ class State:
         """Logits [N, classes] in fp32, computed in the run's precision; `averaged`: with the
         averaged weights, if the run keeps them."""
         device, autocast = self.settings.device, self.settings.autocast
+        if self.norms is not None:
+            self.norms.begin()
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             logits: torch.Tensor
             if averaged and self.ema is not None:
@@ -115,6 +120,13 @@ class State:
             else:
                 logits = self.model(images)
         return logits.float()
+
+    def refuse_step(self) -> None:
+        """In place of a step: let the others' sums of it end with SumRefused, on all ranks."""
+        if self.norms is not None:  # they wait for the first layer's statistics
+            self.norms.refuse()
+        else:
+            self.reducer.refuse()
 
 
 def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:
