@@ -63,6 +63,13 @@ def unknown_model(name: str, known: Iterable[str] = NETWORKS) -> ConfigError:
     return ConfigError(f"model.name: {name}: unknown model; {hint}known: {', '.join(names)}")
 
 
+def no_batch_norm(name: str) -> str:
+    """The message for `model.batch_norm: global` of a network that has none."""
+    return (
+        f"model.batch_norm: global: {name} has no batch norm: leave it out, or use another network"
+    )
+
+
 def check_name(name: str) -> None:
     """Raise ConfigError unless `name` is a network of hvdtrain or may be one of another library."""
     if name not in NETWORKS and not name.startswith(LIBRARIES):

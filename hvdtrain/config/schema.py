@@ -70,6 +70,10 @@ class Model(Section):
     i / L. null: the network's default, which is 0 except for NFNets."""
     blurpool: Identity[bool] = False
     """Blur the inputs of strided convolutions."""
+    batch_norm: Identity[Literal["worker", "global"]] = "worker"
+    """Images over which batch norm takes its statistics in training: those of one worker in one forward
+    pass (`worker`), or of all workers (`global`), which costs two small sums over workers a layer, one
+    in the forward and one in the backward pass."""
     weights: Identity[PathText | None] = None
     """Start from the weights in this file (safetensors or torch). The number of classes may differ,
     and an NF-ResNet takes a ResNet's weights. See docs/reference/models.md."""

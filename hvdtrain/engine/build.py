@@ -16,6 +16,7 @@ from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
 from hvdtrain.engine.erasing import Erasing
+from hvdtrain.engine.global_norm import share_batch_norm
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -170,6 +171,8 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
     check_sizes(model, cfg)
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shared = cfg.model.batch_norm == "global"
+    norms = share_batch_norm(model, comm, cfg.model.name) if shared else None
     autocast = resolve_precision(cfg, device)
     reducer = Reducer(
         model.parameters(),
@@ -202,6 +205,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             seed=cfg.seed,
         ),
         ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
+        norms=norms,
         noise=NoiseMeter(
             train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
         ),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hvdtrain.engine.global_norm import alone
 from hvdtrain.engine.mixing import Batch
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.step import State, average, backward, update
@@ -36,7 +37,7 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
     updates = 4 if state.settings.device.type == "cuda" else 1
     times: list[float] = []
     first_s = 0.0
-    with restored(state):
+    with restored(state), alone(state.norms):
         clock = state.reducer.clock.backward
         while len(times) <= min_steps or sum(times[1:]) * updates < min_s:
             began = time.perf_counter()

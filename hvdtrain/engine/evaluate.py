@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 from torch.nn import functional
 
 from hvdtrain import activity
+from hvdtrain.comm.ranks import Comm
 from hvdtrain.engine.mixing import Batch
 from hvdtrain.engine.step import SUMS, State, sums_of
 from hvdtrain.engine.views import mean_logits
@@ -22,19 +24,18 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
     Uses the averaged weights, if the run keeps them, and the mean over the views that the run asks for. The
     activity must count images. Raises DataError if the number of images counted is not `expected`.
     """
-    average_buffers(state)
     state.model.eval()
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=state.settings.device)
-    seen = 0
     network = partial(state.forward, averaged=True)
-    for batch in batches:
-        activity.beat()
-        logits = mean_logits(network, batch.images, state.settings.val_views)
-        losses = functional.cross_entropy(logits, batch.labels, reduction="none")
-        loss = torch.dot(losses, batch.weights)
-        sums += sums_of(logits, loss, batch.labels, batch.weights)
-        seen += len(batch.labels) * state.comm.size
-        activity.step(min(seen, expected))
+    with pooled_statistics(state):
+        sums, seen = torch.zeros(len(SUMS), dtype=torch.float64, device=state.settings.device), 0
+        for batch in batches:
+            activity.beat()
+            logits = mean_logits(network, batch.images, state.settings.val_views)
+            losses = functional.cross_entropy(logits, batch.labels, reduction="none")
+            loss = torch.dot(losses, batch.weights)
+            sums += sums_of(logits, loss, batch.labels, batch.weights)
+            seen += len(batch.labels) * state.comm.size
+            activity.step(min(seen, expected))
     loss_sum, top1, top5, count = state.comm.sum_(sums, "evaluate").tolist()
     if round(count) != expected:
         raise DataError(f"evaluation counted {count:.0f} images, expected exactly {expected}")
@@ -43,22 +44,55 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
 
 def rank_buffers(state: State) -> list[torch.Tensor]:
     """The batch-norm statistics, and their averages over time: in training each rank has its own."""
+    return [*_named_buffers(state).values()]
+
+
+def _named_buffers(state: State) -> dict[str, torch.Tensor]:
     named = {name: b for name, b in state.model.named_buffers() if b.is_floating_point()}
-    buffers = [*named.values()]
-    if state.ema is not None:
-        # Averaging over ranks and over time are linear: their order does not matter.
-        buffers += [state.ema.tensors[name] for name in named if name in state.ema.tensors]
-    return buffers
+    averages = {} if state.ema is None else state.ema.tensors
+    return {**named, **{f"average of {name}": averages[name] for name in named if name in averages}}
 
 
-def average_buffers(state: State) -> None:
-    """Average the batch-norm statistics over ranks; in training each rank keeps its own."""
-    buffers = rank_buffers(state)
-    if state.comm.size == 1 or not buffers:
+@contextlib.contextmanager
+def pooled_statistics(state: State) -> Iterator[torch.Tensor | None]:
+    """A context in which all ranks have the batch-norm statistics of all; then each has its own again.
+
+    Gives this rank's own in a row, in the order of `rank_buffers`; None on one rank, or without any.
+    Every rank must enter it.
+    """
+    named = _named_buffers(state)
+    if state.comm.size == 1 or not named:
+        yield None
         return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    state.comm.sum_(flat, "buffers").div_(state.comm.size)
-    set_buffers(buffers, flat)
+    buffers = [*named.values()]
+    own = torch.cat([buffer.flatten() for buffer in buffers])
+    set_buffers(buffers, _pooled(named, state.comm))
+    try:
+        yield own
+    finally:
+        set_buffers(buffers, own)
+
+
+def _pooled(named: dict[str, torch.Tensor], comm: Comm) -> torch.Tensor:
+    """The statistics of all ranks together, float64, in a row.
+
+    Means are averaged. A variance is that of the union of equal parts: the mean of the parts' variances
+    plus the variance of their means. Ranks that are alike keep their bits.
+    """
+    mean_of = {
+        name: f"{name.removesuffix('var')}mean" for name in named if name.endswith("running_var")
+    }
+    flat = torch.cat([buffer.flatten() for buffer in named.values()]).double()
+    sizes = [buffer.numel() for buffer in named.values()]
+    parts = dict(zip(named, flat.split(sizes), strict=True))
+    squares = [parts[mean].square() for mean in mean_of.values()]
+    sums = comm.sum_(torch.cat([flat, *squares]), "buffers").div_(comm.size)
+    parts = dict(zip(named, sums[: len(flat)].split(sizes), strict=True))
+    left = sums[len(flat) :]
+    for var, mean in mean_of.items():
+        square, left = left.split([parts[mean].numel(), len(left) - parts[mean].numel()])
+        parts[var] += (square - parts[mean].square()).clamp_(min=0.0)
+    return sums[: len(flat)]
 
 
 def set_buffers(buffers: list[torch.Tensor], flat: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.config.train import ValViews
 from hvdtrain.engine.erasing import Erasing
+from hvdtrain.engine.global_norm import GlobalNorms
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Batch, Mixing, Part
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -83,6 +84,8 @@ class State:
     ema: Ema | None = None
     teacher: Teacher | None = None
     """From whose outputs the model learns, too; it never changes."""
+    norms: GlobalNorms | None = None
+    """If the batch norms use statistics of all ranks."""
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     weights: WeightMeter | None = None
     """On rank 0, if the run measures how its weights move."""
@@ -112,6 +115,8 @@ class State:
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
         """Logits [N, classes] in fp32, computed in the run's precision; `averaged`: with the
         averaged weights, if the run keeps them."""
+        if self.norms is not None:
+            self.norms.begin()
         with self._autocast():
             logits: torch.Tensor
             if averaged and self.ema is not None:
@@ -133,6 +138,13 @@ class State:
     def _autocast(self) -> torch.autocast:
         device, autocast = self.settings.device, self.settings.autocast
         return torch.autocast(device.type, autocast, enabled=autocast is not None)
+
+    def refuse_step(self) -> None:
+        """In place of a step: let the others' sums of it end with SumRefused, on all ranks."""
+        if self.norms is not None:  # they wait for the first layer's statistics
+            self.norms.refuse()
+        else:
+            self.reducer.refuse()
 
 
 def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:

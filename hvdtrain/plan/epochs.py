@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from hvdtrain.config.networks import NETWORKS
+from hvdtrain.config.networks import NETWORKS, no_batch_norm
 from hvdtrain.config.schema import Config, LearningRate, Phase
 from hvdtrain.errors import ConfigError
 from hvdtrain.plan.schedules import cycled_momentum, lr_scale, ramp, scheduled_lr
@@ -217,11 +217,13 @@ def _check_momentum(cfg: Config, constant: float) -> None:
 
 
 def _check_features(cfg: Config, smallest: Epoch) -> None:
-    """Refuse images that a network shrinks to nothing, or to one value per channel of a batch norm,
-    whose deviation would be 0. Networks of other libraries are tried when they are built."""
+    """Refuse batch norm over all ranks where there is none, and images that a network shrinks to nothing,
+    or to one value per channel of a batch norm, whose deviation would be 0. Networks of other libraries are tried when they are built."""
     network, size = NETWORKS.get(cfg.model.name), smallest.image_size
     if network is None:
         return
+    if cfg.model.batch_norm == "global" and not network.batch_norm:
+        raise ConfigError(no_batch_norm(cfg.model.name))
     side, phase = network.last_side(size), f"phases.{smallest.phase_index}"
     if side == 0:
         raise ConfigError(

@@ -53,7 +53,7 @@ def sgd_beyond_limit(cfg: Config, plan: Plan) -> str | None:
 
 def batch_norm_batch_changes(cfg: Config, plan: Plan) -> str | None:
     """A batch-norm batch that changes: its images are part of the loss."""
-    batches = sorted({epoch.batch_per_worker for epoch in plan.epochs})
+    batches = _norm_batches(cfg, plan)
     if len(batches) == 1 or not has_batch_norm(cfg):
         return None
     return (
@@ -254,6 +254,22 @@ def _k(cfg: Config, plan: Plan) -> float:
 
 def _largest_batch(plan: Plan) -> int:
     return max(epoch.global_batch_size for epoch in plan.epochs)
+
+
+def _norm_batches(cfg: Config, plan: Plan) -> list[int]:
+    """The numbers of images over which batch norm takes its statistics, rising."""
+    workers = plan.world_size if cfg.model.batch_norm == "global" else 1
+    return sorted({epoch.batch_per_worker * workers for epoch in plan.epochs})
+
+
+def batch_norm_text(cfg: Config, plan: Plan) -> str:
+    """Over how many images batch norm takes its statistics, and what it costs."""
+    if not has_batch_norm(cfg):
+        return "no batch norm"
+    images = f"{', '.join(map(str, _norm_batches(cfg, plan)))} images per forward pass"
+    if cfg.model.batch_norm == "worker":
+        return f"{images}, per worker"
+    return f"{images}, of all {plan.world_size} workers: two sums over workers a layer"
 
 
 def is_normalizer_free(cfg: Config) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from hvdtrain.config.schema import Config
 from hvdtrain.plan.augmentation import augmentation
 from hvdtrain.plan.epochs import Plan
-from hvdtrain.plan.recipe_check import has_batch_norm, recipe_warnings
+from hvdtrain.plan.recipe_check import batch_norm_text, recipe_warnings
 from hvdtrain.plan.schedules import FASTAI_FINAL_DIV, lr_scale, turns
 from hvdtrain.plan.table import phase_table
 from pipelines.reading import Classes, Reading
@@ -91,8 +91,6 @@ def _has_betas(cfg: Config) -> bool:
 
 def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
     first = plan.epochs[0]
-    batches = ", ".join(map(str, sorted({epoch.batch_per_worker for epoch in plan.epochs})))
-    statistics = f"{batches} images per forward pass, per worker"
     return [
         ("model", _model(cfg)),
         ("images", f"{plan.num_samples:,} an epoch, {_often(cfg)}{_reading(cfg)}"),
@@ -102,7 +100,7 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("learning rate", _rate(cfg, plan)),
         ("warmup", _warmup(cfg)),
         ("schedule", _schedule(cfg)),
-        ("batch-norm batch", statistics if has_batch_norm(cfg) else "no batch norm"),
+        ("batch-norm batch", batch_norm_text(cfg, plan)),
         ("averaged over", "all images of the global batch, micro-batches included"),
         ("optimizer", _optimizer(cfg)),
         _momentum(cfg, plan),

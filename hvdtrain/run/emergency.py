@@ -101,7 +101,7 @@ class Rescue:
                     state.statistics.restore()
                 elif not self._first:  # the others are in the next step
                     self._stops.check()
-                    state.reducer.refuse()
+                    state.refuse_step()
                 self._stops.enter()
                 mine = [fault_text(self._own), state.progress.step, state.updating]
                 found = self._run.comm.gather_text(json.dumps(mine))

@@ -21,7 +21,7 @@ from hvdtrain.engine.checkpoint import (
     metadata,
     write_checkpoint,
 )
-from hvdtrain.engine.evaluate import average_buffers, rank_buffers, set_buffers
+from hvdtrain.engine.evaluate import pooled_statistics, rank_buffers
 from hvdtrain.engine.step import State
 from hvdtrain.errors import TrainingError
 from hvdtrain.paths import RunPaths
@@ -210,26 +210,20 @@ class Snapshots:
         self.sinks.write(Note(f"warning: {text}: its reports and checkpoints so far are lost"))
 
     def _copy(self) -> Tensors | None:
-        """A copy of the state, with batch-norm statistics averaged over ranks; None on ranks above 0.
+        """A copy of the state, with batch-norm statistics pooled over ranks; None on ranks above 0.
 
         The ranks' own statistics are a file of their own, unless all are equal. Training goes on
         with them.
         """
         state, comm = self.state, self.state.comm
-        buffers = rank_buffers(state) if comm.size > 1 else []
-        own = torch.cat([buffer.flatten() for buffer in buffers]) if buffers else None
-        average_buffers(state)
-        try:
+        with pooled_statistics(state) as own:
             files = None
             if comm.rank == 0:
                 files = self._with_measures(self.buffers.copy(contents(state)))
             check_state(state, self.paths, known=files is not None and self.buffers.finite)
             if own is not None:
                 rows = comm.gather(own.cpu(), "statistics")
-                mean = torch.cat([buffer.flatten() for buffer in buffers]).cpu()
-                if files is not None and not torch.equal(rows, mean.expand_as(rows)):
+                pooled = torch.cat([buffer.flatten() for buffer in rank_buffers(state)]).cpu()
+                if files is not None and not torch.equal(rows, pooled.expand_as(rows)):
                     files[BUFFERS_FILE] = {RANKS: rows}
-        finally:
-            if own is not None:
-                set_buffers(buffers, own)
         return files

@@ -34,6 +34,7 @@ metrics: {{enabled: false}}
 STEPS = {"middle": 4, "first": 6, "evaluation": 12}
 """Updates before the one, or the evaluation, for which rank 1 gets no images; an epoch has 6."""
 COUNT = 22
+GLOBAL = "resnet8_cifar, batch_norm: global"
 
 
 def config(root: Path, model: str = "resnet8_cifar") -> Config:
@@ -108,6 +109,9 @@ def main(out: Path) -> None:
             found[case] = error_of(comm, config(ROOT), out / "failing", begun=bool(found))
         comm.gather_text("")
     train(config(ROOT), comm, resume=str(out / "failing"))
+    with Hidden(comm, ROOT / "images", hidden(STEPS["middle"])):
+        found["global"] = error_of(comm, config(ROOT, GLOBAL), out / "global")
+    comm.gather_text("")
     if comm.rank == 1:
         (out / "rank-1.json").write_text(json.dumps(found))
     leave(comm, out)

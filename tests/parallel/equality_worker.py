@@ -30,7 +30,7 @@ from hvdtrain.train import train
 
 CONFIG = """
 data: {{train: {root}/train, val: {root}/val, augment: pad_crop, decode_threads: 1}}
-model: {{name: resnet8_gn}}
+model: {{{model}}}
 optimizer: {{clip_norm: {clip}}}
 lr: {{base: 0.4, warmup_epochs: 1, schedule: cosine}}
 phases:
@@ -41,11 +41,19 @@ comm: {{group_mb: 0.02, compression: none}}
 metrics: {{enabled: false}}
 """
 GLOBAL_BATCH = 16
+GROUP_NORM = "name: resnet8_gn"
+BATCH_NORM = "name: resnet8_cifar, batch_norm: global"
 VARIANTS = {
-    "plain": {"accumulate": 1, "channels_last": "false", "clip": "null"},
-    "channels_last": {"accumulate": 1, "channels_last": "true", "clip": "null"},
-    "accumulate": {"accumulate": 2, "channels_last": "true", "clip": "null"},
-    "clip": {"accumulate": 2, "channels_last": "true", "clip": "0.5"},
+    "plain": {"accumulate": 1, "channels_last": "false", "clip": "null", "model": GROUP_NORM},
+    "channels_last": {
+        "accumulate": 1,
+        "channels_last": "true",
+        "clip": "null",
+        "model": GROUP_NORM,
+    },
+    "accumulate": {"accumulate": 2, "channels_last": "true", "clip": "null", "model": GROUP_NORM},
+    "clip": {"accumulate": 2, "channels_last": "true", "clip": "0.5", "model": GROUP_NORM},
+    "batch_norm": {"accumulate": 1, "channels_last": "false", "clip": "null", "model": BATCH_NORM},
 }
 STOPS = {4: 5, 2: 13, 1: 99}
 """Steps after which the run that goes on is stopped, by number of ranks."""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from hvdtrain.checkpoint_files import list_checkpoints, verify
 from pipelines.images.decoder import DEPTH
@@ -52,6 +53,21 @@ def test_the_end_is_that_of_an_undisturbed_run(runs: Path) -> None:
     )
     assert resumed["sha256"] == whole["sha256"]  # weights, optimizer, averages, statistics
     assert (resumed["step"], resumed["samples"]) == (12, 44) == (whole["step"], whole["samples"])
+
+
+def test_ranks_that_wait_for_statistics_are_freed_and_keep_those_before_the_step(
+    runs: Path,
+) -> None:
+    """With `model.batch_norm: global`, the first sum of a step is that of the first layer."""
+    told = [json.loads((runs / f"rank-{rank}.json").read_text())["global"] for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert re.search(r"cannot read: .*; update [1-4] is saved in", told[0][2]), told
+    [saved] = list_checkpoints(runs / "global/checkpoints")
+    meta = verify(saved)
+    assert "buffers.safetensors" not in meta["sha256"]  # those of all ranks are the same
+    tensors = safetensors.torch.load_file(saved / "model.safetensors")
+    tracked = [int(t) for key, t in tensors.items() if key.endswith("num_batches_tracked")]
+    assert set(tracked) == {meta["step"]}
 
 
 def test_rank_0_saves_alone_where_it_knows_the_whole_state(runs: Path) -> None:

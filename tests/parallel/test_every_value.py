@@ -277,7 +277,8 @@ TWO_RANKS = [
             "train.roll",
         )
     )
-    or field in ("data.cache", "data.shuffle", "phases.0.rect_val", "train.precision")
+    or field
+    in ("data.cache", "data.shuffle", "phases.0.rect_val", "train.precision", "model.batch_norm")
 ]
 
 
