@@ -78,6 +78,8 @@ def _more() -> list[str]:
     return [
         f"DIUx 8×8, MB that a host sends per step: {low}–{high} logged, "
         f"{published.traffic_per_step():.1f} predicted",
+        "DIUx 4×8, 224 px, 224 images: two steps of 318 and 336 ms in its README, "
+        f"{between(published.diux_on_four_hosts(), '.0f', factor=1e3)} predicted",
         f"Goyal et al., predicted at other latencies: {by_latency}",
         "VGG-16, 32×4, predicted speed over RDMA: "
         f"{between(published.rdma_over_tcp(), '.2f', '×')} that over TCP",
