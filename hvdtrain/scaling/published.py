@@ -260,6 +260,15 @@ def diux_from_one_gpu() -> list[tuple[Logged, Ends[float]]]:
     return [(each, _predicted(each, same(one))) for each in DIUX]
 
 
+def diux_larger_from_smaller() -> list[tuple[Logged, Ends[float]]]:
+    """The fitted steps themselves, each predicted from a worker fitted to the smaller batch of its image size."""
+
+    def from_(smaller: Logged) -> Ends[Calibration]:
+        return both(lambda end: Calibration([_worker(smaller, end)], ""))
+
+    return [(large, _predicted(large, from_(DIUX[2 * i]))) for i, large in enumerate(_FITTED)]
+
+
 def diux_on_four_hosts() -> Ends[float]:
     """Predicted seconds of 224 images at 224 px on 4 hosts; the README of the log prints 318 and 336 ms."""
     return both(lambda end: _diux_step(_worker(DIUX[3], end), end, hosts=4))

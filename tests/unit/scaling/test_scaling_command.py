@@ -219,6 +219,7 @@ def test_compare_and_published(
     page = PAGE.read_text()
     assert [table in page for table in tables] == [True] * 3
     for printed, written in (
+        ("128 px 166–237 for 181 ms, 224 px 357–382 for", "128 px 166–237 ms, with the 181"),
         ("318 and 336 ms in its README, 343–345 predicted", "8 hosts says 343–345 ms"),
         ("100.5–103.1 logged, 101.4 predicted", "100.5–103.1 MB, and the model says 101.4"),
         (
