@@ -179,7 +179,8 @@ def _blocks(found: Found, price: float | None) -> list[str]:
     if found.answers:
         blocks.append(words.speed(found))
     for answer in found.answers:
-        blocks += [words.verdict(answer), table(*words.nodes_table(answer, price))]
+        lines = [words.verdict(answer), words.late_ranks(answer)]
+        blocks += ["\n".join(lines), table(*words.nodes_table(answer, price))]
     if found.trade_off is not None and not found.answers:
         blocks.append("--link GBIT adds which batch on how many nodes.")
     return blocks

@@ -19,12 +19,12 @@ BACKWARD_SHARE = 2 / 3
 it does two, one for the weights of the layer and one for its inputs."""
 FIXED = Ends(fast=0.05, slow=0.2)
 """Share of a measured step that does not shrink with its images: starting kernels, the optimizer, kernels that do
-not fill the GPU. Fast and slow for a smaller step, and the other way round for a larger one. Source: 4 % (K80) to
-12 % (P100) in TensorFlow's benchmarks of 2017 between batch 64 and 32, 18 % (V100, fp16) in DLPerf's of NVIDIA's
-TensorFlow ResNet-50 between 256 and 224."""
+not fill the GPU. Fast and slow for a smaller step, and the other way round for a larger one. Source: 3 to 5 % (K80)
+and 7 to 12 % (P100) in TensorFlow's benchmarks of 2017 between batch 64 and 32, 18 % (V100, fp16) in DLPerf's of
+NVIDIA's TensorFlow ResNet-50 between 256 and 224."""
 BY_PIXELS = 0.1
-"""Error of a time that is scaled by the number of pixels, 0-1: within 2 % for ResNets from 160 to 288 px on one GPU
-(timm, results/, RTX 3090), 6 % from 224 to 288 px in DIUx's log."""
+"""Error of a time that is scaled by the number of pixels, 0-1: within 2 % for ResNets from 160 to 288 px in
+inference on one GPU (timm, results/, RTX 3090), 6 % from 224 to 288 px in DIUx's log."""
 _FP32 = 4
 
 

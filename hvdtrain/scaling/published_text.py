@@ -75,9 +75,16 @@ def _more() -> list[str]:
         f"{us} µs {between(value, '.0f', '%', 100)}"
         for us, value in published.goyal_by_latency().items()
     )
+    larger = ", ".join(
+        f"{step.image_size} px {between(ends, '.0f', factor=1e3)} for {1e3 * step.median_s:g} ms"
+        for step, ends in published.diux_larger_from_smaller()
+    )
     return [
+        f"DIUx 8×8, the fitted steps from the smaller batch instead: {larger}",
         f"DIUx 8×8, MB that a host sends per step: {low}–{high} logged, "
         f"{published.traffic_per_step():.1f} predicted",
+        "DIUx 4×8, 224 px, 224 images: two steps of 318 and 336 ms in its README, "
+        f"{between(published.diux_on_four_hosts(), '.0f', factor=1e3)} predicted",
         f"Goyal et al., predicted at other latencies: {by_latency}",
         "VGG-16, 32×4, predicted speed over RDMA: "
         f"{between(published.rdma_over_tcp(), '.2f', '×')} that over TCP",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from hvdtrain.scaling.compare import Comparison
 from hvdtrain.scaling.ends import Ends, between, keys, low_high
 from hvdtrain.scaling.overlap import Step, straggler
 from hvdtrain.scaling.predict import Advice, Point, Setting
+from hvdtrain.scaling.profile import BY_PIXELS, FIXED
 
 Row = Sequence[str]
 
@@ -45,13 +47,19 @@ def prediction_text(
 def notes(points: Sequence[Point], sigma: Ends[float], target: float) -> list[str]:
     """What the ranges are made of; what late ranks allow if they cost most somewhere, or rule out `target`; and
     what is not counted."""
-    widest = points[0].cluster.network
-    share = Ends(widest.efficiency, widest.least_efficiency or widest.efficiency)
-    lines = [
-        f"from–to: gradients get {between(share, '.0f', '%', 100)} of a link (--efficiency), the step times of a "
-        f"rank spread by {between(sigma, '.3g', '%', 100)} (--straggler)"
-    ]
+    network = points[0].cluster.network
+    share = Ends(network.efficiency, network.least_efficiency or network.efficiency)
+    most = "" if network.most_gbit == inf else f", {network.most_gbit:g} Gbit/s at most"
     phases = [phase for point in points for phase in point.phases]
+    lines = [
+        f"from–to: gradients get {between(share, '.0f', '%', 100)} of a link{most} (--efficiency), the step times "
+        f"of a rank spread by {between(sigma, '.3g', '%', 100)} (--straggler)"
+    ]
+    if any(phase.step.fast.compute_s != phase.step.slow.compute_s for phase in phases):
+        lines.append(
+            f"from–to: a step whose batch or image size was not measured keeps {between(FIXED, '.0f', '%', 100)} of "
+            f"the measured time, the rest follows the images, and the pixels to ±{BY_PIXELS:.0%}"
+        )
     ranks = max(point.cluster.ranks for point in points)
     allowed = late_ranks_allow(ranks, sigma)
     if allowed.slow < target or any(lost_to(phase.step) != "gradients" for phase in phases):
@@ -59,14 +67,14 @@ def notes(points: Sequence[Point], sigma: Ends[float], target: float) -> list[st
             f"late ranks: by that spread alone {ranks:,} GPUs reach at most "
             f"{between(allowed, '.1f', '%', 100)}, with any link and any batch"
         )
-    most = max(
+    per_node = max(
         low_high(phase.images_per_s)[1] / point.cluster.hosts
         for point in points
         for phase in point.phases
     )
     lines.append(
         "not counted: evaluation, start, and waiting for images: a node must read and decode "
-        f"{most:,.0f} images/s (docs/explanation/scaling.md, One machine, says what that can cost)"
+        f"{per_node:,.0f} images/s (docs/explanation/scaling.md, One machine, says what that can cost)"
     )
     return lines
 

@@ -201,7 +201,7 @@ def is_explained(key: str, of: Table) -> bool:
         return any(rest in OF_PLAN[place] for place in places if place in OF_PLAN)
     if key == "data.val_crop_ratio" and "plan.val_resize" in places:
         return True
-    return key in places or key in of.all_own
+    return key in of.all_own or any(f"{place}.".startswith(f"{key}.") for place in places)
 
 
 def section_of_header(of: Table) -> list[str]:

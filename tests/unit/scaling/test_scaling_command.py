@@ -140,10 +140,10 @@ def test_late_ranks_never_bound_a_figure_in_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On 1024 GPUs with a fast link they cost most, and no link and no batch gives more than they leave."""
-    arguments = ("predict", DIUX, "comm.compression=fp16", *BY_HAND, "--gpus", "8")
-    large = (*arguments, "train.accumulate=16", "--nodes", "128", "--link", "100", "--network")
-    sigma = ("--straggler", "0.03", "data.train_size=100000000")
-    assert command(monkeypatch, *large, "rdma", *sigma) == 0
+    arguments = ("predict", DIUX, "comm.compression=fp16", *BY_HAND)
+    large = ("train.accumulate=16", "data.train_size=100000000", "--nodes", "128", "--link", "100")
+    options = ("--network", "rdma", "--straggler", "0.03")
+    assert command(monkeypatch, *arguments, *large, *options) == 0
     out = capsys.readouterr().out
     assert "late ranks: by that spread alone 1,024 GPUs reach at most 90.0%" in out
     assert "spread by 3% (--straggler)" in out
@@ -153,7 +153,6 @@ def test_late_ranks_never_bound_a_figure_in_silence(
     out = capsys.readouterr().out
     assert re.search(r"^16 +128 +1 .* gradients$", out, re.MULTILINE)
     assert "by that spread alone" not in out
-    assert "a node must read and decode" in out
 
 
 @pytest.mark.parametrize(
@@ -218,10 +217,10 @@ def test_compare_and_published(
     assert command(monkeypatch, "published") == 0
     *tables, more = capsys.readouterr().out.strip().split("\n\n")
     page = PAGE.read_text()
-    assert len(tables) == 3
-    for table in tables:
-        assert table in page
+    assert [table in page for table in tables] == [True] * 3
     for printed, written in (
+        ("128 px 166–237 for 181 ms, 224 px 357–382 for", "128 px 166–237 ms, with the 181"),
+        ("318 and 336 ms in its README, 343–345 predicted", "8 hosts says 343–345 ms"),
         ("100.5–103.1 logged, 101.4 predicted", "100.5–103.1 MB, and the model says 101.4"),
         (
             "40 µs 83–99%, 50 µs 79–94%, 60 µs 75–88%",

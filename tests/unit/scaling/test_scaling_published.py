@@ -19,6 +19,7 @@ from hvdtrain.scaling.published import (
     Published,
     diux,
     diux_from_one_gpu,
+    diux_larger_from_smaller,
     half_width,
     published,
     traffic_per_step,
@@ -98,6 +99,14 @@ def test_from_one_gpu_of_another_source_four_of_five_are_inside() -> None:
     assert found == pytest.approx([0, 0, 0, 0.001, 0], abs=5e-4)
     widths = [half_width(ends) for _step, ends in diux_from_one_gpu()]
     assert widths == pytest.approx([0.33, 0.24, 0.11, 0.06, 0.15], abs=0.006)
+
+
+def test_the_fitted_steps_from_the_others() -> None:
+    """One of two is inside, and the other one is missed by 3 %."""
+    found = [(step, outside(step.median_s, ends)) for step, ends in diux_larger_from_smaller()]
+    assert [step.batch for step, _beyond in found] == [256, 224]
+    relative = [beyond / step.median_s for step, beyond in found]
+    assert relative == pytest.approx([0, -0.03], abs=5e-4)
 
 
 def test_the_traffic_of_a_host() -> None:

@@ -85,6 +85,8 @@ class Answer:
     """The same with as many images per rank as the run has."""
     offers: list[Offer]
     """All that were compared."""
+    sigma: Ends[float]
+    """Spread of a rank's step times that was assumed."""
     least_saving: float
     """Share of the time that twice the nodes must save to pay, 0-1."""
     bounds: tuple[float, float] | None = None
@@ -169,7 +171,7 @@ def answer(
         same.append(offer_of(trade_off, predictor, cluster, own.batch_per_worker, own.accumulate))
     as_it_is = _own_offer(trade_off, predictor, own)
     gbit = clusters[0].network.link_gbit
-    return Answer(gbit, as_it_is, fastest, same, offers, least_saving)
+    return Answer(gbit, as_it_is, fastest, same, offers, predictor.sigma, least_saving)
 
 
 def offer_of(

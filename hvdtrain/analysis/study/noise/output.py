@@ -15,6 +15,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import write_atomically
 from hvdtrain.scaling.ends import keys
+from hvdtrain.scaling.tables import late_ranks_allow
 from hvdtrain.telemetry.reports import json_text
 
 Row = dict[str, Any]
@@ -64,6 +65,7 @@ def _answer(answer: Answer) -> Row:
             for offer, saved in zip(answer.fastest, answer.saved, strict=True)
         ],
         "same_share": [offer.as_dict() for offer in answer.same_share],
+        **keys("late_ranks_allow", late_ranks_allow(answer.fastest[-1].ranks, answer.sigma)),
         "least_saving": answer.least_saving,
     }
 

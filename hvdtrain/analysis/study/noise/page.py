@@ -157,7 +157,8 @@ def _trade_off(found: Found, trade_off: TradeOff, number: int) -> Section:
 def _nodes(found: Found, answer: Answer, first: bool, number: int, price: float | None) -> Section:
     gbit = f"{answer.link_gbit:g}"
     stem = _stem("nodes", number) + ("" if first else f"-{gbit}-gbit")
-    text = _text([words.verdict(answer), *([words.speed(found)] if first else [])])
+    about = [words.speed(found)] if first else []
+    text = _text([words.verdict(answer), words.late_ranks(answer), *about])
     table = _table(words.nodes_table(answer, price))
     title = f"Nodes for {found.name} at {gbit} Gbit/s"
     return Section(title, text, table, tuple(_node_charts(answer, stem)))

@@ -10,6 +10,7 @@ from hvdtrain.analysis.study.noise.nodes import SMALLEST, Answer, Offer
 from hvdtrain.analysis.study.noise.trade_off import TradeOff
 from hvdtrain.report.text import MISSING, dollars, duration
 from hvdtrain.scaling.ends import Ends, between, low_high
+from hvdtrain.scaling.tables import late_ranks_allow
 
 SIMPLE = (
     "The critical batch is taken to be the simple noise scale tr Σ / |G|², which ignores the Hessian, as if the "
@@ -120,6 +121,17 @@ def verdict(answer: Answer) -> str:
         f"{answer.link_gbit:g} Gbit/s: batch {best.batch:,} on {_of(best.nodes)}: {faster} as fast as now "
         f"(batch {own.batch:,} on {_of(own.nodes)}) for {between(answer.dearer(best), '.2g', '×')} the node-hours; "
         f"{_end(answer)}"
+    )
+
+
+def late_ranks(answer: Answer) -> str:
+    """What waiting for the slowest rank leaves, whatever the link and the batch."""
+    ranks = answer.fastest[-1].ranks
+    allowed = between(late_ranks_allow(ranks, answer.sigma), ".1f", "%", 100)
+    spread = between(answer.sigma, ".3g", "%", 100)
+    return (
+        f"late ranks: where step times spread by {spread} (--straggler), {ranks:,} ranks reach at most {allowed} "
+        "efficiency, whatever the link and the batch"
     )
 
 

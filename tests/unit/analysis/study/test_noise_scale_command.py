@@ -108,6 +108,8 @@ def test_a_run_with_nodes_and_price(typed: Typed) -> None:
     ratios = [link["now"][f"seconds_{end}"] / advised[f"seconds_{end}"] for end in ("low", "high")]
     found_ratios = [advised["faster_low"], advised["faster_high"]]
     assert found_ratios == pytest.approx(sorted(ratios))
+    assert link["late_ranks_allow_low"] < link["late_ranks_allow_high"] < 1
+    assert "16 ranks reach at most 91.4–98.8% efficiency" in out
     assert re.search(r"^now +2 .* [\d.]+ s–[\d.]+ s ", out, re.MULTILINE)
     assert len(rows(folder / "noise-scale.csv")) == 40
     assert {row["nodes"] for row in rows(folder / "nodes.csv")} == {"1", "2", "4", "8"}
