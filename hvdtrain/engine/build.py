@@ -25,11 +25,14 @@ from hvdtrain.engine.step import State, StepSettings, resolve_precision
 from hvdtrain.engine.weight_meter import WeightMeter
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models import build_model
+from hvdtrain.models.depths import depths_of
 from hvdtrain.models.freezing import freeze, unfreeze
 from hvdtrain.models.small import Airbench
 from hvdtrain.optim import build_optimizer, set_trained
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.ema import Ema
+from hvdtrain.optim.lookahead import Lookahead
+from hvdtrain.optim.muon import Shares
 from hvdtrain.plan.epochs import Epoch, Plan, make_plan
 from hvdtrain.plan.images import check_counts
 from pipelines.loader import Loaders
@@ -177,11 +180,18 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         compression="fp16" if cfg.comm.compression == "fp16" else "none",
         group_bytes=cfg.comm.group_bytes,
     )
-    train, agc = cfg.train, cfg.optimizer.agc
+    train, agc, lookahead = cfg.train, cfg.optimizer.agc, cfg.optimizer.lookahead
     static = None if train.loss_scale == "dynamic" else float(train.loss_scale)
+    optimizer = build_optimizer(
+        model,
+        cfg.optimizer,
+        depths=depths_of(model, cfg.model.name) if cfg.optimizer.layer_decay < 1 else None,
+        autocast=autocast,
+        shares=Shares(comm.rank, comm.size, comm.gather) if comm.size > 1 else None,
+    )
     return State(
         model=model,
-        optimizer=build_optimizer(model, cfg.optimizer),
+        optimizer=optimizer,
         reducer=reducer,
         scaler=torch.amp.GradScaler(
             device.type, init_scale=static or 2.0**16, enabled=autocast == torch.float16
@@ -192,13 +202,16 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             autocast=autocast,
             loss=Loss.of(train),
             clip_norm=cfg.optimizer.clip_norm,
-            agc=AdaptiveClipping(model, agc) if agc is not None else None,
+            agc=AdaptiveClipping(model, agc, classifier_bias=cfg.optimizer.agc_classifier_bias)
+            if agc is not None
+            else None,
             static_loss_scale=static,
             erasing=Erasing(cfg.data.random_erasing, cfg.seed),
             mixing=Mixing(train.mixup, train.cutmix, cfg.seed),
             seed=cfg.seed,
         ),
         ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
+        lookahead=Lookahead(optimizer, lookahead) if lookahead.every is not None else None,
         noise=NoiseMeter(
             train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
         ),

@@ -96,6 +96,10 @@ class Epoch:
         whole = consumed == self.num_samples
         return Position(self.index + 1, 0) if whole else Position(self.index, consumed)
 
+    def done_after(self, i: int) -> float:
+        """Share (0-1) of the run's samples consumed after step `i` of those left; 1 after the last."""
+        return (self.index + self.samples_after(i) / self.num_samples) / self.total_epochs
+
     def lr(self, i: int) -> float:
         """Learning rate of step `i` of those left in this epoch."""
         return self.lr_at(self._time(i))

@@ -174,7 +174,8 @@ def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
     """A rate that jumps while the momentum buffer contains it."""
     jumps = [phase.lr is not None for phase in cfg.phases[1:]]
     stepped = scheduled(cfg) and cfg.lr.schedule == "step" and cfg.lr.milestones
-    if cfg.optimizer.name != "lars" or not (stepped or any(jumps)):
+    inside = cfg.optimizer.name == "lars" and cfg.optimizer.lars_rate == "inside"
+    if not inside or not (stepped or any(jumps)):
         return None
     return (
         "the rate jumps, and LARS keeps it inside its momentum buffer: the old rate fades over "

@@ -35,6 +35,7 @@ MORE: dict[str, list[Any]] = {
     "model.freeze": [[], ["stem"], ["stages"], ["stem", "stages", "classifier"], ["head"]],
     "model.weights": ["weights.safetensors", "missing.safetensors"],
     "optimizer.betas": [[0.0, 0.0], [1 - 2**-53, 1 - 2**-53], [0.9, 0.999]],
+    "optimizer.lookahead.share": [[1.0, 0.2], [0.0, 0.0]],
     "lr.milestones": [[], [0.0], [1.0, 2.0], [0.5], [1.7976931348623157e308]],
     "lr.points": [[], [[0.0, 1.0]], [[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]]],
     "lr.cycle_momentum": [[0.85, 0.95], [0.0, 0.0]],

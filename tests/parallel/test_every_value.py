@@ -44,6 +44,8 @@ CROPPED = ["data.augment=random_resized_crop"]
 SERVED = ["metrics.enabled=true"]
 HTTPS = [*SERVED, "metrics.tls_cert=server.pem", "metrics.tls_key=server.key"]
 LISTED = ["data.train=list.csv"]
+MUON = ["optimizer.name=muon"]
+SLOW = ["optimizer.lookahead.every=1"]
 WITH: dict[str, list[str]] = {
     "data.columns.path": LISTED,
     "data.columns.label": LISTED,
@@ -54,6 +56,15 @@ WITH: dict[str, list[str]] = {
     "optimizer.betas": ["optimizer.name=adamw"],
     "optimizer.eps": ["optimizer.name=lamb"],
     "optimizer.trust_coefficient": ["optimizer.name=lars"],
+    "optimizer.lars_rate": ["optimizer.name=lars"],
+    "optimizer.newton_schulz_steps": MUON,
+    "optimizer.normalize_filters": MUON,
+    "optimizer.other_rate": MUON,
+    "optimizer.other_momentum": MUON,
+    "optimizer.share_work": MUON,
+    "optimizer.lookahead.share": SLOW,
+    "optimizer.lookahead.power": [*SLOW, "optimizer.lookahead.share=[1.0, 0.2]"],
+    "optimizer.agc_classifier_bias": ["optimizer.agc=0.01"],
     "lr.warmup_epochs": ["lr.warmup=gradual"],
     "lr.warmup_start": ["lr.warmup=gradual"],
     "lr.schedule=piecewise": ["lr.points=[[0, 1], [1, 0]]"],
