@@ -169,11 +169,13 @@ class Config(Section):
     def _check(self) -> Config:
         if (epochs := sum(phase.epochs for phase in self.phases)) > MAX_EPOCHS:
             raise ValueError(f"phases: {epochs:,} epochs in all; expected at most {MAX_EPOCHS:,}")
+        frozen = list(self.model.freeze)
         for number, phase in enumerate(self.phases):
+            frozen += phase.freeze
             for part in phase.unfreeze:
-                frozen = self.model.freeze
                 if not any(f"{part}.".startswith(f"{name}.") for name in frozen):
                     raise ValueError(
-                        f"phases.{number}.unfreeze: {part} is not frozen: model.freeze has {frozen}"
+                        f"phases.{number}.unfreeze: {part} is not frozen: model.freeze and earlier phases "
+                        f"have {frozen}"
                     )
         return self

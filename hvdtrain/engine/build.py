@@ -26,7 +26,7 @@ from hvdtrain.engine.weight_meter import WeightMeter
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models import build_model
 from hvdtrain.models.depths import depths_of
-from hvdtrain.models.freezing import freeze, unfreeze
+from hvdtrain.models.freezing import freeze_for, train_in_any_phase
 from hvdtrain.models.small import Airbench
 from hvdtrain.optim import build_optimizer, set_trained
 from hvdtrain.optim.agc import AdaptiveClipping
@@ -166,8 +166,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
     """Model, optimizer and reducer, initialised from the seed: equal on all ranks."""
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, num_classes).to(device)
-    for phase in cfg.phases:  # reducer and optimizer hold every parameter that a phase trains
-        unfreeze(model, phase.unfreeze)
+    train_in_any_phase(model, cfg)  # reducer and optimizer hold every parameter that a phase trains
     check_sizes(model, cfg)
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -220,15 +219,13 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
 
 
 def free_parts(state: State, cfg: Config, epoch: Epoch) -> None:
-    """Freeze the parts in `model.freeze`, except those unfrozen by a phase up to this epoch's.
+    """Freeze what is not trained in this epoch, by `model.freeze` and the phases up to its own.
 
     Call it at the start of every epoch, on every rank.
     """
-    if not any(phase.unfreeze for phase in cfg.phases):
+    if not any(phase.freeze or phase.unfreeze for phase in cfg.phases):
         return
-    freeze(state.model, cfg.model.freeze)
-    for phase in cfg.phases[: epoch.phase_index + 1]:
-        unfreeze(state.model, phase.unfreeze)
+    freeze_for(state.model, cfg, epoch.phase_index)
     set_trained(state.model, state.optimizer)
 
 

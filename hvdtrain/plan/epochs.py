@@ -107,6 +107,7 @@ class Epoch:
     def lr_at(self, t: float) -> float:
         """Learning rate at `t` epochs since the start of the run, at this epoch's batch."""
         batch = self.global_batch_size
+        t = self.index if self.rates.update == "epoch" else t
         if self.phase.lr is not None:
             return lr_scale(self.rates, batch) * ramp(self.phase.lr, self._done(t))
         return scheduled_lr(self.rates, t, self.total_epochs, batch)

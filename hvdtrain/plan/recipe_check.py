@@ -162,6 +162,8 @@ def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
     batch = plan.epochs[0].global_batch_size
     if not scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_start is not None:
         return None
+    if cfg.lr.warmup == "gradual" and cfg.lr.update == "epoch":
+        return None
     if _k(cfg, plan) > 1 or batch < LARGE_BATCH:
         return None
     return (

@@ -211,7 +211,10 @@ def _warmup(cfg: Config) -> str:
     lr = cfg.lr
     if lr.warmup == "none" or all(phase.lr is not None for phase in cfg.phases):
         return "none"
-    kind = "rises every iteration from" if lr.warmup == "gradual" else "holds"
+    if lr.warmup == "gradual" and lr.update == "epoch" and lr.warmup_start is None:
+        return f"gradual: 1/{lr.warmup_epochs:g} of the rate more every epoch, from 1/{lr.warmup_epochs:g}"
+    each = "iteration" if lr.update == "step" else "epoch"
+    kind = f"rises every {each} from" if lr.warmup == "gradual" else "holds"
     start = lr.base if lr.warmup_start is None else lr.warmup_start
     return f"{lr.warmup}: {kind} {start:g} for {lr.warmup_epochs:g} epochs"
 
@@ -220,7 +223,7 @@ def _schedule(cfg: Config) -> str:
     lr = cfg.lr
     if all(phase.lr is not None for phase in cfg.phases):
         return "by phase"
-    return {
+    shape = {
         "constant": "constant",
         "step": f"step: × {lr.gamma:g} at epochs {', '.join(f'{m:g}' for m in lr.milestones)}",
         "cosine": "cosine to 0",
@@ -233,14 +236,15 @@ def _schedule(cfg: Config) -> str:
         "cyclical": f"cyclical: {lr.cycle_mode} from 1/{lr.div_factor:g}, "
         f"{lr.cycle_epochs or 0:g} epochs a cycle",
     }[lr.schedule]
+    return shape if lr.update == "step" else f"{shape}; each epoch keeps its first rate"
 
 
 def _frozen(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
-    if not cfg.model.freeze:
-        return []
-    freed = [
-        f"{', '.join(epochs[0].phase.unfreeze)} trained from epoch {epochs[0].index}"
-        for epochs in plan.phases
-        if epochs[0].phase.unfreeze
-    ]
-    return [("frozen", "; ".join([", ".join(cfg.model.freeze), *freed]))]
+    changes = [", ".join(cfg.model.freeze)] if cfg.model.freeze else []
+    for epochs in plan.phases:
+        first, phase = epochs[0].index, epochs[0].phase
+        if phase.freeze:
+            changes.append(f"{', '.join(phase.freeze)} from epoch {first}")
+        if phase.unfreeze:
+            changes.append(f"{', '.join(phase.unfreeze)} trained from epoch {first}")
+    return [("frozen", "; ".join(changes))] if changes else []

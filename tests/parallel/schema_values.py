@@ -43,6 +43,7 @@ MORE: dict[str, list[Any]] = {
     "phases.0.crop_aspect": [[0.01, 100.0], [100.0, 100.0]],
     "phases.0.lr": [[0.01, 0.001]],
     "phases.0.momentum": [[0.9, 0.0], [0.5, 0.5]],
+    "phases.0.freeze": [[], ["stem"], ["head"]],
     "phases.0.unfreeze": [[], ["stem"], ["stages"]],
     "train.stop_when": ["absent", "http://127.0.0.1:9/notice", "ftp://host/notice"],
     "checkpoint.mirror": [
