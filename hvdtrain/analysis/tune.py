@@ -62,6 +62,8 @@ def _start(parts: Parts, cfg: Config, comm: Comm) -> None:
         if comm.rank == 0 and cfg.model.weights is not None:
             load_weights(state.model, cfg.model.weights)
     comm.broadcast_(dict(state.model.state_dict()))
+    if state.lookahead is not None:
+        state.lookahead.begin()
     free_parts(state, cfg, epoch)
     activity.enter("decoding the first images")
     _i, batch = next(iter(parts.loaders.train(epoch)))

@@ -22,6 +22,8 @@ class Network(NamedTuple):
     """Whether half of 3 pixels is 2; otherwise 1."""
     margin: int = 0
     """Pixels of the side that are lost before the first halving."""
+    depths: int = 6
+    """Number of its parts, each with a rate of its own by `optimizer.layer_decay`: classifier, stages, stem."""
 
     def last_side(self, image_size: int) -> int:
         """Side in pixels of the last features of square images; 0: the images are too small."""
@@ -38,19 +40,19 @@ NETWORKS: dict[str, Network] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), Network(5)),
     **dict.fromkeys(("resnet18d", "resnet34d", "resnet50d", "resnet101d"), Network(5)),
     **dict.fromkeys(("nf_resnet26", "nf_resnet50", "nf_resnet101"), Network(5, batch_norm=False)),
-    "nf_resnet11_cifar": Network(2, batch_norm=False),
+    "nf_resnet11_cifar": Network(2, batch_norm=False, depths=5),
     **{f"nfnet_f{size}": Network(5, batch_norm=False) for size in range(7)},
-    "resnet8_cifar": Network(2),
-    "resnet11_cifar": Network(3),
-    "resnet20_cifar": Network(2),
-    "resnet56_cifar": Network(2),
-    "resnet8_gn": Network(2, batch_norm=False),
+    "resnet8_cifar": Network(2, depths=5),
+    "resnet11_cifar": Network(3, depths=8),
+    "resnet20_cifar": Network(2, depths=5),
+    "resnet56_cifar": Network(2, depths=5),
+    "resnet8_gn": Network(2, batch_norm=False, depths=5),
     "preact_resnet18": Network(3),
-    **dict.fromkeys(("wrn16", "wrn22", "wrn28", "wrn34"), Network(2)),
-    "resnet9": Network(3, rounds_up=False),
-    "airbench94": Network(3, rounds_up=False, margin=1),
-    "vgg_small": Network(4, batch_norm=False, rounds_up=False),
-    "vgg_sigmoid": Network(3, batch_norm=False, rounds_up=False),
+    **dict.fromkeys(("wrn16", "wrn22", "wrn28", "wrn34"), Network(2, depths=5)),
+    "resnet9": Network(3, rounds_up=False, depths=7),
+    "airbench94": Network(3, rounds_up=False, margin=1, depths=5),
+    "vgg_small": Network(4, batch_norm=False, rounds_up=False, depths=5),
+    "vgg_sigmoid": Network(3, batch_norm=False, rounds_up=False, depths=4),
 }
 """All of `hvdtrain models`, by name."""
 

@@ -40,7 +40,8 @@ class LearningRate(Section):
     warmup_epochs: Identity[NotNegative] = 5.0
     """Length of the warmup in epochs."""
     warmup_start: Identity[NotNegative | None] = None
-    """First rate of the warmup; it is not scaled. null: `base`."""
+    """First rate of the warmup; it is not scaled. null: `base`, or with `update: epoch` an equal part of
+    the full rate in each epoch."""
     schedule: Identity[
         Literal[
             "constant",
@@ -58,6 +59,10 @@ class LearningRate(Section):
     between `points`. `onecycle`: one cycle as in torch (`pct_start`, `div_factor`,
     `final_div_factor`, `anneal`). `onecycle_fastai`: one cycle as in fastai (`pct_final`,
     `div_factor`). `cyclical`: triangles of `cycle_epochs`."""
+    update: Identity[Literal["step", "epoch"]] = "step"
+    """`step`: the rate changes with every update. `epoch`: an epoch keeps the rate of its first update; a
+    gradual warmup of n epochs without `warmup_start` gives 1/n, 2/n, … of the full rate, as in NVIDIA's
+    recipes."""
     milestones: Identity[list[NotNegative]] = [30.0, 60.0, 80.0]
     """Epochs at which `step` multiplies the rate."""
     gamma: Identity[Ratio] = 0.1
@@ -114,6 +119,10 @@ class LearningRate(Section):
             raise ValueError(
                 f"schedule {self.schedule} rises by itself: set warmup: none, found {self.warmup}"
             )
+        if self.cycles and self.update == "epoch":
+            raise ValueError(
+                f"schedule {self.schedule} changes the rate with every update: set update: step"
+            )
         if self.schedule == "cyclical" and self.cycle_epochs is None:
             raise ValueError("schedule cyclical needs cycle_epochs, for example 4")
         if self.cycle_momentum and not self.cycles:
@@ -159,8 +168,11 @@ class Phase(Section):
         Momentum | Annotated[list[Momentum], Field(min_length=2, max_length=2)] | None
     ] = None
     """Momentum in this phase, or [from, to]. null: `lr.cycle_momentum` or `optimizer.momentum`."""
+    freeze: Identity[list[str]] = []
+    """Parts that are no longer trained from this phase on, for example [whitening] of airbench94. Their
+    batch-norm statistics do not change either."""
     unfreeze: Identity[list[str]] = []
-    """Parts of `model.freeze` that are trained from this phase on."""
+    """Frozen parts that are trained from this phase on."""
     val_image_size: Identity[ImageSide | None] = None
     """Side of the evaluation images in pixels. null: the largest `image_size` of the phase."""
     rect_val: Identity[bool] = False

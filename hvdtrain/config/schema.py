@@ -14,8 +14,6 @@ from hvdtrain.config.fields import (
     MAX_EPOCHS,
     Identity,
     Machine,
-    Momentum,
-    NotNegative,
     PathText,
     Planned,
     Positive,
@@ -23,6 +21,7 @@ from hvdtrain.config.fields import (
     Section,
 )
 from hvdtrain.config.metrics import Metrics
+from hvdtrain.config.optimizer import Optimizer
 from hvdtrain.config.schedule import LearningRate, Phase
 from hvdtrain.config.train import Train
 
@@ -80,46 +79,6 @@ class Model(Section):
     freeze: Identity[list[str]] = []
     """Parts of the model that are not trained, for example [stem, stages.0]. Their batch-norm
     statistics do not change either."""
-
-
-class Optimizer(Section):
-    """How gradients become updates."""
-
-    name: Identity[Literal["sgd", "lars", "lamb", "adamw"]] = "sgd"
-    """The update rule. SGD is good up to a global batch of about 8192; beyond it use LARS or LAMB,
-    which scale the rate of each layer. docs/reference/optimizers.md has the formulas."""
-    momentum: Identity[Momentum] = 0.9
-    """Momentum of SGD and LARS."""
-    nesterov: Identity[bool] = True
-    """Use Nesterov momentum in SGD."""
-    betas: Identity[Annotated[list[Momentum], Field(min_length=2, max_length=2)]] = [0.9, 0.999]
-    """Decay of the running means of the gradient and of its square, in LAMB and AdamW."""
-    eps: Identity[Annotated[float, Field(ge=1e-30, allow_inf_nan=False)]] = 1e-8
-    """Added to the root of the mean square, in LAMB and AdamW. LAMB's paper uses 1e-6."""
-    trust_coefficient: Identity[PositiveFloat] = 0.001
-    """LARS: norm of a layer's step at learning rate 1, divided by the norm of its weights."""
-    weight_decay: Identity[NotNegative] = 1e-4
-    """Weight decay, without norms, biases and gains. In SGD and LARS it is an L2 term in the gradient.
-    In LAMB and AdamW it is decoupled: each step subtracts rate × decay × weight."""
-    decay_norms_and_biases: Identity[bool] = False
-    """Apply weight decay to norms, biases and gains as well, for comparison."""
-    clip_norm: Identity[PositiveFloat | None] = None
-    """Clip the averaged gradient to this global L2 norm. null: no clipping."""
-    agc: Identity[PositiveFloat | None] = None
-    """Adaptive gradient clipping: clip the gradient of each unit to this multiple of the norm of its
-    weights; the classifier is not clipped. Use less for larger batches: 0.01 at 4096. null: no
-    clipping."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Optimizer:
-        if self.clip_norm is not None and self.agc is not None:
-            raise ValueError("clip_norm and agc both clip the gradient: set one of them to null")
-        return self
-
-    @property
-    def first_momentum(self) -> float:
-        """Decay of the running mean of gradients: momentum, or β1 of LAMB and AdamW."""
-        return self.betas[0] if self.name in ("lamb", "adamw") else self.momentum
 
 
 class Comm(Section):
@@ -214,6 +173,7 @@ class Config(Section):
     def _check(self) -> Config:
         if (epochs := sum(phase.epochs for phase in self.phases)) > MAX_EPOCHS:
             raise ValueError(f"phases: {epochs:,} epochs in all; expected at most {MAX_EPOCHS:,}")
+        frozen = list(self.model.freeze)
         for number, phase in enumerate(self.phases):
             pad = self.data.crop_padding
             if pad and pad >= (side := phase.smallest_image_size):
@@ -226,10 +186,11 @@ class Config(Section):
                     f"phases.{number}.rect_val: true keeps the aspect of images, data.val_resize: "
                     "stretch does not: use one of them"
                 )
+            frozen += phase.freeze
             for part in phase.unfreeze:
-                frozen = self.model.freeze
                 if not any(f"{part}.".startswith(f"{name}.") for name in frozen):
                     raise ValueError(
-                        f"phases.{number}.unfreeze: {part} is not frozen: model.freeze has {frozen}"
+                        f"phases.{number}.unfreeze: {part} is not frozen: model.freeze and earlier phases "
+                        f"have {frozen}"
                     )
         return self

@@ -27,11 +27,14 @@ from hvdtrain.engine.teacher import Teacher, load_teacher
 from hvdtrain.engine.weight_meter import WeightMeter
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models import build_model
-from hvdtrain.models.freezing import freeze, unfreeze
+from hvdtrain.models.depths import depths_of
+from hvdtrain.models.freezing import freeze_for, train_in_any_phase
 from hvdtrain.models.small import Airbench
 from hvdtrain.optim import build_optimizer, set_trained
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.ema import Ema
+from hvdtrain.optim.lookahead import Lookahead
+from hvdtrain.optim.muon import Shares
 from hvdtrain.plan.epochs import Epoch, Plan, make_plan
 from hvdtrain.plan.images import check_counts
 from pipelines.loader import Loaders
@@ -166,8 +169,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
     """Model, optimizer and reducer, initialised from the seed: equal on all ranks. Without a teacher."""
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, num_classes).to(device)
-    for phase in cfg.phases:  # reducer and optimizer hold every parameter that a phase trains
-        unfreeze(model, phase.unfreeze)
+    train_in_any_phase(model, cfg)  # reducer and optimizer hold every parameter that a phase trains
     check_sizes(model, cfg)
     if cfg.train.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -182,11 +184,18 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         compression="fp16" if cfg.comm.compression == "fp16" else "none",
         group_bytes=cfg.comm.group_bytes,
     )
-    train, agc = cfg.train, cfg.optimizer.agc
+    train, agc, lookahead = cfg.train, cfg.optimizer.agc, cfg.optimizer.lookahead
     static = None if train.loss_scale == "dynamic" else float(train.loss_scale)
+    optimizer = build_optimizer(
+        model,
+        cfg.optimizer,
+        depths=depths_of(model, cfg.model.name) if cfg.optimizer.layer_decay < 1 else None,
+        autocast=autocast,
+        shares=Shares(comm.rank, comm.size, comm.gather) if comm.size > 1 else None,
+    )
     return State(
         model=model,
-        optimizer=build_optimizer(model, cfg.optimizer),
+        optimizer=optimizer,
         reducer=reducer,
         scaler=torch.amp.GradScaler(
             device.type, init_scale=static or 2.0**16, enabled=autocast == torch.float16
@@ -197,7 +206,9 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
             autocast=autocast,
             loss=Loss.of(train),
             clip_norm=cfg.optimizer.clip_norm,
-            agc=AdaptiveClipping(model, agc) if agc is not None else None,
+            agc=AdaptiveClipping(model, agc, classifier_bias=cfg.optimizer.agc_classifier_bias)
+            if agc is not None
+            else None,
             static_loss_scale=static,
             erasing=Erasing(cfg.data.random_erasing, cfg.seed),
             val_views=train.val_views,
@@ -206,6 +217,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         ),
         ema=Ema(model, train.ema_decay) if train.ema_decay is not None else None,
         norms=norms,
+        lookahead=Lookahead(optimizer, lookahead) if lookahead.every is not None else None,
         noise=NoiseMeter(
             train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
         ),
@@ -214,15 +226,13 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
 
 
 def free_parts(state: State, cfg: Config, epoch: Epoch) -> None:
-    """Freeze the parts in `model.freeze`, except those unfrozen by a phase up to this epoch's.
+    """Freeze what is not trained in this epoch, by `model.freeze` and the phases up to its own.
 
     Call it at the start of every epoch, on every rank.
     """
-    if not any(phase.unfreeze for phase in cfg.phases):
+    if not any(phase.freeze or phase.unfreeze for phase in cfg.phases):
         return
-    freeze(state.model, cfg.model.freeze)
-    for phase in cfg.phases[: epoch.phase_index + 1]:
-        unfreeze(state.model, phase.unfreeze)
+    freeze_for(state.model, cfg, epoch.phase_index)
     set_trained(state.model, state.optimizer)
 
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hvdtrain.engine.global_norm import alone
+from hvdtrain.engine.global_norm import local_statistics
 from hvdtrain.engine.mixing import Batch
 from hvdtrain.engine.noise_meter import NoiseMeter
 from hvdtrain.engine.step import State, average, backward, update
 from hvdtrain.engine.stopwatch import StepClock
 from hvdtrain.optim import optimizer_tensors
+from hvdtrain.optim.muon import alone
 
 
 class WorkerSpeed(NamedTuple):
@@ -37,7 +38,7 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
     updates = 4 if state.settings.device.type == "cuda" else 1
     times: list[float] = []
     first_s = 0.0
-    with restored(state), alone(state.norms):
+    with restored(state), local_statistics(state.norms), alone(state.optimizer):
         clock = state.reducer.clock.backward
         while len(times) <= min_steps or sum(times[1:]) * updates < min_s:
             began = time.perf_counter()

@@ -58,7 +58,7 @@ class GlobalNorms:
             self.active = True
 
 
-def alone(norms: GlobalNorms | None) -> contextlib.AbstractContextManager[None]:
+def local_statistics(norms: GlobalNorms | None) -> contextlib.AbstractContextManager[None]:
     """A context in which ranks need nothing of each other in forward and backward passes."""
     return contextlib.nullcontext() if norms is None else norms.paused()
 

@@ -26,6 +26,8 @@ from hvdtrain.optim import UpdateByGroup, set_rates
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.clip import clip_
 from hvdtrain.optim.ema import Ema
+from hvdtrain.optim.lookahead import Lookahead
+from hvdtrain.optim.muon import Muon
 
 SUMS = ("loss", "top1", "top5", "count")
 """Names of the sums that `train_step` returns and `evaluate` adds up, in order."""
@@ -86,6 +88,7 @@ class State:
     """From whose outputs the model learns, too; it never changes."""
     norms: GlobalNorms | None = None
     """If the batch norms use statistics of all ranks."""
+    lookahead: Lookahead | None = None
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     weights: WeightMeter | None = None
     """On rank 0, if the run measures how its weights move."""
@@ -107,10 +110,11 @@ class State:
 
     @property
     def needs_all_gradients(self) -> bool:
-        """Whether the update of a parameter depends on the gradients of others."""
+        """Whether the update of a parameter depends on the gradients of others, or on other ranks."""
         settings = self.settings
         clipped = settings.clip_norm is not None or settings.agc is not None
-        return clipped or self.scaler.is_enabled()
+        shared = isinstance(self.optimizer, Muon) and self.optimizer.shares is not None
+        return clipped or shared or self.scaler.is_enabled()
 
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:
         """Logits [N, classes] in fp32, computed in the run's precision; `averaged`: with the
@@ -158,12 +162,19 @@ def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:
 
 
 def train_step(
-    state: State, batch: Batch, lr: float, momentum: float, *, norm: bool = False
+    state: State,
+    batch: Batch,
+    lr: float,
+    momentum: float,
+    *,
+    norm: bool = False,
+    done: float = 0.0,
 ) -> torch.Tensor:
     """Make one update from this rank's share of the global batch; returns this rank's SUMS [4].
 
-    `norm`: also compute the norm of the gradient. The loss is the mean over the global batch;
-    padding has weight 0. The order is the same on every rank: all gradients arrive, the loss scale
+    `norm`: also compute the norm of the gradient. `done`: the share (0-1) of the run that is trained
+    after this step, for slow weights. The loss is the mean over the global batch; padding has
+    weight 0. The order is the same on every rank: all gradients arrive, the loss scale
     is undone, gradients are clipped, weights updated, then averaged. With a loss scale, an update
     with a gradient that is not finite is skipped. If no part of the update needs all gradients at
     once, each group's parameters are updated while later groups are still being summed.
@@ -186,6 +197,8 @@ def train_step(
     state.updating = True
     if together:
         update(state)
+    if state.lookahead is not None:
+        state.lookahead.after_update(state.progress.step + 1, done)
     average(state)
     if state.weights is not None:
         state.weights.after_update()

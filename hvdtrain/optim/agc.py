@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hvdtrain.optim.groups import classifier_of
+
 FLOOR = 1e-3
 """A unit's norm counts as at least this, so that weights of zero can change."""
 
@@ -15,13 +17,17 @@ class AdaptiveClipping:
         G ← G · λ·max(‖W‖, 1e-3) / max(‖G‖, 1e-6)   where ‖G‖ > λ·max(‖W‖, 1e-3)
 
     A unit is one output channel of a convolution, one row of a matrix, or a whole vector or
-    scalar. The classifier (the model's attribute `classifier`, or its last linear layer) is not
-    clipped. Call it on gradients that are reduced and unscaled, before decay and momentum.
-    Source: Brock et al. 2021, https://arxiv.org/abs/2102.06171, section 4.1.
+    scalar. The classifier (`classifier_of`) is not clipped, except for its bias with
+    `classifier_bias`. Call it on gradients that are reduced and unscaled, before decay and momentum.
+    Source: Brock et al. 2021, https://arxiv.org/abs/2102.06171, section 4.1; the bias:
+    experiment_nfnets.py of https://github.com/google-deepmind/deepmind-research (nfnets).
     """
 
-    def __init__(self, model: nn.Module, clipping: float) -> None:
-        excluded = {id(p) for p in _classifier(model).parameters()}
+    def __init__(self, model: nn.Module, clipping: float, *, classifier_bias: bool = False) -> None:
+        classifier = classifier_of(model)
+        excluded = {id(p) for p in classifier.parameters()}
+        if classifier_bias:
+            excluded.discard(id(getattr(classifier, "bias", None)))
         self.clipping = clipping
         self.params = [p for p in model.parameters() if p.requires_grad and id(p) not in excluded]
 
@@ -38,14 +44,6 @@ class AdaptiveClipping:
             for part, grad in zip(factors.split([*map(_units, grads)]), grads, strict=True)
         ]
         torch._foreach_mul_(grads, parts)
-
-
-def _classifier(model: nn.Module) -> nn.Module:
-    named = getattr(model, "classifier", None)
-    if isinstance(named, nn.Module):
-        return named
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return linear[-1] if linear else nn.Identity()
 
 
 def _units(tensor: torch.Tensor) -> int:

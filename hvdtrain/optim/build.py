@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
 
-from hvdtrain.config.schema import Optimizer as OptimizerConfig
+from hvdtrain.config.optimizer import Optimizer as OptimizerConfig
 from hvdtrain.errors import ConfigError
 from hvdtrain.optim.eager import SGD, AdamW
+from hvdtrain.optim.groups import Groups, flat_gradient, groups_of, matrix_shapes
 from hvdtrain.optim.lamb import Lamb
 from hvdtrain.optim.lars import Lars
+from hvdtrain.optim.muon import Muon, Shares
 
-Groups = list[dict[str, Any]]
 
-
-def build_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    cfg: OptimizerConfig,
+    *,
+    depths: Mapping[str, int] | None = None,
+    autocast: torch.dtype | None = None,
+    shares: Shares | None = None,
+) -> torch.optim.Optimizer:
     """The optimizer `cfg.name` of `model`, with its state allocated. Gradients must be allocated.
 
-    It has two groups: matrices and kernels, which are decayed and adapted (LARS, LAMB); and
-    parameters with at most one dimension (norms, biases, gains), which are never adapted, and
-    decayed only with `decay_norms_and_biases`. Source: Goyal et al. 2017, 5.1 (decay).
+    Its groups are those of `groups_of`, which `depths` is for. `autocast`: type of the network's forward
+    pass, None for fp32; `shares`: see `Muon`.
 
     The optimizer works on one-dimensional views of each parameter and its gradient: on a CPU
     torch's fused kernels take four times as long for channels_last parameters as for flat ones.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decay = cfg.weight_decay
-    groups: Groups = [
-        {
-            "params": [_flat(p) for p in trained if p.ndim > 1],
-            "weight_decay": decay,
-            "adapt": True,
-        },
-        {
-            "params": [_flat(p) for p in trained if p.ndim <= 1],
-            "weight_decay": decay if cfg.decay_norms_and_biases else 0.0,
-            "adapt": False,
-        },
-    ]
-    optimizer = OPTIMIZERS[cfg.name]([group for group in groups if group["params"]], cfg)
+    groups = groups_of(model, cfg, depths)
+    optimizer: torch.optim.Optimizer
+    if cfg.name == "muon":
+        optimizer = Muon(
+            groups,
+            momentum=cfg.momentum,
+            other_momentum=cfg.other_momentum,
+            nesterov=cfg.nesterov,
+            steps=cfg.newton_schulz_steps,
+            normalize=cfg.normalize_filters,
+            shapes=matrix_shapes(model),
+            dtype=None if autocast is None else torch.bfloat16,
+            shares=shares if cfg.share_work else None,
+        )
+    else:
+        optimizer = OPTIMIZERS[cfg.name](groups, cfg)
     plain = cfg.name == "sgd" and cfg.momentum == 0
     _allocate(optimizer, () if plain else STATE[cfg.name])
     return optimizer
@@ -53,7 +59,12 @@ def _sgd(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 def _lars(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    return Lars(groups, momentum=cfg.momentum, trust_coefficient=cfg.trust_coefficient)
+    return Lars(
+        groups,
+        momentum=cfg.momentum,
+        trust_coefficient=cfg.trust_coefficient,
+        rate_inside=cfg.lars_rate == "inside",
+    )
 
 
 def _lamb(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
@@ -76,6 +87,7 @@ STATE = {
     "lars": ("momentum_buffer",),
     "lamb": ("step", "exp_avg", "exp_avg_sq"),
     "adamw": ("step", "exp_avg", "exp_avg_sq"),
+    "muon": ("momentum_buffer",),
 }
 """State of each optimizer per parameter: `step` is a scalar, the rest has its shape."""
 
@@ -89,19 +101,6 @@ def _allocate(optimizer: torch.optim.Optimizer, entries: Collection[str]) -> Non
                 entry: flat.new_zeros(()) if entry == "step" else torch.zeros_like(flat)
                 for entry in entries
             }
-
-
-def _flat(p: nn.Parameter) -> torch.Tensor:
-    """One-dimensional view of the (dense) memory of `p`, with one of its gradient."""
-    flat = p.detach().as_strided((p.numel(),), (1,), p.storage_offset())
-    flat.grad = _flat_gradient(p)
-    return flat
-
-
-def _flat_gradient(p: nn.Parameter) -> torch.Tensor:
-    if p.grad is None:
-        raise ValueError("gradients must be allocated before the optimizer is built")
-    return p.grad.as_strided((p.numel(),), (1,), p.grad.storage_offset())
 
 
 def optimizer_tensors(
@@ -125,7 +124,7 @@ def optimizer_tensors(
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
     """Set learning rate and momentum (β1 of LAMB and AdamW) of the next update."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         else:
@@ -145,6 +144,6 @@ def set_trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         flat = flats.get(p.data_ptr())
         if flat is not None:
             # Optimizers and loss scalers skip a parameter without a gradient.
-            flat.grad = _flat_gradient(p) if p.requires_grad else None
+            flat.grad = flat_gradient(p) if p.requires_grad else None
         elif p.requires_grad:
             raise ConfigError(f"{name}: cannot be trained: it was frozen when the run was set up")

@@ -96,6 +96,10 @@ class Epoch:
         whole = consumed == self.num_samples
         return Position(self.index + 1, 0) if whole else Position(self.index, consumed)
 
+    def done_after(self, i: int) -> float:
+        """Share (0-1) of the run's samples consumed after step `i` of those left; 1 after the last."""
+        return (self.index + self.samples_after(i) / self.num_samples) / self.total_epochs
+
     def lr(self, i: int) -> float:
         """Learning rate of step `i` of those left in this epoch."""
         return self.lr_at(self._time(i))
@@ -103,6 +107,7 @@ class Epoch:
     def lr_at(self, t: float) -> float:
         """Learning rate at `t` epochs since the start of the run, at this epoch's batch."""
         batch = self.global_batch_size
+        t = self.index if self.rates.update == "epoch" else t
         if self.phase.lr is not None:
             return lr_scale(self.rates, batch) * ramp(self.phase.lr, self._done(t))
         return scheduled_lr(self.rates, t, self.total_epochs, batch)

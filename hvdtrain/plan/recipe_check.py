@@ -162,6 +162,8 @@ def warmup_without_effect(cfg: Config, plan: Plan) -> str | None:
     batch = plan.epochs[0].global_batch_size
     if not scheduled(cfg) or cfg.lr.warmup == "none" or cfg.lr.warmup_start is not None:
         return None
+    if cfg.lr.warmup == "gradual" and cfg.lr.update == "epoch":
+        return None
     if _k(cfg, plan) > 1 or batch < LARGE_BATCH:
         return None
     return (
@@ -174,7 +176,8 @@ def momentum_not_corrected(cfg: Config, _: Plan) -> str | None:
     """A rate that jumps while the momentum buffer contains it."""
     jumps = [phase.lr is not None for phase in cfg.phases[1:]]
     stepped = scheduled(cfg) and cfg.lr.schedule == "step" and cfg.lr.milestones
-    if cfg.optimizer.name != "lars" or not (stepped or any(jumps)):
+    inside = cfg.optimizer.name == "lars" and cfg.optimizer.lars_rate == "inside"
+    if not inside or not (stepped or any(jumps)):
         return None
     return (
         "the rate jumps, and LARS keeps it inside its momentum buffer: the old rate fades over "

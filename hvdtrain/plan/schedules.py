@@ -98,9 +98,15 @@ def _interpolate(points: list[list[float]], t: float) -> float:
 
 
 def _warmed(rates: LearningRate, target: float, t: float) -> float:
-    """The rate `target`, or less during the warmup. Source: Goyal et al. 2017, 2.2."""
+    """The rate `target`, or less during the warmup.
+
+    Source: Goyal et al. 2017, 2.2; by epochs: `lr_cosine_policy` in image_classification/optimizers.py of
+    NVIDIA/DeepLearningExamples (PyTorch/Classification/ConvNets).
+    """
     if rates.warmup == "none" or t >= rates.warmup_epochs:
         return target
+    if rates.update == "epoch" and rates.warmup == "gradual" and rates.warmup_start is None:
+        return target * min(1.0, (t + 1) / rates.warmup_epochs)
     start = min(rates.base if rates.warmup_start is None else rates.warmup_start, target)
     if rates.warmup == "constant":
         return start

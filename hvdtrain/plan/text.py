@@ -9,6 +9,16 @@ from typing import Any
 from hvdtrain.config.schema import Config
 from hvdtrain.plan.augmentation import augmentation
 from hvdtrain.plan.epochs import Plan
+from hvdtrain.plan.optimizer_text import (
+    clipping,
+    decay,
+    has_betas,
+    momenta,
+    momentum,
+    momentum_range,
+    optimizer,
+    other_rates,
+)
 from hvdtrain.plan.recipe_check import batch_norm_text, recipe_warnings
 from hvdtrain.plan.schedules import FASTAI_FINAL_DIV, lr_scale, turns
 from hvdtrain.plan.table import phase_table
@@ -69,24 +79,12 @@ def plan_dict(
                 "steps_per_epoch": epochs[0].steps,
                 "lr_first": epochs[0].lr(0),
                 "lr_last": epochs[-1].lr(epochs[-1].steps - 1),
-                **_momenta(cfg, epochs[0].momentum(0), epochs[-1].momentum(epochs[-1].steps - 1)),
+                **momenta(cfg, epochs[0].momentum(0), epochs[-1].momentum(epochs[-1].steps - 1)),
                 "reads": read and read.as_dict(),
             }
             for epochs, read in zip_longest(plan.phases, reads)
         ],
     }
-
-
-def _momenta(cfg: Config, first: float, last: float) -> dict[str, Any]:
-    """What the optimizer has, at the first and the last step of a phase: momentum, or both betas."""
-    if not _has_betas(cfg):
-        return {"momentum_first": first, "momentum_last": last}
-    second = cfg.optimizer.betas[1]
-    return {"betas_first": [first, second], "betas_last": [last, second]}
-
-
-def _has_betas(cfg: Config) -> bool:
-    return cfg.optimizer.name in ("lamb", "adamw")
 
 
 def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
@@ -102,11 +100,12 @@ def _facts(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
         ("schedule", _schedule(cfg)),
         ("batch-norm batch", batch_norm_text(cfg, plan)),
         ("averaged over", "all images of the global batch, micro-batches included"),
-        ("optimizer", _optimizer(cfg)),
-        _momentum(cfg, plan),
-        ("clipping", _clipping(cfg)),
+        ("optimizer", optimizer(cfg)),
+        *other_rates(cfg),
+        momentum(cfg, plan),
+        ("clipping", clipping(cfg)),
         *_frozen(cfg, plan),
-        ("decayed", _decay(cfg)),
+        ("decayed", decay(cfg)),
         ("evaluated", _evaluated(cfg)),
     ]
 
@@ -121,8 +120,8 @@ def _split(cfg: Config, held_out: int | None) -> list[tuple[str, str]]:
 def _turns(cfg: Config, plan: Plan) -> list[str]:
     """The rate before and at each epoch where its formula changes, with a changing momentum."""
     total = len(plan.epochs)
-    low, high = _momentum_range(cfg, plan)
-    name = "β1" if _has_betas(cfg) else "momentum"
+    low, high = momentum_range(cfg, plan)
+    name = "β1" if has_betas(cfg) else "momentum"
     places = {float(epochs[0].index) for epochs in plan.phases}
     if any(phase.lr is None for phase in cfg.phases):
         places.update(turns(cfg.lr, total))
@@ -170,59 +169,6 @@ def _model(cfg: Config) -> str:
     return ", ".join(words)
 
 
-def _optimizer(cfg: Config) -> str:
-    name = cfg.optimizer.name
-    if name == "sgd":
-        return (
-            f"SGD{', Nesterov' if cfg.optimizer.nesterov else ''}; rate outside the momentum "
-            "buffer, so no momentum correction is needed"
-        )
-    return {"lars": "LARS", "lamb": "LAMB", "adamw": "AdamW"}[name]
-
-
-def _momentum_range(cfg: Config, plan: Plan) -> tuple[float, float]:
-    """Lowest and highest momentum of the run."""
-    values: list[float] = []
-    for phase in cfg.phases:
-        if isinstance(phase.momentum, list):
-            values += phase.momentum
-        elif phase.momentum is not None:
-            values.append(phase.momentum)
-        else:
-            values += cfg.lr.cycle_momentum or [plan.epochs[0].momentum_value]
-    return min(values), max(values)
-
-
-def _momentum(cfg: Config, plan: Plan) -> tuple[str, str]:
-    """Name and value: the momentum, or the betas of LAMB and AdamW, whose β1 may change like it."""
-    low, high = _momentum_range(cfg, plan)
-    if low == high:
-        value = f"{low:g}"
-    elif cfg.lr.cycle_momentum:
-        value = f"{low:g} at the highest rate, {high:g} at the lowest"
-    else:
-        value = f"{low:g}-{high:g} by phase"
-    if _has_betas(cfg):
-        return "betas", f"{value}{',' if low == high else ';'} {cfg.optimizer.betas[1]:g}"
-    return "momentum", value
-
-
-def _clipping(cfg: Config) -> str:
-    words = []
-    if cfg.optimizer.agc is not None:
-        words.append(f"AGC {cfg.optimizer.agc:g}, classifier excluded")
-    if cfg.optimizer.clip_norm is not None:
-        words.append(f"global norm {cfg.optimizer.clip_norm:g}")
-    return "; ".join(words) or "none"
-
-
-def _decay(cfg: Config) -> str:
-    amount = f"{cfg.optimizer.weight_decay:.5g}"
-    if cfg.optimizer.decay_norms_and_biases:
-        return f"{amount} on all parameters"
-    return f"{amount} on convolution and linear weights; not on norm scales, shifts and biases"
-
-
 def _evaluated(cfg: Config) -> str:
     if cfg.train.ema_decay is None:
         return "the weights themselves"
@@ -250,7 +196,10 @@ def _warmup(cfg: Config) -> str:
     lr = cfg.lr
     if lr.warmup == "none" or all(phase.lr is not None for phase in cfg.phases):
         return "none"
-    kind = "rises every iteration from" if lr.warmup == "gradual" else "holds"
+    if lr.warmup == "gradual" and lr.update == "epoch" and lr.warmup_start is None:
+        return f"gradual: 1/{lr.warmup_epochs:g} of the rate more every epoch, from 1/{lr.warmup_epochs:g}"
+    each = "iteration" if lr.update == "step" else "epoch"
+    kind = f"rises every {each} from" if lr.warmup == "gradual" else "holds"
     start = lr.base if lr.warmup_start is None else lr.warmup_start
     return f"{lr.warmup}: {kind} {start:g} for {lr.warmup_epochs:g} epochs"
 
@@ -259,7 +208,7 @@ def _schedule(cfg: Config) -> str:
     lr = cfg.lr
     if all(phase.lr is not None for phase in cfg.phases):
         return "by phase"
-    return {
+    shape = {
         "constant": "constant",
         "step": f"step: × {lr.gamma:g} at epochs {', '.join(f'{m:g}' for m in lr.milestones)}",
         "cosine": "cosine to 0",
@@ -272,14 +221,15 @@ def _schedule(cfg: Config) -> str:
         "cyclical": f"cyclical: {lr.cycle_mode} from 1/{lr.div_factor:g}, "
         f"{lr.cycle_epochs or 0:g} epochs a cycle",
     }[lr.schedule]
+    return shape if lr.update == "step" else f"{shape}; each epoch keeps its first rate"
 
 
 def _frozen(cfg: Config, plan: Plan) -> list[tuple[str, str]]:
-    if not cfg.model.freeze:
-        return []
-    freed = [
-        f"{', '.join(epochs[0].phase.unfreeze)} trained from epoch {epochs[0].index}"
-        for epochs in plan.phases
-        if epochs[0].phase.unfreeze
-    ]
-    return [("frozen", "; ".join([", ".join(cfg.model.freeze), *freed]))]
+    changes = [", ".join(cfg.model.freeze)] if cfg.model.freeze else []
+    for epochs in plan.phases:
+        first, phase = epochs[0].index, epochs[0].phase
+        if phase.freeze:
+            changes.append(f"{', '.join(phase.freeze)} from epoch {first}")
+        if phase.unfreeze:
+            changes.append(f"{', '.join(phase.unfreeze)} trained from epoch {first}")
+    return [("frozen", "; ".join(changes))] if changes else []

@@ -38,7 +38,7 @@ from hvdtrain.preflight.storage import (
     read_speed,
 )
 
-MOMENTS = {"sgd": 1, "lars": 1, "lamb": 2, "adamw": 2}
+MOMENTS = {"sgd": 1, "lars": 1, "lamb": 2, "adamw": 2, "muon": 1}
 """Number of tensors that each optimizer keeps for a weight."""
 DEFAULT_CLASSES = 1000
 """Assumed where the config does not set the number of classes."""
@@ -109,7 +109,8 @@ def checkpoint_bytes(cfg: Config) -> int | None:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         buffers = sum(b.numel() * b.element_size() for b in model.buffers())
         averages = 1 if cfg.train.ema_decay is not None else 0
-        return weights * (1 + MOMENTS[cfg.optimizer.name] + averages) + buffers * (1 + averages)
+        own = MOMENTS[cfg.optimizer.name] + (cfg.optimizer.lookahead.every is not None)
+        return weights * (1 + own + averages) + buffers * (1 + averages)
     return None
 
 

@@ -57,7 +57,7 @@ class Efficiency:
     def enter(self, epoch: Epoch, batch: Any) -> None:
         """Get the baseline for `epoch`, measured on its first `batch`; every rank must call it."""
         run = self._run
-        trained = epoch.phase_index if any(p.unfreeze for p in run.cfg.phases) else 0
+        trained = epoch.phase_index if any(p.freeze or p.unfreeze for p in run.cfg.phases) else 0
         self._key = _Key(epoch.image_size, len(batch.labels), trained)
         if run.comm.size == 1 or self._key in self._baselines:
             return

@@ -83,6 +83,8 @@ def restore(
         values = values if statistics is None else statistics
         comm.broadcast_({"statistics": values})
         set_buffers(buffers, values[comm.rank].to(state.settings.device))
+    if state.lookahead is not None and state.progress.step == 0:
+        state.lookahead.begin()  # from `model.weights`, too
     return loaded[0] if loaded else None
 
 

@@ -36,7 +36,7 @@ def trained(device: torch.device, optimizer: str, precision: str) -> tuple[State
     return state, losses
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars", "lamb", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "lamb", "adamw", "muon"])
 def test_four_steps_in_fp32(gpu: torch.device, optimizer: str) -> None:
     """Losses agree within 1e-4, weights within 1e-3: the two sum in another order."""
     cpu_state, cpu_losses = trained(torch.device("cpu"), optimizer, "fp32")

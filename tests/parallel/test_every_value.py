@@ -46,6 +46,8 @@ SERVED = ["metrics.enabled=true"]
 HTTPS = [*SERVED, "metrics.tls_cert=server.pem", "metrics.tls_key=server.key"]
 LISTED = ["data.train=list.csv"]
 TAUGHT = ["train.teacher={weights: weights.safetensors, model: resnet8_cifar}"]
+MUON = ["optimizer.name=muon"]
+SLOW = ["optimizer.lookahead.every=1"]
 WITH: dict[str, list[str]] = {
     "data.columns.path": LISTED,
     "data.columns.label": LISTED,
@@ -59,10 +61,20 @@ WITH: dict[str, list[str]] = {
     "optimizer.betas": ["optimizer.name=adamw"],
     "optimizer.eps": ["optimizer.name=lamb"],
     "optimizer.trust_coefficient": ["optimizer.name=lars"],
+    "optimizer.lars_rate": ["optimizer.name=lars"],
+    "optimizer.newton_schulz_steps": MUON,
+    "optimizer.normalize_filters": MUON,
+    "optimizer.other_rate": MUON,
+    "optimizer.other_momentum": MUON,
+    "optimizer.share_work": MUON,
+    "optimizer.lookahead.share": SLOW,
+    "optimizer.lookahead.power": [*SLOW, "optimizer.lookahead.share=[1.0, 0.2]"],
+    "optimizer.agc_classifier_bias": ["optimizer.agc=0.01"],
     "lr.warmup_epochs": ["lr.warmup=gradual"],
     "lr.warmup_start": ["lr.warmup=gradual"],
     "lr.schedule=piecewise": ["lr.points=[[0, 1], [1, 0]]"],
     "lr.schedule=cyclical": ["lr.cycle_epochs=1"],
+    "lr.update": ["lr.warmup=gradual", "lr.warmup_epochs=2", "lr.schedule=cosine"],
     "lr.milestones": ["lr.schedule=step"],
     "lr.gamma": ["lr.schedule=step", "lr.milestones=[0]"],
     "lr.power": ["lr.schedule=polynomial"],
@@ -130,6 +142,7 @@ REFUSED: dict[str, tuple[int, str]] = {
     "lr.points=[]": (2, "schedule piecewise needs points"),
     "lr.cycle_epochs=null": (2, "schedule cyclical needs cycle_epochs"),
     "phases.0.lr=1.7976931348623157e+308": NOT_FINITE,
+    'phases.0.freeze=["head"]': (2, "phases.0.freeze: head: no such part"),
     'phases.0.unfreeze=["stages"]': (2, "stages is not frozen"),
     "train.loss_scale=1e+38": (7, "all 2 updates were skipped"),
     "train.teacher.weights=missing.safetensors": (4, "No such file"),

@@ -18,7 +18,7 @@ from hvdtrain.engine.checkpoint import verify
 from hvdtrain.engine.checkpoint_tensors import load_weights_alone
 from hvdtrain.errors import CheckpointError
 from hvdtrain.models import build_model
-from hvdtrain.models.freezing import unfreeze
+from hvdtrain.models.freezing import train_in_any_phase
 from hvdtrain.plan.epochs import Epoch, make_plan
 from hvdtrain.run.evaluation import config_of, find_checkpoint
 
@@ -73,8 +73,7 @@ class Subject:
         if not self.num_classes:
             raise CheckpointError(f"{self.path}: does not say how many classes it has")
         model = build_model(cfg.model, self.num_classes).to(device)
-        for phase in cfg.phases:
-            unfreeze(model, phase.unfreeze)
+        train_in_any_phase(model, cfg)
         if cfg.train.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.load(model, averaged=averaged)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Model
-from hvdtrain.engine.global_norm import GlobalNorms, alone, share_batch_norm
+from hvdtrain.engine.global_norm import GlobalNorms, local_statistics, share_batch_norm
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import build_model
 from hvdtrain.models.freezing import freeze
@@ -126,7 +126,7 @@ def test_frozen_and_paused_layers_exchange_nothing() -> None:
     x = torch.randn(4, 3, 16, 16)
     kept = model.stem[1].running_mean.clone()
     model.stem(x)
-    with alone(norms):
+    with local_statistics(norms):
         model(x).sum().backward()
     assert norms.active
     assert torch.equal(model.stem[1].running_mean, kept)

@@ -71,9 +71,39 @@ def test_parts_are_trained_from_their_phase_on(small_root: Path, tmp_path: Path)
     assert moved(expected, weights(last)) == set()
 
 
+def test_a_part_is_frozen_from_a_phase_on(small_root: Path, tmp_path: Path) -> None:
+    """As airbench94 freezes its whitening layer; here with batch norms, and freed again at the end."""
+    text = CONFIG.format(root=small_root, second=1).replace(
+        "freeze: [stem, stages.0, stages.1]", "freeze: [stem]"
+    )
+    text = text.replace("unfreeze: [stages.1]", "freeze: [stages], unfreeze: [stem, stages.2]")
+    last = "\n  - {epochs: 1, image_size: 16, batch_per_worker: 8, unfreeze: [stages.0]}\ntrain:"
+    cfg = parse_config(text.replace("\ntrain:", last))
+    with set_up(cfg, Solo()) as parts:
+        start = {name: t.clone() for name, t in parts.state.model.state_dict().items()}
+    train(cfg, Solo(), run_dir=tmp_path / "run")
+    first, second, third = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    stages = {"stages.0", "stages.1", "stages.2"}
+    assert moved(start, weights(first)) == {*stages, "classifier"}
+    assert moved(weights(first), weights(second)) == {"stem", "stages.2", "classifier"}
+    assert moved(weights(second), weights(third)) == {"stem", *stages, "classifier"} - {"stages.1"}
+    shown = plan_text(cfg, make_plan(cfg, 1, 22))
+    assert "stem; stages from epoch 1; stem, stages.2 trained from epoch 1; stages.0 tr" in shown
+
+
 def test_wrong_parts_are_told(small_root: Path) -> None:
     with pytest.raises(ConfigError, match=r"phases\.1\.unfreeze: classifier is not frozen: model"):
         config(small_root, **{"unfreeze: [stages.1]": "unfreeze: [classifier]"})
+    with (
+        pytest.raises(
+            ConfigError, match=r"phases\.1\.freeze: stem, stages, clas.*: nothing is left"
+        ),
+        set_up(
+            config(small_root, **{"unfreeze: [stages.1]": "freeze: [stem, stages, classifier]"}),
+            Solo(),
+        ),
+    ):
+        pass
     with (
         pytest.raises(ConfigError, match=r"stages\.1\.7: no such part"),
         set_up(config(small_root, **{"unfreeze: [stages.1]": "unfreeze: [stages.1.7]"}), Solo()),

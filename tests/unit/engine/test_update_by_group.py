@@ -28,7 +28,7 @@ def update(state: State, step: int, *, in_parts: bool) -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", [*REFERENCES, "muon"])
 def test_groups_equal_the_whole(name: str, frozen: bool) -> None:
     states = [state_of(network(norm=True), name=name, weight_decay=0.1) for _ in range(2)]
     for state in states:

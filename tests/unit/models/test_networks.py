@@ -17,6 +17,7 @@ from hvdtrain.config.schema import Model
 from hvdtrain.engine.sizes import check_sizes
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import MODELS, build_model, external
+from hvdtrain.models.depths import depths_of
 from hvdtrain.models.nfnet import ScaledStdConv2d
 from hvdtrain.plan.epochs import make_plan
 
@@ -59,6 +60,7 @@ def test_shapes(name: str) -> None:
         model = build_model(Model(name=name), 2).eval()
     network = NETWORKS[name]
     assert any(isinstance(m, _BatchNorm) for m in model.modules()) == network.batch_norm
+    assert set(depths_of(model, name).values()) == set(range(network.depths))
     sizes = sorted({8, 15, 16, 17, 32, 33, 48, network.smallest, network.smallest - 1} - {0})
     assert [network.last_side(size) for size in sizes] == [
         last_side(shapes_only(model), size) for size in sizes

@@ -49,6 +49,19 @@ class Lars64:
         return w - self.v
 
 
+class TimmLars64:
+    """timm's Lars, the rate outside the buffer; its eps of 1e-8 is below what is compared."""
+
+    def __init__(self, w: Array, decay: float) -> None:
+        self.v, self.decay, self.adapt = np.zeros_like(w), decay, w.ndim > 1
+
+    def step(self, w: Array, g: Array, lr: float) -> Array:
+        wn, gn = np.sqrt((w**2).sum()), np.sqrt((g**2).sum())
+        ratio = TRUST * wn / (gn + wn * self.decay + 1e-8) if self.adapt and wn > 0 < gn else 1.0
+        self.v = MOMENTUM * self.v + ratio * (g + self.decay * w)
+        return w - lr * self.v
+
+
 class Lamb64:
     """You et al. 2020, algorithm 2, with φ the identity."""
 

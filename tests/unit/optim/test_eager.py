@@ -27,7 +27,7 @@ from hvdtrain.preflight.survey import checkpoint_bytes
 for name in MODELS:
     classes = 2 if name == "vgg_sigmoid" else 10
     assert checkpoint_bytes(config(model={"name": name, "num_classes": classes}))
-for name in ("sgd", "lars", "lamb", "adamw"):
+for name in ("sgd", "lars", "lamb", "adamw", "muon"):
     layer = torch.nn.Linear(3, 2)
     before = layer.weight.detach().clone()
     layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)

@@ -19,6 +19,7 @@ from tests.unit.optim.optim_references import (
     REFERENCES,
     TRUST,
     Array,
+    TimmLars64,
     mixture,
 )
 
@@ -47,14 +48,17 @@ def optimizer_of(model: nn.Module, name: str, **options: Any) -> torch.optim.Opt
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", [*REFERENCES, "lars outside"])
 def test_fifty_steps_equal_the_reference(name: str, decay_all: bool) -> None:
     model, _ = mixture()
-    optimizer = optimizer_of(model, name, decay_norms_and_biases=decay_all)
+    rule, _, where = name.partition(" ")
+    options = {"lars_rate": where} if where else {}
+    optimizer = optimizer_of(model, rule, decay_norms_and_biases=decay_all, **options)
     weights = {key: p.detach().double().numpy().copy() for key, p in model.named_parameters()}
     decayed = {key: decay_all or w.ndim > 1 for key, w in weights.items()}
     references = {
-        key: REFERENCES[name](w, DECAY if decayed[key] else 0.0) for key, w in weights.items()
+        key: {**REFERENCES, "lars outside": TimmLars64}[name](w, DECAY if decayed[key] else 0.0)
+        for key, w in weights.items()
     }
     scale = 0.1 if name in ("lamb", "adamw") else 1.0
     random = np.random.default_rng(1)

@@ -23,7 +23,8 @@ def agc64(w: Array, g: Array, clipping: float) -> Array:
     return g * limit / max(norm, 1e-6) if norm > limit else g
 
 
-def test_agc_against_its_formula() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_agc_against_its_formula(bias: bool) -> None:
     model, _ = mixture()
     random = torch.Generator().manual_seed(5)
     expected = {}
@@ -33,14 +34,14 @@ def test_agc_against_its_formula() -> None:
         if p.ndim > 1:
             p.grad[0] *= 1e-3  # one unit below the limit
         w, g = p.detach().double().numpy(), p.grad.double().numpy().copy()
-        if key.startswith("classifier."):
+        if key == "classifier.weight" or (key == "classifier.bias" and not bias):
             expected[key] = g
         elif p.ndim <= 1:
             expected[key] = agc64(w, g, 0.01)
         else:
             expected[key] = np.stack([agc64(a, b, 0.01) for a, b in zip(w, g, strict=True)])
     before = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
-    AdaptiveClipping(model, 0.01)()
+    AdaptiveClipping(model, 0.01, classifier_bias=bias)()
     changed = set()
     for key, p in model.named_parameters():
         assert p.grad is not None
@@ -49,6 +50,7 @@ def test_agc_against_its_formula() -> None:
         if not torch.equal(p.grad, before[key]):
             changed.add(key)
     assert {"conv.weight", "point.weight", "conv.bias", "gain", "zero.weight"} <= changed
+    assert ("classifier.bias" in changed) == bias
     assert float(model.zero.weight.grad.abs().max()) > 0  # type: ignore[union-attr, operator]
 
 
@@ -76,3 +78,5 @@ def test_agc_with_micro_batches_sees_the_whole_gradient() -> None:
 def test_agc_and_clip_norm_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="clip_norm and agc both clip the gradient"):
         parse_config("phases: [{epochs: 1}]\noptimizer: {agc: 0.01, clip_norm: 1.0}")
+    with pytest.raises(ConfigError, match="agc_classifier_bias needs agc"):
+        parse_config("phases: [{epochs: 1}]\noptimizer: {agc_classifier_bias: true}")

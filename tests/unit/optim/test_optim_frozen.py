@@ -18,7 +18,7 @@ def train_only(model: nn.Module, names: set[str]) -> None:
         p.requires_grad_(key in names)
 
 
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", [*REFERENCES, "muon"])
 def test_frozen_parameters_stay_and_then_start_without_momentum(name: str) -> None:
     state = state_of(network(norm=True), name=name, weight_decay=0.1)
     model, optimizer = state.model, state.optimizer

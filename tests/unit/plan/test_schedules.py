@@ -11,7 +11,8 @@ from torch.optim import lr_scheduler
 
 from hvdtrain.config.load import parse_config
 from hvdtrain.errors import ConfigError
-from hvdtrain.plan.epochs import Plan, make_plan
+from hvdtrain.plan.epochs import Plan, Position, make_plan
+from hvdtrain.plan.text import plan_text
 
 EPOCHS, STEPS = 12, 10
 """Epochs of all runs here, and steps of each epoch."""
@@ -255,3 +256,35 @@ def test_rate_outside_the_buffer_needs_no_momentum_correction() -> None:
     found = weights.detach().numpy()
     assert np.abs(found - other_form(corrected=True)).max() < 1e-13
     assert np.abs(found - other_form(corrected=False)).max() > 1e-9
+
+
+def test_nvidias_cosine_changes_once_an_epoch() -> None:
+    """The rates of their ResNet-50, 90 epochs on 8 GPUs of 256 images, by `lr_cosine_policy`."""
+    lr = "{base: 0.256, base_batch: 256, warmup_epochs: 8, schedule: cosine, update: epoch}"
+    cfg = parse_config(f"lr: {lr}\nphases: [{{epochs: 90, batch_per_worker: 256}}]")
+    plan = make_plan(cfg, 8, 1281167)
+    warmup = [0.256, 0.512, 0.768, 1.024, 1.28, 1.536, 1.792, 2.048]
+    cosine = [0.5 * (1 + np.cos(np.pi * e / 82)) * 2.048 for e in range(82)]
+    for epoch, expected in zip(plan.epochs, [*warmup, *cosine], strict=True):
+        for step in (0, 1, epoch.steps - 1):
+            assert epoch.lr(step) == pytest.approx(expected, rel=1e-12)
+    rest = next(plan.epochs_from(Position(3, 20480)))
+    assert rest.lr(0) == pytest.approx(1.024)  # a resumed run
+    text = plan_text(cfg, plan)
+    assert "gradual: 1/8 of the rate more every epoch, from 1/8" in text
+    assert "cosine to 0; each epoch keeps its first rate" in text
+    assert "epoch      8  2.048 → 2.048" in text
+
+
+def test_a_warmup_by_epochs_may_have_a_first_rate() -> None:
+    """torchvision's: LinearLR from a hundredth, stepped once an epoch, then a cosine."""
+    lr = "{base: 0.5, scaling: none, warmup_epochs: 5, warmup_start: 0.005, schedule: cosine, update: epoch}"
+    expected = [0.005 + 0.099 * e for e in range(5)]
+    expected += [0.25 * (1 + np.cos(np.pi * e / 7)) for e in range(7)]
+    found = rates(plan_of(lr))
+    assert same(found, [value for value in expected for _ in range(STEPS)])
+    for schedule in ("onecycle", "cyclical, cycle_epochs: 2"):
+        with pytest.raises(
+            ConfigError, match="changes the rate with every update: set update: step"
+        ):
+            plan_of(f"{{warmup: none, update: epoch, schedule: {schedule}}}")
