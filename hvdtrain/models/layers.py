@@ -15,7 +15,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def batch_norm(channels: int) -> nn.Module:
-    """Batch norm over the images of one rank; statistics are not shared between ranks."""
+    """Batch norm over the images of one rank, or of all: `engine/global_norm.py` sees to that."""
     return nn.BatchNorm2d(channels)
 
 
