@@ -67,8 +67,18 @@ class Model(Section):
     stochastic_depth: Identity[Annotated[float, Field(ge=0, lt=1)] | None] = None
     """Residual branches are dropped at random for each image, in block i of L with probability value ×
     i / L. null: the network's default, which is 0 except for NFNets."""
+    stochastic_depth_rescale: Identity[bool] = True
+    """Divide residual branches that are not dropped by the probability that they are kept, which keeps
+    their mean. false: leave them as they are, as in the published NFNets."""
     blurpool: Identity[bool] = False
     """Blur the inputs of strided convolutions."""
+    padding: Identity[Literal["torch", "same"]] = "torch"
+    """Padding of strided convolutions in NFNets: torch's, or TensorFlow's (`same`), with which their
+    published weights were trained. They differ at even image sizes."""
+    init: Identity[Literal["fan_out", "fan_in"] | None] = None
+    """First weights of convolutions: He's normal with the deviation √(2/fan_out) or √(2/fan_in). null:
+    the network's default, which is fan_out except for NF networks, airbench94 and vgg_sigmoid, which
+    have rules of their own."""
     batch_norm: Identity[Literal["worker", "global"]] = "worker"
     """Images over which batch norm takes its statistics in training: those of one worker in one forward
     pass (`worker`), or of all workers (`global`), which costs two small sums over workers a layer, one

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,7 +15,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def batch_norm(channels: int) -> nn.Module:
-    """Batch norm over the images of one rank; statistics are not shared between ranks."""
+    """Batch norm over the images of one rank, or of all: `engine/global_norm.py` sees to that."""
     return nn.BatchNorm2d(channels)
 
 
@@ -30,6 +32,16 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
+def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """`x` [N, C, H, W] with zeros so that a convolution gives ⌈H/stride⌉ × ⌈W/stride⌉ values.
+
+    An odd one out is at the end, where torch's padding at stride 2 and even sizes leaves one out.
+    Source: "SAME" in https://www.tensorflow.org/api_docs/python/tf/nn.
+    """
+    high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+    return functional.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+
+
 class Network(nn.Module):
     """A network that ends in pooling, dropout and one linear layer, with the names below."""
 
@@ -40,6 +52,8 @@ class Network(nn.Module):
     """Share of the pooled features that is zeroed in training."""
     pools: ClassVar[bool] = True
     """Whether `pool` leaves one position, so that `model.pool` has a choice."""
+    kaiming: ClassVar[bool] = True
+    """Whether the convolutions start as `init_weights` draws them, so that `model.init` has a choice."""
 
     def classify(self, features: Tensor) -> Tensor:
         """[N, C, H, W] → [N, num_classes] logits."""
@@ -55,10 +69,12 @@ class ResidualBlock(nn.Module):
 
     drop_rate: float = 0.0
     """Probability that the branch is dropped (stochastic depth)."""
+    rescale: bool = True
+    """Whether branches that are kept are scaled up."""
 
     def drop(self, branch: Tensor) -> Tensor:
         """`branch` [N, ...]: in training whole images are zeroed at `drop_rate`, and the others
-        scaled up to keep the mean.
+        scaled up to keep the mean, unless `rescale` is off.
 
         Source: Huang et al. 2016, https://arxiv.org/abs/1603.09382 (which does not scale).
         """
@@ -66,7 +82,8 @@ class ResidualBlock(nn.Module):
             return branch
         keep = 1.0 - self.drop_rate
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        return branch * branch.new_empty(shape).bernoulli_(keep).div_(keep)
+        kept = branch.new_empty(shape).bernoulli_(keep)
+        return branch * (kept.div_(keep) if self.rescale else kept)
 
 
 def init_weights(model: nn.Module) -> None:
@@ -83,3 +100,12 @@ def init_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, 0.0, 0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def use_fan_in(model: nn.Module) -> None:
+    """Scale convolutions drawn by `init_weights` to He's normal by fan in; no new numbers are drawn."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            outputs, inputs = module.weight.shape[:2]
+            with torch.no_grad():
+                module.weight.mul_(math.sqrt(outputs / inputs))

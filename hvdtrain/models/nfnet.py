@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvdtrain.models.layers import Network, ResidualBlock, init_weights
+from hvdtrain.models.layers import Network, ResidualBlock, init_weights, pad_same
 
 ALPHA = 0.2
 """Scale of every residual branch."""
@@ -33,6 +33,9 @@ class ScaledStdConv2d(nn.Conv2d):
     Mean and variance are per output channel; so is `gain`, g, which starts at 1.
     """
 
+    same: bool = False
+    """Pad by `pad_same`, as TensorFlow does."""
+
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
     ) -> None:
@@ -48,13 +51,21 @@ class ScaledStdConv2d(nn.Conv2d):
         return standardised
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.same and self.stride[0] > 1:
+            x = pad_same(x, self.kernel_size[0], self.stride[0])
+            return functional.conv2d(
+                x, self.standardised(), self.bias, self.stride, groups=self.groups
+            )
         y: Tensor = self._conv_forward(x, self.standardised(), self.bias)
         return y
 
 
 def activate(x: Tensor, activation: Activation, beta: float = 1.0) -> Tensor:
-    """The activation, scaled to keep the variance of a standard normal input, times `beta`."""
-    y = functional.relu(x) if activation == "relu" else functional.gelu(x)
+    """The activation, scaled to keep the variance of a standard normal input, times `beta`.
+
+    GELU is its usual approximation by tanh, as in the published networks (jax.nn.gelu).
+    """
+    y = functional.relu(x) if activation == "relu" else functional.gelu(x, approximate="tanh")
     return y * (ACTIVATION_GAIN[activation] * beta)
 
 
@@ -147,6 +158,8 @@ def expected_variances(depths: list[int]) -> Iterator[float]:
 
 class NFNet(Network):
     """A normalizer-free network: [N, 3, H, W] float32 → [N, num_classes] logits; H, W ≥ 32."""
+
+    kaiming: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from hvdtrain.config.schema import Model as ModelConfig
 from hvdtrain.errors import ConfigError
-from hvdtrain.models.layers import Network, ResidualBlock, init_weights
+from hvdtrain.models.layers import Network, ResidualBlock, init_weights, use_fan_in
+from hvdtrain.models.nfnet import NFNet, ScaledStdConv2d
 
 
 def apply_options(model: nn.Module, cfg: ModelConfig) -> None:
@@ -30,10 +31,39 @@ def apply_options(model: nn.Module, cfg: ModelConfig) -> None:
             model, cfg.stochastic_depth
         ):
             raise ConfigError(f"model.stochastic_depth: {cfg.name} has no residual blocks")
+    _apply_rules(model, cfg)
     if cfg.blurpool and not use_blurpool(model):
         raise ConfigError(
             f"model.blurpool: {cfg.name} has no plain strided convolutions of 16 or more inputs"
         )
+
+
+def _apply_rules(model: nn.Module, cfg: ModelConfig) -> None:
+    """Rules by which papers differ: scaling of kept branches, padding, and the first weights."""
+    if not cfg.stochastic_depth_rescale:
+        blocks = [m for m in model.modules() if isinstance(m, ResidualBlock) and m.drop_rate]
+        if not blocks:
+            raise ConfigError(
+                f"model.stochastic_depth_rescale: false: {cfg.name} drops no branches: set "
+                "model.stochastic_depth, or leave it out"
+            )
+        for block in blocks:
+            block.rescale = False
+    if cfg.padding == "same":
+        if not (isinstance(model, NFNet) and model.activation == "gelu"):
+            raise ConfigError(
+                f"model.padding: same is for nfnet_f0 … nfnet_f6, found {cfg.name}: use torch"
+            )
+        for module in model.modules():
+            if isinstance(module, ScaledStdConv2d):
+                module.same = True
+    if cfg.init is not None:
+        if not (isinstance(model, Network) and model.kaiming):
+            raise ConfigError(
+                f"model.init: {cfg.name} has a rule of its own for its first weights: leave it out"
+            )
+        if cfg.init == "fan_in":
+            use_fan_in(model)
 
 
 class ConcatPool(nn.Module):

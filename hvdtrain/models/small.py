@@ -118,6 +118,8 @@ class Airbench(Network):
     https://github.com/KellerJordan/cifar10-airbench (norms: eps 1e-12, momentum 0.4).
     """
 
+    kaiming: ClassVar[bool] = False
+
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.whitening = WhiteningConv()

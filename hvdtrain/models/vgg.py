@@ -25,6 +25,7 @@ class SigmoidVGG(Network):
     """
 
     pools: ClassVar[bool] = False
+    kaiming: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from hvdtrain.models.options import classifier_of
 from hvdtrain.models.resnet import ResNet
 from hvdtrain.models.weights_file import read_file
 from hvdtrain.models.weights_names import Tensors, find_tensors, fitting
+from hvdtrain.models.weights_nfnet import is_published, rename_nfnet
 
 RENAMED = (
     (r"^conv1\.weight$", "stem.0.weight"),
@@ -53,8 +55,12 @@ def _load(model: nn.Module, path: Path, rows: Sequence[int] | None, whole: bool)
     tensors, notes = _read(path)
     target = {k: v for k, v in model.state_dict().items() if not _is_counter(k)}
     tensors = {k: v for k, v in tensors.items() if not _is_counter(k)}
-    rename = rename_resnet if isinstance(model, (ResNet, NFNet)) else dict
-    tensors, left_out = fitting(tensors, target, rename)
+    if is_published(tensors) and not any(getattr(m, "same", False) for m in model.modules()):
+        notes.append(
+            "warning: published NFNet weights, which were trained with model.padding=same: at even "
+            "image sizes the network computes something else without it"
+        )
+    tensors, left_out = fitting(tensors, target, partial(_renamed, model))
     notes += left_out
     if isinstance(model, NFNet) and "stem.1.running_var" in tensors:
         tensors = _converted(model, tensors)
@@ -90,6 +96,13 @@ def _read(path: Path) -> tuple[Tensors, list[str]]:
     content, notes = read_file(path)
     tensors, more = find_tensors(content)
     return tensors, [*notes, *more]
+
+
+def _renamed(model: nn.Module, tensors: Tensors) -> Tensors:
+    """`tensors` by our names, if they have those of another library for such a model."""
+    if isinstance(model, NFNet) and is_published(tensors):
+        return rename_nfnet(tensors, model.depths)
+    return rename_resnet(tensors) if isinstance(model, (ResNet, NFNet)) else dict(tensors)
 
 
 def rename_resnet(tensors: Tensors) -> Tensors:

@@ -115,6 +115,11 @@ def _read(path: Path) -> Any:
     if head[8:9] == b"{":
         return _read_safetensors(path, head, size)
     if re.match(rb"\x80[\0-\x0f]", head):
+        if path.suffix == ".npz":
+            raise CheckpointError(
+                "a pickle in spite of its name, as DeepMind's NFNets are: convert it as "
+                "docs/reference/models.md says"
+            )
         return load_torch(path)
     if not any(head):
         raise CheckpointError(f"begins with zeros, so it was not written to the end: {AGAIN}")

@@ -270,7 +270,7 @@ def batch_norm_text(cfg: Config, plan: Plan) -> str:
     if not has_batch_norm(cfg):
         return "no batch norm"
     images = f"{', '.join(map(str, _norm_batches(cfg, plan)))} images per forward pass"
-    if cfg.model.batch_norm == "worker":
+    if cfg.model.batch_norm == "worker" or plan.world_size == 1:
         return f"{images}, per worker"
     return f"{images}, of all {plan.world_size} workers: two sums over workers a layer"
 

@@ -76,6 +76,53 @@ def test_stochastic_depth_drops_whole_images_and_keeps_the_mean() -> None:
     assert torch.equal(block.eval().drop(branch), branch)
 
 
+def test_branches_that_are_kept_may_stay_as_they_are() -> None:
+    """`stochastic_depth_rescale: false`: the same branches are dropped, and no other is scaled."""
+    model = build("resnet8_gn", stochastic_depth=0.5, stochastic_depth_rescale=False)
+    blocks = [m for m in model.modules() if isinstance(m, ResidualBlock)]
+    assert [block.rescale for block in blocks if block.drop_rate] == [False, False]
+    branch = torch.rand(200, 3, 2, 2) + 1
+    torch.manual_seed(0)
+    plain = blocks[-1].drop(branch)
+    blocks[-1].rescale = True
+    torch.manual_seed(0)
+    scaled = blocks[-1].drop(branch)
+    torch.testing.assert_close(scaled, plain / (1 - blocks[-1].drop_rate))
+    kept = (plain != 0).flatten(1).all(1)
+    assert 0 < kept.sum() < 200
+    assert torch.equal(plain[kept], branch[kept])
+    for name in ("resnet8_gn", "vgg_small"):
+        with pytest.raises(ConfigError, match=rf"^model\.stochastic_depth_rescale: .*{name} drops"):
+            build(name, stochastic_depth_rescale=False)
+
+
+def test_fan_in_is_the_same_draw_with_another_deviation() -> None:
+    plain, out, into = (
+        build("resnet18"),
+        build("resnet18", init="fan_out"),
+        build("resnet18", init="fan_in"),
+    )
+    for (name, a), b, c in zip(
+        plain.state_dict().items(),
+        out.state_dict().values(),
+        into.state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+        if a.ndim < 4:
+            assert torch.equal(a, c), name
+        else:
+            fan_in = c[0].numel()
+            assert c.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05), name
+            torch.testing.assert_close(c, a * (a.shape[0] / a.shape[1]) ** 0.5)
+    for name in ("nfnet_f0", "airbench94", "vgg_sigmoid"):
+        with (
+            torch.device("meta"),
+            pytest.raises(ConfigError, match=rf"^model\.init: {name} has a rule"),
+        ):
+            build(name, classes=2, init="fan_in")
+
+
 def test_stochastic_depth_rises_with_the_block_and_is_in_the_branch() -> None:
     model = build("resnet20_cifar", stochastic_depth=0.9, zero_gamma=False)
     blocks = [m for m in model.modules() if isinstance(m, ResidualBlock)]
@@ -118,5 +165,9 @@ def test_regularisation_of_a_network_can_be_set_to_none() -> None:
 
 def test_width_is_for_wide_networks() -> None:
     assert build("wrn22", width=2).classifier.in_features == 128
+    with torch.device("meta"):  # the network of fast.ai's entry
+        model = build("wrn22", width=6, pool="avg")
+    assert sum(p.numel() for p in model.parameters()) == 9_658_458
+    assert isinstance(model.pool, nn.AdaptiveAvgPool2d)
     with pytest.raises(ConfigError, match=r"^model\.width: resnet50 has one width; use wrn16, "):
         build("resnet50", width=2)
