@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import metadata
 
 from hvdtrain import __version__
@@ -29,6 +30,12 @@ GET_HOROVOD = (
 
 def installed_versions() -> dict[str, str]:
     """Versions of hvdtrain, Python, and the packages of PACKAGES that are installed."""
+    return dict(_found())
+
+
+@cache
+def _found() -> dict[str, str]:
+    """Looked up once: it takes as long as a step of a small network."""
     versions = {"hvdtrain": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +113,20 @@ def congestion_control() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of installed packages. hvdtrain's has a hash of its code: checkouts may differ."""
+    installed = installed_versions()
+    installed["hvdtrain"] += f" (code {_code_hash()})"
+    return installed
+
+
+@cache
+def _code_hash() -> str:
+    """Of the code as it is at the first call, soon after it was imported."""
     digest = hashlib.sha256()
     root = Path(hvdtrain.__file__).parent.parent
     for folder in ("hvdtrain", "pipelines"):
         for file in sorted((root / folder).rglob("*.py")):
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
-    installed = installed_versions()
-    installed["hvdtrain"] += f" (code {digest.hexdigest()[:8]})"
-    return installed
+    return digest.hexdigest()[:8]
 
 
 def of_host(request: Mapping[str, Any]) -> Facts:

@@ -20,7 +20,12 @@ data: {{train: {root}, val: {root}, augment: {augment}, decode_threads: 2,
   mean: [0, 0, 0], std: [0.00392156862745098, 0.00392156862745098, 0.00392156862745098]}}
 phases: [{{epochs: 1, image_size: 32, batch_per_worker: 4}}]
 """
-AUGMENTS = ["random_resized_crop", "pad_crop", "none"]
+AUGMENTS = [
+    *("random_resized_crop", "pad_crop", "none"),
+    "pad_crop, padding_mode: zero, crop_padding: 6, flip: alternating",
+    "none, rotation: 10, translation: 0.2",
+]
+"""`data.augment` and settings beside it."""
 
 
 @pytest.fixture(scope="module")
@@ -69,5 +74,6 @@ def test_pixels_are_those_of_the_cpu(gpu: torch.device, coloured: Path, augment:
     for name, image in found.items():
         error = (image - expected[name]).abs()
         assert float(error.mean()) < 1.5, name
-        if augment != "pad_crop" or name.startswith("val"):  # padding copies the border inside
+        # Padding copies the border inside, and movements let rounding decide which pixel is nearest.
+        if augment in ("random_resized_crop", "none") or name.startswith("val"):
             assert float(error[:, 1:-1, 1:-1].max()) <= 6, name

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import typer.main
 from PIL import Image
 
 from hvdtrain import train
-from hvdtrain.cli.main import main
+from hvdtrain.cli import main as cli
 from hvdtrain.models import MODELS
 from tests.launch import REPOSITORY, mpirun
 from tests.launch import run as launch
@@ -225,11 +226,19 @@ def _one_core() -> Iterator[None]:
     os.sched_setaffinity(0, cores)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_parser() -> Iterator[None]:
+    """Making the parser of the command line takes as long as some of the trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "app", typer.main.get_command(cli.app))
+        yield
+
+
 def run(settings: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and stderr of `hvdtrain train` in this process."""
     sys.argv = ["hvdtrain", "train", "every.yaml", *settings]
     with pytest.raises(SystemExit) as end:
-        main()
+        cli.main()
     return int(end.value.code or 0), capsys.readouterr().err
 
 
