@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -198,7 +199,8 @@ def is_explained(key: str, of: Table) -> bool:
     if section == "lr" and "plan.lr" in places:
         return rest != "cycle_momentum" or "plan.momentum" in places
     if section == "phases":
-        return any(rest in OF_PLAN[place] for place in places if place in OF_PLAN)
+        of_plan = {name for place in places for name in OF_PLAN.get(place, ())}
+        return rest in of_plan or any(re.fullmatch(rf"phases\.\d+\.{rest}", p) for p in places)
     if key == "data.val_crop_ratio" and "plan.val_resize" in places:
         return True
     return key in of.all_own or any(f"{place}.".startswith(f"{key}.") for place in places)
