@@ -17,6 +17,7 @@ CONFIGS = FOLDER.parents[1] / "configs"
 WORLD_SIZES = {
     "cats_dogs_vgg": 1,
     "cifar10_fast_gpu": 1,
+    "cifar10_fast_muon": 1,
     "cifar10_fastai_preact18": 1,
     "cifar10_fastai_wrn22": 1,
     "cifar10_fastai_wrn22_8gpu": 8,

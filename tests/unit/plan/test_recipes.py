@@ -102,12 +102,13 @@ def test_ffcv_sizes_and_rates(epochs: int, start: int, end: int) -> None:
 
 @pytest.mark.parametrize("epochs", [90, 250])
 def test_nvidia_rates(epochs: int) -> None:
-    """2.048 at 2048, 8 epochs from 0, then half a cosine over the rest."""
+    """2.048 at 2048 after 8 epochs, then half a cosine over the rest; the same in a whole epoch."""
     plan = plan_of(f"imagenet_resnet50_nvidia_{epochs}", 8)
     times = np.arange(epochs)
     after = 1.024 * (1 + np.cos(np.pi * (times - 8) / (epochs - 8)))
-    expected = np.where(times < 8, 2.048 * times / 8, after)
+    expected = np.where(times < 8, 2.048 * (times + 1) / 8, after)
     assert [epoch.lr(0) for epoch in plan.epochs] == pytest.approx(expected.tolist())
+    assert [epoch.lr(epoch.steps - 1) for epoch in plan.epochs] == pytest.approx(expected.tolist())
 
 
 def test_nfnet_rates() -> None:
