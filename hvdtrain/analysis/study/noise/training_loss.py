@@ -16,6 +16,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
+from hvdtrain.errors import ConfigError
 
 
 class TrainingLoss(NetworkLoss):
@@ -28,6 +29,11 @@ class TrainingLoss(NetworkLoss):
     def __init__(self, it: Opened, subject: Subject, comm: Comm) -> None:
         super().__init__(it.loss.model, it.loss.images, it.loss.total, it.loss.dtype)
         train = subject.cfg.train
+        if train.mix_partner == "doubled":
+            raise ConfigError(
+                f"{subject.path}: train.mix_partner: doubled: images come without partners here: set "
+                "train.mix_partner=random to measure with that"
+            )
         self._mixing = Mixing.of(subject.cfg)
         self._erasing = Erasing(subject.cfg.data.random_erasing, subject.cfg.seed)
         self._loss_of, self._epoch = Loss.of(train), subject.epoch.index
