@@ -77,18 +77,20 @@ class Loaders:
         local_size: int = 1,
         device: torch.device,
         rect_val: bool = False,
+        pairs: bool = False,
         classes: Sequence[str] | None = None,
         training: bool = True,
     ) -> None:
         """List the datasets; no image is read yet. Raises DataError where there is none.
 
-        `classes`, `training`: see `open_datasets`. `rect_val`: some epoch evaluates on rectangles.
+        `classes`, `training`: see `open_datasets`. `pairs`: training images come with partners.
+        `rect_val`: some epoch evaluates on rectangles.
         With it or with a cache, give the `offer` of every rank to `accept` before the first pass.
         """
         limit_arenas()
         if device == torch.device("cuda"):
             device = torch.device("cuda", local_rank)
-        self._data, self._seed, self._device = data, seed, device
+        self._data, self._device, self._pairs = data, device, pairs
         cores = len(os.sched_getaffinity(0))
         self.decode_threads = data.decode_threads or max(1, cores // local_size)
         self.data_wait_s = 0.0
@@ -113,6 +115,7 @@ class Loaders:
             rank=rank,
             world_size=world_size,
             quarantine=self._quarantine,
+            pairs=pairs,
         )
         self._samplers: dict[str, Sampler] = {"train": trained, "val": evaluation}
         self._training = trained
@@ -258,7 +261,8 @@ class Loaders:
                 self.bytes_read += batch.size_bytes
                 ready = self._on_device(batch)
                 if epoch is not None:
-                    ready = self._finished(ready, epoch)
+                    finished = self._finished(ready, epoch)
+                    ready = finished.paired() if self._pairs else finished
                     self.data_wait_s += time.perf_counter() - began
                 yield ready
                 self._release(batch)

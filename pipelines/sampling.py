@@ -18,6 +18,7 @@ from pipelines.sources import Source
 
 FILES_PER_SHARD = 1024
 """Consecutive files that count as a shard for `data.shuffle: shards` if there are no shards."""
+_PARTNERS = 2**40  # keeps the orders of partners apart from those of epochs
 GOOD_MIX = 0.9
 """A run warns if batches have fewer classes than this share of what a full shuffle gives."""
 
@@ -110,7 +111,8 @@ class Sampler(Protocol):
 
 class TrainingSampler:
     """Every image once, in an order that depends only on the seed and the epoch; or with
-    `data.repeats` R, R times within R epochs."""
+    `data.repeats` R, R times within R epochs. With `pairs` every share has as many images again, in
+    another order, so that every image is once the partner of another."""
 
     def __init__(
         self,
@@ -122,8 +124,9 @@ class TrainingSampler:
         rank: int,
         world_size: int,
         quarantine: Quarantine | None,
+        pairs: bool = False,
     ) -> None:
-        self.quarantine = quarantine
+        self.quarantine, self._pairs = quarantine, pairs
         self._data, self._seed, self._num_samples = data, seed, num_samples
         self._rank, self._world_size = rank, world_size
         self._shard_starts = shard_starts
@@ -152,9 +155,13 @@ class TrainingSampler:
 
     def shares(self, spec: Pass) -> Iterator[order.Share]:
         """One share a step; the last is filled up with weight 0."""
-        return order.shares(
-            self._order(spec.epoch), spec.start, spec.batch, self._rank, self._world_size
-        )
+        place = spec.start, spec.batch, self._rank, self._world_size
+        own = order.shares(self._order(spec.epoch), *place)
+        if not self._pairs:
+            return own
+        others = self._each_once(spec.epoch + _PARTNERS) + order.COPY
+        pairs = zip(own, order.shares(others, *place), strict=True)
+        return (order.Share(*map(np.concatenate, zip(*pair, strict=True))) for pair in pairs)
 
     def order_warning(self, labels: np.ndarray) -> str | None:
         """One line if batches of `data.shuffle: shards` hold too few classes, else None.

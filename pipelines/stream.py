@@ -7,7 +7,8 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,14 @@ READERS = 8
 _READ_AHEAD = 2  # batches read beyond those being decoded
 
 
+class Partners(NamedTuple):
+    """What the images of a batch are mixed with: images [N, 3, H, W], labels [N], weights [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images of one rank for one step."""
@@ -43,6 +52,20 @@ class Batch:
     """Size of the encoded images that were read for it."""
     bad: tuple[BadSample, ...] = ()
     """The masked samples; each is replaced by a grey image of weight 0."""
+    partners: Partners | None = None
+    """Another image for each, where `train.mix_partner: doubled` asks for them."""
+
+    def paired(self) -> Batch:
+        """The first half of the images, with the second half for partners."""
+        count = len(self.labels) // 2
+        return replace(
+            self,
+            images=self.images[:count],
+            labels=self.labels[:count],
+            weights=self.weights[:count],
+            copies=self.copies[:count],
+            partners=Partners(self.images[count:], self.labels[count:], self.weights[count:]),
+        )
 
     @property
     def indices(self) -> np.ndarray:

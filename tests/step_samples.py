@@ -24,6 +24,7 @@ class Images:
     images: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
+    partners: None = None
 
     @property
     def copies(self) -> np.ndarray:

@@ -184,6 +184,7 @@ class Config(Section):
         if (epochs := sum(phase.epochs for phase in self.phases)) > MAX_EPOCHS:
             raise ValueError(f"phases: {epochs:,} epochs in all; expected at most {MAX_EPOCHS:,}")
         frozen = list(self.model.freeze)
+        self._check_pairs()
         for number, phase in enumerate(self.phases):
             pad = self.data.crop_padding
             if pad and pad >= (side := phase.smallest_image_size):
@@ -204,3 +205,16 @@ class Config(Section):
                         f"have {frozen}"
                     )
         return self
+
+    def _check_pairs(self) -> None:
+        data = self.data
+        odd = {
+            f"repeats: {data.repeats}": data.repeats > 1,
+            f"random_erasing: {data.random_erasing:g}": data.random_erasing > 0,
+            "on_bad: mask": data.on_bad == "mask",
+        }
+        for setting, given in odd.items():
+            if given and self.train.mix_partner == "doubled":
+                raise ValueError(
+                    f"data.{setting} cannot be had with train.mix_partner: doubled: use neighbour or random"
+                )

@@ -101,8 +101,9 @@ class Train(Section):
     mix_share: Identity[Literal["image", "batch"]] = "image"
     """Whether the share of mixup or CutMix is drawn for each image, or once for all images of a forward
     pass on a rank."""
-    mix_partner: Identity[Literal["neighbour", "random"]] = "neighbour"
-    """What an image is mixed with: the next one of its forward pass, or one drawn from it."""
+    mix_partner: Identity[Literal["neighbour", "random", "doubled"]] = "neighbour"
+    """What an image is mixed with: the next one of its forward pass, or one drawn from it. `doubled`:
+    another image, read and decoded beside it; every image is once an epoch the other of a pair."""
     channels_last: Planned[bool] = True
     """Keep images and weights in NHWC memory order."""
     evaluate_every: Planned[Positive] = 1

@@ -144,6 +144,7 @@ def open_loaders(
         local_size=comm.local_size,
         device=device,
         rect_val=any(phase.rect_val for phase in cfg.phases),
+        pairs=cfg.train.mix_partner == "doubled",
         classes=classes,
         training=training,
     )

@@ -1,13 +1,13 @@
 """Mixup and CutMix on the device, with counter-based random numbers.
 
 Every image is mixed with the next one of its micro-batch, which is a random one as the order is
-shuffled, or with one that is drawn from the micro-batch. The mixing share is a pure function of
+shuffled, or with one that is drawn from the micro-batch, or one that came with it. The mixing share is a pure function of
 (seed, epoch, sample).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -34,6 +34,9 @@ class Batch(Protocol):
     def weights(self) -> torch.Tensor: ...
     @property
     def copies(self) -> np.ndarray: ...
+    @property
+    def partners(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Images, labels and weights of as many others, or None."""
 
 
 class Part(NamedTuple):
@@ -62,8 +65,9 @@ class Mixing:
     share: Literal["image", "batch"] = "image"
     """What is drawn for each image, or once for all of a micro-batch: the share, the place of the box,
     and which of the two it is."""
-    partner: Literal["neighbour", "random"] = "neighbour"
-    """The next image, or that at the same place of a random permutation of the micro-batch."""
+    partner: Literal["neighbour", "random", "doubled"] = "neighbour"
+    """The next image, or that at the same place of a random permutation of the micro-batch, or that of
+    `Batch.partners`; a batch without those, made up to try its size, mixes neighbours."""
     repeats: int = 1
     """Images in a row that may be copies of one: the next image is the one after them."""
 
@@ -85,22 +89,24 @@ class Mixing:
 
         An image of weight 0 may be a placeholder: it is not mixed with any other.
         """
-        chunks = (tensor.chunk(count) for tensor in (images, batch.labels, batch.weights))
-        parts = [Part(*chunk) for chunk in zip(*chunks, strict=True)]
+        parts = _chunks(images, batch.labels, batch.weights, count)
         if not (self.mixup or self.cutmix):
             yield from parts
             return
-        for part, ids in zip(parts, np.split(batch.copies, count), strict=True):
-            draws = self._draws(ids, epoch, part.images)
-            yield self._mixed(part, draws, self._partner(ids, epoch, part.images.device))
+        beside = batch.partners if self.partner == "doubled" else None
+        others = _chunks(*beside, count) if beside is not None else None
+        for k, ids in enumerate(np.split(batch.copies, count)):
+            other = others[k] if others else self._partners(parts[k], ids, epoch)
+            yield self._mixed(parts[k], other, self._draws(ids, epoch, images))
 
-    def _partner(self, ids: np.ndarray, epoch: int, device: torch.device) -> _Partner:
-        """The function that gives each image what belongs to its partner."""
-        if self.partner == "neighbour":
-            return lambda each: each.roll(-self.repeats, 0)
+    def _partners(self, part: Part, ids: np.ndarray, epoch: int) -> Part:
+        """The images of the micro-batch in the order of those they are mixed with."""
+        own = part.images, part.labels, part.weights
+        if self.partner != "random":
+            return Part(*(each.roll(-self.repeats, 0) for each in own))
         order = np.argsort(uniforms(ids, 1, _PARTNER, self.seed, epoch)[:, 0], kind="stable")
-        places = torch.from_numpy(order).to(device)
-        return lambda each: each[places]
+        places = torch.from_numpy(order).to(part.images.device)
+        return Part(*(each[places] for each in own))
 
     def _draws(self, ids: np.ndarray, epoch: int, images: torch.Tensor) -> _Draws:
         drawn = ids if self.share == "image" else np.repeat(ids[:1], len(ids))
@@ -112,10 +118,8 @@ class Mixing:
         on_device = [torch.from_numpy(v).to(images.device) for v in (shares, place, cut)]
         return _Draws(on_device[0].float(), on_device[1].float(), on_device[2])
 
-    def _mixed(self, part: Part, draws: _Draws, partner: _Partner) -> Part:
-        used = part.weights > 0
-        unmixed = ~(used & partner(used))
-        others = partner(part.images)
+    def _mixed(self, part: Part, other: Part, draws: _Draws) -> Part:
+        unmixed = ~((part.weights > 0) & (other.weights > 0))
         boxes = _boxes(draws, *part.images.shape[2:])
         area = boxes.flatten(1).float().mean(1)
         shares = torch.where(draws.cut, 1 - area, draws.shares)
@@ -123,15 +127,20 @@ class Mixing:
         images = part.images
         if self.mixup:
             by = torch.where(draws.cut, torch.ones_like(shares), shares)
-            images = torch.lerp(others, images, by[:, None, None, None])
+            images = torch.lerp(other.images, images, by[:, None, None, None])
         if self.cutmix:
             cut = (draws.cut & ~unmixed)[:, None, None] & boxes
-            images = torch.where(cut[:, None], others, images)
+            images = torch.where(cut[:, None], other.images, images)
         images = images.contiguous(memory_format=torch.channels_last)
-        return Part(images, part.labels, part.weights, partner(part.labels), shares)
+        return Part(images, part.labels, part.weights, other.labels, shares)
 
 
-_Partner = Callable[[torch.Tensor], torch.Tensor]
+def _chunks(
+    images: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, count: int
+) -> list[Part]:
+    """The micro-batches, not mixed."""
+    chunks = (tensor.chunk(count) for tensor in (images, labels, weights))
+    return [Part(*chunk) for chunk in zip(*chunks, strict=True)]
 
 
 class _Draws(NamedTuple):

@@ -34,5 +34,5 @@ def augmentation(cfg: Config) -> str:
     if train.mix_share != "image":
         words.append("one share a forward pass")
     if train.mix_partner != "neighbour":
-        words.append("random partners")
+        words.append(f"{train.mix_partner} partners")
     return ", ".join(words)

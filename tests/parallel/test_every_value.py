@@ -102,6 +102,7 @@ WITH: dict[str, list[str]] = {
     "train.teacher.temperature": TAUGHT,
     "train.mix_share=batch": ["train.mixup=0.2"],
     "train.mix_partner=random": ["train.cutmix=1.0"],
+    "train.mix_partner=doubled": ["train.mixup=0.2", "train.accumulate=2"],
     "train.noise_scale_every": ["train.accumulate=2"],
     "comm.compression=auto": ["comm.tune=measure"],
     "metrics.bind": SERVED,

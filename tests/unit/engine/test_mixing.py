@@ -25,6 +25,7 @@ class Images:
     labels: torch.Tensor
     weights: torch.Tensor
     copies: np.ndarray
+    partners: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 
 def batch(count: int = 16, side: int = 12) -> Images:
@@ -180,11 +181,34 @@ def test_a_random_partner_is_drawn_from_the_forward_pass() -> None:
         assert masked.shares[unmixed] == 1
 
 
+def test_doubled_mixes_with_the_images_that_came_beside() -> None:
+    given, other = batch(12), batch(24)
+    given.partners = other.images[12:], torch.arange(12) + 100, torch.ones(12)
+    given.partners[2][4] = 0
+    parts = list(Mixing(mixup=0.4, partner="doubled").parts(given, given.images, 2, 3))
+    shares = torch.cat([part.shares for part in parts])
+    assert shares[4] == 1
+    expected = torch.lerp(other.images[12:], given.images, shares[:, None, None, None])
+    assert torch.allclose(torch.cat([part.images for part in parts]), expected, atol=1e-6)
+    assert torch.cat([part.others for part in parts]).tolist() == list(range(100, 112))
+    given.partners = None
+    [tried] = Mixing(mixup=0.4, partner="doubled").parts(given, given.images, 1, 3)
+    assert tried.others.tolist() == given.labels.roll(-1).tolist()
+
+
 def test_an_image_is_not_mixed_with_its_own_copies() -> None:
     given = batch(24)
     given.labels = torch.arange(24) // 3
     [part] = Mixing(mixup=0.4, repeats=3).parts(given, given.images, 1, 3)
     assert not (part.others == part.labels).any()
+
+
+@pytest.mark.parametrize("setting", ["repeats: 2", "random_erasing: 0.1", "on_bad: mask"])
+def test_what_does_not_go_with_doubled_partners_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.{setting} cannot be had with"):
+        parse_config(
+            f"data: {{{setting}}}\ntrain: {{mix_partner: doubled, mixup: 1.0}}\nphases: [{{epochs: 1}}]"
+        )
 
 
 @pytest.mark.parametrize("setting", ["mix_share: batch", "mix_partner: random"])

@@ -34,6 +34,11 @@ class TrainingLoss(NetworkLoss):
                 f"{subject.name}: trained with train.teacher, whose share of the loss is not computed here: "
                 "measure in the run, by train.noise_scale_every"
             )
+        if train.mix_partner == "doubled":
+            raise ConfigError(
+                f"{subject.path}: train.mix_partner: doubled: images come without partners here: set "
+                "train.mix_partner=random to measure with that"
+            )
         self._mixing = Mixing.of(subject.cfg)
         self._erasing = Erasing(subject.cfg.data.random_erasing, subject.cfg.seed)
         self._loss_of, self._epoch = Loss.of(train), subject.epoch.index
