@@ -18,6 +18,7 @@ from hvdtrain.engine.sizes import check_sizes
 from hvdtrain.errors import ConfigError
 from hvdtrain.models import MODELS, build_model, external
 from hvdtrain.models.depths import depths_of
+from hvdtrain.models.layers import ResidualBlock
 from hvdtrain.models.nfnet import ScaledStdConv2d
 from hvdtrain.plan.epochs import make_plan
 
@@ -29,6 +30,14 @@ def shapes_only(model: nn.Module) -> nn.Module:
             module.forward = lambda images: images
         elif isinstance(module, ScaledStdConv2d):
             module.standardised = lambda weight=module.weight: weight
+    return model
+
+
+def shortened(model: nn.Module) -> nn.Module:
+    """`model` without the blocks of a stage behind its second, which change no shape."""
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and isinstance(module[0], ResidualBlock):
+            del module[2:]
     return model
 
 
@@ -62,9 +71,13 @@ def test_shapes(name: str) -> None:
     assert any(isinstance(m, _BatchNorm) for m in model.modules()) == network.batch_norm
     assert set(depths_of(model, name).values()) == set(range(network.depths))
     sizes = sorted({8, 15, 16, 17, 32, 33, 48, network.smallest, network.smallest - 1} - {0})
-    assert [network.last_side(size) for size in sizes] == [
-        last_side(shapes_only(model), size) for size in sizes
+    whole = shapes_only(model)
+    assert [network.last_side(size) for size in (32, 33)] == [
+        last_side(whole, 32),
+        last_side(whole, 33),
     ]
+    short = shortened(whole)
+    assert [network.last_side(size) for size in sizes] == [last_side(short, size) for size in sizes]
 
 
 def text(name: str, size: object, batch: int, more: str = "") -> str:
