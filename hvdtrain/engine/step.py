@@ -83,6 +83,8 @@ class State:
     ema: Ema | None = None
     teacher: Teacher | None = None
     """From whose outputs the model learns, too; it never changes."""
+    compiled: set[tuple[int, ...]] | None = None
+    """The batches for which the model is compiled; None: it is not to be."""
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     weights: WeightMeter | None = None
     """On rank 0, if the run measures how its weights move."""

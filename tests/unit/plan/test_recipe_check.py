@@ -88,6 +88,13 @@ BROKEN = [
         ["train.label_smoothing=0.5", "model.num_classes=2"],
         "0.5 leaves 0.75 of the target to the true class",
     ),
+    (
+        "compiled",
+        "imagenet_resnet50_ffcv_16",
+        8,
+        ["train.compile=whole"],
+        "^train.compile whole: every rank compiles 2 times, for each image size and batch, .* after the",
+    ),
 ]
 
 
