@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain import activity
-from hvdtrain.comm.agreement import Stops, any_rank
+from hvdtrain.comm.agreement import Stops, any_rank, together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import free_parts, whiten
+from hvdtrain.engine.compiling import compile_for
 from hvdtrain.engine.step import train_step
 from hvdtrain.errors import Preempted, TrainingError
 from hvdtrain.launch.job import note_training
 from hvdtrain.launch.note_folder import remove_session
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.attempts import start_attempt
-from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.efficiency import Efficiency, trained_parts
 from hvdtrain.run.emergency import rescued
 from hvdtrain.run.guard.numbers import check_loss, finite
 from hvdtrain.run.guard.watchdog import watching
@@ -159,6 +160,7 @@ def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: 
     """
     began = time.perf_counter()
     whiten(run.state, run.cfg, batch.images)
+    _compile(run, epoch, batch)
     efficiency.enter(epoch, batch)
     if run.begun:
         meter.leave_out(time.perf_counter() - began)
@@ -166,6 +168,19 @@ def _enter(run: Run, epoch: Epoch, batch: Batch, efficiency: Efficiency, meter: 
         meter.start(run.loaders.data_wait_s)
     run.begun = True
     activity.enter(f"epoch {epoch.index + 1}", epoch.steps)
+
+
+def _compile(run: Run, epoch: Epoch, batch: Batch) -> None:
+    """Compile the network for the images of an epoch, if it is to be."""
+    if run.state.compiled is None:
+        return
+    activity.enter(f"compiling the network for {epoch.image_size} px")
+    with together(run.comm):
+        compiled = compile_for(run.state, batch, trained_parts(run.cfg, epoch))
+    if compiled is not None:
+        what = f"{compiled.graphs} parts compiled for {len(batch.labels)} images"
+        took = f"{compiled.seconds:.1f} s"
+        run.sinks.write(Note(f"train.compile: {what} of {epoch.image_size} px in {took}"))
 
 
 def _measure(

@@ -18,7 +18,7 @@ from hvdtrain.analysis.largest_batch import noise
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
-from hvdtrain.engine.build import choose_device, init_state
+from hvdtrain.engine.build import choose_device, compile_if_asked, init_state
 from hvdtrain.engine.calibrate import WorkerSpeed, calibrate
 from hvdtrain.engine.step import State
 from hvdtrain.engine.teacher import load_teacher
@@ -42,6 +42,7 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
     device = choose_device(comm)
     state = init_state(cfg, comm, device, classes)
     state.teacher = load_teacher(cfg, comm, device, classes, None)
+    compile_if_asked(state, cfg)
     settings = {
         (phase.image_size_at(epoch), phase.batch_per_worker * cfg.train.accumulate)
         for phase in cfg.phases

@@ -218,3 +218,8 @@ class Config(Section):
                 raise ValueError(
                     f"data.{setting} cannot be had with train.mix_partner: doubled: use neighbour or random"
                 )
+        if self.model.batch_norm == "global" and self.train.compile != "none":
+            raise ValueError(
+                f"train.compile: {self.train.compile} cannot be had with model.batch_norm: global, whose layers "
+                "exchange statistics: use one of them"
+            )

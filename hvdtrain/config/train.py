@@ -106,6 +106,10 @@ class Train(Section):
     another image, read and decoded beside it; every image is once an epoch the other of a pair."""
     channels_last: Planned[bool] = True
     """Keep images and weights in NHWC memory order."""
+    compile: Planned[Literal["none", "stages", "whole"]] = "none"
+    """Compile the network with torch.compile, in training. `stages`: in parts, so that gradients are
+    exchanged during the backward pass. `whole`: in one, after which they are exchanged. Takes seconds to
+    minutes at the start and at each new image size or batch; see docs/how-to/compile.md."""
     evaluate_every: Planned[Positive] = 1
     """Epochs between two evaluations. The last epoch is always evaluated."""
     val_views: Identity[ValViews] = "one"

@@ -15,6 +15,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
+from hvdtrain.engine.compiling import compile_network
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.global_norm import share_batch_norm
 from hvdtrain.engine.loss import Loss
@@ -69,6 +70,7 @@ def set_up(cfg: Config, comm: Comm, classes: Sequence[str] | None = None) -> Par
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
     state.teacher = load_teacher(cfg, comm, device, len(loaders.classes), loaders.classes)
+    compile_if_asked(state, cfg)
     return Parts(plan, loaders, state)
 
 
@@ -224,6 +226,16 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         ),
         weights=WeightMeter(model) if cfg.metrics.weights and comm.rank == 0 else None,
     )
+
+
+def compile_if_asked(state: State, cfg: Config) -> None:
+    """Do what `train.compile` says; every rank must call. Raises ConfigError on all where one cannot."""
+    if cfg.train.compile == "none":
+        return
+    activity.enter("trying the compiler")
+    with together(state.comm):
+        compile_network(state.model, cfg.train.compile, state.settings.device)
+    state.compiled = set()
 
 
 def free_parts(state: State, cfg: Config, epoch: Epoch) -> None:

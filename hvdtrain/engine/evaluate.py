@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -24,6 +25,18 @@ def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str,
     Uses the averaged weights, if the run keeps them, and the mean over the views that the run asks for. The
     activity must count images. Raises DataError if the number of images counted is not `expected`.
     """
+    with _as_ever(state):
+        return _evaluate(state, batches, expected)
+
+
+def _as_ever(state: State) -> AbstractContextManager[object]:
+    """A context without compiled code, which would be compiled anew for evaluations."""
+    if state.compiled is None:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+
+
+def _evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
     state.model.eval()
     network = partial(state.forward, averaged=True)
     with pooled_statistics(state):

@@ -89,6 +89,8 @@ class State:
     norms: GlobalNorms | None = None
     """If the batch norms use statistics of all ranks."""
     lookahead: Lookahead | None = None
+    compiled: set[tuple[int, ...]] | None = None
+    """The batches for which the model is compiled; None: it is not to be."""
     noise: NoiseMeter = field(default_factory=lambda: NoiseMeter(every=0, parts=1))
     weights: WeightMeter | None = None
     """On rank 0, if the run measures how its weights move."""

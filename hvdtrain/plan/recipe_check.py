@@ -225,6 +225,20 @@ def much_smoothing(cfg: Config, _: Plan) -> str | None:
     )
 
 
+def compiled(cfg: Config, plan: Plan) -> str | None:
+    """What a compiled network costs."""
+    if (how := cfg.train.compile) == "none":
+        return None
+    shapes = len({(epoch.image_size, epoch.batch_per_worker) for epoch in plan.epochs})
+    times = "once" if shapes == 1 else f"{shapes} times, for each image size and batch"
+    late = (
+        ""
+        if how == "stages"
+        else "; gradients are exchanged after the backward pass, not during it"
+    )
+    return f"train.compile {how}: every rank compiles {times}, which takes seconds to minutes{late}"
+
+
 RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
     sgd_beyond_limit,
     batch_norm_batch_changes,
@@ -245,6 +259,7 @@ RULES: tuple[Callable[[Config, Plan], str | None], ...] = (
     few_updates,
     log_beyond_run,
     much_smoothing,
+    compiled,
 )
 """All rules, in the order of their warnings. Another rule cannot be broken here, so the plan only
 states it: gradients are averaged over micro-batches, too."""

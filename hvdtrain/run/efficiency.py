@@ -57,8 +57,7 @@ class Efficiency:
     def enter(self, epoch: Epoch, batch: Any) -> None:
         """Get the baseline for `epoch`, measured on its first `batch`; every rank must call it."""
         run = self._run
-        trained = epoch.phase_index if any(p.freeze or p.unfreeze for p in run.cfg.phases) else 0
-        self._key = _Key(epoch.image_size, len(batch.labels), trained)
+        self._key = _Key(epoch.image_size, len(batch.labels), trained_parts(run.cfg, epoch))
         if run.comm.size == 1 or self._key in self._baselines:
             return
         self._baselines[self._key] = self._stored.get(self._key) or _measure(run, batch)
@@ -122,11 +121,19 @@ def _measure(run: Run, batch: Any) -> WorkerSpeed:
     return WorkerSpeed(*by_speed[(len(by_speed) - 1) // 2])
 
 
+def trained_parts(cfg: Config, epoch: Epoch) -> int:
+    """A number that changes with the parts of the network that are trained."""
+    return epoch.phase_index if any(phase.freeze or phase.unfreeze for phase in cfg.phases) else 0
+
+
 def about(cfg: Config, state: State) -> dict[str, Any]:
     """What must be equal in a stored calibration, besides image size and batch."""
     device = state.settings.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = str(state.settings.autocast or "fp32").removeprefix("torch.")
+    # Both change the speed; what a file says of neither was measured without.
+    precision += "" if state.compiled is None else f", compiled: {cfg.train.compile}"
+    precision += "" if state.teacher is None else f", teacher {state.teacher.sha256[:12]}"
     return {"model": cfg.model.name, "precision": precision, "device": name}
 
 

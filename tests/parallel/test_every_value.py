@@ -23,6 +23,7 @@ from PIL import Image
 
 from hvdtrain import train
 from hvdtrain.cli import main as cli
+from hvdtrain.engine import compiling
 from hvdtrain.models import MODELS
 from tests.launch import REPOSITORY, mpirun
 from tests.launch import run as launch
@@ -271,6 +272,7 @@ def test_a_value_trains_or_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(images)
     monkeypatch.setattr(train, "write_page", lambda run: None)  # matplotlib takes seconds
+    monkeypatch.setattr(compiling, "BACKEND", "eager")  # a C++ compiler even more
     monkeypatch.setattr(sys, "argv", sys.argv)
     extra = WITH.get(field, []) + WITH.get(setting, [])
     code, err = run([*extra, setting], capsys)
@@ -298,7 +300,8 @@ TWO_RANKS = [
             "train.stop_at",
             "train.acc",
             "train.on_",
-            "train.comp",
+            "train.compute",
+            "train.compare",
             "train.roll",
         )
     )

@@ -30,7 +30,13 @@ BROKEN = [
     ),
     ("decay_on_norms", GOYAL, 8, ["optimizer.decay_norms_and_biases=true"], "decay on batch-norm"),
     ("last_gamma_not_zero", GOYAL, 256, ["model.zero_gamma=false"], "starts at 1"),
-    ("agc_off", NFNET, 128, ["optimizer.agc=null", "optimizer.agc_classifier_bias=false"], "nfnet_f0 at batch 4096 without adaptive"),
+    (
+        "agc_off",
+        NFNET,
+        128,
+        ["optimizer.agc=null", "optimizer.agc_classifier_bias=false"],
+        "nfnet_f0 at batch 4096 without adaptive",
+    ),
     ("rate_scaled_twice", GOYAL, 256, ["lr.base=3.2"], r"3\.2 at batch 256 is scaled ×32 to 102"),
     (
         "linear_scaling_of_adam",
@@ -88,6 +94,13 @@ BROKEN = [
         ["train.label_smoothing=0.5", "model.num_classes=2"],
         "0.5 leaves 0.75 of the target to the true class",
     ),
+    (
+        "compiled",
+        "imagenet_resnet50_ffcv_16",
+        8,
+        ["train.compile=whole"],
+        "^train.compile whole: every rank compiles 2 times, for each image size and batch, .* after the",
+    ),
 ]
 
 
@@ -135,7 +148,12 @@ def test_other_published_recipes_give_no_warning(name: str, ranks: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [("cifar10_fast_gpu", 1), ("cifar10_fastai_wrn22", 1), ("cifar10_fastai_wrn22_8gpu", 8), ("cifar10_onecycle", 1)],
+    [
+        ("cifar10_fast_gpu", 1),
+        ("cifar10_fastai_wrn22", 1),
+        ("cifar10_fastai_wrn22_8gpu", 8),
+        ("cifar10_onecycle", 1),
+    ],
 )
 def test_recipes_whose_source_decays_norms_say_so(name: str, ranks: int) -> None:
     (warning,) = warnings_of(name, ranks, [])
