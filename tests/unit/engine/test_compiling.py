@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hvdtrain.comm.ranks import Handle, Solo
+from hvdtrain.config.load import parse_config
 from hvdtrain.engine import compiling
 from hvdtrain.engine.compiling import compile_for, compile_network, stages_of
 from hvdtrain.engine.evaluate import evaluate
@@ -180,5 +181,5 @@ def test_compiled_kernels_give_the_same_gradients() -> None:
 
 def test_statistics_of_all_ranks_are_refused() -> None:
     both = ["train.compile=stages", "model.batch_norm=global"]
-    with pytest.raises(ConfigError, match="cannot be had with model.batch_norm: global"):
+    with pytest.raises(ConfigError, match=r"cannot be had with model\.batch_norm: global"):
         parse_config("phases: [{epochs: 1}]", overrides=both)
