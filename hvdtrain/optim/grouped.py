@@ -9,7 +9,6 @@ import torch
 
 from hvdtrain.optim.eager import Eager
 
-
 FP32_MAX = 3.4028234663852886e38
 
 
