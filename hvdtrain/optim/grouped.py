@@ -1,12 +1,20 @@
-"""The base class of LARS and LAMB."""
+"""The base class of LARS, LAMB and Muon."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from hvdtrain.optim.eager import Eager
+
+FP32_MAX = 3.4028234663852886e38
+
+
+def factor(value: float) -> float:
+    """`value` for torch's `alpha`: infinite beyond fp32, where torch would raise an error of its own."""
+    return value if abs(value) <= FP32_MAX else math.copysign(math.inf, value)
 
 
 class Grouped(Eager):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hvdtrain.optim.grouped import Grouped
+from hvdtrain.optim.grouped import Grouped, factor
 
 
 class Lamb(Grouped):
@@ -33,7 +33,7 @@ class Lamb(Grouped):
         """One update of `params`."""
         updates = self._adam(group, params)
         if group["weight_decay"]:
-            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+            torch._foreach_add_(updates, params, alpha=factor(group["weight_decay"]))
         rates = [group["lr"]] * len(params)
         if group["adapt"]:
             weights = torch.stack(torch._foreach_norm(params))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hvdtrain.optim.grouped import Grouped
+from hvdtrain.optim.grouped import Grouped, factor
 
 
 class Lars(Grouped):
@@ -46,12 +46,12 @@ class Lars(Grouped):
             trust = _trust(params, grads, group["trust_coefficient"], decay)
             rates = list((inside * trust).unbind())
         if decay:
-            torch._foreach_add_(grads, params, alpha=decay)
+            torch._foreach_add_(grads, params, alpha=factor(decay))
         torch._foreach_mul_(grads, rates)
         velocities = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, grads)
-        torch._foreach_sub_(params, velocities, alpha=1.0 if self._inside else group["lr"])
+        torch._foreach_sub_(params, velocities, alpha=1.0 if self._inside else factor(group["lr"]))
 
 
 def _trust(

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hvdtrain.optim.grouped import Grouped
+from hvdtrain.optim.grouped import Grouped, factor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the iteration x ← a·x + (b·xxᵀ + c·(xxᵀ)²)x, which takes singular values to about 0.7-1.2.
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/."""
 EPS = 1e-7
 """Added to the norm of the matrix. Source: the same."""
+TINY = 1e-30
 
 
 class Shares(NamedTuple):
@@ -101,9 +102,9 @@ class Muon(Grouped):
         """One update of `params` by SGD."""
         grads = [p.grad for p in params if p.grad is not None]
         if group["weight_decay"]:
-            torch._foreach_add_(grads, params, alpha=group["weight_decay"])
+            torch._foreach_add_(grads, params, alpha=factor(group["weight_decay"]))
         steps = self._with_momentum(params, grads, group["own_momentum"])
-        torch._foreach_add_(params, steps, alpha=-group["lr"])
+        torch._foreach_add_(params, steps, alpha=factor(-group["lr"]))
 
     def _with_momentum(
         self, params: list[torch.Tensor], grads: list[torch.Tensor], momentum: float
@@ -154,16 +155,16 @@ class Muon(Grouped):
     ) -> None:
         rate = group["lr"]
         if self._normalize:
-            norms = torch.stack(torch._foreach_norm(params))
-            rows = norms.new_tensor([self._shapes[p.data_ptr()][0] for p in params])
-            factors = torch.where(norms > 0, rows.sqrt() / norms, 1.0)
-            torch._foreach_mul_(params, list(factors.unbind()))
+            norms = torch._foreach_norm(params)
+            torch._foreach_clamp_min_(norms, TINY)  # weights of zero stay
+            torch._foreach_div_(params, norms)
+            torch._foreach_mul_(params, [self._shapes[p.data_ptr()][0] ** 0.5 for p in params])
         elif group["weight_decay"]:
             torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
         for p, step in zip(params, steps, strict=True):
-            p.add_(step, alpha=-rate * self._factor(p))
+            p.add_(step, alpha=factor(-rate * self._scale(p)))
 
-    def _factor(self, p: torch.Tensor) -> float:
+    def _scale(self, p: torch.Tensor) -> float:
         """√max(1, rows/columns) of a matrix; 1 for a convolution's kernels."""
         shape = self._shapes[p.data_ptr()]
         return 1.0 if len(shape) > 2 else float(max(1.0, shape[0] / shape[1]) ** 0.5)

@@ -24,6 +24,7 @@ from pipelines.sources import ImageFolder
 CONFIG = """
 data: {{train: {root}/images, val: {root}/validation, augment: pad_crop, decode_threads: 1}}
 model: {{name: {model}}}
+optimizer: {optimizer}
 lr: {{base: 0.02, warmup: none, schedule: constant}}
 phases: [{{epochs: 2, image_size: 16, batch_per_worker: 2}}]
 train: {{log_every: 3, ema_decay: 0.9, compute_threads: 1}}
@@ -31,14 +32,16 @@ checkpoint: {{every_epochs: 100, every_minutes: null, keep: 9}}
 comm: {{preflight: false}}
 metrics: {{enabled: false}}
 """
+SHARED = "{name: muon, share_work: true, lookahead: {every: 3, share: [1, 0.2], power: 3}}"
+"""Ranks that wait for each other in an update, and weights that change between updates."""
 STEPS = {"middle": 4, "first": 6, "evaluation": 12}
 """Updates before the one, or the evaluation, for which rank 1 gets no images; an epoch has 6."""
 COUNT = 22
 GLOBAL = "resnet8_cifar, batch_norm: global"
 
 
-def config(root: Path, model: str = "resnet8_cifar") -> Config:
-    return parse_config(CONFIG.format(root=root, model=model))
+def config(root: Path, model: str = "resnet8_cifar", optimizer: str = SHARED) -> Config:
+    return parse_config(CONFIG.format(root=root, model=model, optimizer=optimizer))
 
 
 def hidden(step: int) -> int:
@@ -115,7 +118,7 @@ def main(out: Path) -> None:
     if comm.rank == 1:
         (out / "rank-1.json").write_text(json.dumps(found))
     leave(comm, out)
-    found["gone"] = error_of(comm, config(ROOT, "resnet8_gn"), out / "gone")
+    found["gone"] = error_of(comm, config(ROOT, "resnet8_gn", "{}"), out / "gone")
     (out / "rank-0.json").write_text(json.dumps(found))
 
 
