@@ -90,6 +90,14 @@ class Model(Section):
     """Parts of the model that are not trained, for example [stem, stages.0]. Their batch-norm
     statistics do not change either."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if self.init is not None and self.weights is not None:
+            raise ValueError(
+                "init has no effect with weights, which replace all convolutions: leave init out"
+            )
+        return self
+
 
 class Comm(Section):
     """The exchange of gradients between ranks."""

@@ -115,6 +115,8 @@ def test_fan_in_is_the_same_draw_with_another_deviation() -> None:
             fan_in = c[0].numel()
             assert c.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05), name
             torch.testing.assert_close(c, a * (a.shape[0] / a.shape[1]) ** 0.5)
+    with pytest.raises(ValueError, match="init has no effect with weights"):
+        Model(init="fan_in", weights="w.safetensors")
     for name in ("nfnet_f0", "airbench94", "vgg_sigmoid"):
         with (
             torch.device("meta"),
