@@ -90,10 +90,12 @@ def test_training_after_a_round_trip_is_identical(rule: str, tmp_path: Path) -> 
         assert torch.equal(tensor, theirs[name]), name
     without = state_of(network(norm=True), name=rule)
     without.ema = Ema(without.model, 0.9)
-    with pytest.raises(CheckpointError, match="has slow weights: set optimizer.lookahead as in"):
+    with pytest.raises(CheckpointError, match=r"has slow weights: set optimizer\.lookahead as in"):
         load_checkpoint(without, path, verify(path), {})
     path = save_checkpoint(without, tmp_path, 2, {})
-    with pytest.raises(CheckpointError, match="has no slow weights: set optimizer.lookahead as in"):
+    with pytest.raises(
+        CheckpointError, match=r"has no slow weights: set optimizer\.lookahead as in"
+    ):
         load_checkpoint(state, path, verify(path), {})
 
 
