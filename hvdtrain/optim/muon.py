@@ -60,6 +60,7 @@ class Muon(Grouped):
     `dtype`: in which steps are made orthogonal; None: their own. `ranks`: each of them does it for some
     matrices and gets the others', to the bit what it would have computed; then all must update at the
     same time, and all parameters at once. None: this rank does it for all.
+    The package's v is 1 − m times this one, which changes nothing, since a step has no length of its own.
     Source: muon.py of https://github.com/KellerJordan/Muon (scale, decay), airbench94_muon.py of
     https://github.com/KellerJordan/cifar10-airbench (kernels, norm, SGD for the rest).
     """
