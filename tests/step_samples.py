@@ -14,7 +14,6 @@ from hvdtrain.config.schema import Optimizer
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.engine.step import State, StepSettings
 from hvdtrain.optim import build_optimizer
-from hvdtrain.optim.muon import Shares
 
 
 @dataclass
@@ -60,11 +59,7 @@ def state_of(model: nn.Module, **options: Any) -> State:
     reducer = Reducer(model.parameters(), comm, accumulate=accumulate, group_bytes=3000)
     return State(
         model=model,
-        optimizer=build_optimizer(
-            model,
-            cfg,
-            shares=Shares(comm.rank, comm.size, comm.gather) if comm.size > 1 else None,
-        ),
+        optimizer=build_optimizer(model, cfg, ranks=comm),
         reducer=reducer,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         comm=comm,

@@ -35,7 +35,6 @@ from hvdtrain.optim import build_optimizer, set_trained
 from hvdtrain.optim.agc import AdaptiveClipping
 from hvdtrain.optim.ema import Ema
 from hvdtrain.optim.lookahead import Lookahead
-from hvdtrain.optim.muon import Shares
 from hvdtrain.plan.epochs import Epoch, Plan, make_plan
 from hvdtrain.plan.images import check_counts
 from pipelines.loader import Loaders
@@ -194,7 +193,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         cfg.optimizer,
         depths=depths_of(model, cfg.model.name) if cfg.optimizer.layer_decay < 1 else None,
         autocast=autocast,
-        shares=Shares(comm.rank, comm.size, comm.gather) if comm.size > 1 else None,
+        ranks=comm,
     )
     return State(
         model=model,

@@ -12,6 +12,7 @@ from torch import nn
 
 from hvdtrain.checkpoint_files import EMA_FILE, MODEL_FILE
 from hvdtrain.errors import CheckpointError
+from hvdtrain.optim.lookahead import SLOW
 
 
 def load_weights_alone(
@@ -61,6 +62,11 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 def check_fit(file: Path, loaded: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
     """Raise CheckpointError unless `loaded` has the names and shapes of `target`."""
     missing, extra = sorted(target.keys() - loaded.keys()), sorted(loaded.keys() - target.keys())
+    if any(name.endswith(f"/{SLOW}") for name in missing + extra):
+        raise CheckpointError(
+            f"{file}: {'has no' if missing else 'has'} slow weights: set optimizer.lookahead as in the "
+            "run that made it"
+        )
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this model lacks"
         raise CheckpointError(f"{file}: made by another model: it {what}")

@@ -115,7 +115,7 @@ class State:
         """Whether the update of a parameter depends on the gradients of others, or on other ranks."""
         settings = self.settings
         clipped = settings.clip_norm is not None or settings.agc is not None
-        shared = isinstance(self.optimizer, Muon) and self.optimizer.shares is not None
+        shared = isinstance(self.optimizer, Muon) and self.optimizer.ranks is not None
         return clipped or shared or self.scaler.is_enabled()
 
     def forward(self, images: torch.Tensor, *, averaged: bool = False) -> torch.Tensor:

@@ -13,7 +13,7 @@ from hvdtrain.optim.eager import SGD, AdamW
 from hvdtrain.optim.groups import Groups, flat_gradient, groups_of, matrix_shapes
 from hvdtrain.optim.lamb import Lamb
 from hvdtrain.optim.lars import Lars
-from hvdtrain.optim.muon import Muon, Shares
+from hvdtrain.optim.muon import Muon, Ranks
 
 
 def build_optimizer(
@@ -22,12 +22,12 @@ def build_optimizer(
     *,
     depths: Mapping[str, int] | None = None,
     autocast: torch.dtype | None = None,
-    shares: Shares | None = None,
+    ranks: Ranks | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer `cfg.name` of `model`, with its state allocated. Gradients must be allocated.
 
     Its groups are those of `groups_of`, which `depths` is for. `autocast`: type of the network's forward
-    pass, None for fp32; `shares`: see `Muon`.
+    pass, None for fp32; `ranks`: those that share Muon's work, if the config says so.
 
     The optimizer works on one-dimensional views of each parameter and its gradient: on a CPU
     torch's fused kernels take four times as long for channels_last parameters as for flat ones.
@@ -44,7 +44,7 @@ def build_optimizer(
             normalize=cfg.normalize_filters,
             shapes=matrix_shapes(model),
             dtype=None if autocast is None else torch.bfloat16,
-            shares=shares if cfg.share_work else None,
+            ranks=ranks if cfg.share_work else None,
         )
     else:
         optimizer = OPTIMIZERS[cfg.name](groups, cfg)

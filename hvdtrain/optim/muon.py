@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 
@@ -18,13 +18,14 @@ EPS = 1e-7
 TINY = 1e-30
 
 
-class Shares(NamedTuple):
-    """The ranks among which the matrices are shared out."""
+class Ranks(Protocol):
+    """Those among which the matrices are shared out: a `hvdtrain.comm.ranks.Comm`."""
 
     rank: int
     size: int
-    gather: Callable[[torch.Tensor, str], torch.Tensor]
-    """A tensor [n] of each rank, by the name of the exchange: [size, n], the same on all."""
+
+    def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
+        """The `row` [n] of every rank: [size, n] on every rank."""
 
 
 def orthogonal(matrix: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
@@ -56,9 +57,10 @@ class Muon(Grouped):
 
     Works on one-dimensional parameters, each one tensor of the model; `shapes`: of the matrices, by the
     address of their memory, in which they lie row after row. Overwrites the gradients.
-    `dtype`: in which steps are made orthogonal; None: their own. `shares`: each rank does it for some
-    matrices and gets the others', to the bit what it would have computed; then all ranks must update at
-    the same time, and all parameters at once.
+    `dtype`: in which steps are made orthogonal; None: their own. `ranks`: each of them does it for some
+    matrices and gets the others', to the bit what it would have computed; then all must update at the
+    same time, and all parameters at once. None: this rank does it for all.
+    The package's v is 1 − m times this one, which changes nothing, since a step has no length of its own.
     Source: muon.py of https://github.com/KellerJordan/Muon (scale, decay), airbench94_muon.py of
     https://github.com/KellerJordan/cifar10-airbench (kernels, norm, SGD for the rest).
     """
@@ -74,13 +76,13 @@ class Muon(Grouped):
         normalize: bool,
         shapes: Mapping[int, torch.Size],
         dtype: torch.dtype | None = None,
-        shares: Shares | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         for group in groups:
             if not group["matrix"]:
                 group["own_momentum"] = other_momentum
         super().__init__(groups, {"lr": 0.0, "momentum": momentum})
-        self.shares = shares
+        self.ranks = ranks if ranks is not None and ranks.size > 1 else None
         self._nesterov, self._steps, self._normalize = nesterov, steps, normalize
         self._shapes, self._dtype = shapes, dtype
 
@@ -128,20 +130,19 @@ class Muon(Grouped):
 
     def _orthogonal(self, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
         """All of them made orthogonal, flat; computed here, or by the ranks that share the work."""
-        if self.shares is None or not matrices:
+        if self.ranks is None or not matrices:
             return [self._one(matrix) for matrix in matrices]
-        rank, size, gather = self.shares
-        owners = owners_of(matrices, size)
-        places, used = [], [0] * size
+        owners = owners_of(matrices, self.ranks.size)
+        places, used = [], [0] * self.ranks.size
         for matrix, owner in zip(matrices, owners, strict=True):
             places.append((owner, slice(used[owner], used[owner] + matrix.numel())))
             used[owner] += matrix.numel()
         row = torch.zeros(max(used), dtype=self._type(matrices[0]), device=matrices[0].device)
         for matrix, (owner, place) in zip(matrices, places, strict=True):
-            if owner == rank:
+            if owner == self.ranks.rank:
                 row[place] = self._one(matrix)
         # As bytes: the exchange knows no bf16.
-        rows = gather(row.view(torch.uint8), "muon").view(row.dtype)
+        rows = self.ranks.gather(row.view(torch.uint8), "muon").view(row.dtype)
         return [rows[place] for place in places]
 
     def _one(self, matrix: torch.Tensor) -> torch.Tensor:
@@ -186,8 +187,8 @@ def alone(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     if not isinstance(optimizer, Muon):
         yield
         return
-    shares, optimizer.shares = optimizer.shares, None
+    ranks, optimizer.ranks = optimizer.ranks, None
     try:
         yield
     finally:
-        optimizer.shares = shares
+        optimizer.ranks = ranks

@@ -24,6 +24,7 @@ OPTIMIZERS = {
     "lars": {"trust_coefficient": 0.1},
     "lamb": {"weight_decay": 0.1},
     "adamw": {"agc": 0.1},
+    "muon": {"share_work": True},
 }
 
 
@@ -85,7 +86,7 @@ def updates(comm: Comm, name: str, shard: slice) -> State:
     state = State(
         model=model,
         reducer=Reducer(model.parameters(), comm, group_bytes=900),
-        optimizer=build_optimizer(model, cfg),
+        optimizer=build_optimizer(model, cfg, ranks=comm),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         comm=comm,
         settings=StepSettings(

@@ -295,6 +295,7 @@ TWO_RANKS = [
             "checkpoint.over",
             "checkpoint.mirror",
             "checkpoint.keep_start",
+            "optimizer.share_work",
             "train.noise",
             "train.patience",
             "train.stop_at",

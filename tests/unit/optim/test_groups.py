@@ -10,10 +10,11 @@ import torch
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Optimizer
-from hvdtrain.engine.build import init_state
+from hvdtrain.engine.build import free_parts, init_state
 from hvdtrain.errors import ConfigError
 from hvdtrain.models.depths import depths_of
 from hvdtrain.optim import build_optimizer, set_rates
+from hvdtrain.plan.epochs import make_plan
 from tests.step_samples import network
 from tests.unit.optim.optim_references import mixture
 
@@ -79,3 +80,22 @@ def test_stages_of_another_library_are_not_known() -> None:
         ConfigError, match=r"layer_decay: timm:resnet18 is not one of hvdtrain's own"
     ):
         depths_of(network(), "timm:resnet18")
+
+
+def test_airbench94() -> None:
+    """Shifts of norms at 64 times the rate; the bias of the whitening layer is trained for 3 epochs."""
+    cfg = parse_config(
+        "model: {name: airbench94}\n"
+        "optimizer: {shift_rate: 64, weight_decay: 0.5, decay_norms_and_biases: true}\n"
+        "phases: [{epochs: 3, image_size: 32}, {epochs: 7, image_size: 32, freeze: [whitening]}]\n"
+    )
+    airbench = init_state(cfg, Solo(), torch.device("cpu"), 10)
+    bias = airbench.model.get_parameter("whitening.bias")
+    epochs = make_plan(cfg, 1, 50000).epochs
+    for epoch in (0, 2, 3, 9):
+        free_parts(airbench, cfg, epochs[epoch])
+        assert bias.requires_grad == (epoch < 3)
+        assert not airbench.model.get_parameter("whitening.weight").requires_grad
+    for key, value in rates(airbench.model, airbench.optimizer).items():
+        shift = key.startswith("features") and key.endswith("bias")
+        assert value == ((128.0, 0.5 / 64) if shift else (2.0, 0.5)), key

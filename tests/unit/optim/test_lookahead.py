@@ -15,6 +15,7 @@ from hvdtrain.config.load import parse_config
 from hvdtrain.config.optimizer import Lookahead as LookaheadConfig
 from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint, verify
 from hvdtrain.engine.step import State, train_step
+from hvdtrain.errors import CheckpointError
 from hvdtrain.models import MODELS
 from hvdtrain.optim import optimizer_tensors, set_rates, set_trained
 from hvdtrain.optim.ema import Ema
@@ -87,6 +88,15 @@ def test_training_after_a_round_trip_is_identical(rule: str, tmp_path: Path) -> 
     assert any(name.endswith("/slow") for name in mine)
     for name, tensor in mine.items():
         assert torch.equal(tensor, theirs[name]), name
+    without = state_of(network(norm=True), name=rule)
+    without.ema = Ema(without.model, 0.9)
+    with pytest.raises(CheckpointError, match=r"has slow weights: set optimizer\.lookahead as in"):
+        load_checkpoint(without, path, verify(path), {})
+    path = save_checkpoint(without, tmp_path, 2, {})
+    with pytest.raises(
+        CheckpointError, match=r"has no slow weights: set optimizer\.lookahead as in"
+    ):
+        load_checkpoint(state, path, verify(path), {})
 
 
 def test_frozen_weights_stay() -> None:

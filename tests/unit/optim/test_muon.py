@@ -14,7 +14,7 @@ from hvdtrain.config.schema import Optimizer
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.errors import ConfigError
 from hvdtrain.optim import build_optimizer, set_rates
-from hvdtrain.optim.muon import Muon, Shares, alone, orthogonal, owners_of
+from hvdtrain.optim.muon import Muon, alone, orthogonal, owners_of
 from tests.unit.optim.optim_references import DECAY, MOMENTUM, Array, Mixture
 from tests.unit.optim.test_optim import STEPS, gradient, rate
 
@@ -166,12 +166,16 @@ def test_work_is_shared_out_by_its_cost() -> None:
     assert owners_of(matrices, 2) == [1, 1, 0, 1, 1]
     assert owners_of(matrices, 9) == [1, 4, 0, 2, 3]
     cfg = Optimizer.model_validate({**SETTINGS, "share_work": True})
-    shares = Shares(0, 2, lambda row, _: torch.stack([row, row]))
-    optimizer = build_optimizer(model_of(torch.float32), cfg, shares=shares)
+    two, model = Solo(), model_of(torch.float32)
+    two.size = 2
+    optimizer = build_optimizer(model, cfg, ranks=two)
     assert isinstance(optimizer, Muon)
     with alone(optimizer):
-        assert optimizer.shares is None
-    assert optimizer.shares is shares
+        assert optimizer.ranks is None
+    assert optimizer.ranks is two
+    for other in (build_optimizer(model, cfg, ranks=Solo()), build_optimizer(model, cfg)):
+        assert isinstance(other, Muon)
+        assert other.ranks is None
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,28 @@ def test_the_text_shows_what_the_phases_change() -> None:
     assert phases[0]["momentum_last"] == pytest.approx(0.8 + 0.1 * 39 / 40)
 
 
+def test_the_text_shows_the_rates_of_single_parameters() -> None:
+    cfg = parse_config(
+        "model: {name: wrn22}\n"
+        "optimizer: {name: muon, newton_schulz_steps: 3, normalize_filters: true, share_work: true, "
+        "other_rate: 4, shift_rate: 2, classifier_rate: 0.5, other_momentum: 0.8, layer_decay: 0.5, "
+        "lookahead: {every: 5, share: [1, 0.25], power: 3}}\n"
+        "phases: [{epochs: 1, image_size: 32}]\n"
+    )
+    text = plan_text(cfg, make_plan(cfg, 2, 640))
+    for fact in (
+        "optimizer         Muon, Nesterov, 3 Newton-Schulz steps, filters normalized, work shared by the "
+        "ranks; norms, biases, classifier: SGD, Nesterov, momentum 0.8\n",
+        "other rates       norms and biases × 4, batch-norm shifts × 8, classifier × 0.5; rate × decay ",
+        "rates by stage    × 1, 0.5, 0.25, 0.125, 0.0625, from the classifier to the stem\n",
+        "slow weights      every 5 updates 1 → 0.25 by (share done)^3 of the way\n",
+        "decayed           0.0001 on the classifier; not on convolution and hidden weights, whose norm ",
+    ):
+        assert fact in text
+    plain = plan_text(parse_config("phases: [{epochs: 1}]"), make_plan(cfg, 2, 640))
+    assert not any(name in plain for name in ("other rates", "rates by stage", "slow weights"))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "more", "fact"),
     [
