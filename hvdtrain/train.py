@@ -178,7 +178,8 @@ def _compile(run: Run, epoch: Epoch, batch: Batch) -> None:
     with together(run.comm):
         compiled = compile_for(run.state, batch, trained_parts(run.cfg, epoch))
     if compiled is not None:
-        what = f"{compiled.graphs} parts compiled for {len(batch.labels)} images"
+        parts = "1 part" if compiled.graphs == 1 else f"{compiled.graphs} parts"
+        what = f"{parts} compiled for {len(batch.labels)} images"
         took = f"{compiled.seconds:.1f} s"
         run.sinks.write(Note(f"train.compile: {what} of {epoch.image_size} px in {took}"))
 

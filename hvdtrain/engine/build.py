@@ -15,7 +15,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
-from hvdtrain.engine.compiling import compile_network
+from hvdtrain.engine.compiling import compile_network, require_compiler
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.global_norm import share_batch_norm
 from hvdtrain.engine.loss import Loss
@@ -64,6 +64,7 @@ def set_up(cfg: Config, comm: Comm, classes: Sequence[str] | None = None) -> Par
     with together(comm):
         if cfg.data.train is None:
             raise ConfigError("data.train: not set: name the training images with data.train=DIR")
+    _try_compiler(cfg, comm)
     loaders, device = _open_shared(cfg, comm, classes)
     with together(comm):
         plan = make_plan(cfg, comm.size, loaders.num_train)
@@ -227,11 +228,18 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
     )
 
 
+def _try_compiler(cfg: Config, comm: Comm) -> None:
+    """Raise ConfigError on all ranks if one cannot compile, before the images are listed."""
+    if cfg.train.compile != "none":
+        activity.enter("trying the compiler")
+        with together(comm):
+            require_compiler(choose_device(comm))
+
+
 def compile_if_asked(state: State, cfg: Config) -> None:
     """Do what `train.compile` says; every rank must call. Raises ConfigError on all where one cannot."""
     if cfg.train.compile == "none":
         return
-    activity.enter("trying the compiler")
     with together(state.comm):
         compile_network(state.model, cfg.train.compile, state.settings.device)
     state.compiled = set()

@@ -231,11 +231,8 @@ def compiled(cfg: Config, plan: Plan) -> str | None:
         return None
     shapes = len({(epoch.image_size, epoch.batch_per_worker) for epoch in plan.epochs})
     times = "once" if shapes == 1 else f"{shapes} times, for each image size and batch"
-    late = (
-        ""
-        if how == "stages"
-        else "; gradients are exchanged after the backward pass, not during it"
-    )
+    overlaps = how == "stages" or plan.epochs[0].world_size == 1
+    late = "" if overlaps else "; gradients are exchanged after the backward pass, not during it"
     return f"train.compile {how}: every rank compiles {times}, which takes seconds to minutes{late}"
 
 

@@ -132,8 +132,9 @@ def about(cfg: Config, state: State) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = str(state.settings.autocast or "fp32").removeprefix("torch.")
     # Both change the speed; what a file says of neither was measured without.
-    precision += "" if state.compiled is None else f", compiled: {cfg.train.compile}"
-    precision += "" if state.teacher is None else f", teacher {state.teacher.sha256[:12]}"
+    how, teacher = cfg.train.compile, cfg.train.teacher.weights
+    precision += "" if how == "none" else f", compiled: {how}"
+    precision += "" if teacher is None else f", with the teacher {teacher}"
     return {"model": cfg.model.name, "precision": precision, "device": name}
 
 
