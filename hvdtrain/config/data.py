@@ -64,7 +64,7 @@ class Data(Section):
     """Number of images within which `shuffle: shards` mixes."""
     repeats: Identity[Annotated[int, Field(ge=1, le=64)]] = 1
     """Repeated augmentation: each image is used so many times in a row, changed in other ways each
-    time. An epoch keeps its number of images, so so many epochs together use all of them."""
+    time. An epoch keeps its length, and as many epochs together use every image that often."""
     color_jitter: Identity[Annotated[list[Fraction], Field(min_length=4, max_length=4)]] = [0.0] * 4
     """Strengths of random changes of brightness, contrast, saturation (a factor in 1 ± strength) and
     hue (± strength turns of the colour circle) in training images. 0: no change."""
