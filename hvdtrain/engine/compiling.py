@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,7 +54,8 @@ def require_compiler(device: torch.device) -> None:
             f"train.compile: needs torch 2.13, found {torch.__version__}: update it, {leave}"
         )
     try:
-        torch.compile(_one_more, backend=BACKEND, dynamic=False)(torch.ones(2, device=device))
+        compiled = torch.compile(_one_more, backend=BACKEND, dynamic=False)
+        _in_two_attempts(lambda: compiled(torch.ones(2, device=device)))
     except Exception as error:  # noqa: BLE001 - whatever a compiler or its absence raises
         needs = "a C++ compiler such as g++" if device.type == "cpu" else "Triton and a C compiler"
         raise ConfigError(
@@ -116,19 +117,40 @@ def compile_for(state: State, batch: Batch, trained: int = 0) -> Compiled | None
 
     before, began = counters["stats"]["unique_graphs"], time.perf_counter()
     try:
-        with restored(state):
-            state.reducer.start_step(communicate=False)
-            backward(state, batch)
+        _in_two_attempts(lambda: _pass_through(state, batch))
     except TorchDynamoException as error:
         raise ConfigError(
             f"train.compile: this network cannot be compiled ({first_line(error)}): set train.compile=none"
         ) from None
-    state.compiled.add(key)
     graphs = counters["stats"]["unique_graphs"] - before
+    if not graphs and not state.compiled:
+        raise ConfigError(
+            "train.compile: nothing of this network was compiled, as it does not call its parts: set "
+            "train.compile=whole or none"
+        )
+    state.compiled.add(key)
     return Compiled(graphs, time.perf_counter() - began)
 
 
+def _pass_through(state: State, batch: Batch) -> None:
+    with restored(state):
+        state.reducer.start_step(communicate=False)
+        backward(state, batch)
+
+
+def _in_two_attempts(compiles: Callable[[], object]) -> None:
+    """Ctrl-C also ends the processes of a compiler, while a run goes on to its checkpoint: then it is called
+    again."""
+    try:
+        compiles()
+    except Exception:  # noqa: BLE001 - the second attempt raises what is no accident
+        from torch._inductor.utils import clear_caches
+
+        clear_caches()  # of failures
+        compiles()
+
+
 def first_line(error: Exception) -> str:
-    """The first line of its text that is not empty, or its kind."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    """The first line of its text that says something, or its kind."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line[:200] for line in lines if line and line[-1] != ":"), type(error).__name__)

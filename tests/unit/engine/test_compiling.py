@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,13 +30,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    """Those of torch stay as they were."""
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Those of torch stay as they were; of the C++ compiler no more is asked than is needed."""
     from torch._dynamo import config as tracing
     from torch._inductor import config as kernels
 
     before = {"accumulated_recompile_limit": 256, "wrap_top_frame": False}
-    with tracing.patch(before), kernels.patch(deterministic=False):
+    quick = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with tracing.patch(before), kernels.patch({"deterministic": False, **quick}):
         yield
 
 
@@ -134,6 +137,46 @@ def test_gradients_are_sent_before_the_backward_pass_ends(graphs: Callable[[], i
     assert events[0] == "grad.0"
     assert events[-1] != "grad.0"
     assert "between" in events[1:]
+
+
+def test_a_network_of_which_nothing_is_compiled_is_refused(graphs: Callable[[], int]) -> None:
+    class Evasive(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self[1].forward(self[0].forward(x))
+
+    model = Evasive(stage(), nn.Sequential(nn.Flatten(), nn.Linear(192, 7)))
+    state = state_of(model)
+    compile_network(model, "stages", CPU)
+    state.compiled = set()
+    with pytest.raises(ConfigError, match=r"^train\.compile: nothing of this network was compiled"):
+        compile_for(state, images(4))
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_compiler_that_a_ctrl_c_has_ended_is_called_again(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = failures
+
+    def compiler(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError("killed")
+        return graph.forward
+
+    state = trained("none")
+    monkeypatch.setattr(compiling, "require_compiler", lambda device: None)
+    monkeypatch.setattr(compiling, "BACKEND", compiler)
+    compile_network(state.model, "whole", CPU)
+    state.compiled = set()
+    if failures == 1:
+        assert compile_for(state, images(4)) is not None
+        return
+    with pytest.raises(
+        ConfigError, match=r"^train\.compile: this network cannot be compiled \(.*kill"
+    ):
+        compile_for(state, images(4))
 
 
 def test_parts_hold_at_most_half_of_the_parameters_where_they_can_be_split() -> None:
