@@ -5,6 +5,7 @@ Both are made of `tests/golden/sources`: `python -m tests.golden.render_sources`
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -55,11 +56,21 @@ def row(fact: Fact) -> str:
 
 def shown(place: str, value: Any) -> str:
     """A place and its value as text."""
+    if place == "header":
+        return f"its header: `{value}`"
     if place not in NAMES:
         return f"`{place}: {plain(value)}`"
-    if isinstance(value, dict):
-        value = ", ".join(f"{plain(each)} at {time}" for time, each in value.items())
-    return f"{NAMES[place]} {value if isinstance(value, str) else plain(value)}"
+    if not isinstance(value, dict):
+        return f"{NAMES[place]} {plain(value)}"
+    if place in ("plan.lr", "plan.momentum"):
+        return f"{NAMES[place]} {', '.join(f'{plain(v)} {when(t)}' for t, v in value.items())}"
+    changes = [next(group) for _, group in itertools.groupby(value.items(), lambda pair: pair[1])]
+    return f"{NAMES[place]} {', '.join(f'{plain(v)} from {t}' for t, v in changes)}"
+
+
+def when(time: object) -> str:
+    """A time of a table as text."""
+    return f"before {str(time)[:-1]}" if str(time).endswith("-") else f"at {time}"
 
 
 def plain(value: Any) -> str:
