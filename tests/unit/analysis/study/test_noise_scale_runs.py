@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hvdtrain.analysis.study.opened import opened
 from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.build import set_up
-from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.errors import CheckpointError, ConfigError, ResourceError
 from pipelines.fixed import chosen_batches
 from pipelines.loader import Batch
 from tests.noise_problem import BATCH, EXACT, FEATURES, batches
@@ -151,6 +152,11 @@ def test_gradients_are_those_of_a_training_step(small_root: Path, tmp_path: Path
         with fixed_images(*chosen, training=True) as images:
             it.loss.images = images
             [(count, value, gradient)] = TrainingLoss(it, subject, Solo()).batch_gradients()
+        teacher = subject.cfg.train.teacher.model_copy(update={"weights": "teacher"})
+        trained = subject.cfg.train.model_copy(update={"teacher": teacher})
+        taught = replace(subject, cfg=subject.cfg.model_copy(update={"train": trained}))
+        with pytest.raises(ConfigError, match=r"trained with train\.teacher, whose share"):
+            TrainingLoss(it, taught, Solo())
     assert count == 6
     assert float(value) / 6 == pytest.approx(loss.item(), rel=1e-5)
     reference = torch.cat([each.flatten() for each in gradients]).double().numpy()
