@@ -156,6 +156,11 @@ def test_gradients_are_those_of_a_training_step(small_root: Path, tmp_path: Path
         paired = replace(subject, cfg=subject.cfg.model_copy(update={"train": train}))
         with pytest.raises(ConfigError, match="images come without partners here"):
             TrainingLoss(it, paired, Solo())
+        teacher = subject.cfg.train.teacher.model_copy(update={"weights": "teacher"})
+        trained = subject.cfg.train.model_copy(update={"teacher": teacher})
+        taught = replace(subject, cfg=subject.cfg.model_copy(update={"train": trained}))
+        with pytest.raises(ConfigError, match=r"trained with train\.teacher, whose share"):
+            TrainingLoss(it, taught, Solo())
     assert count == 6
     assert float(value) / 6 == pytest.approx(loss.item(), rel=1e-5)
     reference = torch.cat([each.flatten() for each in gradients]).double().numpy()
