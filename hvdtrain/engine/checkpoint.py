@@ -47,6 +47,7 @@ from hvdtrain.engine.step import State
 from hvdtrain.engine.tensor_file import write_tensors
 from hvdtrain.errors import CheckpointError, ResourceError
 from hvdtrain.files import sync_folder, whole_file
+from hvdtrain.models.weights_file import checkpoint_of
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.plan.epochs import Position
 
@@ -249,9 +250,12 @@ def _sealed(meta: dict[str, Any]) -> bytes:
 
 
 def classes_beside(weights: Path) -> list[str] | None:
-    """The names of the classes of a weights file in a checkpoint; None if it is of another kind."""
+    """The names of the classes of a run, a checkpoint or a weights file in one; None for others."""
+    checkpoint = checkpoint_of(weights)
+    if checkpoint is None:
+        return None
     try:
-        names: list[str] | None = read_meta(weights.parent).get("data", {}).get("classes")
+        names: list[str] | None = read_meta(checkpoint).get("data", {}).get("classes")
     except CheckpointError:
         return None
     return names

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hvdtrain.checkpoint_files import read_meta
 from hvdtrain.comm.agreement import together
@@ -60,10 +61,8 @@ def restore(
                     f"{run.paths.checkpoints}: no usable checkpoint to resume from"
                 )
             if not loaded and run.cfg.model.weights is not None:
-                weights = run.cfg.model.weights
-                theirs = classes_beside(Path(weights))
-                rows = None if theirs is None else matched_rows(theirs, run.loaders.classes)
-                for text in load_weights(state.model, weights, rows):
+                weights = Path(run.cfg.model.weights)
+                for text in start_from(weights, state.model, run.loaders.classes):
                     run.sinks.write(Note(text))
     header = {
         "progress": state.progress.as_dict(),
@@ -86,6 +85,17 @@ def restore(
     if state.lookahead is not None and state.progress.step == 0:
         state.lookahead.begin()  # from `model.weights`, too
     return loaded[0] if loaded else None
+
+
+def start_from(weights: Path, model: nn.Module, classes: list[str]) -> list[str]:
+    """Load what `model.weights` names, and say what was done, a line each.
+
+    `classes` are those of the model. Where a run, a checkpoint or a file in one names its own, the rows of the
+    classifier are matched by name. Raises CheckpointError.
+    """
+    theirs = classes_beside(weights)
+    rows = None if theirs is None else matched_rows(theirs, classes)
+    return load_weights(model, str(weights), rows)
 
 
 def checkpoints_before(paths: RunPaths, step: int | None) -> list[Path]:

@@ -236,11 +236,15 @@ def test_a_list_that_cannot_be_written_is_told(work: Path, monkeypatch: pytest.M
     )
 
 
-def test_weights_are_matched_by_name(trained: Path) -> None:
-    weights = list_checkpoints(trained / "run/checkpoints")[0] / "model.safetensors"
+@pytest.mark.parametrize("named", ["file", "checkpoint", "run"])
+def test_weights_are_matched_by_name(trained: Path, named: str) -> None:
+    checkpoint = list_checkpoints(trained / "run/checkpoints")[0]
     edit_meta(
         trained,
-        data={**read_meta(weights.parent)["data"], "classes": ["cat", "ant", "bee"]},
+        data={**read_meta(checkpoint)["data"], "classes": ["cat", "ant", "bee"]},
+    )
+    weights = {"file": checkpoint / "model.safetensors", "run": trained / "run"}.get(
+        named, checkpoint
     )
     plain = config(trained)
     model = plain.model.model_copy(update={"weights": str(weights)})
