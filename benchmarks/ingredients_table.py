@@ -11,9 +11,10 @@ from hvdtrain.analysis.compare.significance import ALPHA, TTest, holm, welch
 from hvdtrain.analysis.spread import spread
 
 HOW = (
-    "An ingredient is called higher or lower than the base only if no seed of the one lies between seeds of the "
-    "other, and a two-sided Welch test of the means gives p < 0.05 after Holm's correction for all rows. Everything "
-    "else is within the spread. The interval of a difference is of 95 %, for itself. Top-1 is that of the last epoch."
+    "An ingredient is called higher or lower than the base only if every seed of it is above, or below, all seeds of the "
+    "base, and a two-sided Welch test of the means gives p < 0.05 after Holm's correction for all rows. Where the seeds "
+    "are apart without such a p, the table says just that: every seed higher, or lower. Everything else is within the "
+    "spread. The interval of a difference is of 95 %, for itself. Top-1 is that of the last epoch."
 )
 
 
@@ -43,14 +44,15 @@ def tested(rows: Sequence[Row]) -> list[Row]:
     corrected = iter(holm([test.p for test in tests if test]))
     found = [base]
     for row, test in zip(rows[1:], tests, strict=True):
-        apart = test is not None and next(corrected) < ALPHA
-        apart = apart and (min(row.top1) > max(base.top1) or max(row.top1) < min(base.top1))
+        shown = test is not None and next(corrected) < ALPHA
         if row.diverged:
             said = f"{row.diverged} diverged"
         elif test is None:
             said = "fewer than two seeds" if min(len(row.top1), len(base.top1)) < 2 else "no spread"
-        elif apart:
-            said = "higher" if test.difference > 0 else "lower"
+        elif min(row.top1) > max(base.top1):
+            said = "higher" if shown else "every seed higher"
+        elif max(row.top1) < min(base.top1):
+            said = "lower" if shown else "every seed lower"
         else:
             said = "within the spread"
         found.append(replace(row, test=test, verdict=said))

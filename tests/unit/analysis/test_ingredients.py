@@ -82,7 +82,7 @@ def test_what_has_ended_is_not_trained_again(
     [
         ([75.0, 75.2, 75.1], 0, "higher"),
         ([65.0, 65.2, 65.1], 0, "lower"),
-        ([70.3, 70.9, 70.5], 0, "within the spread"),  # apart, but not by enough
+        ([70.3, 70.9, 70.5], 0, "every seed higher"),  # but not by enough
         ([70.1, 70.3, 70.2], 0, "within the spread"),
         ([75.0], 0, "fewer than two seeds"),
         ([], 2, "2 diverged"),
