@@ -127,15 +127,19 @@ def cropped(pixels: torch.Tensor, inputs: Inputs, *, black: bool = False) -> tor
     if "mirror" in inputs:
         mirror = torch.from_numpy(inputs["mirror"]).to(pixels.device).bool()
         columns = torch.where(mirror[:, None], columns.flip(1), columns)
-    beyond = [(rows < 0) | (rows >= resized[0]), (columns < 0) | (columns >= resized[1])]
+    outside = _outside(rows, columns, resized) if black else None
     rows, columns = _reflected(rows, resized[0]), _reflected(columns, resized[1])
     rows += resized[0] * _upto(count, pixels)[:, None]
     index = rows[:, :, None] * resized[1] + columns[:, None, :]
     flat = pixels.reshape(-1, 3).index_select(0, index.view(-1))
     images = flat.view(count, int(height), int(width), 3)
-    if black:
-        images.masked_fill_((beyond[0][:, :, None] | beyond[1][:, None, :])[..., None], 0)
-    return images
+    return images if outside is None else images.masked_fill_(outside, 0)
+
+
+def _outside(rows: torch.Tensor, columns: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[N, h, w, 1] bool: the pixels that are not in the image of `size` (height, width)."""
+    beyond = [(at < 0) | (at >= side) for at, side in zip((rows, columns), size, strict=True)]
+    return (beyond[0][:, :, None] | beyond[1][:, None, :])[..., None]
 
 
 def _upto(count: int, like: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from hvdtrain.config.overrides import apply_override, printable
 from hvdtrain.config.schema import Config
@@ -73,22 +74,37 @@ def _validate(source: Source) -> Config:
         raise ConfigError(*_explain(errors, source)) from None
 
 
+EXPECTED = "Input should be "
+
+
 def _explain(errors: ValidationError, source: Source) -> list[str]:
-    """One line for each faulty key, with the first fault that pydantic reports for it."""
-    lines: dict[str, str] = {}
+    """One line for each faulty key."""
+    faults: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors.errors(include_url=False):
-        path = _written_path(error["loc"], source.data)
-        if error["type"] == "extra_forbidden":
+        faults.setdefault(_written_path(error["loc"], source.data), []).append(error)
+    lines = []
+    for path, found in faults.items():
+        first = found[0]
+        if first["type"] == "extra_forbidden":
             message = unknown_key(path)
-        elif error["type"] == "missing":
+        elif first["type"] == "missing":
             message = "required"
         else:
-            message = wrong_value(path, error["type"], error["msg"], error["input"])
+            message = wrong_value(path, first["type"], _alternatives(found), first["input"])
         key = ".".join(map(printable, path))
         where = f"{source.where(path)}: {key}" if key else source.where(path)
         short = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
-        lines.setdefault(key, f"{where}: {short}")
-    return list(lines.values())
+        lines.append(f"{where}: {short}")
+    return lines
+
+
+def _alternatives(found: list[ErrorDetails]) -> str:
+    """What pydantic says of one value; of a value that may be of several kinds, what each of them expects."""
+    first, *others = dict.fromkeys(error["msg"].partition(", unable to")[0] for error in found)
+    if not first.startswith(EXPECTED):
+        return first
+    rest = [text.removeprefix(EXPECTED) for text in others if text.startswith(EXPECTED)]
+    return " or ".join([first, *rest])
 
 
 def _written_path(loc: tuple[Any, ...], data: Any) -> KeyPath:

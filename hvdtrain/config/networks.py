@@ -65,6 +65,12 @@ def unknown_model(name: str, known: Iterable[str] = NETWORKS) -> ConfigError:
     return ConfigError(f"model.name: {name}: unknown model; {hint}known: {', '.join(names)}")
 
 
+def as_made(name: str) -> str:
+    """What checkpoints call a network: its name, and what sets it apart from the one that earlier versions
+    trained by that name, whose weights would fit without computing the same."""
+    return f"{name} with tanh-GELU" if name.startswith("nfnet_f") else name
+
+
 def no_batch_norm(name: str) -> str:
     """The message for `model.batch_norm: global` of a network that has none."""
     return (

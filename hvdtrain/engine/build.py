@@ -13,6 +13,7 @@ from hvdtrain import activity
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
+from hvdtrain.config.networks import as_made
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
 from hvdtrain.engine.compiling import compile_network, require_compiler
@@ -288,4 +289,4 @@ def checkpoint_labels(cfg: Config, loaders: Loaders, teacher: Teacher | None) ->
 
 def model_labels(cfg: Config, loaders: Loaders) -> dict[str, Any]:
     """What must be equal where a checkpoint is only evaluated."""
-    return {"model": cfg.model.name, "classes": len(loaders.classes)}
+    return {"model": as_made(cfg.model.name), "classes": len(loaders.classes)}

@@ -69,7 +69,7 @@ def run_directory(
                 own = _choose_directory(cfg, comm.size, resume, run_dir, accept)
                 if batch and batch_ranks and not own.must_resume:
                     own.batch = batch
-                    own.kept = told(Batch.of(cfg), batch, comm.size, batch_ranks, "begun")
+                    own.kept = _told(cfg, batch, comm.size, batch_ranks, "begun")
                 own.lock = RunLock(own.paths.root)
             except OSError as error:
                 if own.made:
@@ -211,7 +211,7 @@ def _compared(
         if not accept and not identity(others):
             raise UnsharedError(f"{paths.root}: {error}") from None
     if batch is not None:
-        kept = told(Batch.of(cfg), batch, world_size, begun.world_size or world_size)
+        kept = _told(cfg, batch, world_size, begun.world_size or world_size, "resumed")
         cfg = batch.put_in(cfg)
     changes = compare(begun, cfg, world_size)
     return Directory(paths, must_resume=True, notes=[], changes=changes, batch=batch, kept=kept)
@@ -264,3 +264,8 @@ def _unfinished(cfg: Config, world_size: int, accept: bool, notes: list[str]) ->
     if (more := len(passed) - MOST_NOTES) > 0:
         notes.append(f"--resume auto passes over {more} more unfinished runs")
     return replace(chosen, notes=notes) if chosen else None
+
+
+def _told(cfg: Config, batch: Batch, ranks: int, before: int, verb: str) -> str:
+    shared = cfg.model.batch_norm == "global"
+    return told(Batch.of(cfg), batch, ranks, before, verb, global_norm=shared)

@@ -83,8 +83,20 @@ def shared_anew(given: Batch, wanted: list[int], ranks: int) -> Batch:
     )
 
 
-def told(given: Batch, used: Batch, ranks: int, before: int, verb: str = "resumed") -> str:
-    """What to tell of a global batch that is kept by other means than `given`."""
+def told(
+    given: Batch,
+    used: Batch,
+    ranks: int,
+    before: int,
+    verb: str = "resumed",
+    *,
+    global_norm: bool = False,
+) -> str:
+    """What to tell of a global batch that is kept by other means than `given`.
+
+    `global_norm`: batch norm takes its statistics over a forward pass of all ranks, which may then be
+    over other images.
+    """
     where = f"instead of {before}" if ranks != before else "again"
     steps = (
         "1 accumulation step keeps"
@@ -99,9 +111,12 @@ def told(given: Batch, used: Batch, ranks: int, before: int, verb: str = "resume
     if smaller:
         steps = f"{', '.join(smaller)} and {steps.replace(' keeps', ' keep')}"
     totals = " and ".join(map(str, dict.fromkeys(used.total(ranks))))
-    return f"{verb} on {ranks} ranks {where}: {steps} the global batch of {totals}".replace(
-        "on 1 ranks", "on 1 rank"
-    )
+    text = f"{verb} on {ranks} ranks {where}: {steps} the global batch of {totals}"
+    passes = [[size * n for size in b.per_worker] for b, n in ((given, before), (used, ranks))]
+    if global_norm and passes[0] != passes[1]:
+        was, now = (" and ".join(map(str, dict.fromkeys(sizes))) for sizes in passes)
+        text += f"; batch norm takes its statistics over {now} images instead of {was}"
+    return text.replace("on 1 ranks", "on 1 rank")
 
 
 def _nearest(wanted: list[int], ranks: int) -> str:

@@ -147,6 +147,11 @@ def test_overrides(tmp_path: Path) -> None:
         ("name=", "command line: name=: name: string should match pattern"),
         ("lr.base=[", "command line: lr.base=[: not valid YAML"),
         ("lr.base=[", "quotes: 'KEY=[2, 9]'"),
+        ("data.flip=x", "data.flip: input should be 'alternating' or a valid boolean, found 'x'"),
+        (
+            "train.loss_scale=-1",
+            "should be 'dynamic' or greater than or equal to 0.000001, found -1",
+        ),
     ],
 )
 def test_faulty_overrides(tmp_path: Path, override: str, message: str) -> None:

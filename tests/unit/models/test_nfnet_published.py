@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -15,7 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hvdtrain.config.load import parse_config
+from hvdtrain.config.networks import as_made
 from hvdtrain.config.schema import Model
+from hvdtrain.engine.build import model_labels
+from hvdtrain.engine.checkpoint_tensors import check_labels
 from hvdtrain.errors import CheckpointError, ConfigError
 from hvdtrain.models.nfnet import NFNET, NFNet, ScaledGELU, ScaledStdConv2d
 from hvdtrain.models.options import apply_options
@@ -255,3 +260,14 @@ def test_padding_is_for_nfnets() -> None:
             pytest.raises(ConfigError, match=rf"^model\.padding: same .*, found {name}"),
         ):
             build(name, padding="same")
+
+
+def test_a_checkpoint_from_before_is_refused() -> None:
+    """Its weights fit, but were trained with the exact GELU."""
+    cfg = parse_config("model: {name: nfnet_f0}\nphases: [{epochs: 1}]")
+    labels = model_labels(cfg, SimpleNamespace(classes=["a", "b"]))  # type: ignore[arg-type]
+    check_labels(Path("new"), {"labels": labels}, labels)
+    before = {"labels": {"model": "nfnet_f0", "classes": 2}}
+    with pytest.raises(CheckpointError, match=r"model is nfnet_f0, this run's is .* tanh-GELU"):
+        check_labels(Path("old"), before, labels)
+    assert as_made("nf_resnet50") == "nf_resnet50"

@@ -88,6 +88,9 @@ def test_what_is_told() -> None:
         "phases.1.batch_per_worker 6 instead of 8 and 1 accumulation step keep the global batch of "
         "384 and 48"
     )
+    shared = told(one, Batch(2, [64]), 2, 4, global_norm=True)
+    assert shared.endswith("; batch norm takes its statistics over 128 images instead of 256")
+    assert "batch norm" not in told(one, Batch(1, [32]), 8, 4, global_norm=True)
 
 
 def changes(before: Begun, cfg: Config, ranks: int) -> tuple[Batch | None, list[Change]]:
