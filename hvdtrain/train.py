@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdtrain import activity
+from hvdtrain.calling import make_callable
 from hvdtrain.comm.agreement import Stops, any_rank, together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
@@ -39,6 +40,8 @@ from hvdtrain.telemetry.hardware import LinkUse
 from hvdtrain.telemetry.meter import Interval, Meter
 from hvdtrain.telemetry.reports import Note, Scaling, Stop, Train
 from pipelines.loader import Batch
+
+make_callable(__name__)
 
 
 def train(

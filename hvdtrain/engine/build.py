@@ -66,7 +66,7 @@ def set_up(cfg: Config, comm: Comm, classes: Sequence[str] | None = None) -> Par
         if cfg.data.train is None:
             raise ConfigError("data.train: not set: name the training images with data.train=DIR")
     _try_compiler(cfg, comm)
-    loaders, device = _open_shared(cfg, comm, classes)
+    loaders, device = open_shared(cfg, comm, classes)
     with together(comm):
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
@@ -81,7 +81,7 @@ def set_up_evaluation(cfg: Config, comm: Comm, classes: Sequence[str]) -> Parts:
     with together(comm):
         if cfg.data.val is None:
             raise DataError("data.val: no validation images: name them with data.val=DIR")
-    loaders, device = _open_shared(cfg, comm, classes, training=False)
+    loaders, device = open_shared(cfg, comm, classes, training=False)
     with together(comm):
         largest = max(phase.batch_per_worker for phase in cfg.phases)
         plan = make_plan(cfg, comm.size, largest * cfg.train.accumulate * comm.size)
@@ -89,7 +89,7 @@ def set_up_evaluation(cfg: Config, comm: Comm, classes: Sequence[str]) -> Parts:
     return Parts(plan, loaders, state)
 
 
-def _open_shared(
+def open_shared(
     cfg: Config, comm: Comm, classes: Sequence[str] | None, *, training: bool = True
 ) -> tuple[Loaders, torch.device]:
     """The loaders, ready for the first batch, and the device of this rank."""

@@ -2,3 +2,7 @@
 
 Read `epochs.py` first.
 """
+
+from hvdtrain.calling import make_callable
+
+make_callable(__name__)

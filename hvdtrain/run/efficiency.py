@@ -19,7 +19,8 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.prepare import Run
 from hvdtrain.scaling.calibration_file import CalibrationFile, read_calibration_file
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
-from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
+from hvdtrain.telemetry.efficiency_sums import EfficiencySums
+from hvdtrain.telemetry.lost_time import LostTime, lost_time, network_text
 from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.reports import Note, RunScaling, Scaling
 
@@ -48,9 +49,7 @@ class Efficiency:
         self._stored_here = _of_this_run(run)
         self._baselines: dict[_Key, WorkerSpeed] = {}
         self._key = _Key(0, 0, 0)
-        self._actual_s = 0.0
-        self._ideal_s = 0.0
-        self._lost_s = dict.fromkeys(CAUSES, 0.0)
+        self._sums = EfficiencySums()
         self.lost: LostTime | None = None
         """What was lost in the last interval."""
 
@@ -77,30 +76,15 @@ class Efficiency:
             interval.step_s, interval.data_s, interval.wait_s, ideal_s, places / speed - ideal_s
         )
         self.lost = lost
-        self._actual_s += lost.seconds
-        self._ideal_s += ideal_s
-        for cause in CAUSES:
-            self._lost_s[cause] += lost.by_cause[cause]
         ceiling = self._ceiling(baseline, interval)
         if ceiling is not None and ceiling < ideal_s / lost.seconds:
             ceiling = None  # another way than the link that the kernel counts
         network = network_text(interval.link_speeds, interval.resent, self._run.hosts, ceiling)
-        return Scaling(
-            efficiency=ideal_s / lost.seconds,
-            efficiency_so_far=self._ideal_s / self._actual_s,
-            efficiency_ceiling=ceiling,
-            lost=lost.ratios,
-            cause=lost.cause,
-            straggler=lost.straggler if lost.cause == "straggling" else None,
-            explanation=sentence(lost, self._run.hosts, network),
-        )
+        return self._sums.add(lost, self._run.hosts, network, ceiling)
 
     def overall(self) -> RunScaling:
         """Efficiency and lost time of all intervals so far."""
-        if not self._actual_s:
-            return RunScaling()
-        lost = {cause: seconds / self._actual_s for cause, seconds in self._lost_s.items()}
-        return RunScaling(self._ideal_s / self._actual_s, lost)
+        return self._sums.overall()
 
     def _ceiling(self, baseline: WorkerSpeed, interval: Interval) -> float | None:
         """The highest efficiency that the link allows; None on one host or if its speed is unknown."""

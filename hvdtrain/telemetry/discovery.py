@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
@@ -20,8 +20,8 @@ from hvdtrain.config.schema import Metrics
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import write_atomically
 from hvdtrain.paths import RunPaths
-from hvdtrain.telemetry.reports import Note
-from hvdtrain.telemetry.sinks import Sinks
+from hvdtrain.telemetry.prometheus import Exporter
+from hvdtrain.telemetry.reports import Note, Report
 
 KEEP_S = 86400.0
 """So long after a crash the addresses of a run stay, for Prometheus to show its ranks as down."""
@@ -31,7 +31,19 @@ ANSWER_S = 0.5
 LABELS = {"run", "rank", "local_rank", "host"}
 
 
-def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Sinks) -> None:
+class Outputs(Protocol):
+    """Where the endpoint is, and who is told of it."""
+
+    exporter: Exporter | None
+
+    def write(self, report: Report) -> None:
+        """Report to every sink."""
+
+    def say(self, text: str) -> None:
+        """Show a line to the user."""
+
+
+def publish(cfg: Metrics, comm: Comm, paths: RunPaths, sinks: Outputs) -> None:
     """Write the addresses of all ranks, on rank 0, when all are open; every rank must call.
 
     Raises ResourceError on all ranks if rank 0 cannot write.
@@ -92,7 +104,7 @@ def withdraw(cfg: Metrics, comm: Comm, paths: RunPaths) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sweep(folder: Path, sinks: Sinks) -> None:
+def _sweep(folder: Path, sinks: Outputs) -> None:
     """Remove the files of runs that ended without removing them over a day ago: nobody listens at any of
     their addresses. What is not such a file stays."""
     removed = []

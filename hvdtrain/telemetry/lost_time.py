@@ -86,8 +86,7 @@ def lost_time(
     the interval; of two ranks it is the faster one.
     """
     ready = step_s - wait_s
-    pace = ready.sum(axis=1)
-    typical = int(np.argsort(pace, kind="stable")[(len(pace) - 1) // 2])
+    typical = _typical(ready)
     # The network's own time is the wait of the last rank. After an evaluation or a checkpoint the
     # ranks begin a step at different times, so only the waits show which rank is the last.
     network = wait_s.min(axis=0)
@@ -103,6 +102,22 @@ def lost_time(
     late = np.maximum(wait_s[typical] - wait_s, 0.0)
     late_data = np.clip(data_s - data_s[typical], 0.0, late)
     return LostTime(seconds, ideal_s, lost, late.sum(axis=1), late_data.sum(axis=1))
+
+
+def _typical(ready: np.ndarray) -> int:
+    """The rank of typical speed; `ready` [ranks, steps]: seconds of a step without waiting for others."""
+    pace = ready.sum(axis=1)
+    return int(np.argsort(pace, kind="stable")[(len(pace) - 1) // 2])
+
+
+def computing_s(step_s: np.ndarray, data_s: np.ndarray, wait_s: np.ndarray) -> float:
+    """Seconds in which the typical rank computed; arrays as in `lost_time`.
+
+    In place of its ideal time where the speed of a single worker is not known: `other` is then 0.
+    """
+    ready = step_s - wait_s
+    typical = _typical(ready)
+    return float((ready[typical] - data_s[typical]).sum())
 
 
 def sentence(lost: LostTime, hosts: list[str], network: str = "") -> str | None:

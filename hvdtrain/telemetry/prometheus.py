@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,8 +20,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from hvdtrain.comm.ranks import Comm
-from hvdtrain.config.schema import Config
-from hvdtrain.engine.reducer import Reducer
+from hvdtrain.config.schema import Config, Metrics
+from hvdtrain.engine.stopwatch import StepClock
 from hvdtrain.telemetry.endpoint import Endpoint
 from hvdtrain.telemetry.hardware import Network, open_gpu
 from hvdtrain.telemetry.live import Live
@@ -46,6 +46,24 @@ TOTALS = (
 SOURCES = {metric.report for metric in REPORTED}
 
 
+class Exchange(Protocol):
+    """What sends the gradients of this rank: our reducer, or that of a watched loop."""
+
+    clock: StepClock
+    bytes_sent: int
+    calls: int
+
+
+class Watched(NamedTuple):
+    """What metrics say of a loop that has no config of ours."""
+
+    metrics: Metrics
+    name: str
+    model: str
+    precision: str = ""
+    compression: str = ""
+
+
 class Exporter:
     """Metrics of this rank, served at `/metrics` of its endpoint.
 
@@ -53,7 +71,7 @@ class Exporter:
     also serves the pages of `live`.
     """
 
-    def __init__(self, cfg: Config, comm: Comm, live: Live | None = None) -> None:
+    def __init__(self, cfg: Config | Watched, comm: Comm, live: Live | None = None) -> None:
         disable_created_metrics()  # else every counter has a second metric, the time it was made
         self.registry = registry = CollectorRegistry()
         self._counters = {
@@ -85,7 +103,7 @@ class Exporter:
         pages = {"/metrics": self._page, **(live.pages() if live else {})}
         self.endpoint = Endpoint(cfg.metrics, cfg.metrics.port + comm.local_rank, pages)
 
-    def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Reducer) -> None:
+    def observe_step(self, seconds: float, samples: int, data_s: float, reducer: Exchange) -> None:
         """Count one update: its time, this rank's images, and this rank's running totals."""
         self.steps.inc()
         self.samples.inc(samples)
@@ -162,8 +180,11 @@ class Reported(Collector):
             yield family
 
 
-def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm) -> None:
+def _state_facts(registry: CollectorRegistry, cfg: Config | Watched, comm: Comm) -> None:
     """Set the metrics whose value is 1 and whose labels describe the run."""
+    if isinstance(cfg, Config):
+        of = (cfg.train.precision, cfg.comm.compression)
+        cfg = Watched(cfg.metrics, cfg.name, cfg.model.name, *of)
     versions = installed_versions()
     dali = next((versions[name] for name in versions if name.startswith("nvidia-dali")), "")
     build = (
@@ -173,7 +194,6 @@ def _state_facts(registry: CollectorRegistry, cfg: Config, comm: Comm) -> None:
         versions.get("horovod", ""),
         dali,
     )
-    settings = (cfg.train.precision, cfg.comm.compression)
-    run = (cfg.name, cfg.model.name, str(comm.size), *settings)
+    run = (cfg.name, cfg.model, str(comm.size), cfg.precision, cfg.compression)
     for metric, values in zip(FACTS, (build, run), strict=True):
         Gauge(metric.name, metric.text, metric.labels, registry=registry).labels(*values).set(1)

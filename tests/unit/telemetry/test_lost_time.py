@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from hvdtrain.scaling.ring import efficiency_ceiling, ring_seconds
-from hvdtrain.telemetry.lost_time import CAUSES, LostTime, lost_time, network_text, sentence
+from hvdtrain.telemetry.lost_time import (
+    CAUSES,
+    LostTime,
+    computing_s,
+    lost_time,
+    network_text,
+    sentence,
+)
 
 WORKER_STEP_S = 0.1
 HOSTS = ["a", "a", "b", "b"]
@@ -61,6 +68,18 @@ def test_causes_add_up_whatever_happens() -> None:
         assert sum(lost.by_cause.values()) == pytest.approx(step_s[0].sum() - 50 * 0.1)
         assert lost.late_s.max() <= lost.by_cause["straggling"] + 1e-12
         assert (lost.late_data <= lost.late_s + 1e-12).all()
+
+
+def test_without_a_baseline_what_the_typical_rank_computes_is_ideal() -> None:
+    data_s = np.array([[0.1, 0.2], [0.0, 0.0], [0.0, 0.0]])
+    wait_s = np.array([[0.5, 0.4], [0.6, 0.6], [0.1, 0.1]])
+    step_s = np.full((3, 2), 1.0)
+    lost = lost_time(step_s, data_s, wait_s, computing_s(step_s, data_s, wait_s))
+    assert lost.ideal_s == pytest.approx(2 - 0.9 - 0.3)  # rank 0 is the typical one
+    assert lost.by_cause["other"] == pytest.approx(0)
+    assert lost.by_cause["data"] == pytest.approx(0.3)
+    assert lost.by_cause["communication"] == pytest.approx(0.2)
+    assert lost.by_cause["straggling"] == pytest.approx(0.7)
 
 
 def test_a_rank_that_begins_its_step_late_is_a_straggler() -> None:
