@@ -113,6 +113,11 @@ class _Waiting:
 @contextlib.contextmanager
 def _named(what: str) -> Iterator[None]:
     """torch's errors as CommError; `what` is the collective."""
+    if not in_process_group():
+        raise CommError(
+            f"{what}: the process group of the job is gone: close the watch before "
+            "destroy_process_group"
+        )
     try:
         yield
     except RuntimeError as error:

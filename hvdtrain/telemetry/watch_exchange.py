@@ -42,7 +42,9 @@ class WatchedExchange:
             return
         self._hooks.append(model.register_forward_pre_hook(self._before_forward))
         self._hooks.append(model.register_forward_hook(self._after_forward))
-        if self._ddp is not None and inner is model:  # a compiled one runs its hooks compiled
+        # Hooks within a compiled model would be compiled.
+        self._sees_buffers = self._ddp is not None and inner is model
+        if self._ddp is not None and self._sees_buffers:
             self._hooks.append(self._ddp.module.register_forward_pre_hook(self._buffers_arrived))
         trained = [p for p in model.parameters() if p.requires_grad] if self._ddp else []
         self._bytes = sum(p.numel() * p.element_size() for p in trained)
@@ -66,7 +68,7 @@ class WatchedExchange:
         if not torch.is_grad_enabled():
             return
         self._in_backward = False
-        if self._ddp is not None and len(self._hooks) > 2 and self._ddp.will_sync_module_buffers():
+        if self._ddp and self._sees_buffers and self._ddp.will_sync_module_buffers():
             self._syncing = True
             self.clock.waiting.start()
         else:

@@ -49,16 +49,13 @@ class WatchOutput:
         self._comm = comm
         self._sinks: list[Sink] = []
         self.exporter: Exporter | None = None
-        with together(comm):
-            if comm.rank == 0:
-                self._sinks.append(JsonLines(self.paths.events, self.say))
-                self._describe()
-            if self._metrics.enabled:
-                shown = self.paths.name
-                live = Live(shown, model, self.hosts) if comm.rank == 0 else None
-                self.exporter = Exporter(Watched(self._metrics, shown, model), comm, live)
-                self._sinks.append(self.exporter)
-        publish(self._metrics, comm, self.paths, self)
+        try:
+            with together(comm):
+                self._open(model)
+            publish(self._metrics, comm, self.paths, self)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, report: Report) -> None:
         """Give one report to every sink."""
@@ -89,6 +86,16 @@ class WatchOutput:
         """Close every sink."""
         for sink in self._sinks:
             sink.close()
+
+    def _open(self, model: str) -> None:
+        if self._comm.rank == 0:
+            self._sinks.append(JsonLines(self.paths.events, self.say))
+            self._describe()
+        if self._metrics.enabled:
+            shown = self.paths.name
+            live = Live(shown, model, self.hosts) if self._comm.rank == 0 else None
+            self.exporter = Exporter(Watched(self._metrics, shown, model), self._comm, live)
+            self._sinks.append(self.exporter)
 
     def _write_page(self) -> None:
         try:

@@ -47,7 +47,7 @@ def test_the_page_runs(checkout: Path, capsys: pytest.CaptureFixture[str]) -> No
     for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), names)
     out = capsys.readouterr().out
-    assert "12 epochs, 1437 images" in out
+    assert "12 epochs, 1438 images" in out
     assert "train.log_evry" in out
     assert "did you mean log_every" in out or "log_every" in out
     assert (Path(names["summary"]["run_dir"]) / "report.html").is_file()
