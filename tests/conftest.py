@@ -17,7 +17,7 @@ hypothesis.settings.load_profile("untimed")
 FOLDERS = ("unit", "parallel", "cluster", "gpu")
 SERIAL = (
     # shares of time, and speeds of links
-    *("parallel/test_efficiency.py", "unit/engine/test_stopwatch.py"),
+    *("parallel/test_efficiency.py", "parallel/test_watch.py", "unit/engine/test_stopwatch.py"),
     *("cluster/test_hosts.py::test_launchers", "cluster/test_hosts.py::test_doctor_under"),
     "cluster/test_netlab.py::test_links_have_the_set_speed",
     # memory

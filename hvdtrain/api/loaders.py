@@ -15,6 +15,22 @@ from hvdtrain.plan.epochs import Epoch, make_plan
 from pipelines.loader import Batch
 
 
+class Batches:
+    """The batches of one pass, as an iterator that knows how many there are in all."""
+
+    def __init__(self, batches: Iterator[Batch], count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+
 class Loaders:
     """Training and evaluation images of `cfg` on this rank, in the order and sizes of a run of it.
 
@@ -60,7 +76,7 @@ class Loaders:
         """Evaluation images, over all ranks; 0 without `data.val`."""
         return self._loaders.num_val
 
-    def train(self, epoch: Epoch) -> Iterator[Batch]:
+    def train(self, epoch: Epoch) -> Batches:
         """The `epoch.steps` batches of this rank, each with images [N,3,S,S], labels and weights [N].
 
         Weight 0 marks an image that is bad or only fills up the last batch. The order is a function of
@@ -68,14 +84,15 @@ class Loaders:
         """
         following = epoch.index + 1
         then = self.epochs[following] if following < len(self.epochs) else None
-        return (batch for _, batch in self._loaders.train(epoch, then))
+        batches = (batch for _, batch in self._loaders.train(epoch, then))
+        return Batches(batches, epoch.steps)
 
-    def val(self, epoch: Epoch) -> Iterator[Batch]:
+    def val(self, epoch: Epoch) -> Batches:
         """This rank's share of the evaluation images, at the size of `epoch`.
 
         Over all ranks each image has weight 1 once; every rank has the same number of batches.
         """
-        return self._loaders.val(epoch)
+        return Batches(self._loaders.val(epoch), self._loaders.val_batches(epoch))
 
     def close(self) -> None:
         """End all threads; iterators that are open get no more batches."""

@@ -108,6 +108,7 @@ class Watch:
         self._sums = StepSums(self._device)
         self._began, self._train_s = time.perf_counter(), 0.0
         self._steps = self._total_samples = 0
+        self._latest = batch_size
         self._has_loss = self._closed = False
         out.write(Start(comm.size, len(set(out.hosts)), 0.0))
         if model is not None and comm.size > 1 and not self._exchange.is_ddp:
@@ -152,13 +153,13 @@ class Watch:
             self._passes.require_length()
             self._meter.start(self._passes.waited_s)
             return
-        samples = self._samples if samples is None else samples
+        self._latest = samples = self._samples if samples is None else samples
         seconds = self._meter.add(self._sums.of(loss, samples), self._passes.waited_s)
         self._has_loss = loss is not None
         if self._out.exporter is not None:
             self._out.exporter.observe_step(seconds, samples, self._passes.waited_s, self._exchange)
         if self._meter.steps == self._every:
-            self._report(samples)
+            self._report()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -188,8 +189,10 @@ class Watch:
         self._closed = True
         self._exchange.close()
         left = self._comm.gather(torch.tensor([float(self._meter.steps)]), "watch.left")
-        if left.min() == left.max() and self._meter.steps:  # else a rank has ended sooner
-            self._report(self._samples)
+        if left.min() < left.max():
+            self._out.note("warning: watch: ranks differ in steps: the last are left out")
+        elif self._meter.steps:
+            self._report()
         end = self._end()
         self._out.end(end, self._scaling)
         self._out.close()
@@ -215,17 +218,17 @@ class Watch:
             self._out.note(f"warning: watch: the loop ended by {kind.__name__}")
             self._out.close()
 
-    def _report(self, samples: int) -> None:
+    def _report(self) -> None:
         """Measure the steps of all ranks since the last report, and report them."""
         interval = self._meter.drain(
             self._comm, self._exchange.clock.waiting, False, BadCounts(0, 0)
         )
         lost, self._scaling = self._lost(interval)
-        measured = replace(interval.measured, top1=None, top5=None)
-        measured = measured if self._has_loss else replace(measured, loss=None)
+        loss = interval.measured.loss if self._has_loss else None
+        measured = replace(interval.measured, loss=loss, top1=None, top5=None)
         self._train_s += measured.seconds
         self._total_samples += round(measured.samples)
-        self._out.write(self._train(measured, samples))
+        self._out.write(self._train(measured))
         if self._out.exporter is not None:
             self._out.exporter.observe_interval(interval, lost)
         if self._exchange.is_ddp and not self._exchange.backward_passes:
@@ -247,7 +250,7 @@ class Watch:
         network = network_text(interval.link_speeds, interval.resent, self._out.hosts, None)
         return lost, self._efficiency.add(lost, self._out.hosts, network)
 
-    def _train(self, measured: Measured, samples: int) -> Train:
+    def _train(self, measured: Measured) -> Train:
         epoch = self._passes.epoch(self._steps)
         epochs = max(self._epochs, self._passes.begun)
         group = self._optimizer.param_groups[0] if self._optimizer is not None else {}
@@ -261,8 +264,8 @@ class Watch:
             eta_s=max(0.0, epochs - epoch) * each_s,
             phase=0,
             image_size=self._passes.image_size,
-            batch_per_worker=samples,
-            global_batch_size=samples * self._comm.size,
+            batch_per_worker=self._latest,
+            global_batch_size=self._latest * self._comm.size,
             total_samples=self._total_samples,
             lr=float(group.get("lr", float("nan"))),
             momentum=float(momentum),

@@ -1,4 +1,4 @@
-"""The scripts of docs/how-to/watch.md, each on two ranks."""
+"""The scripts of docs/how-to/watch.md and python.md, each on two ranks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 from tests.launch import REPOSITORY, run
 from tests.parallel.test_watch import torchrun
 
-PAGE = REPOSITORY / "docs/how-to/watch.md"
-SCRIPTS = dict(
-    re.findall(r'^```python title="(\S+)"\n(.*?)^```', PAGE.read_text(), re.MULTILINE | re.DOTALL)
-)
+PAGES = [REPOSITORY / "docs/how-to" / name for name in ("watch.md", "python.md")]
+SCRIPT = re.compile(r'^```python title="(\S+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
+SCRIPTS = {name: text for page in PAGES for name, text in SCRIPT.findall(page.read_text())}
 STEPS = {"train.py": 60, "watch_lightning.py": 20, "watch_accelerate.py": 20}
 """Script → its steps on each rank."""
 NEEDS = {"watch_lightning.py": "lightning", "watch_accelerate.py": "accelerate"}
@@ -37,6 +36,22 @@ def test_the_script_is_watched(tmp_path: Path, name: str) -> None:
     assert summary["lost_time"]["communication"] > 0
     assert summary["lost_time"]["data"] > 0
     assert (root / "report.html").is_file()
+
+
+def test_loaders_in_a_loop_on_two_ranks(digits_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/digits").symlink_to(digits_root)
+    (tmp_path / "own_loop.py").write_text(SCRIPTS["own_loop.py"])
+    done = run(torchrun(2, "own_loop.py"), cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [root] = (tmp_path / "runs").iterdir()
+    lines = (root / "events.jsonl").read_text().splitlines()
+    reports = [event for event in map(json.loads, lines) if event["kind"] == "train"]
+    # 1438 images: 23 steps of 64 at 8 px, then 12 of 128 at 16 px.
+    assert (reports[0]["image_size"], reports[0]["batch_per_worker"]) == (8, 32)
+    assert (reports[-1]["image_size"], reports[-1]["batch_per_worker"]) == (16, 64)
+    assert (reports[-1]["step"], reports[-1]["epoch"]) == (35, 2.0)
 
 
 def test_the_plain_script_is_short() -> None:
