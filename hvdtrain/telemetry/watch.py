@@ -188,14 +188,14 @@ class Watch:
             return {}
         self._closed = True
         self._exchange.close()
-        left = self._comm.gather(torch.tensor([float(self._meter.steps)]), "watch.left")
-        if left.min() < left.max():
-            self._out.note("warning: watch: ranks differ in steps: the last are left out")
-        elif self._meter.steps:
-            self._report()
-        end = self._end()
-        self._out.end(end, self._scaling)
-        self._out.close()
+        with contextlib.closing(self._out):
+            left = self._comm.gather(torch.tensor([float(self._meter.steps)]), "watch.left")
+            if left.min() < left.max():
+                self._out.note("warning: watch: ranks differ in steps: the last are left out")
+            elif self._meter.steps:
+                self._report()
+            end = self._end()
+            self._out.end(end, self._scaling)
         self._comm.shutdown()
         return end.values()
 

@@ -15,7 +15,7 @@ PAGES = [
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
 BUILTINS = {"cd", ".", "export"}
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 class Command(NamedTuple):
