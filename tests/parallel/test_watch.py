@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.netlab.lab import Lab, why_not
 from hvdtrain.telemetry.lost_time import CAUSES
-from tests.launch import REPOSITORY, environment, free_port, run
+from tests.launch import REPOSITORY, end_jobs, environment, free_port, run
 
 WORKER = REPOSITORY / "tests/parallel/watch_worker.py"
 INJECTED = 0.5 / 0.6
@@ -104,7 +104,7 @@ def lab() -> Iterator[Lab]:
 
 
 def test_a_slow_link_is_found(tmp_path: Path, lab: Lab) -> None:
-    jobs = []
+    jobs: list[subprocess.Popen[str]] = []
     for rank in range(2):
         env = environment(
             {
@@ -117,7 +117,10 @@ def test_a_slow_link_is_found(tmp_path: Path, lab: Lab) -> None:
             }
         )
         command = [*lab.inside(rank), sys.executable, str(WORKER), str(tmp_path), "link"]
-        jobs.append(subprocess.Popen(command, env=env, cwd=tmp_path))
-    assert [job.wait(600) for job in jobs] == [0, 0]
+        jobs.append(subprocess.Popen(command, env=env, cwd=tmp_path, text=True))
+    try:
+        assert [job.wait(300) for job in jobs] == [0, 0]
+    finally:
+        end_jobs(jobs)
     [folder] = tmp_path.glob("link-2*")
     require_cause(report(folder), "communication", "waiting for the network")
