@@ -12,13 +12,14 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed as dist
+from torch import distributed
 
 from hvdtrain.comm.horovod import PEER_GONE, BrokenBuild, mpi_broadcast, stall_limit_s
 from hvdtrain.comm.ranks import Handle, rank_gone
 from hvdtrain.errors import CommError, SumRefused
 from hvdtrain.launch.torch_task import TorchTask
 
+dist: Any = distributed  # its annotations lack some of its public names
 JOIN_S = 300.0
 """Longest wait for the ranks at the start: as long as Horovod is given for it."""
 NO_LIMIT_S = 1e9
@@ -190,7 +191,7 @@ def _fault(where: str, error: BaseException) -> CommError:
     return CommError(f"{where}: {text}")
 
 
-def _store(task: TorchTask, address: str) -> dist.Store:
+def _store(task: TorchTask, address: str) -> Any:
     """The store in which ranks look each other up. Raises CommError."""
     wait = {"timeout": timedelta(seconds=JOIN_S), "wait_for_workers": False}
     place = f"{task.address}:{task.port}" if task.port else ""

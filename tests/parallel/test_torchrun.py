@@ -57,8 +57,9 @@ def test_torchrun_needs_no_horovod(
     assert (summary["world_size"], summary["comm"]["engine"]) == (2, "torch")
     refused = run([*command[:-1], "other", "comm.engine=horovod"], cwd=tmp_path)
     lines = [line for line in refused.stderr.splitlines() if "hvdtrain: error: " in line]
-    assert len(lines) == 1, refused.stderr
-    assert "comm.engine: horovod, but torchrun started the 2 ranks" in lines[0]
+    assert lines, refused.stderr  # of rank 0, and on a busy machine of rank 1
+    for line in lines:
+        assert "comm.engine: horovod, but torchrun started the 2 ranks" in line
     assert re.search(r"exitcode +: 5 ", refused.stderr)
 
 

@@ -164,8 +164,8 @@ def test_launchers_that_are_there(listening: str) -> None:
     check(TASK | {"HVDTRAIN_RENDEZVOUS": f"127.0.0.1:{listening}"})
     check(STEP | {"PMI_SIZE": "4", "PMI_RANK": "0", "PMI_FD": "1"})
     check(TORCHRUN | {"MASTER_PORT": listening})
-    agent = {"SLURM_STEP_NUM_TASKS": "1"}  # torchrun is the one task of its node
-    check(TORCHRUN | STEP | STORE | agent | {"PMI_SIZE": "2", "MASTER_PORT": listening})
+    agent = {"SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "0"}  # torchrun is the one task of its node
+    check(TORCHRUN | STEP | agent | {"MASTER_PORT": listening})
     check({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"})  # then rank 0 keeps the store
 
 
