@@ -47,6 +47,7 @@ class TorchDistributed:
         self.why = why
         self._sums = 0
         """Sums started so far, the same number on every rank: it names a sum that is refused."""
+        self._aside: torch.cuda.Stream | None = None
         for name, value in DEFAULTS.items():
             os.environ.setdefault(name, value)
         self._store = _store(task, address)
@@ -136,6 +137,15 @@ class TorchDistributed:
                 time.sleep(max(5e-5, (time.perf_counter() - began) / 500))
         work.wait()
 
+    def _is_nan(self, first: torch.Tensor) -> bool:
+        """Whether a sum that has arrived begins with a NaN; on a GPU this does not wait for what computes there."""
+        if not first.is_cuda:
+            return bool(first.isnan().any())
+        if self._aside is None:
+            self._aside = torch.cuda.Stream(first.device)
+        with torch.cuda.stream(self._aside):
+            return bool(first.isnan().any())
+
     def _was_refused(self, number: int) -> bool:
         with self._named("asking about a sum"):
             found: bool = self._store.check([_refused(number)])
@@ -161,7 +171,7 @@ class _SumHandle:
         comm, first = self._comm, self._tensor.view(-1)[:1]
         with comm._named(self._name):
             comm._finish(self._work, first)
-        if first.is_floating_point() and first.isnan().any() and comm._was_refused(self._number):
+        if first.is_floating_point() and comm._is_nan(first) and comm._was_refused(self._number):
             raise SumRefused(f"{self._name} on {socket.gethostname()}: refused by another rank")
 
 
