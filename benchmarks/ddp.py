@@ -2,12 +2,13 @@
 
 Both train ResNet-18 on the CPUs of this machine, with one thread per rank. Each rank trains on 64
 images of 64 px per step, which are in memory. mpirun starts hvdtrain, which exchanges gradients
-with Horovod over MPI and does all the work of a real run (reports, metrics). torchrun starts DDP
-with the gloo backend, which runs a bare loop: forward, loss, backward, update.
+with Horovod over MPI and does all the work of a real run (reports, metrics). torchrun starts
+hvdtrain once more, whose torch engine exchanges them with gloo, and DDP with the gloo backend,
+which runs a bare loop: forward, loss, backward, update.
 
-There are four jobs: both trainers in fp32 and in bf16, all channels_last. They take turns, and
-every turn starts new processes. The result is the median over rounds of hvdtrain's images/s
-divided by DDP's.
+There are six jobs: the trainers in fp32 and in bf16, all channels_last. They take turns, and
+every turn starts new processes. The results are the medians over rounds of hvdtrain's images/s
+divided by DDP's, with each engine.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ train: {{precision: {precision}, channels_last: true, log_every: 20}}
 metrics: {{port: {port}}}
 """
 WARMUP_STEPS = 3
+TRAINERS = ("hvdtrain", "hvdtrain, torch engine", "ddp")
 
 
 def config(precision: str) -> Config:
@@ -170,7 +172,7 @@ def main() -> None:
     if args.worker:
         torch.set_num_threads(1)
         trainer, precision, steps = args.worker
-        {"hvdtrain": run_hvdtrain, "ddp": run_ddp}[trainer](precision, int(steps))
+        (run_ddp if trainer == "ddp" else run_hvdtrain)(precision, int(steps))
         return
 
     rounds = args.rounds or (3 if args.quick else 7)
@@ -178,7 +180,7 @@ def main() -> None:
     jobs = {
         f"{trainer} {precision}": lambda t=trainer, p=precision: launch(t, p, steps)
         for precision in ("fp32", "bf16")
-        for trainer in ("hvdtrain", "ddp")
+        for trainer in TRAINERS
     }
     speeds = in_turn(jobs, rounds)
     print(f"ResNet-18, 64 px, {RANKS} ranks × 1 thread, batch 64 per rank, {steps} steps per run")
@@ -186,10 +188,11 @@ def main() -> None:
     print_table("images/s", speeds)
     print_result(
         {
-            f"vs_ddp_{precision}": round(
-                median_ratio(speeds[f"hvdtrain {precision}"], speeds[f"ddp {precision}"]), 3
+            f"{key}vs_ddp_{precision}": round(
+                median_ratio(speeds[f"{trainer} {precision}"], speeds[f"ddp {precision}"]), 3
             )
             for precision in ("fp32", "bf16")
+            for key, trainer in zip(("", "torch_engine_"), TRAINERS, strict=False)
         }
     )
 

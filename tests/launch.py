@@ -81,6 +81,16 @@ def horovodrun(ranks: int, *command: object, controller: str = "--mpi") -> list[
     return ["horovodrun", controller, "-np", str(ranks), *map(str, command)]
 
 
+def torchrun(ranks: int, *command: object) -> list[str]:
+    """The command line of torch's launcher for `ranks` ranks on this host; it ends with 1 where a rank fails."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    return [*words, f"--nproc-per-node={ranks}", *map(str, command)]
+
+
+ENGINES = {"horovod": mpirun, "torch": torchrun}
+"""Launchers by the engine that joins their ranks."""
+
+
 def run(
     command: Sequence[str], *, cwd: Path, timeout_s: float = 600, **extra: str
 ) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Time of a step over a shaped link: hvdtrain, torch DDP (gloo), and plain Horovod.
+"""Time of a step over a shaped link: hvdtrain with each engine, torch DDP (gloo), and plain Horovod.
 
     sudo -E python benchmarks/netlab/step_time.py [--quick]
 
@@ -38,14 +38,16 @@ from hvdtrain.optim import UpdateByGroup
 from hvdtrain.report.palette import DASHES, LINES
 
 MODEL = "resnet50"
-TRAINERS = ("hvdtrain", "DDP", "Horovod")
+TRAINERS = ("hvdtrain", "hvdtrain-torch", "DDP", "Horovod")
+PORT = 29500
+"""Where the ranks of torch.distributed meet, on the first host."""
 EXCHANGES = 5
 """Rounds in which the groups are exchanged without computation, for the predictor."""
 
 
 def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> dict[str, Any]:
     """Seconds of each step with hvdtrain's reducer, and the figures that the predictor needs."""
-    comm = init_comm()
+    comm = init_comm(engine="torch" if "MASTER_PORT" in os.environ else "horovod")
     choose_device(comm)
     reducer = Reducer(
         model.parameters(),
@@ -117,7 +119,7 @@ def ddp(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
     rank, size = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
-    address = f"tcp://{NETWORK}.1:29500"
+    address = f"tcp://{NETWORK}.1:{PORT}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     network = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     if compression == "fp16":
@@ -173,7 +175,7 @@ def timed(step: Callable[[], object], steps: int) -> list[float]:
 def work(trainer: str, args: argparse.Namespace) -> None:
     """Run one rank; rank 0 prints its result as JSON."""
     torch.set_num_threads(1)
-    function = {"hvdtrain": hvdtrain, "DDP": ddp, "Horovod": horovod}[trainer]
+    function = {"DDP": ddp, "Horovod": horovod}.get(trainer, hvdtrain)
     model = StandIn(MODEL, args.compute)
     result = function(model, args.steps, args.compression, args.group_mb)
     if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
@@ -193,6 +195,8 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
             command += ["--compression", compression, "--compute", str(args.compute)]
             command += ["--steps", str(args.steps), "--group-mb", str(args.group_mb)]
             env = {"OMPI_MCA_mpi_yield_when_idle": "1", "GLOO_SOCKET_IFNAME": lab.nics[0]}
+            if trainer == "hvdtrain-torch":
+                env |= {"MASTER_ADDR": lab.address(0), "MASTER_PORT": str(PORT)}
             env |= dict(each.split("=", 1) for each in args.env)
             results[trainer, compression].append(launch(lab, command, env))
     rows = []
@@ -202,7 +206,7 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
         row |= {"hosts": len(lab.hosts), "ranks_per_host": 1, "link_gbit": gbit, "model": MODEL}
         rows.append(row | {"step_s": statistics.median(seconds)} | runs[-1])
         print(
-            f"{len(lab.hosts)} hosts  {gbit:g} Gbit/s  {trainer:8}  {compression:4}  "
+            f"{len(lab.hosts)} hosts  {gbit:g} Gbit/s  {trainer:14}  {compression:4}  "
             f"{statistics.median(seconds):6.3f} s per step  ({min(seconds):.3f} to {max(seconds):.3f})",
             flush=True,
         )
@@ -222,7 +226,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             points = [(r["hosts"], r["step_s"]) for r in mine if r["trainer"] == trainer]
             style = {"color": LINES[number], "linestyle": DASHES[number], "label": trainer}
             axes.plot(*zip(*points, strict=True), marker="o", **style)
-        computing = [(r["hosts"], r["compute_s"]) for r in mine if "compute_s" in r]
+        computing = [(r["hosts"], r["compute_s"]) for r in mine if r["trainer"] == "hvdtrain"]
         if computing:
             axes.plot(*zip(*computing, strict=True), "k:", label="computation only")
         gbit = mine[0]["link_gbit"]
@@ -248,7 +252,7 @@ def main() -> None:
     parser.add_argument("--group-mb", type=float, default=16.0, help="comm.group_mb of hvdtrain")
     parser.add_argument("--runs", type=int, help="runs of each contestant (default 3, quick 1)")
     parser.add_argument("--steps", type=int, help="steps of a run (default 8, quick 3)")
-    parser.add_argument("--trainers", default=",".join(TRAINERS), help="default: all three")
+    parser.add_argument("--trainers", default=",".join(TRAINERS), help="default: all")
     parser.add_argument("--compressions", default="none,fp16", help="default none,fp16")
     parser.add_argument("--out", type=Path, help="write all rows to this file as JSON")
     parser.add_argument("--env", action="append", default=[], help="NAME=VALUE for every rank")
@@ -275,12 +279,18 @@ def main() -> None:
     if args.plot:
         plot(rows, args.plot)
     times = {(r["hosts"], r["compression"], r["trainer"]): r["step_s"] for r in rows}
+    keys = {"least_ratio": "hvdtrain", "least_ratio_torch_engine": "hvdtrain-torch"}
+    ratios = {key: least_ratios(times, ours) for key, ours in keys.items()}
+    print(json.dumps(ratios | {"load_average": round(os.getloadavg()[0], 1)}))
+
+
+def least_ratios(times: dict[tuple[int, str, str], float], ours: str) -> dict[str, float]:
+    """How many times as long the step of each other contestant takes as ours, at least."""
     faster: dict[str, float] = {}
     for (hosts, compression, trainer), seconds in times.items():
-        ours = times.get((hosts, compression, "hvdtrain"))
-        if ours is not None and trainer != "hvdtrain":
-            faster[trainer] = round(min(faster.get(trainer, 1e9), seconds / ours), 3)
-    print(json.dumps({"least_ratio": faster} | {"load_average": round(os.getloadavg()[0], 1)}))
+        if (own := times.get((hosts, compression, ours))) and trainer in ("DDP", "Horovod"):
+            faster[trainer] = round(min(faster.get(trainer, 1e9), seconds / own), 3)
+    return faster
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from hvdtrain.activity import showing
 from hvdtrain.cli.crash import unexpected
 from hvdtrain.cli.misuse import only_settings
 from hvdtrain.config.load import config_hash, load_config
-from hvdtrain.config.schema import Config, Train
+from hvdtrain.config.schema import Config, Engine, Train
 from hvdtrain.errors import ConfigError, HvdtrainError, Preempted
 from hvdtrain.launch.job import note_stop, noted_here
-from hvdtrain.launch.variables import launched_size
+from hvdtrain.launch.variables import launched_rank, launched_size
 from hvdtrain.run.guard.watchdog import watching
 from hvdtrain.signals import end_at_once, heard, ignore_repeats, wait_for_notice
 from hvdtrain.streams import discard, print_error, print_error_line, show_cursor
@@ -27,8 +27,6 @@ from hvdtrain.streams import discard, print_error, print_error_line, show_cursor
 if TYPE_CHECKING:
     from hvdtrain.comm.ranks import Comm
 
-RANKS = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-"""Variables with the number of this rank, in order of precedence."""
 LATER_S = 5.0
 """Time for a launcher to end the other ranks when rank 0 has ended."""
 
@@ -59,23 +57,25 @@ def job(config: str | None, overrides: list[str] | None, before: str = "the end"
     """Join the launcher's ranks. If only this rank has a fault, its process ends at once.
 
     It must not wait for the others, which wait for it; the launcher ends them. From `config` only
-    `comm.interface` and `train.stall_timeout` are used: they are needed before the ranks are
-    connected. Its faults are raised
+    `comm.interface`, `comm.engine` and `train.stall_timeout` are used: they are needed before the ranks
+    are connected. Its faults are raised
     before anything slow is imported. A signal to stop ends this process at once, with a line on
     rank 0 that it came before `before`, unless the body handles it.
     """
+    engine: Engine = "auto"
     interface, timeout_s = "auto", Train().stall_timeout
     if config is not None:
         cfg = load_config(config, overrides)
         interface, timeout_s = cfg.comm.interface, cfg.train.stall_timeout
-    rank = _rank(os.environ)
+        engine = cfg.comm.engine
+    rank = launched_rank(os.environ)
     shown = showing() if rank == 0 else contextlib.nullcontext()
     with heard(partial(_end_at_once, rank, before)), shown, watching(timeout_s, rank):
-        activity.enter("importing torch and Horovod")
+        activity.enter("importing torch")
         from hvdtrain.comm.start import init_comm
 
         activity.enter("joining the ranks")
-        comm = init_comm(interface, timeout_s)
+        comm = init_comm(interface, timeout_s, engine)
         activity.enter("importing DALI and the trainer")
         with _ended_with_its_ranks(comm):
             yield comm
@@ -144,17 +144,13 @@ def _die(error: BaseException, comm: Comm) -> NoReturn:
     os._exit(code)
 
 
-def _rank(env: Mapping[str, str]) -> int:
-    return next((int(env[name]) for name in RANKS if env.get(name, "").isdigit()), 0)
-
-
 def print_early_error(text: str, env: Mapping[str, str]) -> None:
     """Print an error of a process that has not joined the others; all of them may have the same.
 
     Ranks above 0 wait until the launcher ends them because of rank 0, which has told it already. One
     that is left has a fault of its own.
     """
-    rank = _rank(env)
+    rank = launched_rank(env)
     if launched_size(env) > 1 and rank > 0:
         if wait_for_notice(LATER_S):
             return

@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 from hvdtrain.cli.job import ConfigFile, Overrides
 from hvdtrain.cli.progress import doing
 from hvdtrain.cli.restarts import Attempts, can_share, resumable, supervised, with_batch_ranks
+from hvdtrain.comm.engines import horovod_installed
 from hvdtrain.config.load import load_config
+from hvdtrain.config.schema import Comm
 from hvdtrain.errors import ConfigError
 from hvdtrain.launch import start
 from hvdtrain.launch.commands import Controller, LaunchRequest, named_config
@@ -142,7 +144,9 @@ def run(
         )
 
     def prepared() -> start.Job:
-        job = start.prepare(request(), env, "auto" if cfg is None else cfg.comm.interface)
+        comm = Comm() if cfg is None else cfg.comm
+        by_horovod = comm.engine == "horovod" or (comm.engine == "auto" and horovod_installed())
+        job = start.prepare(request(), env, comm.interface, horovod=by_horovod)
         _show(job, env)
         return job
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hvdtrain.comm.ranks import Handle
+from hvdtrain.comm.ranks import Handle, rank_gone
 from hvdtrain.errors import CommError, SumRefused
 from hvdtrain.launch.variables import on_several_hosts
 from hvdtrain.versions import GET_HOROVOD
@@ -79,8 +79,11 @@ def import_horovod() -> Any:
 class Horovod:
     """The ranks of a Horovod job. Raises CommError where a peer is gone."""
 
-    def __init__(self) -> None:
+    engine = "horovod"
+
+    def __init__(self, why: str = "") -> None:
         hvd = import_horovod()
+        self.why = why
         from horovod.common.exceptions import HorovodInternalError
 
         self._hvd = hvd
@@ -163,11 +166,7 @@ class Horovod:
                 raise SumRefused(f"{where}: {text}") from error
             if not PEER_GONE.search(text):
                 raise CommError(f"{where}: {text}") from error
-            reason = text.split(". ")[0]
-            raise CommError(
-                f"{where}: another rank is gone or unreachable ({reason}); "
-                "the launcher names the first that failed; go on with --resume auto"
-            ) from error
+            raise rank_gone(where, text) from error
 
 
 class _HorovodHandle:
@@ -183,15 +182,19 @@ class _HorovodHandle:
             self._comm._hvd.synchronize(self._handle)
 
 
+def stall_limit_s(stall_s: float) -> int:
+    """After how many seconds a collective that stands still ends by itself; 0: never. See STALL_FACTOR."""
+    return 0 if stall_s == 0 else round(min(max(STALL_FACTOR * stall_s, 600), 1e9))
+
+
 def settings(env: Mapping[str, str], *, cpu: bool, stall_s: float = 600.0) -> dict[str, str]:
     """Environment variables for Horovod and Open MPI; those that the user has set take precedence.
 
     `stall_s`: the config's `train.stall_timeout`. Horovod notices only some stalls, and ends the
     others with an error that does not say why: it waits until the watchdog has had its time.
     """
-    end_s = 0 if stall_s == 0 else round(min(max(STALL_FACTOR * stall_s, 600), 1e9))
     found = DEFAULTS | (CPU_DEFAULTS if cpu else {})
-    found["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = str(end_s)
+    found["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = str(stall_limit_s(stall_s))
     if on_several_hosts(env):
         found |= NETWORK_DEFAULTS
     return found
@@ -211,6 +214,24 @@ def horovod_features() -> dict[str, bool | str]:
         "nccl": bool(hvd.nccl_built()),
         "cuda": hvd.cuda_built(),
     }
+
+
+def mpi_broadcast(text: str) -> str:
+    """The text of rank 0, on every rank that mpirun started; MPI is started for it, and ended.
+
+    Raises BrokenBuild without mpi4py or an MPI library.
+    """
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BrokenBuild(f"mpi4py cannot be imported ({error})") from None
+    MPI.Init()
+    shared: str = MPI.COMM_WORLD.bcast(text, root=0)
+    MPI.Finalize()
+    return shared
 
 
 def mpi_library() -> str:

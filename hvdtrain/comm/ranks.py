@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from hvdtrain.errors import CommError
+
 
 class Handle(Protocol):
     """A collective in flight."""
@@ -25,6 +27,10 @@ class Comm(Protocol):
     size: int
     local_rank: int
     local_size: int
+    engine: str
+    """What joins the ranks: horovod or torch; empty for one process."""
+    why: str
+    """Why it is this engine."""
 
     def sum_async_(self, tensor: torch.Tensor, name: str) -> Handle:
         """Start to sum `tensor` over all ranks, in place; calls of equal `name` belong together."""
@@ -33,7 +39,7 @@ class Comm(Protocol):
         """Sum `tensor` over all ranks, in place, and return it."""
 
     def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
-        """In place of `sum_async_` of these tensors: the sums raise SumRefused on all ranks.
+        """In place of `sum_async_` of these tensors, in this order: the sums raise SumRefused on all ranks.
 
         Returns once they have. Other collectives may follow.
         """
@@ -52,8 +58,9 @@ class Comm(Protocol):
 
 
 class Solo:
-    """A job of one rank, without Horovod."""
+    """A job of one rank, without an engine."""
 
+    engine = why = ""
     rank = 0
     size = 1
     local_rank = 0
@@ -88,3 +95,12 @@ class Solo:
 class _Done:
     def wait(self) -> None:
         return
+
+
+def rank_gone(where: str, text: str) -> CommError:
+    """The error of a collective whose peer has ended; `text` is what the engine says, in one line."""
+    reason = text.split(". ", maxsplit=1)[0]
+    return CommError(
+        f"{where}: another rank is gone or unreachable ({reason}); "
+        "the launcher names the first that failed; go on with --resume auto"
+    )

@@ -99,9 +99,16 @@ class Model(Section):
         return self
 
 
+Engine = Literal["auto", "horovod", "torch"]
+
+
 class Comm(Section):
     """The exchange of gradients between ranks."""
 
+    engine: Machine[Engine] = "auto"
+    """What carries the exchange. `horovod`. `torch`: torch.distributed, with NCCL on GPUs and gloo on CPUs;
+    it needs no compiler. `auto`: what the launcher of the ranks can start, Horovod under mpirun, horovodrun
+    and `hvdtrain launch`, torch under torchrun; under srun Horovod if it is installed, else torch."""
     tune: Machine[Literal["measure", "fixed"]] = "fixed"
     """`measure`: exchange test data for a few seconds at the start, then choose `group_mb` if it is null
     and `compression` if it is auto. tuning.json keeps the choice for a resumed run. `fixed`: the same

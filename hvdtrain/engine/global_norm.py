@@ -26,7 +26,9 @@ class GlobalNorms:
     """The sums over ranks of one model's batch norms, numbered in the order of the forward pass."""
 
     def __init__(self, comm: Comm) -> None:
-        self._comm, self._device = comm, torch.device("cpu")
+        self._comm = comm
+        self._first = torch.zeros(1, dtype=torch.float64)
+        """Like the last first sum of a forward pass."""
         self._calls = 0
         self.active = True
         """False: every rank uses its own statistics, and nothing is exchanged."""
@@ -42,13 +44,13 @@ class GlobalNorms:
 
     def sum_(self, tensor: Tensor, name: str) -> Tensor:
         """Sum over ranks, in place, and wait."""
-        self._device = tensor.device
+        if name == _name(0):
+            self._first = tensor
         return self._comm.sum_(tensor, name)
 
     def refuse(self) -> None:
         """In place of a step: let its first sum, and so the step, end with SumRefused on all ranks."""
-        other = torch.zeros(2, dtype=torch.float64, device=self._device)
-        self._comm.refuse({_name(0): other})
+        self._comm.refuse({_name(0): self._first})
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

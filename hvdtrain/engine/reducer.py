@@ -99,6 +99,8 @@ class Reducer:
         self._squares: list[list[torch.Tensor]] = []
         self._before: list[torch.Tensor] = []
         self._backward_left = accumulate
+        self._next = 0
+        """The first group of this step that is not sent."""
         wire = torch.float16 if compression == "fp16" and comm.size > 1 else None
         self.groups = [
             _Group(f"grad.{index}", members, wire)
@@ -117,6 +119,7 @@ class Reducer:
         self._measuring = measure
         self._squares = [[]] if self._enabled else []
         self._backward_left = self.accumulate
+        self._next = 0
         for group in self.groups:
             group.clear()
 
@@ -212,10 +215,17 @@ class Reducer:
             group = reducer.groups[number]
             group.take(p)
             group.waiting_for -= 1
-            if reducer._enabled and reducer._backward_left == 0 and group.waiting_for == 0:
-                reducer._send(group)
+            if reducer._enabled and reducer._backward_left == 0:
+                reducer._send_ready()
 
         return ready
+
+    def _send_ready(self) -> None:
+        """Send the groups that are complete, each after those before it: torch.distributed needs the same
+        order on all ranks, and which gradient is ready first may differ between them."""
+        while self._next < len(self.groups) and self.groups[self._next].waiting_for == 0:
+            self._send(self.groups[self._next])
+            self._next += 1
 
     def _send(self, group: _Group) -> None:
         if all(other.handle is None for other in self.groups):

@@ -22,8 +22,8 @@ def in_allocation(env: Mapping[str, str]) -> bool:
     return "SLURM_JOB_ID" in env and no_task
 
 
-def node_names(text: str) -> list[str]:
-    """Expand Slurm's list of nodes: `n[1-3,07],m` → n1, n2, n3, n07, m. Raises ResourceError.
+def node_names(text: str, name: str = "SLURM_JOB_NODELIST") -> list[str]:
+    """Expand the value of variable `name`: `n[1-3,07],m` → n1, n2, n3, n07, m. Raises ResourceError.
 
     The result is that of `scontrol show hostnames`.
     """
@@ -40,7 +40,7 @@ def node_names(text: str) -> list[str]:
     complete += names
     if "" in complete or not complete:
         raise ResourceError(
-            f"SLURM_JOB_NODELIST: expected a list of at most {MOST_HOSTS:,} nodes such as n[1-4], "
+            f"{name}: expected a list of at most {MOST_HOSTS:,} nodes such as n[1-4], "
             f"found '{shown(text)}'"
         )
     return complete

@@ -1,4 +1,4 @@
-"""Refuse variables of a launcher that is not there: left over in a shell, odd, or torchrun's.
+"""Refuse variables of a launcher that is not there: left over in a shell, or odd.
 
 MPI would abort or wait for ever with them, and every rank of a launcher that hvdtrain does not know
 would train by itself.
@@ -15,11 +15,20 @@ from pathlib import Path
 
 from hvdtrain.errors import CommError
 from hvdtrain.launch.slurm_task import RANKS, RENDEZVOUS
-from hvdtrain.launch.variables import HOROVOD_SIZE, MPI_SIZES, SIZES, SLURM_TASKS, launched_size
+from hvdtrain.launch.torch_task import torch_task
+from hvdtrain.launch.variables import (
+    HOROVOD_SIZE,
+    MPI_SIZES,
+    SIZES,
+    SLURM_TASKS,
+    TORCH,
+    TORCH_SIZE,
+    TORCHRUN,
+    by_torchrun,
+    launched_size,
+)
 
 OMPI_SIZE, PMI_SIZE = MPI_SIZES
-TORCHRUN = "TORCHELASTIC_RUN_ID"
-TORCH_SIZE = "WORLD_SIZE"
 COUNTS = (*SIZES, RANKS, TORCH_SIZE)
 RANK_OF = {
     "HOROVOD_RANK": (HOROVOD_SIZE,),
@@ -52,6 +61,10 @@ def require_launcher(env: Mapping[str, str]) -> None:
     To be called before Horovod and MPI are imported, and after `horovod_variables` was applied.
     """
     size = launched_size(env)
+    if by_torchrun(env):
+        if size > 1:
+            _require_torch_store(env)
+        return
     _require_one_size(env, size)
     if size == 1:
         _require_alone(env)
@@ -115,9 +128,11 @@ def _require_alone(env: Mapping[str, str]) -> None:
     ranks = [name for name in ("RANK", "LOCAL_RANK") if env.get(name, "0").strip("0").isdigit()]
     if torch > 1 or (TORCHRUN in env and TORCH_SIZE not in env) or ranks:
         name = TORCH_SIZE if torch > 1 else next(iter(ranks), TORCHRUN)
+        missing = next(name for name in TORCH if not env.get(name))
         raise CommError(
-            f"{name}={env[name]}: torchrun is not supported yet, and each of its ranks would train "
-            f"by itself: start with hvdtrain launch, mpirun or horovodrun, or unset {name}"
+            f"{name}={env[name]}, but {missing} is not set, so torchrun did not start this process, and "
+            f"each of several ranks would train by itself: start with torchrun, hvdtrain launch or mpirun, or "
+            f"unset {name}"
         )
 
 
@@ -136,6 +151,16 @@ def _require_store(env: Mapping[str, str], size: int) -> None:
         raise CommError(
             f"{name}: the store of the ranks at {host}:{port} does not answer ({reason}): the "
             f"launcher has ended or the variable is left over: {_unset(name)}"
+        )
+
+
+def _require_torch_store(env: Mapping[str, str]) -> None:
+    task = torch_task(env)
+    if task.kept and (reason := _no_answer(task.address, task.port)) is not None:
+        raise CommError(
+            f"{TORCHRUN}={env[TORCHRUN]}, but torchrun's store at {task.address}:{task.port} (MASTER_ADDR, "
+            f"MASTER_PORT) does not answer ({reason}): torchrun has ended or the variables are left over: "
+            f"{_unset(TORCH_SIZE)}"
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from hvdtrain.errors import CommError
-from hvdtrain.launch.variables import on_one_host
+from hvdtrain.launch.variables import by_torchrun, on_one_host
 
 CONTAINER_BRIDGE = re.compile(
     r"docker\d+$|docker_gwbridge$|br-[0-9a-f]{12}$|(virbr|cni|podman|lxcbr|lxdbr|vnet|veth)\w*$"
@@ -180,6 +180,8 @@ def peers_of(env: Mapping[str, str]) -> list[str]:
     if match := re.search(r"tcp://([\d.,]+)", env.get("OMPI_MCA_orte_hnp_uri", "")):
         peers += match[1].split(",")
     peers.append(env.get("SLURM_LAUNCH_NODE_IPADDR", ""))
+    if by_torchrun(env):
+        peers.append(env["MASTER_ADDR"])
     return [peer for peer in peers if peer and not peer.startswith("127.")]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from hvdtrain.errors import CommError
 from hvdtrain.launch.hosts import MOST_HOSTS, MOST_SLOTS, Host, shown
-from hvdtrain.launch.placement import place
+from hvdtrain.launch.placement import Slot, place
 from hvdtrain.launch.variables import HOROVOD_SIZE, MPI_MARKS, SLURM_TASKS
 
 RENDEZVOUS = "HVDTRAIN_RENDEZVOUS"
@@ -57,20 +57,7 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
             f"{where}: srun started {tasks} tasks, but the store was opened for "
             f"{shown(env.get(RANKS, '?'))} ranks: do not set the number of tasks, hvdtrain launch does it"
         )
-    for name in NEEDED:
-        if not env.get(name):
-            raise CommError(
-                f"{name} is not set, but {SLURM_TASKS}={tasks} and {RENDEZVOUS} are: left over from "
-                "another job? Unset both to train in one process, or use hvdtrain launch -- train …"
-            )
-    counts = tasks_per_node(env[NEEDED[0]], NEEDED[0])
-    if sum(counts) != tasks:
-        raise CommError(f"{where}: SLURM_STEP_TASKS_PER_NODE {counts} does not add up to {tasks}")
-    placed = place([Host(str(node), count) for node, count in enumerate(counts)])
-    for name, fewer in (("SLURM_NODEID", len(counts)), ("SLURM_LOCALID", max(counts))):
-        if _number(env, name) >= fewer:
-            raise CommError(f"{name}: expected a number below {fewer}, found {env[name]}")
-    slot = placed.slot(int(env["SLURM_NODEID"]), int(env["SLURM_LOCALID"]))
+    slot = slurm_slot(env)
     address, _, port = env[RENDEZVOUS].rpartition(":")
     if not address or not re.fullmatch("[0-9]{1,5}", port):
         raise CommError(f"{RENDEZVOUS}: expected ADDRESS:PORT, found '{shown(env[RENDEZVOUS])}'")
@@ -87,6 +74,26 @@ def horovod_variables(env: Mapping[str, str]) -> dict[str, str]:
         "HOROVOD_CROSS_RANK": str(slot.cross_rank),
         "HOROVOD_CROSS_SIZE": str(slot.cross_size),
     }
+
+
+def slurm_slot(env: Mapping[str, str]) -> Slot:
+    """The place of a task that srun started. Raises CommError if its variables do not fit."""
+    tasks = _number(env, SLURM_TASKS)
+    for name in NEEDED:
+        if not env.get(name):
+            raise CommError(
+                f"{name} is not set, but {SLURM_TASKS}={tasks} is: left over from another job? Unset "
+                f"{SLURM_TASKS} and {RENDEZVOUS} to train in one process, or use hvdtrain launch -- train …"
+            )
+    counts = tasks_per_node(env[NEEDED[0]], NEEDED[0])
+    if sum(counts) != tasks:
+        where = f"task {shown(env['SLURM_PROCID'])} on {socket.gethostname()}"
+        raise CommError(f"{where}: SLURM_STEP_TASKS_PER_NODE {counts} does not add up to {tasks}")
+    for name, fewer in (("SLURM_NODEID", len(counts)), ("SLURM_LOCALID", max(counts))):
+        if _number(env, name) >= fewer:
+            raise CommError(f"{name}: expected a number below {fewer}, found {env[name]}")
+    placed = place([Host(str(node), count) for node, count in enumerate(counts)])
+    return placed.slot(int(env["SLURM_NODEID"]), int(env["SLURM_LOCALID"]))
 
 
 def _number(env: Mapping[str, str], name: str) -> int:

@@ -121,10 +121,12 @@ def placement_of(
     return place(given_hosts(hosts, hostfile))
 
 
-def prepare(request: LaunchRequest, env: Mapping[str, str], interface: str = "auto") -> Job:
+def prepare(
+    request: LaunchRequest, env: Mapping[str, str], interface: str = "auto", *, horovod: bool = True
+) -> Job:
     """Choose the network between the hosts and build the launcher's command line.
 
-    `interface` is the config's `comm.interface`. Raises ConfigError if the launcher cannot do what
+    `interface` is the config's `comm.interface`; `horovod`: it may join the ranks. Raises ConfigError if the launcher cannot do what
     is asked, CommError if no network leads to the other hosts, ResourceError if the launcher is
     not installed.
     """
@@ -135,7 +137,7 @@ def prepare(request: LaunchRequest, env: Mapping[str, str], interface: str = "au
         kept = {*HOROVODRUN_NEEDS, *request.names}
         env = {name: value for name, value in env.items() if name in kept}
     gloo_by_srun = request.launcher == "srun" and request.controller == "gloo"
-    needs_store = gloo_by_srun and request.placement.size > 1
+    needs_store = gloo_by_srun and request.placement.size > 1 and horovod
     return Job(request, launcher_command(request), env, needs_store)
 
 

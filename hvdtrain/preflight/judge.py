@@ -57,7 +57,7 @@ def _placement(facts: Sequence[Facts], names: Names) -> Findings:
                     names.rank(one),
                     f"the launcher started {started} ranks ({variable}), this one sees {one.size}, "
                     "so each would train by itself",
-                    "start with mpirun, horovodrun or hvdtrain launch; hvdtrain doctor shows what "
+                    "start with mpirun, torchrun or hvdtrain launch; hvdtrain doctor shows what "
                     "Horovod was built with",
                     errors.CommError,
                 )

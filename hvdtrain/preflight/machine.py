@@ -13,11 +13,17 @@ from typing import Any
 
 import torch
 
+from hvdtrain.comm.engines import horovod_installed
 from hvdtrain.comm.horovod import horovod_features, mpi_library
+from hvdtrain.comm.torch_distributed import torch_engine
 from hvdtrain.config.schema import Config, Phase
 from hvdtrain.errors import HvdtrainError
-from hvdtrain.versions import installed_versions
+from hvdtrain.versions import GET_HOROVOD, installed_versions
 
+WITHOUT_HOROVOD = (
+    "not installed: ranks are joined by torch.distributed (torchrun, srun); for mpirun and hvdtrain launch, "
+    f"{GET_HOROVOD}"
+)
 MIN_SHARED_MEMORY_BYTES = 64 * 2**20
 """Open MPI and DALI share buffers in /dev/shm; many containers give it 64 MB or less."""
 
@@ -71,9 +77,12 @@ def examine() -> Machine:
             raise HvdtrainError("built without NCCL although torch has CUDA: run make setup again")
         return f"{horovod['version']} with {', '.join(built)}"
 
+    own = [_check("horovod", features), _check("mpi", mpi_library)]
+    if not horovod_installed():
+        own = [Check("horovod", True, WITHOUT_HOROVOD)]
     checks = [
-        _check("horovod", features),
-        _check("mpi", mpi_library),
+        *own,
+        _check("torch engine", torch_engine),
         _check("launcher", _launcher),
         _check("decoding", _decode),
         _check("metrics port", _port),
@@ -109,11 +118,13 @@ def _check(name: str, run: Callable[[], str]) -> Check:
 
 
 def _launcher() -> str:
-    launchers = [name for name in ("horovodrun", "mpirun", "srun") if shutil.which(name)]
+    launchers = [
+        name for name in ("horovodrun", "mpirun", "srun", "torchrun") if shutil.which(name)
+    ]
     if not launchers:
         raise HvdtrainError(
-            "none of horovodrun, mpirun, srun is on PATH: activate the environment, e.g. "
-            ". .venv/bin/activate, or install Horovod"
+            "none of horovodrun, mpirun, srun, torchrun is on PATH: activate the environment, e.g. "
+            ". .venv/bin/activate"
         )
     return ", ".join(launchers)
 

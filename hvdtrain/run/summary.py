@@ -41,7 +41,8 @@ def write_summary(
         images_per_second=progress.samples / max(progress.train_seconds, 1e-9),
         scaling_efficiency=scaling.efficiency,
         lost_time=scaling.lost,
-        comm=run.cfg.comm.model_dump(include={"tune", "group_mb", "compression"}),
+        comm=run.cfg.comm.model_dump(include={"tune", "group_mb", "compression"})
+        | {"engine": run.comm.engine or None},
         noise_scale=advice(noise, batch) if noise is not None else None,
         train_seconds=progress.train_seconds,
         wall_seconds=wall_s,

@@ -106,6 +106,22 @@ def test_one_node(jobs: Jobs, launcher: str) -> None:
     assert "Slurm ends this allocation at 2" in jobs.log("one", job)
 
 
+def test_srun_alone(jobs: Jobs) -> None:
+    """Without `hvdtrain launch` torch.distributed joins the tasks; here both nodes are one host."""
+    jobs.script("alone")
+    env = jobs.slurm.env
+    jobs.slurm.env = {**env, "MASTER_ADDR": "127.0.0.1"}
+    command = [*HVDTRAIN, "train", "alone.yaml", "--run-dir", "run"]
+    try:
+        done = jobs.slurm.run(jobs.folder, "srun", "-N2", "-n3", "-c1", *command)
+    finally:
+        jobs.slurm.env = env
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "engine: torch.distributed, as srun started the 3 ranks" in done.stdout
+    assert "placement: 3 ranks" in done.stdout
+    assert summary(jobs.folder / "run")["world_size"] == 3
+
+
 def test_unequal_nodes(jobs: Jobs) -> None:
     """Slurm fills one node with two ranks of two cores and puts the third rank on the other."""
     script = jobs.script("odd", "--ranks", "3")

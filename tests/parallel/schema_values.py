@@ -52,6 +52,7 @@ MORE: dict[str, list[Any]] = {
         *("second", "train/0/0.png", "https://host/runs"),
         *(() if find_spec("s3fs") else ("s3://bucket/runs",)),  # no test asks the network
     ],
+    "comm.engine": ["auto", "horovod", "torch"],
     "comm.interface": ["auto", "lo", "127.0.0.0/8", "10.9.8.0/24", "nothing0"],
     "metrics.bind": ["127.0.0.1", "localhost", "::1", "0.0.0.0", "192.0.2.1"],
     "metrics.token_file": ["token", "missing"],

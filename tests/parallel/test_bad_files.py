@@ -11,7 +11,7 @@ import pytest
 
 from tests import bad_files
 from tests.bad_files import BAD, ON_DISK, SILENT, SOUND, Kind
-from tests.launch import REPOSITORY, mpirun, run
+from tests.launch import ENGINES, REPOSITORY, mpirun, run
 
 WORKER = REPOSITORY / "tests/parallel/bad_files_worker.py"
 COUNT = 1000
@@ -35,8 +35,9 @@ def events(run_dir: Path, kind: str) -> list[dict]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_masked_files_are_counted_and_named(images: Path, tmp_path: Path) -> None:
-    done = run(mpirun(2, sys.executable, WORKER, images, tmp_path, "mask"), cwd=tmp_path)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_masked_files_are_counted_and_named(images: Path, tmp_path: Path, engine: str) -> None:
+    done = run(ENGINES[engine](2, sys.executable, WORKER, images, tmp_path, "mask"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     trained = events(tmp_path / "mask", "train")
     for epoch in (0, 1):

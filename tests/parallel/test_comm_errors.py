@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.launch import REPOSITORY, horovodrun, mpirun, run
+from tests.launch import REPOSITORY, horovodrun, mpirun, run, torchrun
 
 WORKER = REPOSITORY / "tests/parallel/comm_errors_worker.py"
 LAUNCHERS = {
     "mpi": mpirun,
     "gloo": lambda ranks, *command: horovodrun(ranks, *command, controller="--gloo"),
 }
+Launch = Callable[..., list[str]]
 WHERE = f"gradients on {os.uname().nodename}: "
 
 
@@ -31,10 +33,10 @@ def test_different_shapes_keep_the_reason(launcher: str, tmp_path: Path) -> None
         assert "gone" not in text
 
 
-def test_a_rank_that_left_is_called_gone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launch", [LAUNCHERS["gloo"], torchrun], ids=["horovod", "torch"])
+def test_a_rank_that_left_is_called_gone(launch: Launch, tmp_path: Path) -> None:
     """By gloo, which does not kill the other rank as MPI does."""
-    command = LAUNCHERS["gloo"](2, sys.executable, WORKER, "leave", tmp_path)
-    run(command, cwd=tmp_path)
+    run(launch(2, sys.executable, WORKER, "leave", tmp_path), cwd=tmp_path)
     text = (tmp_path / "rank-0").read_text()
     assert text.startswith(f"{WHERE}another rank is gone or unreachable (")
     assert "--resume auto" in text

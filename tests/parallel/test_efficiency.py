@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks.netlab.lab import Lab, why_not
 from hvdtrain.telemetry.lost_time import CAUSES
-from tests.launch import REPOSITORY, mpirun, run
+from tests.launch import ENGINES, REPOSITORY, free_port, run
 
 WORKER = REPOSITORY / "tests/parallel/efficiency_worker.py"
 LINK_GBIT = 0.2  # as in the worker's config
@@ -49,18 +50,23 @@ def require_cause(found: dict[str, Any], cause: str, explanation: str) -> None:
     assert explanation in found["explanation"]
 
 
+RANK_1 = "waiting for rank 1 on {host}, which"
+
+
 @pytest.mark.parametrize(
-    ("slow", "cause", "explanation"),
+    ("engine", "slow", "cause", "explanation"),
     [
-        ("data", "data", "waiting for images on all ranks"),
-        ("rank 1", "straggling", "waiting for rank 1 on {host}, which computes slowly"),
-        ("data of rank 1", "straggling", "waiting for rank 1 on {host}, which waits for images"),
+        ("horovod", "data", "data", "waiting for images on all ranks"),
+        ("horovod", "rank 1", "straggling", f"{RANK_1} computes slowly"),
+        ("horovod", "data of rank 1", "straggling", f"{RANK_1} waits for images"),
+        ("torch", "data", "data", "waiting for images on all ranks"),
+        ("torch", "rank 1", "straggling", f"{RANK_1} computes slowly"),
     ],
 )
 def test_the_cause_is_found(
-    images: Path, tmp_path: Path, slow: str, cause: str, explanation: str
+    images: Path, tmp_path: Path, engine: str, slow: str, cause: str, explanation: str
 ) -> None:
-    command = mpirun(2, sys.executable, WORKER, images, tmp_path)
+    command = ENGINES[engine](2, sys.executable, WORKER, images, tmp_path)
     found = report(command, tmp_path, slow)
     require_cause(found, cause, explanation.format(host=os.uname().nodename))
     assert found[f"lost_{cause}_ratio"] == pytest.approx(
@@ -85,8 +91,23 @@ def on_both(lab: Lab, ranks_per_host: int, images: Path, out: Path) -> list[str]
     return [*lab.inside(0), *mpirun, sys.executable, str(WORKER), str(images), str(out)]
 
 
-def test_a_slow_link_is_found(images: Path, tmp_path: Path, lab: Lab) -> None:
-    found = report(on_both(lab, 1, images, tmp_path), tmp_path, "network")
+def by_torchrun(lab: Lab, images: Path, out: Path) -> list[str]:
+    """The shell command that starts torchrun on both hosts, each with one of the worker's ranks."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    words += [f"--master-addr={lab.address(0)}", f"--master-port={free_port()}", "--no-python"]
+    worker = [sys.executable, str(WORKER), str(images), str(out)]
+    first, second = (
+        shlex.join([*lab.inside(host), *words[:4], f"--node-rank={host}", *words[4:], *worker])
+        for host in (0, 1)
+    )
+    return ["sh", "-c", f'{first} "$0" & first=$!; {second} "$0" && wait $first']
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_slow_link_is_found(images: Path, tmp_path: Path, lab: Lab, engine: str) -> None:
+    by_torch = engine == "torch"
+    command = by_torchrun(lab, images, tmp_path) if by_torch else on_both(lab, 1, images, tmp_path)
+    found = report(command, tmp_path, "network")
     ceiling = found["efficiency_ceiling"]
     words = f"waiting for the network; the link allows an efficiency of {ceiling:.0%}"
     require_cause(found, "communication", words)

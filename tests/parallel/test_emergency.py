@@ -13,18 +13,20 @@ import safetensors.torch
 
 from hvdtrain.checkpoint_files import list_checkpoints, verify
 from pipelines.images.decoder import DEPTH
-from tests.launch import REPOSITORY, mpirun, run
+from tests.launch import ENGINES, REPOSITORY, run
 from tests.parallel.emergency_worker import STEPS
 
 WORKER = REPOSITORY / "tests/parallel/emergency_worker.py"
 
 
-@pytest.fixture(scope="module")
-def runs(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=ENGINES)
+def runs(
+    small_root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     out = tmp_path_factory.mktemp("emergency")
     shutil.copytree(small_root / "train", out / "images")
     shutil.copytree(small_root / "val", out / "validation")
-    done = run(mpirun(2, sys.executable, WORKER, out, out), cwd=out)
+    done = run(ENGINES[request.param](2, sys.executable, WORKER, out, out), cwd=out)
     assert (out / "rank-0.json").exists(), done.stdout + done.stderr
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from itertools import zip_longest
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import safetensors.torch
 
 from pipelines.order import permutation
-from tests.launch import REPOSITORY, mpirun, run
+from tests.launch import REPOSITORY, mpirun, run, torchrun
 from tests.parallel.equality_worker import VARIANTS
 
 IMAGES = 117
@@ -21,8 +22,10 @@ WORKER = REPOSITORY / "tests/parallel/equality_worker.py"
 
 @pytest.fixture(scope="module")
 def results(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Losses and weights of every variant on 1, 2 and 4 ranks."""
+    """Losses and weights of every variant on 1, 2 and 4 ranks; in `torch`, of two that torch.distributed joins."""
     out = tmp_path_factory.mktemp("equality")
+    by_torch = out / "torch"
+    by_torch.mkdir()
     root = tmp_path_factory.mktemp("images")
     # 117 images: 8 steps of 16 an epoch; the last is short, so padding is tested, too.
     for split in ("train", "val"):
@@ -32,9 +35,16 @@ def results(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             count = 12 if name < "7" else 11
             for image in sorted((digits_root / split / name).iterdir())[:count]:
                 (folder / image.name).symlink_to(image)
-    for ranks in (4, 2, 1):
-        done = run(mpirun(ranks, sys.executable, WORKER, root, out), cwd=out, OMP_NUM_THREADS="1")
+    for ranks, launch, into in (
+        (4, mpirun, out),
+        (2, torchrun, by_torch),
+        (2, mpirun, out),
+        (1, mpirun, out),
+    ):
+        done = run(launch(ranks, sys.executable, WORKER, root, into), cwd=out, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stdout + done.stderr
+        if ranks == 4:
+            shutil.copytree(out / "elastic", by_torch / "elastic")
     return out
 
 
@@ -68,6 +78,37 @@ def test_a_run_goes_on_on_other_ranks_with_the_same_global_batch(results: Path) 
             seen += [sample for place in places for sample in place if sample is not None]
     expected_order = [permutation(IMAGES, seed=0, epoch=epoch) for epoch in range(3)]
     assert seen == np.concatenate(expected_order).tolist()
+
+
+def test_a_checkpoint_of_one_engine_goes_on_under_the_other(results: Path) -> None:
+    """From 4 ranks of Horovod to 2 of torch.distributed, with the images that Horovod would have."""
+    samples = [(out / "samples-2.json").read_text() for out in (results, results / "torch")]
+    assert samples[0] == samples[1]
+    lines = (results / "torch/elastic/events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    engines = [event["text"] for event in events if event.get("text", "").startswith("engine: ")]
+    assert engines == [
+        "engine: Horovod, as mpirun started the 4 ranks",
+        "engine: torch.distributed, as torchrun started the 2 ranks",
+    ]
+    losses = {event["step"]: event["loss"] for event in events if event["kind"] == "train"}
+    one = json.loads((results / "plain-1.json").read_text())["losses"]
+    assert [losses[step] for step in sorted(losses)] == pytest.approx(one[:13], abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_engines_train_alike(results: Path, variant: str) -> None:
+    """Over at least 16 steps; two ranks have only one order in which to sum, so most are equal to the bit."""
+    horovod, torch = (
+        json.loads((out / f"{variant}-2.json").read_text()) for out in (results, results / "torch")
+    )
+    assert torch["losses"] == pytest.approx(horovod["losses"], abs=1e-5)
+    assert torch["val_loss"] == pytest.approx(horovod["val_loss"], abs=1e-5)
+    expected = safetensors.torch.load_file(results / f"{variant}-2.safetensors")
+    found = safetensors.torch.load_file(results / f"torch/{variant}-2.safetensors")
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        assert float((tensor - found[key]).abs().max()) <= 1e-5, key
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -18,7 +18,16 @@ import psutil
 import pytest
 import safetensors.torch
 
-from tests.launch import end_jobs, environment, free_port, horovodrun, mpirun, run
+from tests.launch import (
+    ENGINES,
+    end_jobs,
+    environment,
+    free_port,
+    horovodrun,
+    mpirun,
+    run,
+    torchrun,
+)
 
 HVDTRAIN = [sys.executable, "-m", "hvdtrain"]
 END_S = 30
@@ -105,6 +114,7 @@ LAUNCHERS = {
     "mpirun": mpirun,
     "horovodrun-mpi": horovodrun,
     "horovodrun-gloo": lambda ranks, *command: horovodrun(ranks, *command, controller="--gloo"),
+    "torchrun": torchrun,
 }
 
 
@@ -121,7 +131,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     victim = next(
         child
         for child in ranks
-        if "1" in (child.environ().get("OMPI_COMM_WORLD_RANK"), child.environ().get("HOROVOD_RANK"))
+        if "1" in map(child.environ().get, ("OMPI_COMM_WORLD_RANK", "HOROVOD_RANK", "RANK"))
     )
     everyone = psutil.Process(job.pid).children(recursive=True)
     victim.kill()
@@ -129,6 +139,9 @@ def test_a_killed_rank_ends_the_job_and_is_named(
     assert job.returncode != 0
     if launcher == "horovodrun-gloo":  # Horovod's launcher says process and adds a traceback
         assert "Process 1 exit with status code 137" in out, out
+    elif launcher == "torchrun":  # so does torch's
+        assert re.search(r"rank +: 1 .*\n +exitcode +: -9 ", out), out
+        assert "another rank is gone or unreachable" in out or "stopping after this step" in out
     else:
         assert "process rank 1" in out, out
         assert "Traceback" not in out
@@ -154,7 +167,7 @@ THREE_EPOCHS = [
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run on two ranks that went to its end, and the same run stopped by SIGTERM."""
+    """A run on two ranks of Horovod that went to its end, and the same run, of either engine, stopped by SIGTERM."""
 
     folder: Path
     """With the config, and the whole run in `whole`."""
@@ -164,14 +177,24 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+def whole(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the config and the run, in `whole`, that was left alone."""
     folder = tmp_path_factory.mktemp("stopped")
     config = folder / "three.yaml"
     config.write_text(CONFIG.format(root=digits_root, port=free_port(), epochs=2))
-    command = mpirun(2, *HVDTRAIN, "train", config, *THREE_EPOCHS)
-    whole = run([*command, "--run-dir", "whole"], cwd=folder)
-    assert whole.returncode == 0, whole.stderr
+    command = mpirun(2, *HVDTRAIN, "train", config, *THREE_EPOCHS, "--run-dir", "whole")
+    done = run(command, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def stopped(whole: Path, request: pytest.FixtureRequest) -> Stopped:
+    folder, config = whole, whole / "three.yaml"
+    by_torch = request.param == "torch"
+    command = ENGINES[request.param](2, *HVDTRAIN, "train", config, *THREE_EPOCHS)
     jobs: list[subprocess.Popen[str]] = []
+    shutil.rmtree(folder / "runs", ignore_errors=True)
     try:
         job = start(command, config, jobs)
         while not (runs := list(folder.glob("runs/long-*"))):
@@ -180,10 +203,11 @@ def stopped(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Stop
         [run_dir] = runs
         wait_for_steps(job, run_dir, 60)  # the second phase has begun
         assert (run_dir / "file_sd.json").exists()
-        for child in ranks_of(job, config)[:1]:
-            os.kill(child.pid, signal.SIGTERM)
+        asked = [job.pid] if by_torch else [child.pid for child in ranks_of(job, config)[:1]]
+        for pid in asked:  # torchrun passes it on to its ranks
+            os.kill(pid, signal.SIGTERM)
         out, _ = job.communicate(timeout=END_S)
-        assert job.returncode == 75, out
+        assert job.returncode == (1 if by_torch else 75), out
     finally:
         end_jobs(jobs)
     assert not (run_dir / "file_sd.json").exists()
@@ -201,7 +225,7 @@ def test_a_stopped_run_says_where_and_how_to_continue(stopped: Stopped) -> None:
 def test_a_stopped_run_resumes_to_the_same_weights(
     stopped: Stopped, tmp_path: Path, new_ranks: int
 ) -> None:
-    """On the same number of ranks by `--resume auto`, or on another by the directory's name."""
+    """On the same number of ranks by `--resume auto`, or on another by the directory's name; under Horovod."""
     run_dir = tmp_path / stopped.run_dir.relative_to(stopped.folder)
     shutil.copytree(stopped.run_dir, run_dir)
     command = [*HVDTRAIN, "train", stopped.folder / "three.yaml", *THREE_EPOCHS]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import REPOSITORY, mpirun, run
+from tests.launch import REPOSITORY, mpirun, run, torchrun
 from tests.parallel.resume_worker import BATCHES, DATA, STOPS
 
 WORKER = REPOSITORY / "tests/parallel/resume_worker.py"
@@ -18,7 +18,7 @@ Record = tuple[int, int, int, float, int]
 
 @pytest.fixture(scope="module")
 def recorded(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the records of 1, 2 and 4 ranks."""
+    """The folder with the records of 1, 2 and 4 ranks, of which torch.distributed joins the 4."""
     out, root = tmp_path_factory.mktemp("recorded"), tmp_path_factory.mktemp("images")
     for k, image in enumerate(sorted((digits_root / "train").rglob("*.jpg"))[:: 1430 // COUNT]):
         folder = root / str(k % 3)
@@ -26,7 +26,8 @@ def recorded(digits_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         if k < COUNT:
             (folder / f"{k}.jpg").symlink_to(image)
     for ranks in BATCHES:
-        done = run(mpirun(ranks, sys.executable, WORKER, root, out), cwd=out, OMP_NUM_THREADS="1")
+        launch = torchrun if ranks == 4 else mpirun
+        done = run(launch(ranks, sys.executable, WORKER, root, out), cwd=out, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stdout + done.stderr
     return out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import grimp
@@ -56,3 +58,23 @@ def test_no_module_is_long():
     lines = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
     assert len(lines) > 300
     assert {file: count for file, count in lines.items() if count > MOST_LINES} == {}
+
+
+def imported_names(file: Path) -> Iterator[str]:
+    """Everything that a module imports, anywhere in it, as `package.module.name`."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_torch_distributed_is_imported_in_one_module() -> None:
+    """import-linter sees of other packages only the first name."""
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    found = {
+        str(file.relative_to(ROOT))
+        for file in files
+        if any(f"{name}.".startswith("torch.distributed.") for name in imported_names(file))
+    }
+    assert found == {"hvdtrain/comm/torch_distributed.py"}

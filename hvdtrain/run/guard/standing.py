@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 PACKAGES = ("hvdtrain", "pipelines")
-COLLECTIVES = "hvdtrain.comm.horovod"
+COLLECTIVES = ("hvdtrain.comm.horovod", "hvdtrain.comm.torch_distributed")
 QUEUE = "pipelines.channel"
 """Where a thread waits for a batch that others make."""
 
@@ -25,7 +25,7 @@ def standing(innermost: FrameType | None, images: str = "") -> Standing:
     """What the thread with this innermost frame is at; `images`: what the next batch waits for."""
     for frame in _outwards(innermost):
         module = str(frame.f_globals.get("__name__", ""))
-        if module == COLLECTIVES:
+        if module in COLLECTIVES:
             return Standing("waiting for the other ranks", for_ranks=True)
         if module == QUEUE:
             return Standing(f"waiting for images: {images}" if images else "waiting for images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -67,6 +68,17 @@ def test_ranks_of_srun_get_the_address_of_a_store(env: dict[str, str], tmp_path:
 
 def test_ranks_over_mpi_need_no_store(env: dict[str, str], tmp_path: Path) -> None:
     prepare(launch_request(TRAIN, env | slurm("n1"), controller="mpi"), env).run()
+    assert "HVDTRAIN_RENDEZVOUS" not in variables(tmp_path)
+
+
+def test_torch_needs_no_store(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So `hvdtrain launch` works in a Slurm job where Horovod, of which our store is made, is not installed."""
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    monkeypatch.delitem(sys.modules, "hvdtrain.launch.rendezvous", raising=False)
+    request = launch_request(TRAIN, env | slurm("n1"))
+    assert prepare(request, env, horovod=False).run().code == 0
     assert "HVDTRAIN_RENDEZVOUS" not in variables(tmp_path)
 
 

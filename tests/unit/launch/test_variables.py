@@ -45,6 +45,11 @@ STORE = {"HVDTRAIN_RENDEZVOUS": "127.0.0.1:9", "HVDTRAIN_RANKS": "4"}
 TASK = STEP | STORE | {"SLURM_STEP_TASKS_PER_NODE": "4"}
 TORCH = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 ELASTIC = TORCH | {"TORCHELASTIC_RUN_ID": "none"}
+TORCHRUN = ELASTIC | {
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_PORT": "9",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+}
 MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}
 GONE = {"PMIX_RANK": "0", "PMIX_SERVER_URI2": "1.0;tcp4://127.0.0.1:9"}
 
@@ -72,6 +77,7 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         {"HVDTRAIN_RENDEZVOUS": "127.0.0.1:9", "HVDTRAIN_RANKS": "1"},
         TORCH | {"WORLD_SIZE": "1"},
         ELASTIC | {"WORLD_SIZE": "1"},
+        TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
         {"MASTER_ADDR": "127.0.0.1", "RANK": "", "LOCAL_RANK": "0"},
         {"RANK": "captain"},
     ],
@@ -120,8 +126,13 @@ REFUSED = [
     (TASK | {"SLURM_STEP_TASKS_PER_NODE": "?"}, "SLURM_STEP_TASKS_PER_NODE"),
     (STEP | STORE, "SLURM_STEP_TASKS_PER_NODE"),
     (TORCH, "WORLD_SIZE"),
-    (ELASTIC, "WORLD_SIZE"),
+    (ELASTIC, "LOCAL_WORLD_SIZE"),
     (STEP | ELASTIC | {"SLURM_STEP_NUM_TASKS": "1"}, "WORLD_SIZE"),
+    (TORCHRUN | {"RANK": "4"}, "RANK=4"),
+    (TORCHRUN | {"LOCAL_RANK": "first"}, "LOCAL_RANK"),
+    (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT"),
+    (TORCHRUN, "does not answer"),
+    (MPI | TORCHRUN | {"WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=4, but WORLD_SIZE=2"),
     ({"WORLD_SIZE": "8"}, "WORLD_SIZE"),
     ({"TORCHELASTIC_RUN_ID": "x"}, "TORCHELASTIC_RUN_ID"),
     ({"RANK": "3"}, "RANK"),
@@ -152,11 +163,15 @@ def test_launchers_that_are_there(listening: str) -> None:
     check(GLOO | {"HOROVOD_GLOO_RENDEZVOUS_PORT": listening})
     check(TASK | {"HVDTRAIN_RENDEZVOUS": f"127.0.0.1:{listening}"})
     check(STEP | {"PMI_SIZE": "4", "PMI_RANK": "0", "PMI_FD": "1"})
+    check(TORCHRUN | {"MASTER_PORT": listening})
+    agent = {"SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "0"}  # torchrun is the one task of its node
+    check(TORCHRUN | STEP | agent | {"MASTER_PORT": listening})
+    check({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "False"})  # then rank 0 keeps the store
 
 
 @pytest.mark.parametrize(
     ("env", "named"),
-    [(MPI, "OMPI_COMM_WORLD_SIZE"), (ELASTIC, "torchrun"), (GLOO, "127.0.0.1:9"), (TASK, "store")],
+    [(MPI, "OMPI_COMM_WORLD_SIZE"), (TORCHRUN, "torchrun"), (GLOO, "127.0.0.1:9"), (TASK, "store")],
 )
 def test_the_process_ends_soon_with_one_line(
     env: dict[str, str], named: str, tmp_path: Path
