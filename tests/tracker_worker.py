@@ -51,6 +51,5 @@ class InFile:
 
 if __name__ == "__main__":
     worker.TRACKERS["file"] = ("tests.tracker_worker", "InFile")
-    if len(sys.argv) > 1:
-        worker.FIRST_WAIT_S = 0.05
-        worker.main(sys.argv[1])
+    worker.FIRST_WAIT_S = 0.05
+    worker.main(sys.argv[1])

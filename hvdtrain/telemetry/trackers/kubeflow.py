@@ -91,7 +91,9 @@ class KubeflowStatus:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         try:
             connection.request("POST", target or "/", json.dumps(body), headers)
-            answer = connection.getresponse()  # a redirection is not followed: the token is for one host
+            answer = (
+                connection.getresponse()
+            )  # a redirection is not followed: the token is for one host
             answer.read(MAX_ANSWER_BYTES)
         except http.client.HTTPException as error:
             raise ResourceError(f"{host}: {type(error).__name__}") from None

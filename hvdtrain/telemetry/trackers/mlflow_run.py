@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,12 @@ BATCH = 100
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 CHANGED = "changed."
 """Begins the tag of a setting that a resumed run has changed: MLflow's parameters never change."""
-OWN_WAITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""A request that fails is repeated by us, later."""
 
 
 class MlflowRun:
     """A run in the experiment `about.place`, by the client's own settings (MLFLOW_…)."""
 
     def __init__(self, about: About, tell: Callable[[str], None]) -> None:
-        for name, value in OWN_WAITS.items():
-            os.environ.setdefault(name, value)
         self._about, self._tell = about, tell
         self._entities = importlib.import_module("mlflow.entities")
         self._client: Any = importlib.import_module("mlflow").MlflowClient()

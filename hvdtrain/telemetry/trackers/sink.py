@@ -101,6 +101,7 @@ class Tracker:
             os.set_blocking(stream.fileno(), False)
         self._put({"kind": "about", **self._about})
         self._exchange()
+        self._note(f"{self._title}: the numbers of this run go to {self._about['place']}")
 
     def _end(self, fault: str) -> None:
         """End the process and all that its library has started. `fault` is told if it was not done."""

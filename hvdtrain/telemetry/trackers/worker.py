@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ MAX_WAITING = 10_000
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
 """Between two attempts to reach it; each wait is twice as long as the one before."""
 ORPHAN_S = 60.0
-"""Longest life after the end of training, if that did not end this process."""
+"""Longest life after that of training, which ends this process unless it was killed."""
 TRACKERS = {
     "wandb": ("hvdtrain.telemetry.trackers.wandb_run", "WandbRun"),
     "mlflow": ("hvdtrain.telemetry.trackers.mlflow_run", "MlflowRun"),
@@ -34,6 +35,15 @@ TRACKERS = {
 """Module and class by name."""
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 MAX_TEXT = 300
+QUIET = {
+    # A request that fails is repeated by us, later.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    # Nothing about the use of the libraries goes to those who make them.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""Settings of the libraries, unless the environment has others."""
 
 Status = Literal["complete", "stopped", "failed"]
 
@@ -123,9 +133,6 @@ class Inbox:
         with self._changed:
             self.ended.set()
             self._changed.notify()
-        timer = threading.Timer(ORPHAN_S, os.killpg, (0, signal.SIGKILL))
-        timer.daemon = True
-        timer.start()
 
     def _take(self, record: Record) -> None:
         ends: dict[str, Status] = {"stop": "stopped", "end": "complete"}
@@ -189,8 +196,17 @@ def reason(error: BaseException, env: Mapping[str, str]) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
+def _end_with(parent: int) -> None:
+    """End all that the library has started, some time after the process `parent` has gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(ORPHAN_S)
+    os.killpg(os.getpid(), signal.SIGKILL)
+
+
 def main(name: str) -> None:
     """Serve until the input ends."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Libraries print on standard output, and read from standard input.
     answers, lines = os.fdopen(os.dup(1), "wb", buffering=0), os.fdopen(os.dup(0), "rb")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -205,6 +221,8 @@ def main(name: str) -> None:
         with contextlib.suppress(OSError):
             answers.write(json.dumps(text).encode() + b"\n")
 
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
     inbox = Inbox(lines)
     module, kind = TRACKERS[name]
     try:
