@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from hvdtrain.config.fields import Machine, PathText, Section
+
+_PROJECT = re.compile(r"[\w .-]{1,128}(/[\w .-]{1,128})?")
+"""Other characters are refused by Weights & Biases, or would be part of a URL."""
 
 
 class Metrics(Section):
@@ -48,6 +52,13 @@ class Metrics(Section):
     tensorboard: Machine[bool] = False
     """Also write the curves for TensorBoard, to `tensorboard` in the run directory. Needs
     `pip install tensorboard`."""
+    wandb: Machine[str | None] = None
+    """Project of Weights & Biases, PROJECT or ENTITY/PROJECT, to which rank 0 sends the config, the
+    curves, evaluations and the report. Key, server and mode are those of wandb itself: its environment
+    variables, or `wandb login`. Needs `pip install wandb`. null: off. See docs/how-to/trackers.md."""
+    mlflow: Machine[Annotated[str, Field(min_length=1, max_length=256)] | None] = None
+    """Experiment of the MLflow server at MLFLOW_TRACKING_URI to which rank 0 sends the same. Needs `pip
+    install mlflow-skinny` or mlflow. null: off."""
 
     weights: Machine[bool] = False
     """Measure how the weights move, and report it after each epoch: their distance from the start, in all
@@ -66,6 +77,8 @@ class Metrics(Section):
             raise ValueError(
                 f"pushgateway: {self.pushgateway}: expected a URL such as http://gateway:9091"
             )
+        if self.wandb is not None and not _PROJECT.fullmatch(self.wandb):
+            raise ValueError(f"wandb: {self.wandb}: expected PROJECT or ENTITY/PROJECT")
         guarded = self.token_file is not None or self.tls_client_ca is not None
         if self.enabled and not (self.on_loopback or guarded or self.insecure):
             raise ValueError(

@@ -5,12 +5,14 @@ A run finds the same faults when it builds these parts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from hvdtrain.config.object_urls import client, is_url
 from hvdtrain.config.schema import Config
+from hvdtrain.config.trackers import require_trackers
 from hvdtrain.errors import HvdtrainError
 from hvdtrain.models import build_model
 from hvdtrain.plan.epochs import make_plan
@@ -27,6 +29,10 @@ def config_findings(cfg: Config, facts: Sequence[Facts]) -> Iterator[Finding]:
             client(cfg.checkpoint.mirror)
     except HvdtrainError as error:
         yield Finding("mirror", "", str(error), "", type(error))
+    try:
+        require_trackers(cfg.metrics, os.environ)
+    except HvdtrainError as error:
+        yield Finding("tracker", "", str(error), "", type(error))
     seen = [data for one in facts for data in one.data if data.key == "data.train"]
     train = next((data for data in seen if data.classes), None)
     try:

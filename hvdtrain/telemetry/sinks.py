@@ -12,6 +12,7 @@ from typing import Protocol
 
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
+from hvdtrain.config.trackers import require_trackers
 from hvdtrain.engine.reducer import Reducer
 from hvdtrain.errors import ResourceError
 from hvdtrain.paths import RunPaths
@@ -23,6 +24,7 @@ from hvdtrain.telemetry.meter import Interval
 from hvdtrain.telemetry.outputs import Pushgateway, TensorBoard, TextFile
 from hvdtrain.telemetry.prometheus import Exporter
 from hvdtrain.telemetry.reports import Note, Report, json_text
+from hvdtrain.telemetry.trackers.all import trackers
 
 
 class Sink(Protocol):
@@ -105,6 +107,8 @@ class Sinks:
     def __init__(self, cfg: Config, comm: Comm, paths: RunPaths, hosts: list[str]) -> None:
         """`hosts` [ranks]."""
         first = comm.rank == 0
+        if first:
+            require_trackers(cfg.metrics, os.environ)
         live = Live(paths.name, cfg.model.name, hosts) if first and cfg.metrics.enabled else None
         self.exporter = Exporter(cfg, comm, live) if cfg.metrics.enabled else None
         self._sinks: list[Sink] = [self.exporter] if self.exporter else []
@@ -117,6 +121,8 @@ class Sinks:
             self._sinks.append(Pushgateway(metrics.pushgateway, paths.name, self.note))
         if first and metrics.tensorboard:
             self._sinks.append(TensorBoard(paths.tensorboard, self.note))
+        if first:
+            self._sinks += trackers(cfg, paths, self.note)
         self._console = open_console(self._console_lost) if first else None
         if self._console:
             self._sinks += [JsonLines(paths.events, self.note), self._console]

@@ -130,6 +130,9 @@ REFUSED: dict[str, tuple[int, str]] = {
     "metrics.pushgateway=gateway": (2, "expected a URL"),
     "metrics.pushgateway=http://[::1": (2, "expected a URL"),
     "metrics.pushgateway=": (2, "expected a URL"),
+    "metrics.mlflow=digits": (6, "MLFLOW_TRACKING_URI is not set"),
+    "metrics.wandb=": (2, "expected PROJECT or ENTITY/PROJECT"),
+    "metrics.wandb=a/b/c": (2, "expected PROJECT or ENTITY/PROJECT"),
 }
 """`field=value`: exit code and a part of the line, for values that do not fit this run."""
 ON_TWO: dict[str, tuple[int, str]] = {
@@ -139,6 +142,8 @@ ON_TWO: dict[str, tuple[int, str]] = {
 """The same where two ranks differ from one."""
 LIBRARIES = {
     "metrics.tensorboard=true": ("tensorboard", 6),
+    "metrics.wandb=digits": ("wandb", 6),
+    "metrics.mlflow=digits": ("mlflow", 6),
     "checkpoint.mirror=s3://bucket/runs": ("s3fs", 2),
     "model.name=timm:resnet18": ("timm", 2),
     "model.name=torchvision:resnet18": ("torchvision", 2),

@@ -62,6 +62,9 @@ MORE: dict[str, list[Any]] = {
     "metrics.calibration": ["calibration.json", "missing"],
     "metrics.file_sd_dir": ["served", "missing", "train/0/0.png"],
     "metrics.textfile_dir": ["texts", "missing", "train/0/0.png"],
+    # No test of values asks a network.
+    "metrics.wandb": ["a/b/c", "", *(() if find_spec("wandb") else ("digits",))],
+    "metrics.mlflow": ["digits"],
     "metrics.pushgateway": ["http://127.0.0.1:9", "gateway", "http://[::1", ""],
 }
 """Free text, lists, and forms of a value that the schema gives no ends for."""
