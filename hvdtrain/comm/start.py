@@ -20,10 +20,12 @@ from hvdtrain.streams import print_error_line
 from hvdtrain.versions import GET_HOROVOD
 
 
-def init_comm(interface: str = "auto", stall_s: float = 600.0) -> Comm:
+def init_comm(
+    interface: str = "auto", stall_s: float = 600.0, *, link_gbit: float | None = None
+) -> Comm:
     """Join the ranks that the launcher started; without a launcher, a job of one rank.
 
-    `interface` and `stall_s` are the config's `comm.interface` and `train.stall_timeout`. Raises CommError if this host has no such
+    The arguments are the config's `comm.interface`, `train.stall_timeout` and `comm.link_gbit`. Raises CommError if this host has no such
     interface, if Horovod sees another number of ranks than the launcher started, or if variables
     tell of a launcher that is not there.
     """
@@ -34,7 +36,8 @@ def init_comm(interface: str = "auto", stall_s: float = 600.0) -> Comm:
     if expected == 1:
         return Solo()
     cpu = not torch.cuda.is_available()
-    for name, value in settings(os.environ, cpu=cpu, stall_s=stall_s).items():
+    found = settings(os.environ, cpu=cpu, stall_s=stall_s, link_gbit=link_gbit)
+    for name, value in found.items():
         os.environ.setdefault(name, value)
     use_interface(interface)
     try:
