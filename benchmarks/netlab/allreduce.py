@@ -2,8 +2,8 @@
 
     sudo -E python benchmarks/netlab/allreduce.py [--quick]
 
-The labs have 2, 4 and 8 hosts with one rank each. hvdtrain's own settings and Open MPI's defaults
-take turns, and every turn starts new processes. The share of a size is
+The labs have 2, 4 and 8 hosts with one rank each. hvdtrain's settings with and without the ring for slow
+links, and Open MPI's defaults, take turns, and every turn starts new processes. The share of a size is
 (2 (N - 1) / N · size / rate of iperf3) / median time. docs/explanation/ethernet.md has the figures.
 Needs root, iperf3, and the programs that netlab.py needs.
 """
@@ -25,14 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.netlab.lab import Lab, LabError
 from hvdtrain.comm.start import init_comm
+from hvdtrain.launch.links import SLOW_GBIT, SLOW_LINK_SETTINGS
 from hvdtrain.scaling.ring import ring_seconds
 
-UNTUNED = {
-    "HOROVOD_MPI_RING_BYTES": "0",
-    "OMPI_MCA_btl_tcp_eager_limit": "65536",
-    "OMPI_MCA_btl_tcp_max_send_size": "131072",
+NO_RING = {"OMPI_MCA_coll_tuned_use_dynamic_rules": "0"}
+SETTINGS = {
+    "ring": SLOW_LINK_SETTINGS,
+    "no ring": NO_RING,
+    "Open MPI": NO_RING
+    | {"OMPI_MCA_btl_tcp_eager_limit": "65536", "OMPI_MCA_btl_tcp_max_send_size": "131072"},
 }
-"""Plain MPI_Allreduce, and Open MPI's defaults from `ompi_info --param btl tcp --level 9`."""
+"""Variables of each contestant; the sizes are Open MPI's defaults, `ompi_info --param btl tcp --level 9`."""
 
 
 def worker(sizes_mb: list[float], rounds: int) -> None:
@@ -78,33 +81,35 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2 and 4 hosts at 0.5 Gbit/s, 1 run")
     parser.add_argument("--hosts", default=None, help="numbers of hosts (default 2,4,8; quick 2,4)")
     parser.add_argument(
-        "--gbit", type=float, default=None, help="Gbit/s of a link (default 1; quick 0.5)"
+        "--gbit",
+        type=float,
+        default=None,
+        help="Gbit/s of a link (default 1; quick 0.5); 0: no limit",
     )
     parser.add_argument(
         "--runs", type=int, default=None, help="runs per setting (default 3; quick 1)"
     )
+    parser.add_argument("--sizes", default="1,16,100", help="MB of the buffers (default 1,16,100)")
     parser.add_argument("--out", type=Path, help="write the figures to this file as JSON")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(list(map(float, args.worker[0].split(","))), int(args.worker[1]))
         return
-    gbit = args.gbit or (0.5 if args.quick else 1.0)
+    gbit = (0.5 if args.quick else 1.0) if args.gbit is None else args.gbit
+    chosen = "ring" if 0 < gbit <= SLOW_GBIT else "no ring"
     runs = args.runs or (1 if args.quick else 3)
-    sizes = [1.0, 16.0, 100.0]
+    sizes = [float(size) for size in args.sizes.split(",")]
     rows = []
     for hosts in map(int, (args.hosts or ("2,4" if args.quick else "2,4,8")).split(",")):
-        with Lab(hosts, link_gbit=gbit) as lab:
+        with Lab(hosts, link_gbit=gbit or None) as lab:
             rate = link_bytes_per_s(lab, 2 if args.quick else 5)
             command = [str(Path(__file__).resolve()), "--worker", ",".join(map(str, sizes)), "3"]
-            seconds: dict[str, list[list[float]]] = {
-                "hvdtrain": [[], [], []],
-                "Open MPI": [[], [], []],
-            }
+            seconds: dict[str, list[list[float]]] = {name: [[] for _ in sizes] for name in SETTINGS}
             for number in range(runs):
                 for name in list(seconds)[:: 1 if number % 2 == 0 else -1]:
-                    env = UNTUNED if name == "Open MPI" else {}
-                    for values, new in zip(seconds[name], launch(lab, command, env), strict=True):
+                    measured = launch(lab, command, SETTINGS[name])
+                    for values, new in zip(seconds[name], measured, strict=True):
                         values.extend(new)
         for name, by_size in seconds.items():
             row = {"hosts": hosts, "link_gbit": gbit, "iperf_mbit": rate * 8e-6, "settings": name}
@@ -115,7 +120,7 @@ def main() -> None:
             rows.append(row)
             shares = "  ".join(f"{mb:g} MB {row[f'share_{mb:g}mb']:6.1%}" for mb in sizes)
             print(
-                f"{hosts} hosts  {gbit:g} Gbit/s  iperf3 {rate * 8e-6:.0f} Mbit/s  {name:9}  {shares}",
+                f"{hosts} hosts  {f'{gbit:g} Gbit/s' if gbit else 'no limit'}  iperf3 {rate * 8e-6:.0f} Mbit/s  {name:9}  {shares}",
                 flush=True,
             )
     if args.out:
@@ -124,7 +129,10 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "share_100mb": min(r["share_100mb"] for r in rows if r["settings"] == "hvdtrain"),
+                "hvdtrain": chosen,
+                f"share_{sizes[-1]:g}mb": min(
+                    r[f"share_{sizes[-1]:g}mb"] for r in rows if r["settings"] == chosen
+                ),
                 "load_average": load,
             }
         )

@@ -34,6 +34,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.engine.build import choose_device
 from hvdtrain.engine.reducer import Reducer
+from hvdtrain.launch.links import LINK_GBIT
 from hvdtrain.optim import UpdateByGroup
 from hvdtrain.report.palette import DASHES, LINES
 
@@ -197,6 +198,7 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
             env = {"OMPI_MCA_mpi_yield_when_idle": "1", "GLOO_SOCKET_IFNAME": lab.nics[0]}
             if trainer == "hvdtrain-torch":
                 env |= {"MASTER_ADDR": lab.address(0), "MASTER_PORT": str(PORT)}
+            env[LINK_GBIT] = f"{gbit:g}"  # as `hvdtrain launch` does with the speed of a real card
             env |= dict(each.split("=", 1) for each in args.env)
             results[trainer, compression].append(launch(lab, command, env))
     rows = []

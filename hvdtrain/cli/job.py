@@ -57,17 +57,16 @@ def job(config: str | None, overrides: list[str] | None, before: str = "the end"
     """Join the launcher's ranks. If only this rank has a fault, its process ends at once.
 
     It must not wait for the others, which wait for it; the launcher ends them. From `config` only
-    `comm.interface`, `comm.engine` and `train.stall_timeout` are used: they are needed before the ranks
-    are connected. Its faults are raised
-    before anything slow is imported. A signal to stop ends this process at once, with a line on
-    rank 0 that it came before `before`, unless the body handles it.
+    `comm.interface`, `comm.engine`, `comm.link_gbit` and `train.stall_timeout` are used: they are needed
+    before the ranks are connected. Its faults are raised before anything slow is imported. A signal to stop
+    ends this process at once, with a line on rank 0 that it came before `before`, unless the body handles it.
     """
     engine: Engine = "auto"
-    interface, timeout_s = "auto", Train().stall_timeout
+    interface, timeout_s, link_gbit = "auto", Train().stall_timeout, None
     if config is not None:
         cfg = load_config(config, overrides)
         interface, timeout_s = cfg.comm.interface, cfg.train.stall_timeout
-        engine = cfg.comm.engine
+        engine, link_gbit = cfg.comm.engine, cfg.comm.link_gbit
     rank = launched_rank(os.environ)
     shown = showing() if rank == 0 else contextlib.nullcontext()
     with heard(partial(_end_at_once, rank, before)), shown, watching(timeout_s, rank):
@@ -75,7 +74,7 @@ def job(config: str | None, overrides: list[str] | None, before: str = "the end"
         from hvdtrain.comm.start import init_comm
 
         activity.enter("joining the ranks")
-        comm = init_comm(interface, timeout_s, engine)
+        comm = init_comm(interface, timeout_s, engine, link_gbit=link_gbit)
         activity.enter("importing DALI and the trainer")
         with _ended_with_its_ranks(comm):
             yield comm

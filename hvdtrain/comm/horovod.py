@@ -14,6 +14,7 @@ import torch
 
 from hvdtrain.comm.ranks import Handle, rank_gone
 from hvdtrain.errors import CommError, SumRefused
+from hvdtrain.launch.links import slow_link_settings
 from hvdtrain.launch.variables import on_several_hosts
 from hvdtrain.versions import GET_HOROVOD
 
@@ -29,9 +30,7 @@ CPU_DEFAULTS = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 NETWORK_DEFAULTS = {
-    # Message size of the ring of third_party/horovod/0003-mpi-ring.patch.
-    "HOROVOD_MPI_RING_BYTES": "262144",
-    # Send such messages at once; by default each first waits for the receiver's consent.
+    # Send messages up to this size at once; by default each first waits for the receiver's consent.
     "OMPI_MCA_btl_tcp_eager_limit": "524288",
     "OMPI_MCA_btl_tcp_max_send_size": "524288",
 }
@@ -187,8 +186,12 @@ def stall_limit_s(stall_s: float) -> int:
     return 0 if stall_s == 0 else round(min(max(STALL_FACTOR * stall_s, 600), 1e9))
 
 
-def settings(env: Mapping[str, str], *, cpu: bool, stall_s: float = 600.0) -> dict[str, str]:
+def settings(
+    env: Mapping[str, str], *, cpu: bool, stall_s: float = 600.0, link_gbit: float | None = None
+) -> dict[str, str]:
     """Environment variables for Horovod and Open MPI; those that the user has set take precedence.
+
+    `link_gbit`: the config's `comm.link_gbit`.
 
     `stall_s`: the config's `train.stall_timeout`. Horovod notices only some stalls, and ends the
     others with an error that does not say why: it waits until the watchdog has had its time.
@@ -196,7 +199,7 @@ def settings(env: Mapping[str, str], *, cpu: bool, stall_s: float = 600.0) -> di
     found = DEFAULTS | (CPU_DEFAULTS if cpu else {})
     found["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = str(stall_limit_s(stall_s))
     if on_several_hosts(env):
-        found |= NETWORK_DEFAULTS
+        found |= NETWORK_DEFAULTS | slow_link_settings(env, link_gbit)
     return found
 
 

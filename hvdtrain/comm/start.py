@@ -23,12 +23,19 @@ from hvdtrain.streams import print_error_line
 from hvdtrain.versions import GET_HOROVOD
 
 
-def init_comm(interface: str = "auto", stall_s: float = 600.0, engine: Engine = "auto") -> Comm:
+def init_comm(
+    interface: str = "auto",
+    stall_s: float = 600.0,
+    engine: Engine = "auto",
+    *,
+    link_gbit: float | None = None,
+) -> Comm:
     """Join the ranks that the launcher started; without a launcher, a job of one rank.
 
-    The arguments are the config's `comm.interface`, `train.stall_timeout` and `comm.engine`. Raises CommError
-    if this host has no such interface, if the engine cannot join these ranks or sees another number of them
-    than the launcher started, or if variables tell of a launcher that is not there.
+    The arguments are the config's `comm.interface`, `train.stall_timeout`, `comm.engine` and
+    `comm.link_gbit`. Raises CommError if this host has no such interface, if the engine cannot join these
+    ranks or sees another number of them than the launcher started, or if variables tell of a launcher that
+    is not there.
     """
     require_counts(os.environ)
     choice = choose_engine(engine, os.environ) if launched_size(os.environ) > 1 else None
@@ -37,15 +44,19 @@ def init_comm(interface: str = "auto", stall_s: float = 600.0, engine: Engine = 
     require_launcher(os.environ)
     if choice is None:
         return Solo()
-    comm = (_horovod if choice.engine == "horovod" else _torch)(interface, stall_s, choice.why)
+    if choice.engine == "horovod":
+        comm = _horovod(interface, stall_s, choice.why, link_gbit)
+    else:
+        comm = _torch(interface, stall_s, choice.why)
     report_joined(os.environ)
     return comm
 
 
-def _horovod(interface: str, stall_s: float, why: str) -> Comm:
+def _horovod(interface: str, stall_s: float, why: str, link_gbit: float | None) -> Comm:
     expected = launched_size(os.environ)
     cpu = not torch.cuda.is_available()
-    for name, value in settings(os.environ, cpu=cpu, stall_s=stall_s).items():
+    found = settings(os.environ, cpu=cpu, stall_s=stall_s, link_gbit=link_gbit)
+    for name, value in found.items():
         os.environ.setdefault(name, value)
     use_interface(interface)
     try:
@@ -67,9 +78,7 @@ def _torch(interface: str, stall_s: float, why: str) -> Comm:
 
     task = torch_task(os.environ)
     nic = use_interface(interface)
-    if (
-        nic is None
-    ):  # all ranks are on this host, where its name may lead to an address that is down
+    if nic is None:  # all ranks are on this host, where its name may lead to an address that is down
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return TorchDistributed(task, why, nic.address if nic else "127.0.0.1", stall_s)
 

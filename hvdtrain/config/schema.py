@@ -120,8 +120,9 @@ class Comm(Section):
     """Gradients are exchanged in groups of about this size in MiB, while the backward pass is still
     running. null: 16, or what `tune: measure` chooses."""
     link_gbit: Machine[PositiveFloat | None] = None
-    """Speed of the network in Gbit/s per host, used to compute the highest possible efficiency. null:
-    the speed that the kernel reports for the interface with the most traffic."""
+    """Speed of the network in Gbit/s per host, used to compute the highest possible efficiency; up to 5,
+    Open MPI sums on several hosts in a ring. null: the speed that the kernel reports for the interface
+    with the most traffic, and for the ring the card of the host of `hvdtrain launch`."""
     interface: Machine[str] = "auto"
     """Network between the hosts, used by all libraries: the name of an interface, or its subnet
     (10.0.0.0/24) if names differ between hosts. auto: the interface that leads to the other hosts."""

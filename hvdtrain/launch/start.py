@@ -17,6 +17,7 @@ from hvdtrain.launch.commands import Command, Controller, Launcher, LaunchReques
 from hvdtrain.launch.forwarding import forwarded
 from hvdtrain.launch.hosts import given_hosts
 from hvdtrain.launch.job import Ended, own_command, run_job
+from hvdtrain.launch.links import LINK_GBIT
 from hvdtrain.launch.nic import choose
 from hvdtrain.launch.note_folder import open_mpi_folders
 from hvdtrain.launch.placement import Placement, place
@@ -126,13 +127,17 @@ def prepare(
 ) -> Job:
     """Choose the network between the hosts and build the launcher's command line.
 
-    `interface` is the config's `comm.interface`; `horovod`: it may join the ranks. Raises ConfigError if the launcher cannot do what
+    `interface` is the config's `comm.interface`; `horovod`: it may join the ranks. All ranks are given the
+    speed of this host's card. Raises ConfigError if the launcher cannot do what
     is asked, CommError if no network leads to the other hosts, ResourceError if the launcher is
     not installed.
     """
     if request.remote or interface != "auto":
         peers = [host.name for host in request.placement.hosts]
         request = replace(request, nic=choose(interface, peers))
+    if (nic := request.network) is not None and nic.speed_mbit:
+        env = {LINK_GBIT: f"{nic.speed_mbit / 1000:g}", **env}
+        request = replace(request, names=tuple(sorted({*request.names, LINK_GBIT})))
     if request.launcher == "horovodrun":  # it puts its whole environment on ssh's command line
         kept = {*HOROVODRUN_NEEDS, *request.names}
         env = {name: value for name, value in env.items() if name in kept}

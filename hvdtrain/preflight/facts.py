@@ -63,6 +63,8 @@ class Facts:
     link: Link | None = None
     congestion: str = ""
     """TCP congestion control of the host."""
+    collectives: dict[str, str] = field(default_factory=dict)
+    """Variables that choose the algorithms of Open MPI's collectives."""
     visible_gpus: int = 0
     gpu: str | None = None
     """UUID of this rank's GPU."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from hvdtrain import errors
 from hvdtrain.preflight import finding
+from hvdtrain.preflight.collectives import check_collectives
 from hvdtrain.preflight.facts import Facts, Link
 from hvdtrain.preflight.finding import Finding, Names, differ, size_text, speed_text
 
@@ -37,7 +38,7 @@ def judge(facts: Sequence[Facts]) -> list[Finding]:
     """Compare the facts of all ranks (or hosts) and return all findings, faults first."""
     names = Names(facts)
     of_ranks = (_own, _placement, _gpus, _versions, _config, _data, _disk)
-    between = (_network, _links, _clocks, _storage)
+    between = (_network, check_collectives, _links, _clocks, _storage)
     checks = (*of_ranks, *between)
     return finding.faults_first(finding for check in checks for finding in check(facts, names))
 

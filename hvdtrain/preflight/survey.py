@@ -22,6 +22,7 @@ from hvdtrain.errors import HvdtrainError
 from hvdtrain.launch.nic import choose_for_rank
 from hvdtrain.launch.variables import launcher_sizes
 from hvdtrain.models import build_model
+from hvdtrain.preflight.collectives import collectives_of
 from hvdtrain.preflight.facts import (
     Facts,
     congestion_control,
@@ -88,6 +89,7 @@ def survey(
         link_gbit=cfg.comm.link_gbit if cfg else None,
         link=link,
         congestion=congestion_control(),
+        collectives=collectives_of(os.environ),
         visible_gpus=gpus,
         gpu=str(gpu.uuid) if gpu is not None else None,
         gpu_name=gpu.name if gpu is not None else "",

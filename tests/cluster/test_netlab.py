@@ -17,6 +17,7 @@ import pytest
 from benchmarks.netlab import lab as netlab
 from benchmarks.netlab import namespaces
 from benchmarks.netlab.lab import Lab, LabError
+from hvdtrain.launch.links import LINK_GBIT, SLOW_LINK_SETTINGS
 from tests.launch import REPOSITORY, environment
 
 COMMAND = REPOSITORY / "benchmarks/netlab/netlab.py"
@@ -83,22 +84,26 @@ def test_mpirun_starts_ranks_on_every_host(lab: Lab) -> None:
     assert sorted(done.stdout.split()) == ["node0", "node0", "node1", "node1"], done.stderr
 
 
-def test_sums_by_the_ring_across_hosts(lab: Lab) -> None:
+def test_sums_across_hosts_go_round_in_a_ring_where_links_are_slow(lab: Lab) -> None:
     """Sums are exact for two ranks on each of two hosts, and for two ranks and one."""
     mpirun = shutil.which("mpirun", path=environment()["PATH"])
     if mpirun is None:
         pytest.skip("needs mpirun")
-    for hosts in ("node0:2,node1:2", "node0:2,node1:1"):
+    for hosts, gbit in (
+        ("node0:2,node1:2", "0.2"),
+        ("node0:2,node1:1", "0.2"),
+        ("node0,node1", "25"),
+    ):
         arguments = lab.mpirun_arguments(2)
         arguments[arguments.index("-H") + 1] = hosts
-        arguments[arguments.index("-np") + 1] = str(
-            sum(int(n) for n in re.findall(r":(\d)", hosts))
-        )
-        worker = [sys.executable, REPOSITORY / "tests/parallel/ring_worker.py"]
-        ring = ["-x", "HOROVOD_MPI_RING_BYTES"]
-        env = environment({"HOROVOD_MPI_RING_BYTES": "1024"})
-        done = lab.run(0, [mpirun, *arguments, *ring, *worker], env=env, timeout_s=120)
+        ranks = sum(int(n) for n in re.findall(r":(\d)", hosts)) or 2
+        arguments[arguments.index("-np") + 1] = str(ranks)
+        worker = [sys.executable, REPOSITORY / "tests/parallel/sums_worker.py"]
+        env = environment({LINK_GBIT: gbit})
+        done = lab.run(0, [mpirun, *arguments, "-x", LINK_GBIT, *worker], env=env, timeout_s=240)
         assert done.returncode == 0, done.stdout + done.stderr
+        given = SLOW_LINK_SETTINGS if gbit == "0.2" else dict.fromkeys(SLOW_LINK_SETTINGS)
+        assert done.stdout.count(f"all sums are right {given}") == ranks, done.stdout
 
 
 def test_a_host_that_is_down_and_one_that_refuses() -> None:

@@ -11,7 +11,10 @@ from typing import Literal
 import pytest
 
 from hvdtrain.errors import ConfigError
+from hvdtrain.launch import start
 from hvdtrain.launch.commands import named_config
+from hvdtrain.launch.links import LINK_GBIT
+from hvdtrain.launch.nic import Nic
 from hvdtrain.launch.start import AS_ROOT, launch_request, prepare
 
 TRAIN = ("train", "x.yaml")
@@ -127,3 +130,37 @@ def test_the_config_in_a_ranks_arguments() -> None:
         ["lr.base=1"],
     )
     assert named_config(["eval", "runs/a"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("speed_mbit", "own", "given"),
+    [(1000, None, "1"), (2500, None, "2.5"), (0, None, None), (1000, "25", "25")],
+    ids=["card", "2.5 Gbit/s", "virtual", "the user's own"],
+)
+@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun"])
+def test_all_ranks_are_given_the_speed_of_the_card(
+    launcher: Literal["mpirun", "horovodrun"],
+    speed_mbit: int,
+    own: str | None,
+    given: str | None,
+    env: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nic = Nic("eth0", "10.0.0.1", 24, 1500, speed_mbit)
+    monkeypatch.setattr(start, "choose", lambda *_: nic)
+    env |= {LINK_GBIT: own} if own else {}
+    job = prepare(launch_request(TRAIN, env, hosts="a:1,b:1", launcher=launcher), env)
+    assert job.env.get(LINK_GBIT) == given
+    assert (LINK_GBIT in job.request.names) is (given is not None)
+    assert job.run().code == 0
+    assert variables(tmp_path).get(LINK_GBIT) == given
+
+
+def test_on_one_host_the_card_does_not_matter(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nic = Nic("eth0", "10.0.0.1", 24, 1500, 1000)
+    monkeypatch.setattr(start, "choose", lambda *_: nic)
+    job = prepare(launch_request(TRAIN, env, hosts="localhost:2"), env, "eth0")
+    assert LINK_GBIT not in job.env

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import torch
 
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
+from hvdtrain.launch.links import SLOW_LINK_SETTINGS
 
-CHUNK = 1024
-"""Bytes of a message: the HOROVOD_MPI_RING_BYTES of the test."""
+EAGER = 512 * 1024
+"""Bytes of the largest message that hvdtrain has Open MPI send at once."""
 
 
 def lengths(size: int, width: int) -> list[int]:
-    """Lengths around the shortest that uses the ring, and around one, two and three pieces."""
-    chunk = CHUNK // width
-    edges = [chunk * size // 4, chunk * size, 2 * chunk * size, 3 * chunk * size]
-    return [1, size, *[edge + off for edge in edges for off in (-1, 0, 1)], 100_003]
+    """Lengths around one number for each rank, and around pieces of the largest eager message."""
+    edges = [size, 1024 * size, EAGER // width * size]
+    return [1, *[edge + off for edge in edges for off in (-1, 0, 1)], 100_003]
 
 
 def check_exact(comm: Comm, dtype: torch.dtype) -> None:
@@ -56,4 +57,5 @@ if __name__ == "__main__":
         check_exact(comm, dtype)
     check_same(comm)
     check_together(comm)
+    print("all sums are right", {name: os.environ.get(name) for name in SLOW_LINK_SETTINGS})
     comm.shutdown()
