@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +53,11 @@ def published(config: Path | None, preprocessor: Path | None = None) -> Publishe
     inner = said["pretrained_cfg"] if isinstance(said.get("pretrained_cfg"), dict) else said
     found = {**inner, **{k: said[k] for k in ("label_names", "num_classes") if k in said}}
     network = said.get("architecture")
+    whole = isinstance(network, str) and re.fullmatch(r"[\w.-]{1,80}", network, re.ASCII)
     crop = found.get("test_crop_pct") or found.get("crop_pct")
     filter_name = found.get("interpolation")
     return Published(
-        network if isinstance(network, str) and network.isprintable() else None,
+        network if whole else None,
         _names(found.get("label_names", found.get("labels")), found.get("num_classes")),
         _three(found.get("mean")),
         _three(found.get("std")),

@@ -30,6 +30,15 @@ TIMM = {
     },
 }
 """A config.json of timm."""
+TRANSFORMERS = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "depths": [2, 2, 2, 2],
+    "embedding_size": 64,
+    "hidden_act": "relu",
+    "id2label": {"0": "cat", "1": "ant", "2": "bee"},
+}
+"""The same of transformers."""
 
 
 def files_of(tensors: dict[str, Tensor], config: dict[str, Any] | None = None) -> dict[str, bytes]:

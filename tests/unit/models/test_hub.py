@@ -22,7 +22,15 @@ from hvdtrain.errors import CheckpointError, ConfigError
 from hvdtrain.models import MODELS, hub
 from hvdtrain.models.options import apply_options
 from hvdtrain.models.weights import load_weights
-from tests.unit.models.hub_folder import COMMIT, TIMM, Hub, files_of, put_in_cache, serving
+from tests.unit.models.hub_folder import (
+    COMMIT,
+    TIMM,
+    TRANSFORMERS,
+    Hub,
+    files_of,
+    put_in_cache,
+    serving,
+)
 from tests.unit.models.plain_resnet import plain_logits, random_resnet, transformers_names
 from tests.unit.models.test_nfnet_published import F0, SMALL, difference, published, small
 
@@ -143,15 +151,7 @@ def test_nfnet_f0_by_deepminds_names(cache: Path, no_network: None) -> None:
 
 def test_resnets_of_transformers_match_classes_by_name(cache: Path, no_network: None) -> None:
     params, text = random_resnet("resnet18", 3), "hf:microsoft/resnet-18"
-    about = {
-        "model_type": "resnet",
-        "layer_type": "basic",
-        "depths": [2, 2, 2, 2],
-        "embedding_size": 64,
-        "hidden_act": "relu",
-        "id2label": {"0": "cat", "1": "ant", "2": "bee"},
-    }
-    put_in_cache(cache, "microsoft/resnet-18", files_of(transformers_names(params), about))
+    put_in_cache(cache, "microsoft/resnet-18", files_of(transformers_names(params), TRANSFORMERS))
     model = MODELS["resnet18"](num_classes=3).eval()
     notes, _ = start_from(config(text), model, ["ant", "bee", "cat"])
     assert any("the same classes in another order" in note for note in notes)
@@ -159,7 +159,7 @@ def test_resnets_of_transformers_match_classes_by_name(cache: Path, no_network: 
     expected = plain_logits("resnet18", params, images)[:, [1, 2, 0]]
     with torch.no_grad():
         assert (model(images) - expected).norm() < 1e-5 * expected.norm()
-    v1 = about | {"downsample_in_bottleneck": True}
+    v1 = TRANSFORMERS | {"downsample_in_bottleneck": True}
     put_in_cache(cache, "a/v1", files_of({"x": torch.ones(1)}, v1))
     assert refusal("hf:a/v1").startswith("a ResNet of transformers that no network here equals")
     put_in_cache(cache, "a/vit", files_of({"x": torch.ones(1)}, {"model_type": "vit"}))
@@ -247,5 +247,5 @@ def test_forms_of_addresses() -> None:
 
 def test_without_the_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match=r"huggingface_hub cannot be imported .* the extra hub"):
+    with pytest.raises(ConfigError, match=r"huggingface_hub cannot be imported .*the extra hub"):
         find_weights(NAME, "model.weights")
