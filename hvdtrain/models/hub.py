@@ -224,8 +224,8 @@ def _with_tag(address: HubAddress) -> HubAddress:
         from timm.models import get_pretrained_cfg  # type: ignore[import-not-found,unused-ignore]
     except (ImportError, RuntimeError, OSError) as error:
         raise ConfigError(
-            f"{address.text}: which of its weights only timm knows, which cannot be imported "
-            f"({type(error).__name__}): name them, such as timm:resnet50.a1_in1k, or pip install timm"
+            f"{address.text}: without timm ({type(error).__name__}) a tag must say which weights are meant, as "
+            "in timm:resnet50.a1_in1k: add it, or `pip install timm`"
         ) from None
     try:
         tag = getattr(get_pretrained_cfg(name), "tag", None)

@@ -245,7 +245,10 @@ def test_forms_of_addresses() -> None:
     assert config("./hf:name").model.weights == "./hf:name"
 
 
-def test_without_the_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_libraries(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r"timm:resnet18: without timm .* a tag must say which"):
+        find_weights("timm:resnet18", "model.weights")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"huggingface_hub cannot be imported .*the extra hub"):
         find_weights(NAME, "model.weights")
