@@ -16,10 +16,10 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.load import parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import Parts, free_parts, set_up, whiten
+from hvdtrain.engine.weights_source import start_from
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.files import write_atomically
 from hvdtrain.plan.epochs import make_plan
-from hvdtrain.run.restore import start_from
 
 
 def tune_lr(
@@ -60,7 +60,7 @@ def _start(parts: Parts, cfg: Config, comm: Comm) -> None:
     state, epoch = parts.state, parts.plan.epochs[0]
     with together(comm):
         if comm.rank == 0 and cfg.model.weights is not None:
-            start_from(Path(cfg.model.weights), state.model, parts.loaders.classes)
+            start_from(cfg, state.model, parts.loaders.classes)
     comm.broadcast_(dict(state.model.state_dict()))
     if state.lookahead is not None:
         state.lookahead.begin()

@@ -20,6 +20,7 @@ from hvdtrain.config.fields import (
     PositiveFloat,
     Section,
 )
+from hvdtrain.config.hub_address import WeightsText
 from hvdtrain.config.metrics import Metrics
 from hvdtrain.config.optimizer import Optimizer
 from hvdtrain.config.schedule import LearningRate, Phase
@@ -83,9 +84,10 @@ class Model(Section):
     """Images over which batch norm takes its statistics in training: those of one worker in one forward
     pass (`worker`), or of all workers (`global`), which costs two small sums over workers a layer, one
     in the forward and one in the backward pass."""
-    weights: Identity[PathText | None] = None
-    """Start from the weights in this file (safetensors or torch). The number of classes may differ,
-    and an NF-ResNet takes a ResNet's weights. See docs/reference/models.md."""
+    weights: Identity[WeightsText | None] = None
+    """Start from these weights: a file (safetensors or torch), a run, or a repository of the Hugging
+    Face hub: timm:resnet50.a1_in1k, hf:ORG/NAME, either with @REVISION. The number of classes may
+    differ, and an NF-ResNet takes a ResNet's weights. See docs/reference/models.md."""
     freeze: Identity[list[str]] = []
     """Parts of the model that are not trained, for example [stem, stages.0]. Their batch-norm
     statistics do not change either."""

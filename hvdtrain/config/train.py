@@ -19,6 +19,7 @@ from hvdtrain.config.fields import (
     Ratio,
     Section,
 )
+from hvdtrain.config.hub_address import WeightsText
 
 ValViews = Literal["one", "mirror", "six"]
 
@@ -45,11 +46,12 @@ class StopAt(Section):
 class Teacher(Section):
     """A trained network from whose outputs the run also learns (distillation)."""
 
-    weights: Identity[PathText | None] = None
-    """Run directory, checkpoint or weights file of the teacher, which only rank 0 needs to see. Its classes
-    must be those of the run. null: no teacher."""
+    weights: Identity[WeightsText | None] = None
+    """Run directory, checkpoint or weights file of the teacher, which only rank 0 needs to see, or a
+    repository of the hub, as in `model.weights`. Its classes must be those of the run. null: no teacher."""
     model: Identity[str | None] = None
-    """Network of the weights, as in `model.name`. null: that of their run, with its options."""
+    """Network of the weights, as in `model.name`. null: that of their run, with its options, or of their
+    repository."""
     share: Identity[Ratio] = 0.5
     """Share of the teacher in the loss: share · T² · KL(teacher ‖ student) + (1 − share) · `loss`."""
     temperature: Identity[Annotated[float, Field(ge=0.1, le=100)]] = 1.0

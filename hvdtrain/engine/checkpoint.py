@@ -29,7 +29,6 @@ from hvdtrain.checkpoint_files import (
     NEW,
     list_checkpoints,
     next_number,
-    read_meta,
     remove,
     verify,
 )
@@ -45,9 +44,8 @@ from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
 from hvdtrain.engine.tensor_file import write_tensors
-from hvdtrain.errors import CheckpointError, ResourceError
+from hvdtrain.errors import ResourceError
 from hvdtrain.files import sync_folder, whole_file
-from hvdtrain.models.weights_file import checkpoint_of
 from hvdtrain.optim import optimizer_tensors
 from hvdtrain.plan.epochs import Position
 
@@ -247,15 +245,3 @@ def load_buffers(state: State, path: Path, meta: dict[str, Any]) -> torch.Tensor
 def _sealed(meta: dict[str, Any]) -> bytes:
     body = json.dumps(meta, sort_keys=True)
     return json.dumps({"meta": meta, "seal": hashlib.sha256(body.encode()).hexdigest()}).encode()
-
-
-def classes_beside(weights: Path) -> list[str] | None:
-    """The names of the classes of a run, a checkpoint or a weights file in one; None for others."""
-    checkpoint = checkpoint_of(weights)
-    if checkpoint is None:
-        return None
-    try:
-        names: list[str] | None = read_meta(checkpoint).get("data", {}).get("classes")
-    except CheckpointError:
-        return None
-    return names

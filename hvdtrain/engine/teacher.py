@@ -22,10 +22,11 @@ from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.load import load_config, parse_config
 from hvdtrain.config.schema import Config, Model
+from hvdtrain.engine.weights_source import WeightsSource, find_weights
 from hvdtrain.errors import CheckpointError, ConfigError
 from hvdtrain.models import build_model
+from hvdtrain.models.counterparts import ours, require_counterpart
 from hvdtrain.models.weights import load_weights
-from hvdtrain.models.weights_file import checkpoint_of
 from hvdtrain.paths import run_config
 from pipelines.sources.classes import difference, matched_rows
 
@@ -67,22 +68,29 @@ def load_teacher(
     asked = cfg.train.teacher
     if asked.weights is None:
         return None
-    path, rows, described = Path(asked.weights), None, ""
+    source, rows, described = None, None, ""
     with together(comm):
         if comm.rank == 0:
-            checkpoint = checkpoint_of(path)
-            meta = {} if checkpoint is None else read_meta(checkpoint)
-            model = _model(cfg, _config_of(checkpoint, meta) if checkpoint else None)
-            rows = _rows(path, meta.get("data", {}).get("classes") or None, classes)
+            source = find_weights(asked.weights, "train.teacher.weights")
+            if source.checkpoint is not None:
+                read_meta(source.checkpoint)  # says what is wrong with it
+            model = _model(cfg, source)
+            rows = _rows(source.text, source.classes, classes)
             described = json.dumps(model.model_dump())
     model = Model.model_validate(json.loads(comm.gather_text(described)[0]))
     with together(comm):
         network = build_model(model, num_classes).to(device).requires_grad_(False).eval()
         teacher = Teacher(network, asked.share, asked.temperature)
-        if comm.rank == 0:
+        if source is not None:
             teacher.notes = load_weights(
-                network, path, rows, setting="train.teacher.weights", whole=True
+                network,
+                source.path,
+                rows,
+                setting="train.teacher.weights",
+                whole=True,
+                name=source.text,
             )
+            teacher.notes[:0] = source.notes()
     if cfg.train.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     comm.broadcast_({f"teacher.{name}": t for name, t in network.state_dict().items()})
@@ -101,9 +109,13 @@ def _config_of(checkpoint: Path, meta: dict[str, Any]) -> Config | None:
     return load_config(file) if file.is_file() else None
 
 
-def _model(cfg: Config, theirs: Config | None) -> Model:
+def _model(cfg: Config, source: WeightsSource) -> Model:
     """The section `model` of the teacher. Raises ConfigError if it is not known, or does not fit."""
-    asked = cfg.train.teacher
+    asked, known = cfg.train.teacher, source.published
+    if known.architecture is not None:
+        _require_images(cfg, known.mean, known.std)
+        return _published_model(known.architecture, asked.model)
+    theirs = _config_of(source.checkpoint, source.meta) if source.checkpoint else None
     if theirs is None:
         if asked.model is None:
             raise ConfigError(
@@ -116,23 +128,39 @@ def _model(cfg: Config, theirs: Config | None) -> Model:
             f"train.teacher.model: {asked.model}, but {asked.weights} is of {theirs.model.name}: leave "
             "train.teacher.model out"
         )
-    for key in ("mean", "std"):
-        own, its = getattr(cfg.data, key), getattr(theirs.data, key)
-        if own != its:
-            raise ConfigError(
-                f"train.teacher.weights: {asked.weights} was trained with data.{key} {its}, this run has "
-                f"{own}, and both see the same images: set data.{key} to that of the teacher"
-            )
+    _require_images(cfg, theirs.data.mean, theirs.data.std)
     return theirs.model.model_copy(update={"weights": None, "freeze": []})
 
 
-def _rows(path: Path, theirs: list[str] | None, ours: Sequence[str] | None) -> list[int] | None:
+def _published_model(architecture: str, asked: str | None) -> Model:
+    """The section `model` of timm's `architecture`. Raises ConfigError if another network was asked for."""
+    if asked is not None:
+        try:
+            require_counterpart(architecture, asked, "train.teacher.model")
+        except CheckpointError as error:
+            raise ConfigError(f"train.teacher.weights: {error}") from None
+    name = asked or ours(architecture) or f"timm:{architecture}"
+    return Model(name=name, padding="same" if name.startswith("nfnet_f") else "torch")
+
+
+def _require_images(cfg: Config, mean: list[float] | None, std: list[float] | None) -> None:
+    """Raise ConfigError if the teacher's images were prepared otherwise than those of the run."""
+    for key, its in (("mean", mean), ("std", std)):
+        own = getattr(cfg.data, key)
+        if its is not None and own != its:
+            raise ConfigError(
+                f"train.teacher.weights: {cfg.train.teacher.weights} was trained with data.{key} {its}, this "
+                f"run has {own}, and both see the same images: set data.{key} to that of the teacher"
+            )
+
+
+def _rows(text: str, theirs: list[str] | None, ours: Sequence[str] | None) -> list[int] | None:
     """For each class of the run its number in the file; None if one of the two is without names."""
     if theirs is None or ours is None:
         return None
     if not (rows := matched_rows(theirs, ours)):
         raise CheckpointError(
-            f"train.teacher.weights: {path}: made for other classes than those of data.train: "
+            f"train.teacher.weights: {text}: made for other classes than those of data.train: "
             f"{difference(ours, theirs).text()}: choose a teacher of the same classes"
         )
     return rows

@@ -28,6 +28,19 @@ RENAMED = (
     (r"^fc\.", "classifier."),
 )
 """Names in ResNets of torchvision and timm → our names; `layer1` … `layer4` count from 0."""
+RENAMED_TRANSFORMERS = (
+    (r"^resnet\.", ""),
+    (r"^embedder\.embedder\.convolution\.", "stem.0."),
+    (r"^embedder\.embedder\.normalization\.", "stem.1."),
+    (r"^encoder\.stages\.(\d+)\.layers\.", r"stages.\1."),
+    (r"\.shortcut\.convolution\.", ".shortcut.0."),
+    (r"\.shortcut\.normalization\.", ".shortcut.1."),
+    (r"\.convolution\.", ".conv."),
+    (r"\.normalization\.", ".norm."),
+    (r"^classifier\.1\.", "classifier."),
+)
+"""The same of those of transformers, whose layers in a block count from 0."""
+FIRST_OF_TRANSFORMERS = "resnet.embedder.embedder.convolution.weight"
 
 
 def load_weights(
@@ -37,18 +50,21 @@ def load_weights(
     *,
     setting: str = "model.weights",
     whole: bool = False,
+    name: str | None = None,
 ) -> list[str]:
     """Copy the weights in `path` into `model`; returns notes for the log, one a line.
 
     A classifier of another size keeps its starting weights. `rows`: for each class, the number it
     has in the file; empty: the file's classes are others; None: it does not name them. Everything
     else must fit, with `whole` the classifier, too: raises CheckpointError naming what does not, and
-    then leaves `model` unchanged. `setting`: begins the error.
+    then leaves `model` unchanged. `setting`: begins the error. `name`: what the user knows the weights by, if
+    it is not `path`.
     """
+    name = name or str(path)
     try:
-        return [f"{path}: {note}" for note in _load(model, Path(path), rows, whole)]
+        return [f"{name}: {note}" for note in _load(model, Path(path), rows, whole)]
     except CheckpointError as error:
-        raise CheckpointError(f"{setting}: {path}: {error}") from None
+        raise CheckpointError(f"{setting}: {name}: {error}") from None
 
 
 def _load(model: nn.Module, path: Path, rows: Sequence[int] | None, whole: bool) -> list[str]:
@@ -106,7 +122,9 @@ def _renamed(model: nn.Module, tensors: Tensors) -> Tensors:
 
 
 def rename_resnet(tensors: Tensors) -> Tensors:
-    """`tensors` by our names, if they have the names of a ResNet of torchvision or timm."""
+    """`tensors` by our names, if they have the names of a ResNet of torchvision, timm or transformers."""
+    if FIRST_OF_TRANSFORMERS in tensors:
+        return {_from_transformers(name): tensor for name, tensor in tensors.items()}
     if "layer1.0.conv1.weight" not in tensors:
         return tensors
     deep = "conv1.0.weight" in tensors
@@ -119,6 +137,16 @@ def rename_resnet(tensors: Tensors) -> Tensors:
         new = re.sub(r"^layer(\d)", lambda layer: f"stages.{int(layer[1]) - 1}", name)
         renamed[new] = tensor
     return renamed
+
+
+def _from_transformers(name: str) -> str:
+    for pattern, ours in RENAMED_TRANSFORMERS:
+        name = re.sub(pattern, ours, name)
+    return re.sub(r"\.layer\.(\d)\.(conv|norm)\.", _numbered, name)
+
+
+def _numbered(found: re.Match[str]) -> str:
+    return f".{found[2]}{int(found[1]) + 1}."
 
 
 def _converted(model: NFNet, tensors: Tensors) -> Tensors:

@@ -168,9 +168,8 @@ def _read_safetensors(path: Path, head: bytes, size: int) -> dict[str, Tensor]:
 
 def _read_index(path: Path) -> dict[str, Tensor]:
     """The tensors of all files that an index names."""
-    shards = sorted(set(_weight_map(path).values()))
     tensors: dict[str, Tensor] = {}
-    for name in shards:
+    for name in shards_of(path):
         shard = path.parent / name
         try:
             content = _read(shard)
@@ -182,6 +181,11 @@ def _read_index(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{name}, which it names: expected tensors by name")
         tensors |= content
     return tensors
+
+
+def shards_of(index: Path) -> list[str]:
+    """The names of the files that an index names, which lie beside it. Raises CheckpointError."""
+    return sorted(set(_weight_map(index).values()))
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hvdtrain.checkpoint_files import read_meta
 from hvdtrain.comm.agreement import together
 from hvdtrain.engine.build import checkpoint_labels
 from hvdtrain.engine.checkpoint import (
-    classes_beside,
     list_checkpoints,
     load_buffers,
     load_checkpoint,
@@ -22,19 +20,20 @@ from hvdtrain.engine.checkpoint import (
 from hvdtrain.engine.evaluate import rank_buffers, set_buffers
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
+from hvdtrain.engine.weights_source import start_from
 from hvdtrain.errors import CheckpointError
 from hvdtrain.files import move_aside
-from hvdtrain.models.weights import load_weights
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Position
 from hvdtrain.run.changes import accepted_before, identity
 from hvdtrain.run.guard.divergence import shared_tensors
 from hvdtrain.run.parts import Run
 from hvdtrain.telemetry.reports import Note
-from pipelines.sources.classes import matched_rows
 
 STRICT = ("model", "classes", "train_images")
 """Labels of a checkpoint that must fit also if other settings were accepted."""
+ORIGIN = "weights_from"
+"""Key, in a checkpoint and in `summary.json`, of what is recorded of `model.weights`."""
 
 
 def restore(
@@ -61,17 +60,23 @@ def restore(
                     f"{run.paths.checkpoints}: no usable checkpoint to resume from"
                 )
             if not loaded and run.cfg.model.weights is not None:
-                weights = Path(run.cfg.model.weights)
-                for text in start_from(weights, state.model, run.loaders.classes):
+                notes, origin = start_from(run.cfg, state.model, run.loaders.classes)
+                run.snapshots.about[ORIGIN] = origin
+                for text in notes:
                     run.sinks.write(Note(text))
+            elif loaded and ORIGIN in loaded[1]:
+                run.snapshots.about[ORIGIN] = loaded[1][ORIGIN]
     header = {
         "progress": state.progress.as_dict(),
         "scaler": state.scaler.state_dict(),
         "noise_scale": state.noise.scale.state(),
         "statistics": statistics is not None,
+        ORIGIN: run.snapshots.about.get(ORIGIN),
     }
     header = json.loads(comm.gather_text(json.dumps(header))[0])
     state.progress = Progress.from_dict(header["progress"])
+    if header[ORIGIN]:
+        run.snapshots.about[ORIGIN] = header[ORIGIN]
     state.noise.scale = NoiseScale(**header["noise_scale"])
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
@@ -85,17 +90,6 @@ def restore(
     if state.lookahead is not None and state.progress.step == 0:
         state.lookahead.begin()  # from `model.weights`, too
     return loaded[0] if loaded else None
-
-
-def start_from(weights: Path, model: nn.Module, classes: list[str]) -> list[str]:
-    """Load what `model.weights` names, and say what was done, a line each.
-
-    `classes` are those of the model. Where a run, a checkpoint or a file in one names its own, the rows of the
-    classifier are matched by name. Raises CheckpointError.
-    """
-    theirs = classes_beside(weights)
-    rows = None if theirs is None else matched_rows(theirs, classes)
-    return load_weights(model, str(weights), rows)
 
 
 def checkpoints_before(paths: RunPaths, step: int | None) -> list[Path]:

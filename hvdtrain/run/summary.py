@@ -11,6 +11,7 @@ from hvdtrain.run.attempts import Earlier
 from hvdtrain.run.changes import accepted_before
 from hvdtrain.run.patience import by_evaluations, may_end_early
 from hvdtrain.run.prepare import Run
+from hvdtrain.run.restore import ORIGIN
 from hvdtrain.telemetry.reports import End, Eval, Note, RunScaling, json_text
 
 
@@ -56,6 +57,7 @@ def write_summary(
             progress.position.epoch < len(run.plan.epochs) if may_end_early(run.cfg) else None
         ),
         views=evaluation.views if evaluation and evaluation.views != "one" else None,
+        weights_from=run.snapshots.about.get(ORIGIN),
     )
     if run.comm.rank == 0:
         write_atomically(run.paths.summary, json_text(end.values(), indent=1).encode())

@@ -269,9 +269,12 @@ class End(Report):
     """With `train.patience` or `train.stop_at`, whether it has ended the run."""
     views: str | None = None
     """The views of each validation image, where they are several."""
+    weights_from: dict[str, str] | None = None
+    """With `model.weights`, what they were: source, and for those of the hub repository, revision, file and
+    sha256."""
 
     def values(self) -> dict[str, Any]:
         """Without an evaluation there are no keys for it, nor for an end that nothing asked for."""
-        optional = ("loss", "top1", "top5", "best", "stopped_early", "views")
+        optional = ("loss", "top1", "top5", "best", "stopped_early", "views", "weights_from")
         flat = super().values()
         return {key: v for key, v in flat.items() if v is not None or key not in optional}

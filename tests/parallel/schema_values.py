@@ -33,7 +33,7 @@ MORE: dict[str, list[Any]] = {
         *("nf_resnet11_cifar", "nf_resnet26", "resnet_50", "timm:resnet18", "torchvision:resnet18"),
     ],
     "model.freeze": [[], ["stem"], ["stages"], ["stem", "stages", "classifier"], ["head"]],
-    "model.weights": ["weights.safetensors", "missing.safetensors"],
+    "model.weights": ["weights.safetensors", "missing.safetensors", "hf:name"],
     "optimizer.betas": [[0.0, 0.0], [1 - 2**-53, 1 - 2**-53], [0.9, 0.999]],
     "optimizer.lookahead.share": [[1.0, 0.2], [0.0, 0.0]],
     "lr.milestones": [[], [0.0], [1.0, 2.0], [0.5], [1.7976931348623157e308]],
@@ -45,7 +45,7 @@ MORE: dict[str, list[Any]] = {
     "phases.0.momentum": [[0.9, 0.0], [0.5, 0.5]],
     "phases.0.freeze": [[], ["stem"], ["head"]],
     "phases.0.unfreeze": [[], ["stem"], ["stages"]],
-    "train.teacher.weights": ["weights.safetensors", "missing.safetensors"],
+    "train.teacher.weights": ["weights.safetensors", "missing.safetensors", "hf:name"],
     "train.teacher.model": ["resnet8_cifar", "resnet18"],
     "train.stop_when": ["absent", "http://127.0.0.1:9/notice", "ftp://host/notice"],
     "checkpoint.mirror": [

@@ -13,6 +13,7 @@ from torch import nn
 from hvdtrain import activity
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.networks import as_made
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint import verify
 from hvdtrain.engine.checkpoint_tensors import load_weights_alone
@@ -81,7 +82,7 @@ class Subject:
 
     def load(self, model: nn.Module, *, averaged: bool = True) -> None:
         """Give `model` the weights of this checkpoint. Raises CheckpointError if they do not fit."""
-        labels = {"model": self.cfg.model.name}
+        labels = {"model": as_made(self.cfg.model.name)}
         load_weights_alone(model, self.path, self.meta, labels, averaged=averaged and self.averaged)
 
 

@@ -23,6 +23,7 @@ from hvdtrain.analysis.study.noise.trade_off import of_recorded
 from hvdtrain.checkpoint_files import verify
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.checkpoint import load_checkpoint, save_checkpoint
+from hvdtrain.models.hub_config import published
 from hvdtrain.models.weights import read_tensors
 from hvdtrain.paths import RunPaths
 from hvdtrain.report.run import read_run
@@ -34,6 +35,7 @@ from hvdtrain.telemetry.bad_list import read_list
 from tests.step_samples import network, state_of
 from tests.unit.fuzz.mutations import Change, changed
 from tests.unit.fuzz.reader import CONFIG, Reader, in_zip, load_config_text, sealed
+from tests.unit.models.hub_folder import TIMM, TRANSFORMERS
 
 EVENTS: list[dict[str, Any]] = [
     {"time": 1.0, "kind": "start", "world_size": 2, "changes": [{"setting": "a", "kind": "identity"}]},
@@ -76,6 +78,9 @@ def weights(root: Path) -> dict[str, Reader]:
     torch.save({"state_dict": state.model.state_dict(), "epoch": 3}, root / "w.pth")
     content = (path / "model.safetensors").read_bytes()
     (root / "w.safetensors").write_bytes(content)
+    of_timm, of_transformers = root / "timm.json", root / "transformers.json"
+    of_timm.write_text(json.dumps(TIMM))
+    of_transformers.write_text(json.dumps(TRANSFORMERS))
     return {
         "meta.json": Reader(path / "meta.json", load),
         "in meta.json": Reader(path / "meta.json", load, sealed),
@@ -84,6 +89,8 @@ def weights(root: Path) -> dict[str, Reader]:
         "weights header": Reader(root / "w.safetensors", lambda: read_tensors(root / "w.safetensors"), header),
         "weights.pth": Reader(root / "w.pth", lambda: read_tensors(root / "w.pth")),
         "in weights.pth": Reader(root / "w.pth", lambda: read_tensors(root / "w.pth"), in_zip),
+        "config.json of timm": Reader(of_timm, lambda: published(of_timm)),
+        "config.json of transformers": Reader(of_transformers, lambda: published(of_transformers)),
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ NAMES = (
     *("tar index", "in tar index", "manifest", "in manifest"),
     *("dataset.json", "packed index", "in packed index"),
     *("meta.json", "in meta.json", "checkpoint", "checkpoint header", "weights header"),
-    *("weights.pth", "in weights.pth"),
+    *("weights.pth", "in weights.pth", "config.json of timm", "config.json of transformers"),
     *("events.jsonl", "environment.json", "config.yaml of a run", "summary.json"),
     *("in meta.json of a run", "bad_samples.jsonl", "tuning.json", "dataset.npz", "in dataset.npz"),
     *("study.json", "events.jsonl of a member", "events.jsonl for its noise scale"),

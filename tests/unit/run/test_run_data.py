@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta, verify
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
-from hvdtrain.engine.checkpoint import list_checkpoints, read_meta, verify
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.models.weights import load_weights, read_tensors
 from hvdtrain.report.run import read_run

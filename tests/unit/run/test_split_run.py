@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.comm.ranks import Solo
-from hvdtrain.engine.checkpoint import list_checkpoints, read_meta
 from hvdtrain.errors import ConfigError, DataError
 from hvdtrain.run.evaluation import evaluate_run
 from hvdtrain.train import train
