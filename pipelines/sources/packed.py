@@ -199,9 +199,17 @@ def read_description(root: Path, where: str) -> dict[str, Any]:
     """
     try:
         content = RETRIES.read(str(root / DATASET), (root / DATASET).read_bytes)
+    except OSError as error:
+        raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
+    return parse_description(content, where)
+
+
+def parse_description(content: bytes, where: str) -> dict[str, Any]:
+    """The same for the bytes of `dataset.json`."""
+    try:
         description: dict[str, Any] = json.loads(content)
         version = description["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
     if version != FORMAT:
         raise DataError(f"{where}: {DATASET}: format {version!r}; this version reads {FORMAT}")

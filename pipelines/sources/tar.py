@@ -35,6 +35,10 @@ def write_index(path: str, progress: tar_index.Progress = tar_index.unseen) -> I
     Raises DataError if `path` is of another kind, a shard is damaged, or the index cannot be
     written.
     """
+    if "://" in path:
+        raise DataError(
+            "SHARDS: of a URL no index is written: it is made at the first use, and kept on each node"
+        )
     if not is_shards(path):
         if not Path(path).exists():
             raise DataError(f"{path}: no such file or folder; expected tar shards")

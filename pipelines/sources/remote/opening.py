@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from hvdtrain.config.data import RemoteCache
 from hvdtrain.errors import DataError, ResourceError
 from hvdtrain.files import whole_file
 from pipelines.sources import tar_index
@@ -16,7 +17,7 @@ from pipelines.sources.left_out import LeftOut
 from pipelines.sources.packed import DATASET, INDEX, Packed, read_description
 from pipelines.sources.remote.objects import OBJECTS, AccessError
 from pipelines.sources.remote.paths import checked_url, is_folder, shard_urls
-from pipelines.sources.remote.reader import Cached, RemoteReader
+from pipelines.sources.remote.reader import Cached, RemoteReader, cache_of
 from pipelines.sources.shard_paths import CLASSES
 from pipelines.sources.shards import ShardReader
 from pipelines.sources.subset import origin
@@ -41,6 +42,17 @@ def open_remote(path: str, key: str, cached: Cached) -> TarShards | Packed:
 def is_far(source: Source) -> bool:
     """Whether the samples of `source` come from a server."""
     return isinstance(origin(source)[0], (RemoteTarShards, RemotePacked))
+
+
+def look(path: str, key: str, settings: RemoteCache | None) -> tuple[str, int]:
+    """What shows on two hosts that a URL is of the same dataset: a hash, and the number of shards (of a packed
+    dataset that of images). No image is read. Raises as `open_remote` does."""
+    url, cached = checked_url(path, key), cache_of(settings)
+    if is_folder(url) and (root := packed_root(url)) is not None:
+        folder = _description(root, cached, f"{key}: {url}")
+        return folder.name[:12], int(read_description(folder, f"{key}: {url}")["images"])
+    reader = RemoteReader(shard_urls(url, key, LeftOut()), cached)
+    return reader.key()[:12], len(reader.paths)
 
 
 def packed_root(url: str) -> str | None:

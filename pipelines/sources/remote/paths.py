@@ -30,6 +30,15 @@ def checked_url(path: str, key: str) -> str:
         raise DataError(f"{key}: {error}") from None
 
 
+def require_local(path: str, key: str) -> None:
+    """Raise DataError if `path` is a URL: the command needs a copy on a disk."""
+    if is_remote(path):
+        url = checked_url(path, key)
+        raise DataError(
+            f"{key}: {url}: is on a server: copy it first: hvdtrain data stage {url} DIR"
+        )
+
+
 def is_folder(url: str) -> bool:
     """Whether `url` is meant for a folder: by its name, nobody is asked."""
     last = url.rpartition("/")[2]
