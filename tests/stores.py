@@ -82,5 +82,5 @@ def s3(folder: Path) -> Iterator[str]:
 
 def _put(url: str, content: bytes) -> None:
     request = urllib.request.Request(url, data=content or None, method="PUT")
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         assert answer.status == 200
