@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from pipelines.images.decoder import Decoder
 from pipelines.images.headers import HeaderError, image_size
 from pipelines.images.recipes import Inputs, Recipe
 from pipelines.sources import Source
-from pipelines.stream import Stream
+from pipelines.stream import Readers, Stream
 
 _BATCH = 256  # images decoded at once
 _FREE_SHARE = 0.8  # of the memory that is free
@@ -93,7 +92,7 @@ class Cache:
     def fill(
         self,
         decoder: Callable[[Recipe], Decoder],
-        readers: ThreadPoolExecutor,
+        readers: Readers,
         quarantine: Quarantine | None,
         local_rank: int,
         local_size: int,

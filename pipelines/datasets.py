@@ -79,7 +79,13 @@ def _open(data: Data, seed: int, *, training: bool) -> dict[str, Source]:
     else:
         paths = {"train": data.train if training else None, "val": data.val_path}
         parts = {
-            kind: open_source(path, f"data.{kind}", columns=data.columns)
+            kind: open_source(
+                path,
+                f"data.{kind}",
+                columns=data.columns,
+                remote=data.remote_cache,
+                scattered=kind == "train" and data.shuffle == "full",
+            )
             for kind, path in paths.items()
             if path is not None
         }
@@ -97,7 +103,13 @@ def open_training(data: Data, seed: int) -> Split:
     Raises DataError where it cannot be read or split.
     """
     assert data.train is not None
-    source = open_source(data.train, "data.train", columns=data.columns)
+    source = open_source(
+        data.train,
+        "data.train",
+        columns=data.columns,
+        remote=data.remote_cache,
+        scattered=data.shuffle == "full",
+    )
     if data.val_share is None:
         return Split(source, None)
     return split(source, data.val_share, path=data.train, seed=seed)

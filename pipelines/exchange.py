@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from pipelines.images.windows import WindowDecoder
 from pipelines.rectangular import Rectangles
 from pipelines.sampling import EvaluationSampler
 from pipelines.sources import Source
+from pipelines.stream import Readers
 
 
 class Place(NamedTuple):
@@ -38,7 +38,7 @@ class Exchange:
         place: Place,
         caches: list[CachedPrefetcher],
         shaped: tuple[Source, EvaluationSampler] | None,
-        readers: ThreadPoolExecutor,
+        readers: Readers,
     ) -> None:
         """`shaped`: evaluation images whose shapes are needed, and the sampler that needs them."""
         self._place = place

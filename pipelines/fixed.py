@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +18,7 @@ from pipelines.memory import limit_arenas
 from pipelines.prefetcher import Prefetcher
 from pipelines.sampling import EvaluationSampler, Pass, Sampler, TrainingSampler
 from pipelines.sources import Source
-from pipelines.stream import READERS, Batch
+from pipelines.stream import Batch, Readers
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class FixedImages:
         self.batches = list(batches)
         self._data, self._how, self._keep_bytes = data, how, keep_bytes
         self._kept: list[Batch] = []
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
+        self._readers = Readers([source])
         seed = how.augmented.seed if how.augmented else 0
         self._changes = Changes(data, seed)
         self._sampler: Sampler = (

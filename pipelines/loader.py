@@ -6,7 +6,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
@@ -36,7 +35,7 @@ from pipelines.sampling import (
 )
 from pipelines.sources import Source
 from pipelines.sources.retries import RETRIES, Retried
-from pipelines.stream import READERS, Batch
+from pipelines.stream import Batch, Readers
 from pipelines.watched import Watched, watched
 
 __all__ = ["Batch", "EpochSpec", "Loaders"]
@@ -104,7 +103,7 @@ class Loaders:
         self.num_val = len(sources["val"]) if "val" in sources else 0
         self.classes, self.warnings = datasets.classes, datasets.warnings
         self.fingerprints = datasets.fingerprints
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="hvdtrain-read")
+        self._readers = Readers(self.sources.values())
         self._quarantine = Quarantine() if data.on_bad == "mask" else None
         evaluation = EvaluationSampler(data, self.num_val, rank=rank, world_size=world_size)
         trained = TrainingSampler(

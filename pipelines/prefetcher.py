@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from pipelines import copies
@@ -11,7 +10,7 @@ from pipelines.images.decoder import Decoder
 from pipelines.images.recipes import Recipe
 from pipelines.sampling import Pass, Sampler
 from pipelines.sources import Source
-from pipelines.stream import Batch, Stream
+from pipelines.stream import Batch, Readers, Stream
 
 
 class Passes(Protocol):
@@ -35,7 +34,7 @@ class Prefetcher:
         source: Source,
         sampler: Sampler,
         make_decoder: Callable[[Recipe], Decoder],
-        readers: ThreadPoolExecutor,
+        readers: Readers,
         depth: int,
     ) -> None:
         self.source = source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -21,10 +21,13 @@ from pipelines.images.headers import HeaderError, image_size
 from pipelines.images.recipes import Inputs, Recipe
 from pipelines.order import COPY, Share
 from pipelines.sources import Source
+from pipelines.sources.remote.opening import is_far
 from pipelines.sources.retries import RETRIES
 
 READERS = 8
 """Threads that read files: enough to hide the latency of a network disk, idle on a local one."""
+FAR_READERS = 32
+"""The same where images come from a server: each waits for its answer, or for a block that another fetches."""
 _READ_AHEAD = 2  # batches read beyond those being decoded
 
 
@@ -91,6 +94,14 @@ class _Work:
         return [self.encoded[k]], {name: values[k : k + 1] for name, values in self.inputs.items()}
 
 
+class Readers(ThreadPoolExecutor):
+    """The threads that read the samples of some sources."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self.count = FAR_READERS if any(map(is_far, sources)) else READERS
+        super().__init__(self.count, thread_name_prefix="hvdtrain-read")
+
+
 class Stream:
     """Makes the batches of `shares` in its own thread; `get` returns them in order.
 
@@ -106,7 +117,7 @@ class Stream:
         shares: Callable[[], Iterator[Share]],
         recipe: Recipe,
         decoder: Decoder,
-        readers: ThreadPoolExecutor,
+        readers: Readers,
         depth: int,
         after: Stream | None,
         epoch: int = 0,
@@ -192,7 +203,7 @@ class Stream:
         return room and (not decoding or self._decoder.fits(len(work.share.indices)))
 
     def _begin_reading(self, share: Share) -> _Work:
-        parts = np.array_split(share.indices, min(READERS, len(share.indices)))
+        parts = np.array_split(share.indices, min(self._readers.count, len(share.indices)))
         return _Work(share, [self._readers.submit(self._read, part) for part in parts])
 
     def _read(self, ids: np.ndarray) -> list[Encoded]:

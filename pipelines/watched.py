@@ -11,15 +11,23 @@ import numpy as np
 
 from pipelines.inventory import has_files
 from pipelines.sources import Source
+from pipelines.sources.remote.opening import is_far
 from pipelines.sources.scanned import Checked
 from pipelines.sources.subset import origin
 from pipelines.sources.tar import TarShards
 
 
 def watched(source: Source) -> Source:
-    """`source`, watched if its samples are in files without checksums of their own."""
+    """`source`, watched if its samples are in files without checksums of their own.
+
+    Reading from a server checks each answer.
+    """
     base, ids = origin(source)
-    if isinstance(base, Checked) or not (isinstance(base, TarShards) or has_files(source)):
+    if (
+        isinstance(base, Checked)
+        or is_far(base)
+        or not (isinstance(base, TarShards) or has_files(source))
+    ):
         return source
     if isinstance(base, TarShards):
         return Watched(source, lambda i: base.shard_of(int(ids[i])), len(base.labels))

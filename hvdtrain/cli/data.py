@@ -13,6 +13,7 @@ import typer
 from hvdtrain.cli.job import AsJson
 from hvdtrain.cli.progress import counting
 from hvdtrain.config.data import Columns
+from hvdtrain.config.object_urls import is_url
 from hvdtrain.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:  # they import NumPy
@@ -158,7 +159,12 @@ def index(
 @data_app.command()
 def stage(
     src: Annotated[
-        str, typer.Argument(metavar="SRC", help="A packed dataset, or any other folder.")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A packed dataset, or any other folder; or the URL (http, https, s3, gs) of a packed "
+            "dataset or of tar shards.",
+        ),
     ],
     dst: Annotated[str, typer.Argument(metavar="DST", help="Folder on a local disk.")],
     copies: Annotated[
@@ -182,13 +188,16 @@ def stage(
     Every file is verified by its checksum. Files that are already there and intact are not copied
     again. Links are followed.
     """
-    from pipelines.commands.stage import stage as run_staging
+    from pipelines.commands.stage import stage as from_disk
+    from pipelines.commands.stage_remote import stage as from_server
 
     names = [name.strip() for name in copies.split(",")] if copies else None
+    run_staging = from_server if is_url(src) else from_disk
     with counting("staging", "bytes") as progress:
         report = run_staging(
             src, dst, copies=names, threads=threads, delete=delete, progress=progress
         )
+    _tell_retries()
     typer.echo(json.dumps(asdict(report)) if as_json else _stage_text(report))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hvdtrain.config.fields import (
     CropAspect,
@@ -18,6 +18,7 @@ from hvdtrain.config.fields import (
     Section,
     Threads,
 )
+from hvdtrain.config.object_urls import check_data_url, is_url
 
 
 class Columns(Section):
@@ -29,19 +30,41 @@ class Columns(Section):
     """Column of the class names. null: recognised by its name (`label`, `class`, `category`, …)."""
 
 
+class RemoteCache(Section):
+    """Where each node keeps what it has fetched of datasets on a web server or in an object store."""
+
+    folder: Machine[PathText | None] = None
+    """Folder on a disk of the node, which its ranks share. null: hvdtrain-cache-UID in $TMPDIR, or else in
+    /var/tmp."""
+    size_gb: Machine[Annotated[float, Field(ge=0.01, le=1e9)]] = 100.0
+    """Most gigabytes (10^9 bytes) in the folder; what was fetched the longest ago is deleted first. Best is
+    enough for `train` and `val` together."""
+
+
+def _path_or_url(text: str) -> str:
+    return check_data_url(text) if is_url(text) else text
+
+
+DataPath = Annotated[PathText, AfterValidator(_path_or_url)]
+"""The path of a dataset, or the URL of one on a server."""
+
+
 class Data(Section):
     """Where the images are and how they are turned into arrays."""
 
-    train: Machine[PathText | None] = None
+    train: Machine[DataPath | None] = None
     """Training images: a folder with one sub-folder per class, or another kind of dataset from
-    docs/how-to/data.md (packed, tar shards, CSV of path,label, CIFAR-10)."""
-    val: Planned[InsideUnit | PathText | None] = None
+    docs/how-to/data.md (packed, tar shards, CSV of path,label, CIFAR-10). Tar shards and packed datasets
+    may be URLs: http://, https://, s3:// or gs://."""
+    val: Planned[InsideUnit | DataPath | None] = None
     """Validation images, any kind of dataset; classes are matched by name, and some may lack. A number
     such as 0.2: this share of each class of `train` is held out, chosen by the names of the images
     and `seed`; a folder of such a name is ./0.2. null: no evaluation."""
     train_size: Machine[Positive | None] = None
     """Number of images to train on, without those that `val` holds out. With it `plan` works without
     the dataset; a run checks it against the dataset."""
+    remote_cache: RemoteCache = RemoteCache()
+    """For datasets that are URLs."""
     columns: Columns = Columns()
     """For lists (.csv, .tsv, .txt) of `train` and `val` whose columns have names of their own."""
     augment: Identity[Literal["random_resized_crop", "pad_crop", "none"]] = "random_resized_crop"

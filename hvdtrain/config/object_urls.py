@@ -58,6 +58,46 @@ def check_url(text: str) -> str:
     return text.rstrip("/")
 
 
+DATA = ("http", "https", "s3", "gs", "gcs")
+"""Protocols of datasets."""
+_DATA_HOST = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}(:\d{1,5})?|\[[0-9A-Fa-f:]{2,40}\](:\d{1,5})?"
+)
+_DATA_PART = re.compile(r"[\w.~!$&'()+,;=: %{}*\[\]-]+")
+"""A part of the path, possibly of a pattern of shards."""
+
+
+def check_data_url(text: str) -> str:
+    """The URL of a dataset without a slash at its end. Raises ValueError, which does not repeat it: it may be
+    secret."""
+    protocol, _, rest = text.partition("://")
+    if protocol not in DATA:
+        known = ", ".join(f"{name}://" for name in DATA)
+        raise ValueError(f"expected a path, or a URL with {known}")
+    if "@" in rest:
+        raise ValueError(
+            "a user or password in a URL is refused: credentials come from files of their own (~/.netrc, ~/.aws, "
+            "Google's application default credentials) or the environment"
+        )
+    if "?" in rest or "#" in rest:
+        raise ValueError(
+            "a URL with ? or # is refused: what follows may be a signature, and is no part of a name"
+        )
+    host, *parts = rest.rstrip("/").split("/")
+    fits = (
+        _DATA_HOST.fullmatch(host)
+        and len(text) <= MAX_URL
+        and ("http" in protocol or ":" not in host)
+    )
+    if (
+        not fits
+        or ("http" in protocol and not parts)
+        or not all(_DATA_PART.fullmatch(part) and part.strip(".") for part in parts)
+    ):
+        raise ValueError(f"expected {protocol}://{'HOST' if 'http' in protocol else 'BUCKET'}/PATH")
+    return text.rstrip("/")
+
+
 def client(url: str) -> Any:
     """The class for a URL that was checked. Raises ConfigError if it cannot be imported."""
     protocol = url.partition("://")[0]

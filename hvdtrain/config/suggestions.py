@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from hvdtrain.config.object_urls import check_data_url, is_url
 from hvdtrain.config.overrides import printable
 from hvdtrain.config.schema import Config
 from hvdtrain.config.yaml_source import KeyPath
@@ -92,6 +93,11 @@ def wrong_value(path: KeyPath, kind: str, text: str, value: Any) -> str:
 
 def _wrong_share(shown: str, value: Any) -> str:
     """The message for a value of data.val."""
+    if isinstance(value, str) and is_url(value):
+        try:
+            check_data_url(value)
+        except ValueError as error:
+            return f"{error}, found {shown}"
     text = f"expected a path, or the share of data.train to hold out, above 0 and below 1, found {shown}"
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return f"{text}; a folder of that name is ./{value:g}" if is_number else text

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from hvdtrain.config.object_urls import is_url
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import HvdtrainError
 
@@ -92,7 +93,10 @@ def list_top_folder(key: str, path: str) -> Dataset:
 
 
 def list_images(key: str, path: str, cfg: Config) -> Dataset:
-    """List all images of the dataset `key` of `cfg`; of one that is split, those for training."""
+    """List all images of the dataset `key` of `cfg`; of one that is split, those for training.
+
+    Of a URL the shards are looked at.
+    """
     dataset = list_top_folder(key, path)
     if dataset.error is not None:
         return dataset
@@ -100,6 +104,10 @@ def list_images(key: str, path: str, cfg: Config) -> Dataset:
     from pipelines.sources import open_source
 
     try:
+        if is_url(path):
+            from pipelines.sources.remote.opening import look
+
+            return Dataset(key, path, None, *look(path, key, cfg.data.remote_cache))
         if key == "data.train":
             source = open_training(cfg.data, cfg.seed).train
         else:

@@ -20,6 +20,7 @@ import numpy as np
 from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
+from hvdtrain.config.object_urls import is_url
 from hvdtrain.config.schema import Config
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.files import whole_file
@@ -62,6 +63,10 @@ class RunData:
         return {"classes": self.classes, "accepted": self.accepted, **kinds}
 
 
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100
+
+
 def recorded_data(paths: RunPaths, comm: Comm) -> dict[str, Any] | None:
     """What the newest checkpoint says of the data: None without one, {} if an old version wrote it.
 
@@ -102,7 +107,7 @@ def check_data(
         loaders.fingerprints,
         {kind: len(source) for kind, source in loaders.sources.items()},
         given,
-        {kind: os.path.abspath(given[kind]) for kind in loaders.sources},  # noqa: PTH100
+        {kind: _absolute(given[kind]) for kind in loaders.sources},
     )
     if recorded is None:
         return data

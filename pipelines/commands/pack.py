@@ -24,6 +24,7 @@ from pipelines.images.headers import HeaderError, image_size
 from pipelines.sources import Source, open_source
 from pipelines.sources.base import some
 from pipelines.sources.left_out import left_out_of
+from pipelines.sources.remote.paths import require_local
 from pipelines.sources.shuffled import Shuffled
 
 
@@ -41,6 +42,7 @@ def pack(
     is in `src` or holds something else, and, once all shards are made, if images were bad and
     `skip_bad` is not set; ResourceError if `dst` cannot be written.
     """
+    require_local(src, "SRC")
     source: Source = open_source(src, "SRC", columns=columns)
     if broken := [name for name in source.classes if "\n" in name or "\r" in name]:
         raise DataError(

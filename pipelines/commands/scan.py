@@ -26,6 +26,7 @@ from pipelines.sources import Source, open_source
 from pipelines.sources.folder import Unlabelled
 from pipelines.sources.left_out import left_out_of
 from pipelines.sources.packed import Packed
+from pipelines.sources.remote.paths import require_local
 from pipelines.sources.scanned import MANIFEST, manifest_path, write_manifest
 
 _CHUNK = 64  # images that are read while the chunk before is decoded
@@ -63,6 +64,7 @@ def scan(
     Raises DataError where there is no dataset, ResourceError where `output` cannot be written. A
     disk that refuses the manifest in the end is in the report.
     """
+    require_local(path, "PATH")
     source = open_source(path, "PATH", check=False, columns=columns, unlabelled=True)
     manifest = _place(path, output, source, tell)
     findings = _Findings(source)

@@ -23,7 +23,7 @@ from pipelines.commands.stage_files import delete as remove
 from pipelines.sources.left_out import LeftOut, printable
 from pipelines.sources.packed import DATASET, INDEX, read_description
 
-_CHUNK = 4 * 2**20  # bytes read at once
+CHUNK = 4 * 2**20  # bytes read at once
 
 
 def stage(
@@ -51,21 +51,21 @@ def stage(
     check_places(source, target)
     description = _describe(source)
     left_out = LeftOut()
-    files = _list(source, target, description, copies, left_out)
+    files = chosen_files(source, target, description, copies, left_out)
     try:
         if delete:
-            _require_copy(target)
-        with _held(target), ThreadPoolExecutor(threads, "hvdtrain-stage") as pool:
+            require_copy(target)
+        with held(target), ThreadPoolExecutor(threads, "hvdtrain-stage") as pool:
             extra = extra_files(target, files)
             if delete:
                 remove(target, extra)
             total = sum(file.size for file in files)
-            count = _Count(progress, total)
+            count = Count(progress, total)
             count.add(0)
             right = list(pool.map(lambda file: _check(source, target, file, count), files))
             kept = [file for file, good in zip(files, right, strict=True) if good]
             missing = [file for file, good in zip(files, right, strict=True) if not good]
-            _require_room(target, sum(file.size for file in missing))
+            require_room(target, sum(file.size for file in missing))
             futures = [pool.submit(_copy, source, target, file, count) for file in missing]
             try:
                 for future in futures:
@@ -90,7 +90,7 @@ def stage(
     )
 
 
-def _check(source: Path, target: Path, file: File, count: _Count) -> bool:
+def _check(source: Path, target: Path, file: File, count: Count) -> bool:
     """Whether `target` has the file as it should be; then it is counted as done."""
     right = _is_right(source, target, file)
     if right:
@@ -98,8 +98,8 @@ def _check(source: Path, target: Path, file: File, count: _Count) -> bool:
     return right
 
 
-class _Count:
-    """Bytes done so far, over all threads."""
+class Count:
+    """Bytes done so far, over all threads; `stopped` once one of them has failed."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
         self._progress = progress
@@ -109,6 +109,7 @@ class _Count:
         self.stopped = threading.Event()
 
     def add(self, size: int) -> None:
+        """Count `size` bytes more."""
         with self._lock:
             self._done += size
             self._progress(self._done, self._total)
@@ -125,8 +126,8 @@ def _describe(source: Path) -> dict[str, Any] | None:
     return description
 
 
-def _list(
-    source: Path,
+def chosen_files(
+    source: Path | str,
     target: Path,
     description: dict[str, Any] | None,
     copies: list[str] | None,
@@ -136,7 +137,7 @@ def _list(
     if description is None:
         if copies is not None:
             raise ConfigError(f"--copies: {source} is not a packed dataset")
-        return files_of(source, left_out)
+        return files_of(Path(source), left_out)
     known = description["copies"]
     chosen = set(known if copies is None else copies)
     if unknown := sorted(chosen - set(known)):
@@ -155,7 +156,7 @@ def _list(
     return [File(name, file["size"], file["crc32"]) for name, file in description["files"].items()]
 
 
-def _require_copy(target: Path) -> None:
+def require_copy(target: Path) -> None:
     """Raise DataError if `target` holds files, but no copy that was staged before."""
     if target.is_dir() and any(target.iterdir()) and not (target / LOCK).is_file():
         raise DataError(
@@ -165,7 +166,7 @@ def _require_copy(target: Path) -> None:
 
 
 @contextmanager
-def _held(target: Path) -> Iterator[None]:
+def held(target: Path) -> Iterator[None]:
     """Let one process of the machine in at a time."""
     target.mkdir(parents=True, exist_ok=True)
     with (target / LOCK).open("wb") as lock:
@@ -178,8 +179,8 @@ def _is_right(source: Path, target: Path, file: File) -> bool:
     place = target / file.name
     if not place.is_file() or place.stat().st_size != file.size:
         return False
-    expected = _crc32(source / file.name) if file.crc32 is None else file.crc32
-    if _crc32(place) != expected:
+    expected = crc32_of(source / file.name) if file.crc32 is None else file.crc32
+    if crc32_of(place) != expected:
         return False
     with suppress(OSError):  # the file may belong to another user
         _keep_time(source / file.name, place)
@@ -193,15 +194,17 @@ def _keep_time(source: Path, place: Path) -> None:
         os.utime(place, ns=(changed, changed))
 
 
-def _crc32(path: Path) -> int:
+def crc32_of(path: Path) -> int:
+    """Of a whole file. Raises OSError."""
     crc32 = 0
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(CHUNK):
             crc32 = zlib.crc32(chunk, crc32)
     return crc32
 
 
-def _require_room(target: Path, needed: int) -> None:
+def require_room(target: Path, needed: int) -> None:
+    """Raise ResourceError unless the disk of `target` has room for so many bytes."""
     free = shutil.disk_usage(target).free
     if needed > free:
         raise ResourceError(
@@ -210,7 +213,7 @@ def _require_room(target: Path, needed: int) -> None:
         )
 
 
-def _copy(source: Path, target: Path, file: File, count: _Count) -> None:
+def _copy(source: Path, target: Path, file: File, count: Count) -> None:
     """Copy one file; it gets its name once its checksum is right and it is synced."""
     place = target / file.name
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +221,7 @@ def _copy(source: Path, target: Path, file: File, count: _Count) -> None:
     part = PartFile(place)
     try:
         with _opened(source / file.name) as reader:
-            while (chunk := reader.read(_CHUNK)) and not count.stopped.is_set():
+            while (chunk := reader.read(CHUNK)) and not count.stopped.is_set():
                 part.file.write(chunk)
                 crc32 = zlib.crc32(chunk, crc32)
                 size += len(chunk)

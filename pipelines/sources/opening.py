@@ -6,13 +6,16 @@ import errno
 import os
 from pathlib import Path
 
-from hvdtrain.config.data import Columns
+from hvdtrain.config.data import Columns, RemoteCache
 from hvdtrain.errors import DataError
 from pipelines.sources import cifar, guess, listing, packed, scanned, tar
 from pipelines.sources.base import Source, some
 from pipelines.sources.classes import natural_order, renumbered, require_distinct
 from pipelines.sources.folder import ImageFolder, Unlabelled
 from pipelines.sources.left_out import printable
+from pipelines.sources.remote.opening import open_remote
+from pipelines.sources.remote.paths import is_remote
+from pipelines.sources.remote.reader import cache_of
 from pipelines.sources.walk import Glance, glance, has_image
 
 
@@ -23,6 +26,8 @@ def open_source(
     check: bool = True,
     columns: Columns | None = None,
     unlabelled: bool = False,
+    remote: RemoteCache | None = None,
+    scattered: bool = False,
 ) -> Source:
     """The dataset at `path`; `key` is the configuration key to name in errors.
 
@@ -33,8 +38,13 @@ def open_source(
     `unlabelled` a flat folder needs no labels; then the source has no classes. If `hvdtrain data
     scan` has left a manifest, every image is checked against it, unless `check` is False.
     Class folders that are all numbers are classes in the order of the numbers; the order of samples
-    is that of the names. Raises DataError where there is no dataset to read.
+    is that of the names. Of a URL (http, https, s3, gs) `remote` says where its blocks are kept, and
+    `scattered` that its samples are read in random order. Raises DataError where there is no dataset to read.
     """
+    if is_remote(path):
+        found = open_remote(path, key, cache_of(remote, scattered=scattered))
+        require_distinct(found.classes, f"{key}: {path}")
+        return found
     source = _open(path, key, columns, unlabelled)
     require_distinct(source.classes, f"{key}: {path}")
     folders = isinstance(source, ImageFolder)

@@ -46,13 +46,18 @@ class Packed:
         """
         root = _root(path)
         assert root is not None
-        self.root = root
-        self.where = f"{key}: {path}"
+        self._begin(
+            root, str(root), Path(path).name if root != Path(path) else None, f"{key}: {path}"
+        )
+
+    def _begin(self, root: Path, shown: str, copy: str | None, where: str) -> None:
+        """`root`: the folder of description and index. `shown`: the dataset's name in messages. `copy`: the
+        only one to read. Raises DataError as `__init__` does."""
+        self.root, self._shown, self.where = root, shown, where
         self.description = read_description(root, self.where)
         """The content of `dataset.json`."""
         _check_size(root / INDEX, self.description["files"][INDEX]["size"], self.where)
-        if root != Path(path):
-            copy = Path(path).name
+        if copy is not None:
             self.description["copies"] = {copy: self.description["copies"][copy]}
         self.classes: list[str] = self.description["classes"]
         self.fingerprint: str = self.description["fingerprint"]
@@ -77,7 +82,7 @@ class Packed:
             ends = self.column("name_ends")
             self.require(are_whole(ends, len(self)))
             self._names = Names(self.column("names").tobytes(), ends)
-        return f"{self.root}:{self._names[i].decode('utf-8', 'surrogateescape')}"
+        return f"{self._shown}:{self._names[i].decode('utf-8', 'surrogateescape')}"
 
     def read(self, i: int) -> np.ndarray:
         """The bytes of image `i` in the largest copy. Raises DataError naming it."""
@@ -103,6 +108,12 @@ class Packed:
             return read_arrays(self.root / INDEX, name)[name]
         except DamagedError as error:
             raise DataError(f"{self.where}: {INDEX}: {error}; pack it again") from None
+
+    def shards(self, names: list[str]) -> ShardReader:
+        """Reads these files of the dataset. Raises DataError if one has another size than when it was packed."""
+        for name in names:
+            _check_size(self.root / name, self.description["files"][name]["size"], self.where)
+        return ShardReader([str(self.root / name) for name in names])
 
     def require(self, *conditions: bool) -> None:
         """Raises DataError unless all are true of the index."""
@@ -153,9 +164,7 @@ class Copy:
             return
         packed = self._packed
         shards = [name for name in packed.description["files"] if name.startswith(f"{self.copy}/")]
-        for name in shards:
-            _check_size(packed.root / name, packed.description["files"][name]["size"], packed.where)
-        self._reader = ShardReader([str(packed.root / name) for name in shards])
+        self._reader = packed.shards(shards)
         self._crc32 = packed.column(f"{self.copy}.crc32")
         offsets, sizes = (packed.column(f"{self.copy}.{name}") for name in ("offset", "size"))
         packed.require(
@@ -190,9 +199,17 @@ def read_description(root: Path, where: str) -> dict[str, Any]:
     """
     try:
         content = RETRIES.read(str(root / DATASET), (root / DATASET).read_bytes)
+    except OSError as error:
+        raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
+    return parse_description(content, where)
+
+
+def parse_description(content: bytes, where: str) -> dict[str, Any]:
+    """The same for the bytes of `dataset.json`."""
+    try:
         description: dict[str, Any] = json.loads(content)
         version = description["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: {DATASET}: cannot be read: {error}") from None
     if version != FORMAT:
         raise DataError(f"{where}: {DATASET}: format {version!r}; this version reads {FORMAT}")

@@ -89,7 +89,7 @@ class Retries:
         for wait_s in self._waits_s if self._in_vain < IN_VAIN else ():
             if self._wait(wait_s):
                 raise error  # says nothing of the disk
-            self._count(path, error)
+            self.count(path, error)
             try:
                 result = once()
             except OSError as another:
@@ -102,17 +102,22 @@ class Retries:
         self._in_vain += 1
         raise error
 
-    def _wait(self, seconds: float) -> bool:
-        """Whether the reader was told to stop meanwhile."""
+    def stopped(self) -> bool:
+        """Whether the reader of this thread was told to stop."""
         stopped: Callable[[], bool] | None = getattr(self._thread, "stopped", None)
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if stopped is not None and stopped():
-                return True
-            time.sleep(min(left, _SLICE_S))
         return stopped is not None and stopped()
 
-    def _count(self, path: str | bytes, error: OSError) -> None:
+    def _wait(self, seconds: float) -> bool:
+        """Whether the reader was told to stop meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self.stopped():
+                return True
+            time.sleep(min(left, _SLICE_S))
+        return self.stopped()
+
+    def count(self, path: str | bytes, error: OSError) -> None:
+        """Count a read that was, or will be, made again."""
         with self._lock:
             self._retried.count += 1
             named = f"{os.fsdecode(path)} ({error.strerror or error})"

@@ -39,8 +39,8 @@ def is_shards(path: str) -> bool:
             if os.fsencode(name) not in SYSTEM_FOLDERS
         )
     if os.path.exists(path):
-        return _is_tar(path) or _is_compressed(path) or bool(archives.kind(path))
-    return _is_pattern(path) or _is_tar(path) or _is_compressed(path)
+        return is_tar(path) or is_compressed(path) or bool(archives.kind(path))
+    return _is_pattern(path) or is_tar(path) or is_compressed(path)
 
 
 def shard_paths(path: str, key: str, left_out: LeftOut) -> list[str]:
@@ -54,7 +54,7 @@ def shard_paths(path: str, key: str, left_out: LeftOut) -> list[str]:
     elif os.path.exists(path) or not _is_pattern(path):
         paths = [path]
     else:
-        paths = [shard for name in _expanded(path, key) for shard in _matches(name, key)]
+        paths = [shard for name in expanded(path, key) for shard in _matches(name, key)]
         if twice := [name for name, count in Counter(paths).items() if count > 1]:
             raise DataError(f"{key}: {path}: this pattern names {some(twice)} more than once")
     for shard in paths:
@@ -72,11 +72,11 @@ def _is_pattern(path: str) -> bool:
     return any(sign in path for sign in "*?[{")
 
 
-def _is_tar(name: str) -> bool:
+def is_tar(name: str) -> bool:
     return name.lower().endswith(".tar")
 
 
-def _is_compressed(name: str) -> bool:
+def is_compressed(name: str) -> bool:
     return name.lower().endswith(archives.COMPRESSED)
 
 
@@ -90,7 +90,7 @@ def _listed(path: str) -> tuple[list[str], list[str], list[str]]:
                     folders.append(entry.name)
                 elif entry.name.startswith(".") or not entry.is_file():
                     others.append(entry.name)
-                elif _is_tar(entry.name) or _is_compressed(entry.name):
+                elif is_tar(entry.name) or is_compressed(entry.name):
                     files.append(entry.name)
                 else:
                     others.append(entry.name)
@@ -101,7 +101,7 @@ def _listed(path: str) -> tuple[list[str], list[str], list[str]]:
 
 def _in_folder(path: str, left_out: LeftOut) -> list[str]:
     files, folders, others = _listed(path)
-    plain = [name for name in files if _is_tar(name)]
+    plain = [name for name in files if is_tar(name)]
     stems = {name.lower().removesuffix(".tar") for name in plain}
     shards = []
     for name in files:
@@ -136,7 +136,7 @@ def _matches(name: str, key: str) -> list[str]:
     return found
 
 
-def _expanded(pattern: str, key: str) -> list[str]:
+def expanded(pattern: str, key: str) -> list[str]:
     """All names of a pattern like `a-{00..12}-{x,y}.tar`, as in bash. Raises DataError."""
     parts = _BRACES.split(pattern)
     count = 1

@@ -7,6 +7,7 @@ import os
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +72,15 @@ class ShardReader:
     def size_bytes(self, shard: int) -> int:
         """Length of a shard. Raises DataError naming it."""
         return self._with_file(shard, lambda file: os.fstat(file).st_size)
+
+    def identity(self) -> dict[str, np.ndarray]:
+        """What shows that shards are the same: name, length in bytes, time of change in ns."""
+        states = [Path(path).stat() for path in self.paths]
+        return {
+            "shards": np.array([Path(path).name for path in self.paths], dtype=np.str_),
+            "lengths": np.array([state.st_size for state in states], dtype=np.int64),
+            "changed": np.array([state.st_mtime_ns for state in states], dtype=np.int64),
+        }
 
     def _with_file(self, shard: int, use: Callable[[int], int]) -> int:
         key, path = (self._number, shard), self.paths[shard]

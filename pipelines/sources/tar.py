@@ -35,6 +35,10 @@ def write_index(path: str, progress: tar_index.Progress = tar_index.unseen) -> I
     Raises DataError if `path` is of another kind, a shard is damaged, or the index cannot be
     written.
     """
+    if "://" in path:
+        raise DataError(
+            "SHARDS: of a URL no index is written: it is made at the first use, and kept on each node"
+        )
     if not is_shards(path):
         if not Path(path).exists():
             raise DataError(f"{path}: no such file or folder; expected tar shards")
@@ -65,13 +69,20 @@ class TarShards:
     def __init__(self, path: str, key: str) -> None:
         """Raises DataError if shards are missing, damaged, or have samples without a label."""
         where = f"{key}: {path}"
-        self.left_out = LeftOut()
-        self._reader = ShardReader(shard_paths(path, key, self.left_out))
+        left_out = LeftOut()
+        reader = ShardReader(shard_paths(path, key, left_out))
         saved = tar_index.index_path(path)
         if saved.is_file():
-            index = tar_index.load(saved, self._reader, where)
+            index = tar_index.load(saved, reader, where)
         else:
-            index = tar_index.read_headers(self._reader)
+            index = tar_index.read_headers(reader)
+        self._begin(reader, index, left_out, where)
+
+    def _begin(
+        self, reader: ShardReader, index: tar_index.TarIndex, left_out: LeftOut, where: str
+    ) -> None:
+        """Take over the shards and their index. Raises DataError as `__init__` does."""
+        self.left_out, self._reader = left_out, reader
         self.left_out.merge(index.left_out)
         if not len(index.sizes):
             found = f"; {self.left_out.text()}" if self.left_out else ""
@@ -79,9 +90,12 @@ class TarShards:
         self.shard_starts = index.starts
         self._places = Places(index.starts, index.offsets, index.sizes)
         self._names = index.names
-        named = class_names(Path(self._reader.paths[0]).parent / CLASSES)
-        self.classes, self.labels = classes_of(index.numbers, index.texts, named, where)
+        self.classes, self.labels = classes_of(index.numbers, index.texts, self._named(), where)
         self.fingerprint = fingerprint(self.classes, self.labels, self._names, index.sizes)
+
+    def _named(self) -> list[str] | None:
+        """The names of the class numbers."""
+        return class_names(Path(self._reader.paths[0]).parent / CLASSES)
 
     def __len__(self) -> int:
         return len(self.labels)

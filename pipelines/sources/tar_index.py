@@ -100,7 +100,7 @@ def read_headers(reader: ShardReader, progress: Progress = unseen) -> TarIndex:
 
 def write(reader: ShardReader, file: Path, progress: Progress = unseen) -> TarIndex:
     """Read all headers, and save the index, whole or not at all. Raises DataError, OSError."""
-    states = _states(reader.paths)
+    states = reader.identity()
     index = read_headers(reader, progress)
     with whole_file(file) as stream:
         np.savez(
@@ -129,7 +129,7 @@ def load(file: Path, reader: ShardReader, where: str) -> TarIndex:
         left_out = _checked(arrays)
     except DamagedError as error:
         raise DataError(f"{where}: {file}: {error}; {_FIX}") from None
-    states = _states(reader.paths)
+    states = reader.identity()
     if not all(np.array_equal(states[name], arrays[name]) for name in _STATES):
         raise DataError(f"{where}: other shards than when {file} was written; {_FIX}")
     return TarIndex(
@@ -164,13 +164,3 @@ def _checked(arrays: dict[str, np.ndarray]) -> LeftOut:
     if not whole:
         raise DamagedError("damaged (its parts do not fit together)")
     return left_out
-
-
-def _states(paths: list[str]) -> dict[str, np.ndarray]:
-    """What shows that shards are the same: name, length in bytes, time of change in ns."""
-    states = [Path(path).stat() for path in paths]
-    return {
-        "shards": np.array([Path(path).name for path in paths], dtype=np.str_),
-        "lengths": np.array([state.st_size for state in states], dtype=np.int64),
-        "changed": np.array([state.st_mtime_ns for state in states], dtype=np.int64),
-    }

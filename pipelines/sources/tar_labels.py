@@ -16,7 +16,7 @@ LABEL_KEYS = ("cls", "label", "class")
 _LONGEST = {"cls": 4096, "json": 4 << 20}  # bytes
 _DIGITS = 18  # of a class number that fits 64 bits
 _FEW = 1_000_000  # class numbers below are taken however many of them are unused
-_CLASSES_BYTES = 64 << 20
+CLASSES_BYTES = 64 << 20
 _CLASS_NAME = 4000  # characters that are looked at
 
 
@@ -113,11 +113,18 @@ def class_names(file: Path, *, first_word: bool = False) -> list[str] | None:
     if not file.is_file():
         return None
     try:
-        if file.stat().st_size > _CLASSES_BYTES:
+        if file.stat().st_size > CLASSES_BYTES:
             raise DataError(f"{file}: {file.stat().st_size:,} bytes; expected a name on each line")
-        text = file.read_bytes().decode("utf-8-sig")
+        content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot read: {error.strerror}") from None
+    return names_in(content, file, first_word=first_word)
+
+
+def names_in(content: bytes, file: Path | str, *, first_word: bool = False) -> list[str]:
+    """The same for the content of a file. Raises DataError like `class_names`."""
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
     names = [line.strip() for line in text.rstrip().split("\n")]
@@ -138,7 +145,7 @@ def class_names(file: Path, *, first_word: bool = False) -> list[str] | None:
 _NUMBERED = re.compile(r"(\d+)[\s,;:=]+\S.*|.*\S[\s,;:=]+(\d+)", re.ASCII)
 
 
-def _require_no_numbers(names: list[str], file: Path) -> None:
+def _require_no_numbers(names: list[str], file: Path | str) -> None:
     """Raise DataError if each line has a number of a class, which may be another than its line's."""
     found = [_NUMBERED.fullmatch(name[:_CLASS_NAME]) for name in names]
     if len(names) < 2 or not all(found):

@@ -17,8 +17,9 @@ Node = dict[str, Any]
 MORE: dict[str, list[Any]] = {
     "name": ["run", "a-1.b_c", "9"],
     "output": ["runs", "deep/er/runs", "set #2", "2024", "no"],
-    "data.train": ["train", "./train"],
+    "data.train": ["train", "./train", "https://me:secret@host/a.tar", "ftp://host/a.tar"],
     "data.val": ["val"],
+    "data.remote_cache.folder": ["cache"],
     "data.columns.path": ["photo", "missing"],
     "data.columns.label": ["kind", "missing"],
     "data.crop_aspect": [[0.01, 0.01], [0.01, 100.0], [1.5, 0.75]],

@@ -28,6 +28,47 @@ def test_taken(url: str, taken: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("s3://bucket/a-{000..199}.tar", "s3://bucket/a-{000..199}.tar"),
+        ("s3://bucket/", "s3://bucket"),
+        ("gs://bucket/some/a-*.tar", "gs://bucket/some/a-*.tar"),
+        ("https://host:8080/a[0-9].tar", "https://host:8080/a[0-9].tar"),
+        ("http://[::1]:80/my%20set/", "http://[::1]:80/my%20set"),
+        ("folder/s3:/x", "folder/s3:/x"),
+    ],
+)
+def test_datasets_that_are_taken(url: str, taken: str) -> None:
+    for key in ("train", "val"):
+        cfg = parse_config(PHASES, overrides=[f"data.{key}={url}"])
+        assert getattr(cfg.data, key) == taken
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://user:hush1@host/x", "a user or password in a URL is refused"),
+        ("s3://AK:hu/sh1@bucket/x", "a user or password in a URL is refused"),
+        ("https://host/x?X-Amz-Signature=hush1", "a URL with ? or # is refused"),
+        ("https://host/x#hush1", "a URL with ? or # is refused"),
+        ("file:///tmp/x", "expected a path, or a URL with http://"),
+        ("simplecache::s3://bucket", "expected a path, or a URL with http://"),
+        ("https://host", "expected https://HOST/PATH"),
+        ("https://host/../x", "expected https://HOST/PATH"),
+        ("s3://bucket:80/x", "expected s3://BUCKET/PATH"),
+        ("s3://bucket//x", "expected s3://BUCKET/PATH"),
+        ("s3://bucket/" + 1000 * "x", "expected s3://BUCKET/PATH"),
+    ],
+)
+def test_datasets_that_are_refused_without_their_secrets(url: str, message: str) -> None:
+    for key in ("train", "val"):
+        with pytest.raises(ConfigError) as error:
+            parse_config(PHASES, overrides=[f"data.{key}={url}"])
+        assert message in str(error.value)
+        assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("url", "message"),
     [
         ("s3://user:hush1@bucket/x", "a user, password or key in a URL is refused"),
