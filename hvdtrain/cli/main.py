@@ -26,6 +26,7 @@ from hvdtrain.cli.job import (
 )
 from hvdtrain.cli.launch import launch_app
 from hvdtrain.cli.misuse import config_and_settings, explain
+from hvdtrain.cli.predict import predict
 from hvdtrain.cli.progress import doing
 from hvdtrain.cli.report import report
 from hvdtrain.cli.results import eval_text, summary_text
@@ -176,6 +177,7 @@ def plan(
         typer.echo(plan_text(cfg, epochs, *about))
 
 
+app.command()(predict)
 app.command()(report)
 app.command()(compare)
 app.command()(doctor)
