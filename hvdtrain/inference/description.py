@@ -13,6 +13,7 @@ from hvdtrain.config.data import Data
 from hvdtrain.config.schema import Model
 from hvdtrain.config.train import Precision, ValViews
 from hvdtrain.errors import CheckpointError
+from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.subject import Subject
 
 KEY = "hvdtrain"
@@ -38,6 +39,18 @@ class Preprocessing(BaseModel):
     """Of each RGB channel (0-1), subtracted from every image."""
     std: Channels
     """Every image is divided by it afterwards."""
+
+    @classmethod
+    def of(cls, data: Data, epoch: Epoch) -> Preprocessing:
+        """That of the evaluation of an epoch."""
+        return cls(
+            image_size=epoch.val_image_size,
+            crop_ratio=data.val_crop_ratio,
+            resize=data.val_resize,
+            interpolation=epoch.phase.interpolation,
+            mean=data.mean,
+            std=data.std,
+        )
 
     def data(self) -> Data:
         """The same as a section of a config. Raises pydantic.ValidationError for impossible values."""
@@ -71,21 +84,13 @@ class Description(BaseModel):
 
         Raises CheckpointError if it does not say how many classes it has.
         """
-        data, epoch = subject.cfg.data, subject.epoch
         if not subject.num_classes:
             raise CheckpointError(f"{subject.path}: does not say how many classes it has")
         return cls(
             model=subject.cfg.model,
             num_classes=subject.num_classes,
             classes=subject.classes,
-            preprocessing=Preprocessing(
-                image_size=epoch.val_image_size,
-                crop_ratio=data.val_crop_ratio,
-                resize=data.val_resize,
-                interpolation=epoch.phase.interpolation,
-                mean=data.mean,
-                std=data.std,
-            ),
+            preprocessing=Preprocessing.of(subject.cfg.data, subject.epoch),
             views=subject.cfg.train.val_views,
             precision=subject.cfg.train.precision,
             channels_last=subject.cfg.train.channels_last,

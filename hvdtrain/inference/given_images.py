@@ -77,7 +77,7 @@ def find_images(paths: Sequence[Path], notes: list[str]) -> list[Given]:
     for path in paths:
         name = str(path)
         if is_packed(name) or is_cifar(name) or (is_shards(name) and not _has_images(path)):
-            found += _of_source(open_source(name, name, check=False))
+            found += of_source(open_source(name, name, check=False))
         elif path.is_dir():
             found += _below(path, notes)
         elif path.suffix.lower() in LISTS and path.is_file():
@@ -94,7 +94,8 @@ def _has_images(path: Path) -> bool:
     )
 
 
-def _of_source(source: Source) -> list[Given]:
+def of_source(source: Source) -> list[Given]:
+    """All samples of a dataset."""
     return [Given(source.name(k), partial(source.read, k)) for k in range(len(source))]
 
 
@@ -104,7 +105,7 @@ def _below(folder: Path, notes: list[str]) -> list[Given]:
         notes.append(f"{printable(str(folder))}: {source.left_out.text()}")
     if not len(source):
         raise DataError(f"{printable(str(folder))}: no images in it or below it")
-    return _of_source(source)
+    return of_source(source)
 
 
 def _listed(path: Path) -> list[Given]:

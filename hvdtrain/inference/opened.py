@@ -27,6 +27,8 @@ class OpenedModel:
     source: Path
     """The checkpoint or file."""
     warnings: list[str]
+    images: str | None = None
+    """Where the run's validation images are, or its training images if it holds out a share of them."""
 
 
 def open_model(path: Path, device: torch.device) -> OpenedModel:
@@ -54,7 +56,9 @@ def _of_checkpoint(path: Path, device: torch.device) -> OpenedModel:
         warnings.append(
             "phases.rect_val: the run evaluates on rectangles of similar shape; here images are squares"
         )
-    return OpenedModel(subject.network(device), Description.of(subject), checkpoint, warnings)
+    images = cfg.data.val_path or cfg.data.train
+    about = Description.of(subject)
+    return OpenedModel(subject.network(device), about, checkpoint, warnings, images)
 
 
 def _of_file(path: Path, device: torch.device) -> OpenedModel:

@@ -18,29 +18,6 @@ from hvdtrain.inference.classifier import load
 from hvdtrain.inference.given_images import find_images
 from hvdtrain.run.evaluation import evaluate_run
 from tests import bad_files
-from tests.study_runs import made_run
-
-CLASSES = ("cat", "dog")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in CLASSES:
-            (root / split / name).mkdir(parents=True)
-            for k in range(5):
-                pixels = random.integers(0, 256, (30 + 7 * k, 50, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{k}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs") / "run"
-    return made_run(
-        root, images, classes=CLASSES, **{"train.ema_decay": 0.9, "train.val_views": "mirror"}
-    )
 
 
 def test_predictions_are_those_of_an_evaluation(images: Path, run: Path) -> None:
