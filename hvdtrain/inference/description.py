@@ -124,7 +124,9 @@ class Description(BaseModel):
             found = cls.model_validate_json(text)
             found.preprocessing.data()
         except (ValidationError, RecursionError) as error:
-            first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else {}
+            first: Mapping[str, Any] = (
+                error.errors(include_url=False)[0] if isinstance(error, ValidationError) else {}
+            )
             place = repr(".".join(map(str, first.get("loc", ())))[:60])[1:-1] or "its metadata"
             raise CheckpointError(
                 f"{where}: not written by this version of hvdtrain: {place}: "

@@ -24,7 +24,7 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.evaluation import evaluate_run
 from pipelines.fixed import Preparation
 from pipelines.given import Given, GivenImages
-from pipelines.loader import Loaders
+from pipelines.loader import Batch, Loaders
 from pipelines.sources.left_out import printable
 
 MISTAKES = 24
@@ -50,8 +50,11 @@ class _Page:
 
     def __init__(self, comm: Comm, page: Path) -> None:
         self._comm, self._page, self._collector = comm, page, Collector()
-        self.add = self._collector.add
         self.ece = 0.0
+
+    def add(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Note the outcomes of a batch."""
+        self._collector.add(batch, logits)
 
     def end(self, result: dict[str, Any], cfg: Config, epoch: Epoch, loaders: Loaders) -> None:
         """Write the page on rank 0; every rank must call."""

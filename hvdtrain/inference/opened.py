@@ -103,6 +103,4 @@ def find_device(name: str) -> torch.device:
         ) from None
     if device.type == "meta":
         raise ConfigError("device: meta: computes nothing: use auto, cpu or cuda:N")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device

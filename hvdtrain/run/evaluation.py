@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import yaml
 
 from hvdtrain import activity
@@ -16,19 +17,20 @@ from hvdtrain.config.load import load_config, parse_config
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import model_labels, set_up_evaluation
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
-from hvdtrain.engine.evaluate import Watch, evaluate
+from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.guard.numbers import check_evaluation
 from hvdtrain.telemetry.reports import Eval
-from pipelines.loader import Loaders
+from pipelines.loader import Batch, Loaders
 
 
 class Watcher(Protocol):
     """Sees every image of an evaluation, and at the end the result, with the images still open."""
 
-    add: Watch
+    def add(self, batch: Batch, logits: torch.Tensor) -> None:
+        """As `engine.evaluate.Watch`."""
 
     def end(self, result: dict[str, Any], cfg: Config, epoch: Epoch, loaders: Loaders) -> None:
         """Called on every rank."""

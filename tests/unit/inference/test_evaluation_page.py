@@ -72,7 +72,7 @@ def test_confusion_by_hand() -> None:
     )
     assert outcomes.confusion(3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 1]]
     page = render(RESULT, outcomes, ["tabby", "lynx", "dog<script>"], mistakes(1))
-    assert 'title="tabby → dog&lt;script&gt;: 50.00' in page
+    assert 'title="tabby → dog&lt;script&gt;: 50.0' in page
     assert "<script" not in page
     assert "runs/&lt;b&gt;x" in page
     assert "a warning" in page
@@ -85,7 +85,7 @@ def test_a_thousand_classes_make_a_page_of_their_worst() -> None:
     assert 'class="matrix"' not in page
     assert "The other 970 classes" in page
     confusions = page.partition("Most frequent confusions")[2].partition("</table>")[0]
-    assert confusions.count("<tr><th>") == CONFUSIONS
+    assert confusions.count('data-name="images"') == CONFUSIONS
 
 
 def test_eval_writes_the_page(run: Path, images: Path, tmp_path: Path) -> None:
