@@ -69,8 +69,8 @@ class Classifier:
         are RGB or gray and not normalised. An image that cannot be used has a `fault` in its place.
         `batch`: images of one forward pass. Raises DataError for something that is no image at all.
         """
-        some = [images] if _is_one(images) else images
-        each = [given(one, k) for k, one in enumerate(some)]
+        several: Any = [images] if _is_one(images) else images
+        each = [given(one, k) for k, one in enumerate(several)]
         return [prediction for prediction, _ in self.predict_given(each, top, batch)]
 
     def predict_given(

@@ -13,6 +13,7 @@ import torch
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
+from hvdtrain.engine.mixing import Batch
 from hvdtrain.errors import ResourceError
 from hvdtrain.files import PartFile
 from hvdtrain.inference.calibration import expected_calibration_error, reliability
@@ -24,7 +25,7 @@ from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.evaluation import evaluate_run
 from pipelines.fixed import Preparation
 from pipelines.given import Given, GivenImages
-from pipelines.loader import Batch, Loaders
+from pipelines.loader import Loaders
 from pipelines.sources.left_out import printable
 
 MISTAKES = 24

@@ -57,15 +57,32 @@ def export(
     validation images are at hand, on some of them. Raises ConfigError if the network cannot be written so,
     HvdtrainError where logits differ, ResourceError.
     """
-    network, notes = opened.network.to(memory_format=torch.contiguous_format), []  # type: ignore[call-overload]
+    images = _validation_images(opened)
+    try:
+        return _export(opened, form, output, names, images, free_size=True)
+    except HvdtrainError as error:
+        if form != "onnx" or type(error) is not HvdtrainError:
+            raise
+    # Some layers become wrong ONNX where the image size is free: adaptive pooling, for example.
+    return _export(opened, form, output, names, images, free_size=False)
+
+
+def _export(
+    opened: OpenedModel,
+    form: Format,
+    output: Path,
+    names: Library | None,
+    images: torch.Tensor,
+    *,
+    free_size: bool,
+) -> Exported:
+    network = opened.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    size, notes = opened.about.preprocessing.image_size, []
     if opened.about.views != "one":
         notes.append(
             f"the run evaluates with the mean over views ({opened.about.views}); the file computes one view"
         )
-    size = opened.about.preprocessing.image_size
-    made = export_formats.make(opened, network, form, size, names)
-    notes += made.notes
-    images = _validation_images(opened)
+    made = export_formats.make(opened, network, form, size, names, free_size=free_size)
     inputs = [*_random_inputs(size, made.free_size), *([images] if len(images) else [])]
     with _part(output) as part:
         part.file.write(made.content)
@@ -74,7 +91,7 @@ def export(
         difference = max(_difference(network, read, one) for one in inputs)
         size_bytes = part.part.stat().st_size
     shapes = [list(one.shape) for one in inputs]
-    return Exported(output, size_bytes, difference, shapes, len(images), notes)
+    return Exported(output, size_bytes, difference, shapes, len(images), [*notes, *made.notes])
 
 
 @contextlib.contextmanager

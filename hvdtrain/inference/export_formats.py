@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hvdtrain.errors import ConfigError, is_out_of_memory
+from hvdtrain.errors import ConfigError, HvdtrainError, is_out_of_memory
 from hvdtrain.inference.description import KEY
 from hvdtrain.inference.opened import OpenedModel, open_model
 from hvdtrain.models.weights_out import Library, name_there, renamed
@@ -43,14 +44,20 @@ class Made:
 
 
 def make(
-    opened: OpenedModel, network: nn.Module, form: str, size: int, names: Library | None
+    opened: OpenedModel,
+    network: nn.Module,
+    form: str,
+    size: int,
+    names: Library | None,
+    *,
+    free_size: bool = True,
 ) -> Made:
     """The file of `form` for the `network` of `opened`. Raises ConfigError if it cannot be made."""
     if form == "safetensors":
         return _safetensors(opened, network, names)
     if names is not None:
         raise ConfigError(f"--names {names}: only for --format safetensors; {form} has no names")
-    return (_pt2 if form == "pt2" else _onnx)(opened, network, size)
+    return (_pt2 if form == "pt2" else _onnx)(opened, network, size, free_size)
 
 
 def _safetensors(opened: OpenedModel, network: nn.Module, names: Library | None) -> Made:
@@ -92,8 +99,8 @@ def _is_free(opened: OpenedModel) -> bool:
     return ":" not in opened.about.model.name
 
 
-def _pt2(opened: OpenedModel, network: nn.Module, size: int) -> Made:
-    program, free_size = _program(network, size, "pt2")
+def _pt2(opened: OpenedModel, network: nn.Module, size: int, free_size: bool) -> Made:
+    program, free_size = _program(network, size, "pt2", free_size)
     file = io.BytesIO()
     metadata = opened.about.metadata()
     with _quiet():
@@ -106,11 +113,11 @@ def _pt2(opened: OpenedModel, network: nn.Module, size: int) -> Made:
     return Made(file.getvalue(), read, free_size, _size_note(size, free_size))
 
 
-def _onnx(opened: OpenedModel, network: nn.Module, size: int) -> Made:
+def _onnx(opened: OpenedModel, network: nn.Module, size: int, free_size: bool) -> Made:
     wanted = "--format onnx"
     onnx, runtime = _import("onnx", wanted), _import("onnxruntime", wanted)
     _import("onnxscript", wanted)
-    program, free_size = _program(network, size, "onnx")
+    program, free_size = _program(network, size, "onnx", free_size)
     with _quiet():
         try:
             written = torch.onnx.export(
@@ -128,19 +135,33 @@ def _onnx(opened: OpenedModel, network: nn.Module, size: int) -> Made:
 
     def read(path: Path) -> Network:
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+        def compute(images: torch.Tensor) -> torch.Tensor:
+            try:
+                [logits] = session.run([OUTPUT], {INPUT: images.numpy()})
+            except Exception as error:  # noqa: BLE001 - its exceptions have no common base
+                reason = " ".join(str(error).split())[:200]
+                raise HvdtrainError(
+                    f"ONNX Runtime cannot run the file: {reason}: not written"
+                ) from None
+            return torch.from_numpy(logits)
+
+        return compute
 
     return Made(proto.SerializeToString(), read, free_size, _size_note(size, free_size))
 
 
-def _program(network: nn.Module, size: int, form: str) -> tuple[torch.export.ExportedProgram, bool]:
+def _program(
+    network: nn.Module, size: int, form: str, free_size: bool
+) -> tuple[torch.export.ExportedProgram, bool]:
     """The network as a graph for any batch and, if that can be, any image size."""
-    free: Any = torch.export.Dim.DYNAMIC  # type: ignore[attr-defined]
+    free: Any = torch.export.Dim.DYNAMIC
     example = (torch.zeros(2, 3, size + 32, size),)
     with _quiet():
         try:
-            shapes = ({0: free, 2: free, 3: free},)
-            return torch.export.export(network, example, dynamic_shapes=shapes), True
+            if free_size:
+                shapes = ({0: free, 2: free, 3: free},)
+                return torch.export.export(network, example, dynamic_shapes=shapes), True
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -176,16 +197,14 @@ def _import(module: str, option: str) -> ModuleType:
         ) from None
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801 - used like a function
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """A context in which torch's exporters say nothing of their internals."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        self._before = logging.root.manager.disable
         logging.disable(logging.WARNING)
-        return entered
-
-    def __exit__(self, *error: object) -> None:
-        logging.disable(self._before)
-        super().__exit__(*error)
+        try:
+            yield
+        finally:
+            logging.disable(before)

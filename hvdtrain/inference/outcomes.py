@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from hvdtrain.comm.ranks import Comm
-from pipelines.loader import Batch
+from hvdtrain.engine.mixing import Batch
+from pipelines.order import COPY
 
 _COLUMNS = 5  # id, class, predicted class, its probability, weight
 
@@ -48,7 +49,7 @@ class Collector:
         """Note a batch and its `logits` [n, classes]."""
         best = logits.softmax(1).max(1)
         columns = (
-            torch.from_numpy(batch.indices),
+            torch.from_numpy(batch.copies % COPY),
             batch.labels,
             best.indices,
             best.values,

@@ -18,12 +18,13 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import model_labels, set_up_evaluation
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.evaluate import evaluate
+from hvdtrain.engine.mixing import Batch
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.guard.numbers import check_evaluation
 from hvdtrain.telemetry.reports import Eval
-from pipelines.loader import Batch, Loaders
+from pipelines.loader import Loaders
 
 
 class Watcher(Protocol):

@@ -20,7 +20,7 @@ KINDS = (
 )
 WHOLE = "HVDTRAIN_ALL_NETWORKS" in os.environ
 FIXED_SIZE = ("vgg_small", "vgg_sigmoid")
-"""Networks that pool to several positions, which torch exports for one image size."""
+"""Networks that pool to several positions, which is not ONNX where the image size is free."""
 
 
 def opened(name: str) -> OpenedModel:
@@ -47,7 +47,5 @@ def test_it_exports(name: str, form: str, tmp_path: Path) -> None:
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
     found = export(opened(name), form, tmp_path / "file")  # type: ignore[arg-type]
-    assert found.difference <= 1e-4 or form != "safetensors"
-    if form != "safetensors":
-        sizes = {tuple(shape[2:]) for shape in found.compared}
-        assert (len(sizes) == 1) == (name in FIXED_SIZE), (sizes, found.notes)
+    sizes = {tuple(shape[2:]) for shape in found.compared}
+    assert (len(sizes) == 1) == (form == "onnx" and name in FIXED_SIZE), (sizes, found.notes)
