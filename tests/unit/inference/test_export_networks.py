@@ -19,8 +19,8 @@ KINDS = (
     *("vgg_small", "vgg_sigmoid"),
 )
 WHOLE = "HVDTRAIN_ALL_NETWORKS" in os.environ
-FIXED_SIZE = ("vgg_small", "vgg_sigmoid")
-"""Networks that pool to several positions, which is not ONNX where the image size is free."""
+FIXED_SIZE = ("vgg_sigmoid",)
+"""It pools to several positions, which is not ONNX where the image size is free."""
 
 
 def opened(name: str) -> OpenedModel:
