@@ -16,6 +16,7 @@ from hvdtrain.cli.compare import compare
 from hvdtrain.cli.crash import unexpected
 from hvdtrain.cli.data import data_app
 from hvdtrain.cli.doctor import doctor
+from hvdtrain.cli.export import export
 from hvdtrain.cli.job import (
     AsJson,
     ConfigFile,
@@ -26,6 +27,7 @@ from hvdtrain.cli.job import (
 )
 from hvdtrain.cli.launch import launch_app
 from hvdtrain.cli.misuse import config_and_settings, explain
+from hvdtrain.cli.predict import predict
 from hvdtrain.cli.progress import doing
 from hvdtrain.cli.report import report
 from hvdtrain.cli.results import eval_text, summary_text
@@ -129,6 +131,13 @@ def evaluate(
         Path, typer.Argument(metavar="RUN", help="Run directory, or one of its checkpoints.")
     ],
     overrides: Overrides = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a page: accuracy by class, confusions, calibration, the worst mistakes.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the newest checkpoint of a run.
@@ -138,9 +147,14 @@ def evaluate(
     """
     config = run_config(run)
     with job(str(config) if config.is_file() else None, overrides) as comm:
-        from hvdtrain.run.evaluation import evaluate_run
+        if html is None:
+            from hvdtrain.run.evaluation import evaluate_run
 
-        result = evaluate_run(run, overrides or [], comm)
+            result = evaluate_run(run, overrides or [], comm)
+        else:
+            from hvdtrain.inference.evaluated import evaluate_with_page
+
+            result = evaluate_with_page(run, overrides or [], comm, html)
         if comm.rank == 0:
             for warning in result["warnings"]:
                 print_error_line(f"hvdtrain: warning: {warning}")
@@ -176,6 +190,8 @@ def plan(
         typer.echo(plan_text(cfg, epochs, *about))
 
 
+app.command()(predict)
+app.command()(export)
 app.command()(report)
 app.command()(compare)
 app.command()(doctor)

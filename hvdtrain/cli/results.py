@@ -6,12 +6,15 @@ from typing import Any
 
 
 def eval_text(result: dict[str, Any]) -> str:
-    """One line for `hvdtrain eval`."""
+    """One line for `hvdtrain eval`, and one for its page."""
     from hvdtrain.report.text import views_text
 
+    page = (
+        f"\n{result['html']}  (calibration error {result['ece']:.4f})" if "html" in result else ""
+    )
     return (
         f"top-1 {result['top1']:.4f}  top-5 {result['top5']:.4f}  loss {result['loss']:.4f}  "
-        f"({result['images']:,} images{views_text(result['views'])}, {result['checkpoint']})"
+        f"({result['images']:,} images{views_text(result['views'])}, {result['checkpoint']}){page}"
     )
 
 

@@ -21,6 +21,7 @@ from hvdtrain.config.fields import (
 )
 from hvdtrain.config.hub_address import WeightsText
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ValViews = Literal["one", "mirror", "six"]
 
 
@@ -67,7 +68,7 @@ class Teacher(Section):
 class Train(Section):
     """The training step."""
 
-    precision: Identity[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
+    precision: Identity[Precision] = "auto"
     """Number type of autocast. `auto`: bf16 if the GPU supports it, fp16 on older GPUs, fp32 without a
     GPU."""
     loss_scale: Identity[Literal["dynamic"] | LossScale] = "dynamic"

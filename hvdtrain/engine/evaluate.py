@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -17,16 +17,21 @@ from hvdtrain.engine.step import SUMS, State, sums_of
 from hvdtrain.engine.views import mean_logits
 from hvdtrain.errors import DataError
 
+Watch = Callable[[Batch, torch.Tensor], None]
+"""Called with each batch of this rank and its logits [n, classes]."""
+
 
 @torch.no_grad()
-def evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
+def evaluate(
+    state: State, batches: Iterable[Batch], expected: int, watch: Watch | None = None
+) -> dict[str, float]:
     """Loss, top1 and top5 (0–1), the same on all ranks; each image is counted once on one rank.
 
     Uses the averaged weights, if the run keeps them, and the mean over the views that the run asks for. The
     activity must count images. Raises DataError if the number of images counted is not `expected`.
     """
     with _as_ever(state):
-        return _evaluate(state, batches, expected)
+        return _evaluate(state, batches, expected, watch)
 
 
 def _as_ever(state: State) -> AbstractContextManager[object]:
@@ -36,7 +41,9 @@ def _as_ever(state: State) -> AbstractContextManager[object]:
     return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
-def _evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str, float]:
+def _evaluate(
+    state: State, batches: Iterable[Batch], expected: int, watch: Watch | None
+) -> dict[str, float]:
     state.model.eval()
     network = partial(state.forward, averaged=True)
     with pooled_statistics(state):
@@ -47,6 +54,8 @@ def _evaluate(state: State, batches: Iterable[Batch], expected: int) -> dict[str
             losses = functional.cross_entropy(logits, batch.labels, reduction="none")
             loss = torch.dot(losses, batch.weights)
             sums += sums_of(logits, loss, batch.labels, batch.weights)
+            if watch is not None:
+                watch(batch, logits)
             seen += len(batch.labels) * state.comm.size
             activity.step(min(seen, expected))
     loss_sum, top1, top5, count = state.comm.sum_(sums, "evaluate").tolist()

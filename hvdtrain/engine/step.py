@@ -12,7 +12,7 @@ from torch import nn
 from hvdtrain import activity
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
-from hvdtrain.config.train import ValViews
+from hvdtrain.config.train import Precision, ValViews
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.global_norm import GlobalNorms
 from hvdtrain.engine.loss import Loss
@@ -155,7 +155,11 @@ class State:
 
 def resolve_precision(cfg: Config, device: torch.device) -> torch.dtype | None:
     """Autocast type of `train.precision` on `device`; None for fp32."""
-    wanted = cfg.train.precision
+    return autocast_type(cfg.train.precision, device)
+
+
+def autocast_type(wanted: Precision, device: torch.device) -> torch.dtype | None:
+    """The same for a value of `train.precision`."""
     if wanted == "auto":
         if device.type != "cuda":
             return None

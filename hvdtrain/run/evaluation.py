@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 import yaml
 
 from hvdtrain import activity
@@ -17,13 +18,28 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import model_labels, set_up_evaluation
 from hvdtrain.engine.checkpoint import list_checkpoints, load_checkpoint, verify
 from hvdtrain.engine.evaluate import evaluate
+from hvdtrain.engine.mixing import Batch
 from hvdtrain.errors import CheckpointError, DataError
 from hvdtrain.paths import RunPaths, run_root
+from hvdtrain.plan.epochs import Epoch
 from hvdtrain.run.guard.numbers import check_evaluation
 from hvdtrain.telemetry.reports import Eval
+from pipelines.loader import Loaders
 
 
-def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]:
+class Watcher(Protocol):
+    """Sees every image of an evaluation, and at the end the result, with the images still open."""
+
+    def add(self, batch: Batch, logits: torch.Tensor) -> None:
+        """As `engine.evaluate.Watch`."""
+
+    def end(self, result: dict[str, Any], cfg: Config, epoch: Epoch, loaders: Loaders) -> None:
+        """Called on every rank."""
+
+
+def evaluate_run(
+    path: Path, overrides: list[str], comm: Comm, watcher: Watcher | None = None
+) -> dict[str, Any]:
     """Evaluate `path`: a checkpoint, or a run directory, whose newest checkpoint is taken.
 
     Training images are not needed: classes, preprocessing and precision are those of the
@@ -44,17 +60,21 @@ def evaluate_run(path: Path, overrides: list[str], comm: Comm) -> dict[str, Any]
             load_checkpoint(state, checkpoint, meta, model_labels(cfg, loaders))
         epoch = plan.epochs[min(max(state.progress.position.epoch - 1, 0), len(plan.epochs) - 1)]
         activity.enter("evaluating", loaders.num_val, "images")
-        result = evaluate(state, loaders.val(epoch), loaders.num_val)
+        watch = None if watcher is None else watcher.add
+        result = evaluate(state, loaders.val(epoch), loaders.num_val, watch)
         at, views = epoch.index + 1.0, cfg.train.val_views
         check_evaluation(Eval(at, state.progress.step, loaders.num_val, **result, views=views))
         warnings = [*loaders.warnings, *([] if classes else [_NO_NAMES.format(checkpoint)])]
-        return {
+        found = {
             **result,
             "images": loaders.num_val,
             "views": views,
             "checkpoint": str(checkpoint),
             "warnings": warnings,
         }
+        if watcher is not None:
+            watcher.end(found, cfg, epoch, loaders)
+        return found
 
 
 _NO_NAMES = (

@@ -20,10 +20,10 @@ from hvdtrain.analysis.study.landscape import Grid, study_interpolation, study_l
 from hvdtrain.analysis.study.noise.measure import measure
 from hvdtrain.analysis.study.results import Request, Results
 from hvdtrain.analysis.study.sharpness_study import SharpnessStudy
-from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.comm.start import init_comm
 from hvdtrain.errors import CheckpointError
+from hvdtrain.run.subject import find_subjects
 
 A, B = Path("a"), Path("b")
 

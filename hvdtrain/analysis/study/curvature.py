@@ -13,9 +13,9 @@ from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.opened import opened
 from hvdtrain.analysis.study.results import Request, Results
 from hvdtrain.analysis.study.shared import Ask, led
-from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
+from hvdtrain.run.subject import find_subjects
 
 
 class CurvatureStudy(Protocol):

@@ -10,10 +10,10 @@ import numpy as np
 import psutil
 import torch
 
-from hvdtrain.analysis.study.subject import Subject
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import DataError
 from hvdtrain.run.evaluation import require_held_out
+from hvdtrain.run.subject import Subject
 from pipelines.datasets import open_datasets
 from pipelines.fixed import Augmented, FixedImages, Preparation, chosen_batches
 from pipelines.sources import Source

@@ -17,12 +17,12 @@ from hvdtrain.analysis.study.loss import SUMS, flat
 from hvdtrain.analysis.study.opened import Opened, opened
 from hvdtrain.analysis.study.results import Request, Results
 from hvdtrain.analysis.study.shared import shared_points
-from hvdtrain.analysis.study.subject import Subject, find_subjects, require_alike
 from hvdtrain.checkpoint_files import list_checkpoints
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import CheckpointError, ConfigError, TrainingError
 from hvdtrain.paths import RunPaths, run_root
+from hvdtrain.run.subject import Subject, find_subjects, require_alike
 
 Range = tuple[float, float]
 MARGIN = 0.2

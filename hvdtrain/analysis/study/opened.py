@@ -14,12 +14,12 @@ from hvdtrain import activity
 from hvdtrain.analysis.study.batch_norm import batch_norms, recompute
 from hvdtrain.analysis.study.images import Choice, ImageSet, fixed_images, open_images
 from hvdtrain.analysis.study.loss import NetworkLoss
-from hvdtrain.analysis.study.subject import Subject
 from hvdtrain.comm.agreement import require_equal, together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.engine.build import choose_device
 from hvdtrain.errors import DataError
+from hvdtrain.run.subject import Subject
 from pipelines.fixed import FixedImages
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hvdtrain.analysis.study.images import Choice
 from hvdtrain.analysis.study.opened import Opened
-from hvdtrain.analysis.study.subject import Subject
+from hvdtrain.run.subject import Subject
 
 
 @dataclass(frozen=True)

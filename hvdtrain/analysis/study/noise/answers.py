@@ -14,7 +14,6 @@ from hvdtrain.analysis.study.noise.recorded import Recorded, read_recorded
 from hvdtrain.analysis.study.noise.speed import speed_of
 from hvdtrain.analysis.study.noise.trade_off import Stage, TradeOff, of_plan, of_recorded
 from hvdtrain.analysis.study.results import Request
-from hvdtrain.analysis.study.subject import Subject, find_subjects
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.load import load_config
@@ -24,6 +23,7 @@ from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.plan.epochs import make_plan
 from hvdtrain.report.run import read_run
 from hvdtrain.run.changes import read_begun
+from hvdtrain.run.subject import Subject, find_subjects
 from hvdtrain.scaling.ends import between, low_high
 from hvdtrain.scaling.inputs import clusters
 from hvdtrain.scaling.network import Cluster

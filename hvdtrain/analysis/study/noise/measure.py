@@ -14,10 +14,10 @@ from hvdtrain.analysis.study.loss import NetworkLoss
 from hvdtrain.analysis.study.noise.estimate import FEWEST, Estimate, Sums, estimate
 from hvdtrain.analysis.study.noise.training_loss import TrainingLoss
 from hvdtrain.analysis.study.opened import Opened, opened
-from hvdtrain.analysis.study.subject import Subject
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.errors import CheckpointError, ConfigError
+from hvdtrain.run.subject import Subject
 
 OWN = 0
 """As `Choice.batch`: the images of one forward pass of the run."""

@@ -10,10 +10,10 @@ from hvdtrain.analysis.study.gradients import best_checkpoint
 from hvdtrain.analysis.study.images import Choice
 from hvdtrain.analysis.study.noise.measure import OWN, measure
 from hvdtrain.analysis.study.noise.recorded import read_recorded
-from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.errors import ResourceError
 from hvdtrain.report.text import MISSING
+from hvdtrain.run.subject import find_subjects
 
 Source = Literal["either", "recorded", "checkpoint"]
 CHOICE = Choice(batch=OWN)

@@ -11,12 +11,12 @@ from hvdtrain import activity
 from hvdtrain.analysis.study.batch_norm import batch_norms
 from hvdtrain.analysis.study.loss import NetworkLoss, flat, gradients_of
 from hvdtrain.analysis.study.opened import Opened
-from hvdtrain.analysis.study.subject import Subject
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.loss import Loss
 from hvdtrain.engine.mixing import Mixing
 from hvdtrain.errors import ConfigError
+from hvdtrain.run.subject import Subject
 
 
 class TrainingLoss(NetworkLoss):

@@ -21,10 +21,10 @@ from hvdtrain.analysis.study.noise.of import noise_scale_of
 from hvdtrain.analysis.study.noise.recorded import read_recorded
 from hvdtrain.analysis.study.noise.training_loss import TrainingLoss
 from hvdtrain.analysis.study.opened import opened
-from hvdtrain.analysis.study.subject import find_subjects
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.engine.build import set_up
 from hvdtrain.errors import CheckpointError, ConfigError, ResourceError
+from hvdtrain.run.subject import find_subjects
 from pipelines.fixed import chosen_batches
 from pipelines.loader import Batch
 from tests.noise_problem import BATCH, EXACT, FEATURES, batches

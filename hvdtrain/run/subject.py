@@ -1,4 +1,4 @@
-"""A checkpoint that is studied: verified, with the config of its run, and as a network."""
+"""A checkpoint: verified, with the config of its run, and as a network."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Using a trained network: predictions, exports, and pages about evaluations."""
