@@ -206,7 +206,7 @@ def stopped(whole: Path, request: pytest.FixtureRequest) -> Stopped:
         asked = [job.pid] if by_torch else [child.pid for child in ranks_of(job, config)[:1]]
         for pid in asked:  # torchrun passes it on to its ranks
             os.kill(pid, signal.SIGTERM)
-        out, _ = job.communicate(timeout=END_S)
+        out, _ = job.communicate(timeout=2 * END_S)
         assert job.returncode == (1 if by_torch else 75), out
     finally:
         end_jobs(jobs)
