@@ -110,5 +110,5 @@ def watched_loop(slow: str, out: Path, *, width: int = 8) -> None:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for name in sys.argv[2:]:
-        watched_loop(name, Path(sys.argv[1]), width=800 if name == "link" else 8)
+        watched_loop(name, Path(sys.argv[1]), width=2400 if name == "link" else 8)
     dist.destroy_process_group()
