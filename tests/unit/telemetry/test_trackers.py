@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +29,8 @@ from tests.made_reports import END, EVAL, REPORTS, TRAIN, train
 
 START = Start(1, 1, 3.5)
 Make = Callable[..., Tracker]
+PATIENCE_S = 250.0
+"""For processes on a busy machine."""
 
 
 @pytest.fixture
@@ -37,14 +42,15 @@ def notes() -> list[str]:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> Make:
     """A tracker of the kind `place` whose files are in `tmp_path`."""
     monkeypatch.setattr(sink, "WORKER", "tests.tracker_worker")
+    monkeypatch.setattr(sink, "STOP_S", PATIENCE_S)
     about = {"run": "run-1", "root": str(tmp_path), "config": {"seed": 1}, "version": "1"}
 
     def note(text: str) -> None:
         if not text.startswith("File: the numbers of this run go to"):
             notes.append(text)
 
-    def made(place: str, **options: Any) -> Tracker:
-        return Tracker("file", "File", {**about, "place": place}, note, **options)
+    def made(place: str, close_s: float = PATIENCE_S) -> Tracker:
+        return Tracker("file", "File", {**about, "place": place}, note, close_s)
 
     return made
 
@@ -55,7 +61,7 @@ def sent(root: Path) -> list[dict[str, Any]]:
 
 def wait_for(condition: Callable[[], bool], tracker: Tracker) -> None:
     """Until `condition` holds; reports of no interest have the tracker exchange meanwhile."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end
         tracker._exchange()
@@ -186,8 +192,6 @@ def test_a_tracker_that_hangs_is_left_and_ended(
 def test_what_a_stopped_process_does_not_take_is_dropped_and_counted(
     make: Make, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
-
     monkeypatch.setattr(sink, "MAX_WAITING_BYTES", 2**14)
     tracker = make("ok", close_s=0.1)
     tracker.write(START)
@@ -197,6 +201,26 @@ def test_what_a_stopped_process_does_not_take_is_dropped_and_counted(
         tracker.write(TRAIN)
     tracker.close()
     assert notes[-1].endswith("reports were not taken in time, and are missing there")
+
+
+def test_a_training_that_is_killed(tmp_path: Path) -> None:
+    """What it said last is sent, and the run is left as failed; signals for the job change nothing."""
+    about = {"run": "run-1", "root": str(tmp_path), "config": {}, "version": "1", "place": "ok"}
+    command = [sys.executable, "-m", "tests.tracker_worker", "file"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        for message in ({"kind": "about", **about}, record(TRAIN)):
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        end = time.monotonic() + PATIENCE_S
+        while not (tmp_path / "sent.jsonl").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        answer, _ = process.communicate(b'{"kind": "train", "st', timeout=PATIENCE_S)
+    assert (process.returncode, answer) == (0, b"null\n")
+    assert [line.get("step") for line in sent(tmp_path)] == [None, 20, None]
+    assert sent(tmp_path)[-1]["status"] == "failed"
 
 
 def test_no_secret_is_in_a_reason() -> None:
