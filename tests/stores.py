@@ -73,14 +73,16 @@ def s3(folder: Path) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with started(command, port) as address:
-        _put(f"{address}/bucket", b"")
+        put(f"{address}/bucket", b"")
         for file in sorted(folder.rglob("*")):
             if file.is_file():
-                _put(f"{address}/bucket/{file.relative_to(folder)}", file.read_bytes())
+                put(f"{address}/bucket/{file.relative_to(folder)}", file.read_bytes())
         yield address
 
 
-def _put(url: str, content: bytes) -> None:
-    request = urllib.request.Request(url, data=content or None, method="PUT")
-    with urllib.request.urlopen(request, timeout=300) as answer:
+def put(url: str, content: bytes) -> None:
+    """Write an object, or make a bucket."""
+    kind = {"Content-Type": "application/octet-stream"}  # a form's would be parsed
+    request = urllib.request.Request(url, data=content or None, headers=kind, method="PUT")
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200
