@@ -88,5 +88,7 @@ def joined(cfg: Config) -> Comm:
     if not _joined:
         from hvdtrain.comm.start import init_comm
 
-        _joined.append(init_comm(cfg.comm.interface, cfg.train.stall_timeout))
+        comm = cfg.comm
+        stall_s = cfg.train.stall_timeout
+        _joined.append(init_comm(comm.interface, stall_s, comm.engine, link_gbit=comm.link_gbit))
     return _joined[0]

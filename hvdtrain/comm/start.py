@@ -78,7 +78,9 @@ def _torch(interface: str, stall_s: float, why: str) -> Comm:
 
     task = torch_task(os.environ)
     nic = use_interface(interface)
-    if nic is None:  # all ranks are on this host, where its name may lead to an address that is down
+    if (
+        nic is None
+    ):  # all ranks are on this host, where its name may lead to an address that is down
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return TorchDistributed(task, why, nic.address if nic else "127.0.0.1", stall_s)
 

@@ -46,6 +46,9 @@ class WatchedGroup:
     Only what a report needs is exchanged: gradients stay with the job.
     """
 
+    engine = "torch"
+    why = "as the job has it"
+
     def __init__(self) -> None:
         self.rank: int = dist.get_rank()
         self.size: int = dist.get_world_size()

@@ -33,7 +33,7 @@ def main(commands: Path, results: Path) -> None:
     comm: Comm = start.init_comm()
     shutdown = comm.shutdown
     comm.shutdown = lambda: None  # type: ignore[method-assign]
-    start.init_comm = lambda *_: comm
+    start.init_comm = lambda *_, **_named: comm
     collected = []
     for arguments in json.loads(commands.read_text()):
         collected.append(

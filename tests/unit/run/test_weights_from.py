@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
+from hvdtrain.analysis.study.subject import Subject
 from torch import nn
 
-from hvdtrain.analysis.study.subject import Subject
 from hvdtrain.checkpoint_files import list_checkpoints, read_meta
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
