@@ -59,7 +59,6 @@ RANK_1 = "waiting for rank 1 on {host}, which"
         ("horovod", "data", "data", "waiting for images on all ranks"),
         ("horovod", "rank 1", "straggling", f"{RANK_1} computes slowly"),
         ("horovod", "data of rank 1", "straggling", f"{RANK_1} waits for images"),
-        ("torch", "data", "data", "waiting for images on all ranks"),
         ("torch", "rank 1", "straggling", f"{RANK_1} computes slowly"),
     ],
 )
@@ -103,11 +102,14 @@ def by_torchrun(lab: Lab, images: Path, out: Path) -> list[str]:
     return ["sh", "-c", f'{first} "$0" & first=$!; {second} "$0" && wait $first']
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_slow_link_is_found(images: Path, tmp_path: Path, lab: Lab, engine: str) -> None:
-    by_torch = engine == "torch"
-    command = by_torchrun(lab, images, tmp_path) if by_torch else on_both(lab, 1, images, tmp_path)
-    found = report(command, tmp_path, "network")
+def test_a_slow_link_is_found_by_torchrun(images: Path, tmp_path: Path, lab: Lab) -> None:
+    found = report(by_torchrun(lab, images, tmp_path), tmp_path, "network")
+    assert found["cause"] == "communication"
+    assert "waiting for the network" in found["explanation"]
+
+
+def test_a_slow_link_is_found(images: Path, tmp_path: Path, lab: Lab) -> None:
+    found = report(on_both(lab, 1, images, tmp_path), tmp_path, "network")
     ceiling = found["efficiency_ceiling"]
     words = f"waiting for the network; the link allows an efficiency of {ceiling:.0%}"
     require_cause(found, "communication", words)
