@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 setup: ## make .venv: pinned packages, Horovod built for this machine and cached
 	@$(PYTHON) deploy/bootstrap.py
@@ -22,6 +22,9 @@ chaos: setup ## faults in real trainings, drawn by a seed; CHAOS="--cases 150 --
 fuzz: setup ## damaged files for every reader: FUZZ=3000 of each, other ones each time
 	@FUZZ=$(or $(FUZZ),3000) $(BIN)/python -m pytest -q tests/unit/fuzz
 
+horovod-tests: setup ## Horovod's own tests on our Horovod; HOROVOD_TESTS="--ranks 2 --stock" passes options
+	@PYTHONPATH="$(CURDIR)" $(BIN)/python deploy/horovod_tests.py $(HOROVOD_TESTS)
+
 docs: setup ## build the documentation in site/; a dead link fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -39,4 +42,4 @@ clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf .venv .setup .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test fast chaos fuzz docs check wheels clean
+.PHONY: help setup demo test fast chaos fuzz horovod-tests docs check wheels clean
