@@ -16,15 +16,14 @@ def require_trackers(metrics: Metrics, env: Mapping[str, str]) -> None:
     """Raises ResourceError if a tracker cannot be used here: its library is missing, or its server is
     not named. Only rank 0 uses them."""
     needs = (
-        ("tensorboard", metrics.tensorboard, "tensorboard", "false"),
-        ("wandb", metrics.wandb is not None, "wandb", "null"),
-        ("mlflow", metrics.mlflow is not None, "mlflow-skinny", "null"),
+        ("wandb", metrics.wandb, "wandb"),
+        ("mlflow", metrics.mlflow, "mlflow-skinny"),
     )
-    for name, wanted, package, off in needs:
-        if wanted and not _found(name):
+    for name, place, package in needs:
+        if place is not None and not _found(name):
             raise ResourceError(
                 f"metrics.{name}: {name} cannot be imported: pip install {package}, or set "
-                f"metrics.{name}={off}"
+                f"metrics.{name}=null"
             )
     if metrics.mlflow is not None and not env.get(TRACKING_URI):
         raise ResourceError(

@@ -236,7 +236,6 @@ def test_no_secret_is_in_a_reason() -> None:
     [
         ({"wandb": "digits"}, r"^metrics\.wandb: wandb cannot be imported: pip install wandb,"),
         ({"mlflow": "digits"}, r"^metrics\.mlflow: mlflow cannot .* pip install mlflow-skinny,"),
-        ({"tensorboard": True}, r"^metrics\.tensorboard: .* pip install tensorboard,"),
     ],
 )
 def test_a_library_that_is_missing(
