@@ -15,7 +15,7 @@ from hvdtrain.inference.opened import OpenedModel
 from hvdtrain.models import MODELS, build_model
 
 KINDS = (
-    *("resnet8_cifar", "resnet8_gn", "nf_resnet11_cifar", "resnet9", "airbench94"),
+    *("resnet8_cifar", "resnet8_gn", "nf_resnet11_cifar", "resnet9", "airbench94", "resnet18"),
     *("vgg_small", "vgg_sigmoid"),
 )
 WHOLE = "HVDTRAIN_ALL_NETWORKS" in os.environ
@@ -48,4 +48,6 @@ def test_it_exports(name: str, form: str, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
     found = export(opened(name), form, tmp_path / "file")  # type: ignore[arg-type]
     sizes = {tuple(shape[2:]) for shape in found.compared}
-    assert (len(sizes) == 1) == (form == "onnx" and name in FIXED_SIZE), (sizes, found.notes)
+    assert (len(sizes) == 1) == any("image size is not" in note for note in found.notes)
+    if name in KINDS:
+        assert (len(sizes) == 1) == (form == "onnx" and name in FIXED_SIZE), (sizes, found.notes)
