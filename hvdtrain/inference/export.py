@@ -61,9 +61,10 @@ def export(
     try:
         return _export(opened, form, output, names, images, free_size=True)
     except HvdtrainError as error:
-        if form != "onnx" or type(error) is not HvdtrainError:
+        if form == "safetensors" or type(error) is not HvdtrainError:
             raise
-    # Some layers become wrong ONNX where the image size is free: adaptive pooling, for example.
+    # Where the image size is free, adaptive pooling may become wrong ONNX, and a program may refuse images so
+    # small that one position is left.
     return _export(opened, form, output, names, images, free_size=False)
 
 

@@ -108,7 +108,20 @@ def _pt2(opened: OpenedModel, network: nn.Module, size: int, free_size: bool) ->
 
     def read(path: Path) -> Network:
         with path.open("rb") as written, _quiet():
-            return torch.export.load(io.BytesIO(written.read())).module()
+            module = torch.export.load(io.BytesIO(written.read())).module()
+
+        def compute(images: torch.Tensor) -> torch.Tensor:
+            try:
+                logits: torch.Tensor = module(images)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                raise HvdtrainError(
+                    f"torch cannot run the file: {_one_line(error)}: not written"
+                ) from None
+            return logits
+
+        return compute
 
     return Made(file.getvalue(), read, free_size, _size_note(size, free_size))
 
@@ -179,6 +192,10 @@ def _refusal(form: str, error: Exception) -> Exception:
     return ConfigError(
         f"--format {form}: torch cannot export this network: {reason}: use safetensors"
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _size_note(size: int, free_size: bool) -> list[str]:

@@ -15,12 +15,13 @@ from hvdtrain.inference.opened import OpenedModel
 from hvdtrain.models import MODELS, build_model
 
 KINDS = (
-    *("resnet8_cifar", "resnet8_gn", "nf_resnet11_cifar", "resnet9", "airbench94"),
+    *("resnet8_cifar", "resnet8_gn", "nf_resnet11_cifar", "resnet9", "airbench94", "resnet18"),
     *("vgg_small", "vgg_sigmoid"),
 )
 WHOLE = "HVDTRAIN_ALL_NETWORKS" in os.environ
-FIXED_SIZE = ("vgg_sigmoid",)
-"""It pools to several positions, which is not ONNX where the image size is free."""
+FIXED_SIZE = {("onnx", "vgg_sigmoid"), ("pt2", "resnet18")}
+"""The first pools to several positions, which is not ONNX where the image size is free; of 32 px the second leaves
+one position, for which torch makes a program of its own."""
 
 
 def opened(name: str) -> OpenedModel:
@@ -48,4 +49,6 @@ def test_it_exports(name: str, form: str, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
     found = export(opened(name), form, tmp_path / "file")  # type: ignore[arg-type]
     sizes = {tuple(shape[2:]) for shape in found.compared}
-    assert (len(sizes) == 1) == (form == "onnx" and name in FIXED_SIZE), (sizes, found.notes)
+    assert (len(sizes) == 1) == any("image size is not" in note for note in found.notes)
+    if name in KINDS:
+        assert (len(sizes) == 1) == ((form, name) in FIXED_SIZE), (sizes, found.notes)
