@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 from hvdtrain.errors import ConfigError, DataError
+from pipelines.sources.remote.faults import passing, refused, root_cause
 
 CONNECT_S = 10.0
 STALL_S = 20.0
@@ -280,36 +281,6 @@ def _bucket_and_key(url: str) -> tuple[str, str]:
     return bucket, key
 
 
-def refused(url: str, status: int) -> Exception:
-    """The error for an answer without the bytes: an OSError if it may pass, else a DataError."""
-    if status in (408, 425, 429) or status >= 500:
-        return passing(f"HTTP {status}")
-    meaning = {
-        401: "access refused",
-        403: "access refused",
-        404: "no such object",
-        410: "no such object",
-    }
-    return DataError(f"{url}: {meaning.get(status, 'not the bytes asked for')} (HTTP {status})")
-
-
-def passing(text: str) -> OSError:
-    """A fault that may pass: a read is tried again."""
-    return OSError(errno.EREMOTEIO, text)
-
-
 def stalled() -> OSError:
     """The fault of a server that does not answer, or does not go on."""
     return OSError(errno.ETIMEDOUT, f"no answer for {STALL_S:g} s")
-
-
-def root_cause(error: BaseException) -> str:
-    """What the system said at the bottom of an exception, without the texts above it."""
-    at: BaseException | None = error
-    for _ in range(20):
-        if at is None:
-            break
-        if isinstance(at, OSError) and at.errno is not None and at.strerror:
-            return " ".join(str(at.strerror).split())[:100]
-        at = at.__cause__ or at.__context__
-    return "the connection was cut"

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from hvdtrain.errors import DataError
-from pipelines.sources.remote.clients import Answer, Client, client_for, passing, refused
+from pipelines.sources.remote.clients import Answer, Client, client_for
+from pipelines.sources.remote.faults import passing, refused
 from pipelines.sources.retries import RETRIES
 
 T = TypeVar("T")
