@@ -248,9 +248,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="2 and 4 hosts, 1 run of 3 steps")
     parser.add_argument("--hosts", help="numbers of hosts (default 2,4,8; quick 2,4)")
     parser.add_argument("--gbit", type=float, default=1.0, help="Gbit/s of the links (default 1)")
-    parser.add_argument(
-        "--compute", type=float, default=0.5, help="seconds of computation per step"
-    )
+    parser.add_argument("--compute", type=float, default=0.5, help="seconds of computing a step")
     parser.add_argument("--group-mb", type=float, default=16.0, help="comm.group_mb of hvdtrain")
     parser.add_argument("--runs", type=int, help="runs of each contestant (default 3, quick 1)")
     parser.add_argument("--steps", type=int, help="steps of a run (default 8, quick 3)")
