@@ -205,6 +205,8 @@ def _store(task: TorchTask, address: str) -> Any:
     """The store in which ranks look each other up. Raises CommError."""
     wait = {"timeout": timedelta(seconds=JOIN_S), "wait_for_workers": False}
     place = f"{task.address}:{task.port}" if task.port else ""
+    if place:
+        _require_address(task.address)
     try:
         if place:
             serves = task.serves
@@ -226,6 +228,17 @@ def _store(task: TorchTask, address: str) -> Any:
     # torchrun's own store keeps what an earlier attempt has written.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"hvdtrain/{attempt}", store)
+
+
+def _require_address(name: str) -> None:
+    """Raise CommError if nothing here knows the host: torch would go on asking for JOIN_S."""
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        raise CommError(
+            f"{socket.gethostname()}: the name {name} of the host of rank 0 is unknown: set MASTER_ADDR to its "
+            "address on all ranks, and MASTER_PORT to a free port"
+        ) from None
 
 
 def _store_by_mpi(task: TorchTask, address: str, wait: Mapping[str, Any]) -> tuple[Any, str]:

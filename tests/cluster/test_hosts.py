@@ -126,7 +126,8 @@ def test_unreachable_hosts(lab: Lab, config: Path) -> None:
     stopped = on(lab, 0, *HVDTRAIN, "launch", "--hosts", "node0,node2", "--", "train", config)
     assert stopped.returncode == 5
     text = "hvdtrain: error: node2: ssh wants a password, or refuses the key: ssh-copy-id node2"
-    assert stopped.stderr.splitlines() == [text]
+    said = stopped.stderr.splitlines()  # a busy machine says what it waits for
+    assert [line for line in said if not line.startswith("hvdtrain: asking ")] == [text]
     lab.kill(2)
     reported = faults(on(lab, 0, *HVDTRAIN, "doctor", "--hosts", "node0,node1,node2"))
     assert len(reported) == 1

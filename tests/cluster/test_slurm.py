@@ -248,10 +248,15 @@ def test_container_and_staging(jobs: Jobs) -> None:
 
 
 def test_srun_without_launch_is_refused(jobs: Jobs) -> None:
-    """Tasks that cannot find each other would each train by themselves."""
+    """Tasks that Horovod cannot join would each train by themselves; a host of rank 0 that has no address,
+    as the nodes of this Slurm, is said at once."""
     script = jobs.script("refused")
     config = script.with_suffix(".yaml")
-    done = jobs.slurm.run(jobs.folder, "srun", "-N2", "-n2", *HVDTRAIN, "train", config)
+    train = ["srun", "-N2", "-n2", *HVDTRAIN, "train", config]
+    done = jobs.slurm.run(jobs.folder, *train)
+    assert done.returncode == 5
+    assert "the name n1 of the host of rank 0 is unknown: " in done.stderr
+    done = jobs.slurm.run(jobs.folder, *train, "comm.engine=horovod")
     assert done.returncode == 5
     lines = [line for line in done.stderr.splitlines() if line.startswith("hvdtrain: error: ")]
     assert len(lines) == 2

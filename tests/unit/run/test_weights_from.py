@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
-from hvdtrain.analysis.study.subject import Subject
 from torch import nn
 
 from hvdtrain.checkpoint_files import list_checkpoints, read_meta
@@ -21,6 +20,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.teacher import load_teacher
 from hvdtrain.engine.weights_source import find_weights
 from hvdtrain.errors import CheckpointError, ConfigError
+from hvdtrain.run.subject import Subject
 from hvdtrain.train import train
 from tests.unit.models.hub_folder import COMMIT, NEWER, TIMM, files_of, put_in_cache
 from tests.unit.models.plain_resnet import random_resnet
