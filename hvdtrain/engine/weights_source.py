@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hvdtrain.config.schema import Config
 from hvdtrain.engine.checkpoint_tensors import check_labels
 from hvdtrain.errors import CheckpointError, ConfigError
 from hvdtrain.models.counterparts import require_counterpart
-from hvdtrain.models.hub import Fetched, fetch
+from hvdtrain.models.hub import Fetched, fetch, sha256_of
 from hvdtrain.models.hub_config import Published, published
 from hvdtrain.models.weights import load_weights
 from hvdtrain.models.weights_file import checkpoint_of
@@ -57,7 +56,7 @@ class WeightsSource:
             return {**found, "sha256": self.fetched.sha256}
         if self.checkpoint is not None:
             return {**found, "checkpoint": str(self.checkpoint)}
-        return {**found, "sha256": _sha256(self.path)} if self.path.is_file() else found
+        return {**found, "sha256": sha256_of(self.path)} if self.path.is_file() else found
 
     def notes(self) -> list[str]:
         """Which weights of the hub these are, a line each; empty for others."""
@@ -147,12 +146,3 @@ def preprocessing(known: Published, cfg: Config) -> list[str]:
     if not wanted:
         return []
     return [f"{warn}made for images that are prepared otherwise: set {' '.join(wanted)}"]
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
-            activity.beat()
-    return digest.hexdigest()

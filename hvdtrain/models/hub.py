@@ -135,14 +135,19 @@ def _fetched(
     return Fetched(address.repository, file, commit, own, about[0], about[1], why)
 
 
-def _intact(path: Path) -> str:
-    """The sha256 of a file in the cache, whose name there says it. Raises CheckpointError if they differ."""
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex digits; shows that it goes on. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
             activity.beat()
-    found, blob = digest.hexdigest(), path.resolve()
+    return digest.hexdigest()
+
+
+def _intact(path: Path) -> str:
+    """The sha256 of a file in the cache, whose name there says it. Raises CheckpointError if they differ."""
+    found, blob = sha256_of(path), path.resolve()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and blob.name != found:
         raise CheckpointError(
             f"{path.name} is damaged in the cache, or cut off (its sha256 is {found[:12]}…): delete "

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hvdtrain.inference.description import Preprocessing
 from tests.study_runs import made_run
 
 CLASSES = ("cat", "dog")
+SMALL = Preprocessing(
+    image_size=32,
+    crop_ratio=1,
+    resize="crop",
+    interpolation="bilinear",
+    mean=[0.5] * 3,
+    std=[0.25] * 3,
+)
 
 
 @pytest.fixture(scope="session")

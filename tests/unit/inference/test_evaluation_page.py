@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from hvdtrain.cli.main import app
 from hvdtrain.errors import ResourceError
 from hvdtrain.inference.calibration import Bin, expected_calibration_error, reliability
-from hvdtrain.inference.description import Preprocessing
 from hvdtrain.inference.evaluation_page import CONFUSIONS, Mistake, render
 from hvdtrain.inference.outcomes import Outcomes
 from hvdtrain.inference.pictures import data_url
 from tests import browser
+from tests.unit.inference.conftest import SMALL
 
 RESULT = {
     "top1": 0.5,
@@ -41,15 +41,7 @@ def drawn(classes: int, images: int, right: float) -> Outcomes:
 
 
 def mistakes(count: int) -> list[Mistake]:
-    how = Preprocessing(
-        image_size=32,
-        crop_ratio=1,
-        resize="crop",
-        interpolation="bilinear",
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-    )
-    picture = data_url(torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(0)), how)
+    picture = data_url(torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(0)), SMALL)
     return [Mistake(picture, f"DIR/val/{k}.png", "tabby", "lynx", 0.99) for k in range(count)]
 
 

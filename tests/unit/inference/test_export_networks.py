@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from hvdtrain.config.schema import Model
-from hvdtrain.inference.description import Description, Preprocessing
+from hvdtrain.inference.description import Description
 from hvdtrain.inference.export import export
 from hvdtrain.inference.opened import OpenedModel
 from hvdtrain.models import MODELS, build_model
+from tests.unit.inference.conftest import SMALL
 
 KINDS = (
     *("resnet8_cifar", "resnet8_gn", "nf_resnet11_cifar", "resnet9", "airbench94", "resnet18"),
@@ -27,16 +28,8 @@ one position, for which torch makes a program of its own."""
 def opened(name: str) -> OpenedModel:
     torch.manual_seed(0)
     network = build_model(Model(name=name), 2).eval().requires_grad_(False)
-    how = Preprocessing(
-        image_size=32,
-        crop_ratio=1,
-        resize="crop",
-        interpolation="bilinear",
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-    )
     about = Description(
-        model=Model(name=name), num_classes=2, classes=["a", "b"], preprocessing=how
+        model=Model(name=name), num_classes=2, classes=["a", "b"], preprocessing=SMALL
     )
     return OpenedModel(network, about, Path(name), [])
 

@@ -6,15 +6,11 @@ command.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +19,10 @@ import yaml
 
 from hvdtrain.checkpoint_files import list_checkpoints
 from tests.launch import environment, free_port
+from tests.stores import S3_MISSING, SECRET, s3, started
 from tests.unit.run.data_runs import config
 
-missing = [name for name in ("s3fs", "moto", "flask") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-SECRET = "sEcret-of-the-store"
+pytestmark = pytest.mark.skipif(bool(S3_MISSING), reason=f"not installed: {', '.join(S3_MISSING)}")
 ANY_SERVER = """
 import socket, sys, threading
 listening = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -38,32 +33,10 @@ while True:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of an S3 with the bucket `bucket`."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with started(command, port) as address:
-        request = urllib.request.Request(f"{address}/bucket", method="PUT")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert answer.status == 200
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 with the empty bucket `bucket`."""
+    with s3(tmp_path_factory.mktemp("bucket")) as address:
         yield address
-
-
-@contextlib.contextmanager
-def started(command: list[str], port: int) -> Iterator[str]:
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            assert process.poll() is None
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
 
 
 def training(work: Path, address: str, epochs: int, *more: str, mirror: str = "s3://bucket/runs"):
