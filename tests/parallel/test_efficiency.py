@@ -59,7 +59,6 @@ RANK_1 = "waiting for rank 1 on {host}, which"
         ("horovod", "data", "data", "waiting for images on all ranks"),
         ("horovod", "rank 1", "straggling", f"{RANK_1} computes slowly"),
         ("horovod", "data of rank 1", "straggling", f"{RANK_1} waits for images"),
-        ("torch", "data", "data", "waiting for images on all ranks"),
         ("torch", "rank 1", "straggling", f"{RANK_1} computes slowly"),
     ],
 )
