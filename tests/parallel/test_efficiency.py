@@ -68,9 +68,10 @@ def test_the_cause_is_found(
     command = ENGINES[engine](2, sys.executable, WORKER, images, tmp_path)
     found = report(command, tmp_path, slow)
     require_cause(found, cause, explanation.format(host=os.uname().nodename))
-    assert found[f"lost_{cause}_ratio"] == pytest.approx(
-        INJECTED, abs=0.25
-    )  # some images are prefetched
+    if cause == "data":  # less where images are prefetched, and where a step takes longer by itself
+        assert 0.25 < found["lost_data_ratio"] < INJECTED + 0.1
+    else:
+        assert found["lost_straggling_ratio"] == pytest.approx(INJECTED, abs=0.25)
     assert found["straggler"] == (1 if cause == "straggling" else None)
     assert found["efficiency_ceiling"] is None  # one machine
 
