@@ -122,7 +122,10 @@ def heard(hear: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if (
+                signal.getsignal(number) is _left_to_thread
+            ):  # else ignored to the end of the process
+                signal.signal(number, handler)
         signal.set_wakeup_fd(outer)
         _hearers.clear()
         os.close(target)
@@ -172,7 +175,8 @@ def end_at_once(number: int, say: Callable[[], None]) -> None:
 class StopSignals:
     """While active, SIGTERM, SIGUSR1, SIGINT or SIGHUP sets `requested`.
 
-    Another SIGTERM or SIGINT more than `REPEAT_S` later kills.
+    Another SIGTERM or SIGINT more than `REPEAT_S` later kills. After a request that stays so to the end of
+    the process, which a repeated signal must not change.
 
     In a thread that is not the main one it does nothing: only the main thread can handle signals.
     """
@@ -188,8 +192,9 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not self.requested:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()

@@ -70,7 +70,7 @@ def test_a_fault_of_its_own_is_told_apart(tmp_path: Path) -> None:
 
 STOPPED = """
 import hashlib, os, sys, time
-from hvdtrain.signals import HeardStops, cleaned_up, end_at_once, heard
+from hvdtrain.signals import HeardStops, cleaned_up, end_at_once, heard, ignore_repeats
 def long_call():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 def say(text):
@@ -86,8 +86,22 @@ with heard(early), cleaned_up(lambda: say("cleaned")):
         say("ready")
         long_call() if sys.argv[1] == "busy" else time.sleep(0.2)
     say("closed")
-    while not stop.requested:
+    if sys.argv[1] == "ending":
+        ignore_repeats()
+    while sys.argv[1] != "ending" and not stop.requested:
         time.sleep(0.01)
+os.kill(os.getpid(), 15 if sys.argv[1] == "ending" else 0)
+say("ended")
+"""
+
+
+REPEATED = """
+import os
+from hvdtrain.signals import StopSignals
+with StopSignals() as stop:
+    os.kill(os.getpid(), 15)
+    assert stop.requested
+os.kill(os.getpid(), 15)
 """
 
 
@@ -128,5 +142,18 @@ def test_a_signal_after_training_does_not_change_how_the_process_ends() -> None:
     assert job.stdout is not None
     assert job.stdout.readline() == "closed\n"
     job.send_signal(signal.SIGTERM)
-    assert job.communicate(timeout=60)[0] == ""
+    assert job.communicate(timeout=60)[0] == "ended\n"
     assert job.returncode == 0
+
+
+def test_a_repeated_signal_does_not_change_how_a_process_ends_that_has_stopped(
+    tmp_path: Path,
+) -> None:
+    job = start("ending")
+    assert job.communicate(timeout=60)[0] == "closed\nended\n"
+    assert job.returncode == 0
+    (tmp_path / "supervisor.py").write_text(REPEATED)
+    done = subprocess.run(
+        [sys.executable, "supervisor.py"], cwd=tmp_path, env=environment(), timeout=60
+    )
+    assert done.returncode == 0
