@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def _of_file(path: Path, device: torch.device) -> OpenedModel:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+            held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:80]
         raise CheckpointError(
@@ -78,12 +80,25 @@ def _of_file(path: Path, device: torch.device) -> OpenedModel:
             f"found another file ({reason})"
         ) from None
     about = Description.read(metadata, str(path))
+    _require_fitting(about, held, path)
     network = build_model(about.model, about.num_classes)
     load_weights(network, path, setting="model", whole=True)
     network = network.to(device)
     if about.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return OpenedModel(network, about, path, [])
+
+
+def _require_fitting(about: Description, held: int, path: Path) -> None:
+    """Refuse a network far larger than the `held` numbers of its file, before it takes any memory."""
+    with torch.device("meta"):
+        planned = build_model(about.model, about.num_classes)
+    needed = sum(tensor.numel() for tensor in planned.state_dict().values())
+    if needed > 2 * held + 2**20:
+        raise CheckpointError(
+            f"{path}: damaged: its metadata describe a network of {needed:,} weights, it has {held:,}; export it "
+            "again"
+        )
 
 
 def find_device(name: str) -> torch.device:

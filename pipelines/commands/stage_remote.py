@@ -92,7 +92,7 @@ def stage(
             extra = extra_files(target, [one.file for one in objects])
             if delete:
                 remove(target, extra)
-            record = _record(target)
+            record = read_record(target)
             count = Count(progress, sum(one.file.size for one in objects))
             count.add(0)
             right = {one.file.name for one in objects if _is_right(target, one, record)}
@@ -144,7 +144,7 @@ def _shards(url: str, copies: list[str] | None, left_out: LeftOut) -> list[tuple
     return [(File(name, 0, None), place) for name, place in zip(names, urls, strict=True)]
 
 
-def _record(target: Path) -> dict[str, list[object]]:
+def read_record(target: Path) -> dict[str, list[object]]:
     """What an earlier call has noted: key and crc32 by name; nothing if it cannot be read."""
     try:
         found = json.loads((target / RECORD).read_bytes())

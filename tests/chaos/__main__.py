@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos import table
-from tests.chaos.cases import draw
+from tests.chaos.cases import by_torch, draw
 from tests.chaos.course import Chaos, Result
 
 
@@ -19,6 +19,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first case")
     parser.add_argument("--only", type=int, metavar="SEED", help="this case alone")
     parser.add_argument("--ranks", type=int, default=4, choices=(2, 4), help="at most so many")
+    parser.add_argument(
+        "--torch", action="store_true", help="torchrun in place of mpirun and launch"
+    )
     parser.add_argument("--out", type=Path, help="CSV file for the results")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the cases")
     known = parser.parse_args(arguments)
@@ -28,7 +31,8 @@ def main(arguments: list[str]) -> int:
     chaos, results = Chaos(), list[Result]()
     try:
         for seed in seeds:
-            results.append(chaos.run(draw(seed, known.ranks)))
+            case = draw(seed, known.ranks)
+            results.append(chaos.run(by_torch(case) if known.torch else case))
             print(table.line(results[-1]), flush=True)
             if known.out:
                 table.write(known.out, results)

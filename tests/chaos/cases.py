@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 START, MIDDLE, END, SIZE, EVALUATION, SAVE = (
     *("start", "mid-epoch", "epoch end", "size change", "evaluation", "save"),
@@ -14,10 +14,10 @@ TRAINING = MOMENTS[1:]
 WITHIN = (MIDDLE, SIZE)
 RESUMABLE = (MIDDLE, SIZE, EVALUATION)
 """Moments at which there are two checkpoints if the first epoch is over."""
-ALONE, MPIRUN, LAUNCH, HOSTS = "alone", "mpirun", "launch", "hosts"
+ALONE, MPIRUN, LAUNCH, HOSTS, TORCHRUN = "alone", "mpirun", "launch", "hosts", "torchrun"
 LAUNCHERS = (ALONE, MPIRUN, LAUNCH)
 """`hvdtrain train` in one process, below `mpirun`, and below `hvdtrain launch`. HOSTS: below `launch` on
-two hosts in network namespaces; needs root."""
+two hosts in network namespaces; needs root. TORCHRUN takes the place of the launchers of MPI by `torch`."""
 SEVERAL = (MPIRUN, LAUNCH)
 
 
@@ -54,6 +54,7 @@ EARLY = "75 129 130 138 143"
 SIGNALLED = rf"{STOPPED}|{STOP}|interrupted|signal \d+|terminated|before training|ended by"
 OTHER_WEIGHTS = "got (other|different) weights"
 """On two ranks, none can be called the one that has others."""
+LAUNCHER_KILLED = ("kill-mpirun", "kill-launch")
 KINDS = {
     "kill-rank0": _kind("137", KILLED),
     "kill-rank": _kind("137", KILLED, launchers=SEVERAL),
@@ -116,6 +117,8 @@ QUICK = (
 """Faults of different sorts that take seconds: every test run draws one of each sort."""
 OWN_CODES = {MPIRUN: frozenset({1})}
 """Of a launcher that was signalled itself: docs/how-to/resume.md."""
+TORCHRUN_FAILED = frozenset({1})
+"""The code of torchrun where a rank has failed, or it was signalled itself: docs/exit-codes.md."""
 
 
 OTHER_RANKS = 0.25
@@ -139,9 +142,15 @@ class Case:
         return KINDS[self.fault]
 
     @property
+    def says(self) -> str:
+        """Regular expression of a line that must be told."""
+        by_torchrun = self.fault == "kill-restart" and self.launcher == TORCHRUN
+        return "resumed from" if by_torchrun else self.kind.says
+
+    @property
     def leaves(self) -> bool:
         """The launcher may leave its files: it is killed, or is mpirun, which a second signal ends at once."""
-        twice = self.fault.endswith("-twice-launcher") and self.launcher == MPIRUN
+        twice = self.fault.endswith("-twice-launcher") and self.launcher in (MPIRUN, TORCHRUN)
         return self.kind.leaves or twice
 
     def random(self) -> random.Random:
@@ -151,9 +160,19 @@ class Case:
     def documented(self) -> frozenset[int]:
         """Exit codes of the first job that are right, beside 0."""
         codes = self.kind.codes
+        if self.launcher == TORCHRUN:
+            killed = (
+                frozenset({137}) if self.fault in ("kill-all", *LAUNCHER_KILLED) else frozenset()
+            )
+            return TORCHRUN_FAILED | (codes & {0}) | killed
         if self.fault.endswith("-launcher"):
             codes |= OWN_CODES.get(self.launcher, frozenset())
         return codes
+
+
+def by_torch(case: Case) -> Case:
+    """The case with torch's launcher and engine in place of Open MPI and Horovod, where it has several ranks."""
+    return replace(case, launcher=TORCHRUN) if case.launcher in SEVERAL else case
 
 
 def draw(seed: int, most_ranks: int = 4) -> Case:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.netlab import lab
 from tests.chaos import faults, oracle
-from tests.chaos.cases import ALONE, HOSTS, MPIRUN, Case
+from tests.chaos.cases import ALONE, HOSTS, MPIRUN, TORCHRUN, Case
 from tests.chaos.job import Job
 from tests.chaos.moments import Missed, all_events, wait_for
 from tests.launch import REPOSITORY, free_port
@@ -61,23 +61,27 @@ class Chaos:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-        self._references: dict[int, oracle.Reference] = {}
+        self._references: dict[tuple[int, str], oracle.Reference] = {}
 
     def close(self, *, keep: bool = False) -> None:
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def reference(self, ranks: int) -> oracle.Reference:
-        """The undisturbed run on so many ranks; made once. Raises RuntimeError if it fails."""
-        if ranks not in self._references:
-            folder = self.prepared(f"reference-{ranks}")
-            job = Job(folder, ALONE if ranks == 1 else MPIRUN, ranks, WHERE, [])
+    def reference(self, case: Case) -> oracle.Reference:
+        """The undisturbed run on as many ranks; made once. Raises RuntimeError if it fails."""
+        launcher = ALONE if case.ranks == 1 else MPIRUN
+        if case.launcher == TORCHRUN:  # four ranks sum in another order than Open MPI's
+            launcher = TORCHRUN
+        key = case.ranks, launcher
+        if key not in self._references:
+            folder = self.prepared(f"reference-{case.ranks}-{launcher}")
+            job = Job(folder, launcher, case.ranks, WHERE, [])
             if job.wait() != 0:
                 job.end()
                 raise RuntimeError(f"the reference run failed:\n{job.text()}")
             summary = json.loads((folder / "disk/run/summary.json").read_text())
-            self._references[ranks] = oracle.reference_of(folder / "disk/run", summary)
-        return self._references[ranks]
+            self._references[key] = oracle.reference_of(folder / "disk/run", summary)
+        return self._references[key]
 
     def run(self, case: Case) -> Result:
         """One case, with the reference run that it needs."""
@@ -85,7 +89,7 @@ class Chaos:
         if reason := why_not(case):
             result.verdict, result.notes = "skipped", [reason]
             return result
-        reference = self.reference(case.ranks)
+        reference = self.reference(case)
         folder = self.prepared(f"case-{case.seed}")
         began, jobs = time.monotonic(), list[Job]()
         scene = faults.Scene(case, folder, folder / "disk/run", case.random())
@@ -147,7 +151,11 @@ def _course(
     case = scene.case
     faults.before(scene)
     more = faults.settings(scene, free_port())
-    options = ["--max-restarts", "2"] if case.fault == "kill-restart" else []
+    options = ["--max-restarts=2"] if case.fault == "kill-restart" else []
+    if (
+        options and case.launcher == TORCHRUN
+    ):  # which does not know that there is something to resume
+        more += ["--resume", "auto"]
     # An attempt that is killed before its first checkpoint is begun anew.
     where = [*WHERE, "--batch-for-ranks", str(case.ranks)] if case.then_ranks else WHERE
     jobs.append(Job(scene.folder, case.launcher, case.ranks, [*more, *where], options, scene.lab))

@@ -12,8 +12,8 @@ import psutil
 
 from benchmarks.netlab.lab import Lab
 from hvdtrain.signals import MPI_STARTERS
-from tests.chaos.cases import ALONE, HOSTS, LAUNCH
-from tests.launch import BIN, environment, mpirun
+from tests.chaos.cases import ALONE, HOSTS, LAUNCH, TORCHRUN
+from tests.launch import BIN, environment, mpirun, torchrun
 
 MARK = "CHAOS_CASE"
 """Environment variable by which processes of a case are found, whatever became of their parents."""
@@ -48,6 +48,8 @@ class Job:
             hosts = f"localhost:{ranks}" if lab is None else ",".join(lab.hosts)
             words = [TRAIN[0], "launch", "--hosts", hosts, *options, "--", *words[1:]]
             words = [*(lab.inside(0) if lab else []), *words]
+        elif launcher == TORCHRUN:
+            words = torchrun(ranks, *options, *words)
         elif launcher != ALONE:
             words = mpirun(ranks, *words)
         (folder / "tmp").mkdir(exist_ok=True)
@@ -90,9 +92,14 @@ class Job:
         found = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                rank = process.environ().get("OMPI_COMM_WORLD_RANK")
-                parent = process.parent()
-                if rank and parent and parent.name().startswith(MPI_STARTERS):
+                if self.launcher == TORCHRUN:
+                    rank = process.environ().get("RANK")
+                    started = process.ppid() == self.process.pid
+                else:
+                    rank = process.environ().get("OMPI_COMM_WORLD_RANK")
+                    parent = process.parent()
+                    started = parent is not None and parent.name().startswith(MPI_STARTERS)
+                if rank and started:
                     found[int(rank)] = process
         return found
 

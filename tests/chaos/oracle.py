@@ -10,7 +10,7 @@ from typing import Any
 
 from hvdtrain.checkpoint_files import list_checkpoints, verify
 from hvdtrain.errors import CheckpointError
-from tests.chaos.cases import MPIRUN, START, STOP, Case
+from tests.chaos.cases import MPIRUN, START, STOP, TORCHRUN, Case
 from tests.chaos.job import Job
 from tests.chaos.moments import all_events
 from tests.launch import REPOSITORY
@@ -86,22 +86,29 @@ def wrong_codes(case: Case, codes: list[int]) -> list[str]:
 def wrong_words(case: Case, jobs: list[Job], run_dir: Path, *, noticed: bool) -> list[str]:
     """What is wrong with what was printed; `noticed`: the fault had an effect."""
     text = "\n".join(job.text() for job in jobs)
-    signalled = case.launcher == MPIRUN and case.fault.endswith("-launcher")
-    if case.kind.leaves or signalled:  # mpirun has ended: nobody prints what the ranks write
+    signalled = case.launcher in (MPIRUN, TORCHRUN) and case.fault.endswith("-launcher")
+    if case.kind.leaves or signalled:  # the launcher has ended: nobody prints what the ranks write
         text += "\n".join(f"{event}" for event in all_events(run_dir))
-    found = [f"printed {word!r}" for word in ("Traceback", "internal error") if word in text]
+    shown = without_torchruns(text) if case.launcher == TORCHRUN else text
+    found = [f"printed {word!r}" for word in ("Traceback", "internal error") if word in shown]
     # A process that a signal ends says nothing: its shell does.
     mute = case.ranks == 1 and (case.fault.startswith("kill") or case.moment == START)
-    ended = case.kind.says == STOP and _ended_by_itself(run_dir)
-    if (
-        noticed
-        and case.kind.says
-        and not mute
-        and not ended
-        and not re.search(case.kind.says, text)
-    ):
-        found.append(f"silent: no line with {case.kind.says!r}")
+    ended = case.says == STOP and _ended_by_itself(run_dir)
+    if noticed and case.says and not mute and not ended and not re.search(case.says, text):
+        found.append(f"silent: no line with {case.says!r}")
     return found
+
+
+def without_torchruns(text: str) -> str:
+    """Without the tracebacks that torchrun shows of itself when a rank has failed or it was signalled."""
+
+    def kept(found: re.Match[str]) -> str:
+        own = "/torch/distributed/" in found[0] and f"{REPOSITORY}/hvdtrain/" not in found[0]
+        return "" if own else found[0]
+
+    return re.sub(
+        r"^(E\d+ .*)?Traceback \(most.*\n(^(?: |.* +File ).*\n)*", kept, text, flags=re.MULTILINE
+    )
 
 
 def _ended_by_itself(run_dir: Path) -> bool:
@@ -135,8 +142,9 @@ def wrong_end(case: Case, run_dir: Path, reference: Reference) -> list[str]:
 def left_behind(job: Job, run_dir: Path) -> list[str]:
     """Files that no running job needs: temporary ones, shared memory, halves of checkpoints."""
     names = {path.name for path in (job.folder / "tmp").iterdir()}
-    # torch keeps a folder of compiled code for each user, on purpose.
-    found = sorted(name for name in names if not name.startswith("torchinductor_"))
+    # torch keeps a folder of compiled code for each user, on purpose, and torchrun never deletes its folder of logs.
+    kept = ("torchinductor_", "torchelastic_")
+    found = sorted(name for name in names if not name.startswith(kept))
     found += sorted(str(path) for path in job.segments if path.exists())
     found += sorted(path.name for path in (run_dir / "checkpoints").glob(".e*"))
     return found + [name for name in ("file_sd.json",) if (run_dir / name).exists()]

@@ -13,6 +13,7 @@ from hvdtrain.launch.slurm_task import horovod_variables
 from hvdtrain.scaling.calibration_file import read_calibration_file
 from hvdtrain.scaling.compare import read_measured
 from tests.unit.fuzz.data_seeds import datasets
+from tests.unit.fuzz.inference_seeds import inference
 from tests.unit.fuzz.reader import CONFIG, Reader, load_config_text
 from tests.unit.fuzz.run_seeds import runs, weights
 
@@ -101,7 +102,7 @@ def texts(root: Path) -> dict[str, Reader]:
 def readers(root: Path) -> dict[str, Reader]:
     """Every reader with a valid file, in folders below `root`."""
     found: dict[str, Reader] = {}
-    for make in (texts, datasets, weights, runs):
+    for make in (texts, datasets, weights, runs, inference):
         (root / make.__name__).mkdir()
         found |= make(root / make.__name__)
     return found

@@ -24,6 +24,7 @@ NAMES = (
     *("events.jsonl", "environment.json", "config.yaml of a run", "summary.json"),
     *("in meta.json of a run", "bad_samples.jsonl", "tuning.json", "dataset.npz", "in dataset.npz"),
     *("study.json", "events.jsonl of a member", "events.jsonl for its noise scale"),
+    *("images.csv", "images.txt", "exported header", "in exported metadata", "staged record"),
     *("events.jsonl, compared", "config.yaml, compared", "environment.json, compared"),
 )  # fmt: skip
 

@@ -163,8 +163,13 @@ def test_files_that_are_no_exports(run: Path, tmp_path: Path) -> None:
         load(weights)
     file = tmp_path / "net.safetensors"
     export(open_model(run, torch.device("cpu")), "safetensors", file)
-    damaged = file.read_bytes().replace(b'\\"image_size\\": 16', b'\\"image_size\\": -6')
-    assert damaged != file.read_bytes()
-    file.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="image_size"):
-        load(file)
+    whole = file.read_bytes()
+    for old, new, told in (
+        ('\\"image_size\\": 16', '\\"image_size\\": -6', "image_size"),
+        ('\\"resnet8_cifar\\", ', '\\"nfnet_f5\\",      ', "a network of 374,"),  # 1.5 GB
+    ):
+        damaged = whole.replace(old.encode(), new.encode())
+        assert damaged != whole
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=told):
+            load(file)
