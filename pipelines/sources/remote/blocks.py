@@ -13,6 +13,7 @@ is damaged is fetched again. Those that were fetched, or first read by a process
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -55,6 +56,8 @@ class BlockCache:
             )
         self._checked: dict[str, bytearray] = {}
         """By object: 1 for each block that this process has checked."""
+        self._told = False
+        """That blocks are deleted which are read again."""
         self._making = threading.Lock()
 
     def read(
@@ -99,6 +102,13 @@ class BlockCache:
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
+            if checked is not None and checked[number] and not self._told:
+                self._told = True
+                reason = (
+                    f"blocks in {self.folder} are deleted before they are read again: too few for all "
+                    "that is read from afar on this node"
+                )
+                RETRIES.count("data.remote_cache.size_gb", OSError(errno.ENOSPC, reason))
             return False
         try:
             if checked is not None and checked[number]:
