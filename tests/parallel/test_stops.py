@@ -45,7 +45,12 @@ COMMANDS = {
     "horovodrun": ["horovodrun", "-np", "2", *TRAIN],
     "launch": [*LAUNCH, "--", "train"],
 }
-SIGNALS = [*itertools.product(COMMANDS, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))]
+SIGNALS = [
+    *itertools.product(["launch"], (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+    *itertools.product(["mpirun"], (signal.SIGINT, signal.SIGTERM)),
+    *[("alone", signal.SIGHUP), ("horovodrun", signal.SIGTERM)],
+]
+"""`make chaos` sends the others, too."""
 COMMANDS["by horovodrun"] = [*LAUNCH, "--launcher=horovodrun", "--", "train"]
 SIGNALS.append(("by horovodrun", signal.SIGINT))
 
