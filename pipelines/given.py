@@ -39,7 +39,7 @@ class Fault:
     """Why an image cannot be used."""
 
     reason: str
-    """One of `bad.REASONS`."""
+    """One of `bad.REASONS`, or `network`: what it computes of the image is not finite."""
     detail: str
 
 

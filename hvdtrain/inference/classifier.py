@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pipelines.given import Fault, Given, GivenImages
 
 BATCH = 32
 """Images of one forward pass, if nothing else is asked for."""
+
+NOT_FINITE = Fault("network", "what the network computes of it is not finite")
 
 AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -90,6 +93,9 @@ class Classifier:
                         yield Prediction(name, [], [], [], some.faults[k]), None
                         continue
                     row = rows[k]
+                    if not math.isfinite(best[row][0]):
+                        yield Prediction(name, [], [], [], NOT_FINITE), some.images[row]
+                        continue
                     names = [self.classes[label] for label in labels[row]]
                     yield Prediction(name, names, best[row], labels[row]), some.images[row]
 

@@ -38,6 +38,20 @@ def test_predictions_are_those_of_an_evaluation(images: Path, run: Path) -> None
     assert all(sum(one.probabilities) == pytest.approx(1, abs=1e-6) for one in found)
 
 
+def test_what_is_not_finite_is_a_row_with_its_reason(images: Path, run: Path) -> None:
+    classifier = load(run, "cpu")
+
+    def overflow(_module: object, _inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        logits[1, 0] = torch.inf
+        return logits
+
+    classifier.network.register_forward_hook(overflow)
+    good, bad = classifier.predict(sorted((images / "val/cat").iterdir())[:2])
+    assert good.fault is None
+    assert bad.fault is not None
+    assert (bad.fault.reason, bad.classes, bad.probabilities) == ("network", [], [])
+
+
 def test_paths_pixels_and_pictures_give_the_same(images: Path, run: Path) -> None:
     classifier = load(run, "cpu")
     path = images / "val/cat/2.png"
