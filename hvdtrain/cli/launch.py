@@ -181,6 +181,15 @@ def slurm(
     spares: Annotated[
         int, typer.Option(min=0, help="Nodes beyond these, for when one is lost or keeps failing.")
     ] = 0,
+    min_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="M",
+            help="Go on with fewer nodes, at least M and with the same global batch, where one is lost and "
+            "no spare is left. Default: never with fewer.",
+        ),
+    ] = None,
     ranks_per_node: Annotated[
         int | None, typer.Option(min=1, help="Ranks of each node. Default: one per GPU.")
     ] = None,
@@ -229,6 +238,7 @@ def slurm(
         overrides=overrides or [],
         nodes=nodes,
         spares=spares,
+        min_nodes=min_nodes,
         ranks_per_node=ranks_per_node,
         total_ranks=ranks,
         gpus=gpus,

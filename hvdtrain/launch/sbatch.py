@@ -29,6 +29,8 @@ class Script:
     nodes: int = 1
     spares: int = 0
     """Nodes beyond `nodes`, which take the place of lost ones."""
+    min_nodes: int | None = None
+    """With how many nodes at least the job goes on where no spare is left; None: with `nodes`."""
     ranks_per_node: int | None = None
     """None: one per GPU, or one without GPUs."""
     total_ranks: int | None = None
@@ -76,6 +78,13 @@ def render(script: Script) -> str:
         raise ConfigError("--container: give --image, the container's file or name")
     if script.spares and (script.container is not None or script.total_ranks is not None):
         raise ConfigError("--spares: not with --container or --ranks: give --nodes")
+    if script.min_nodes is not None:
+        if script.container is not None or script.total_ranks is not None:
+            raise ConfigError("--min-nodes: not with --container or --ranks: give --nodes")
+        if script.min_nodes >= script.nodes:
+            raise ConfigError(
+                f"--min-nodes {script.min_nodes}: expected fewer than the {script.nodes} of --nodes"
+            )
     for text in (script.name, script.time, script.partition or "", script.image, script.config):
         if "\n" in text:
             raise ConfigError(f"a setting of a batch script must be one line, found {text!r}")
@@ -101,7 +110,7 @@ def _header(script: Script) -> str:
         options.append(f"--array=0-{len(script.sweep) - 1}")
     log = "%A-%a" if script.sweep else "%j"
     options += [f"--output=%x-{log}.log", "--open-mode=append", "--requeue"]
-    if script.spares:
+    if script.spares or script.min_nodes is not None:
         options.append("--no-kill")
     options.append(f"--signal=B:USR1@{SIGNAL_S}")
     lines = ["#!/bin/bash", *(f"#SBATCH {_option(option)}" for option in options), ""]
@@ -164,7 +173,8 @@ def _start(script: Script) -> str:
     if script.container is None:
         launcher = " --launcher mpirun" if script.launcher == "mpirun" else ""
         spares = f" --nodes {script.nodes}" if script.spares else ""
-        options = f"{launcher}{spares} --max-restarts {RESTARTS}"
+        least = "" if script.min_nodes is None else f" --min-nodes {script.min_nodes}"
+        options = f"{launcher}{spares}{least} --max-restarts {RESTARTS}"
         return f"hvdtrain launch{options} -- \\\n    {train}"
     return f"""\
 # The ranks find each other through a store on this node; it closes when all have.

@@ -220,6 +220,24 @@ def test_a_lost_node(jobs: Jobs) -> None:
     assert weights(jobs.run_dir("lost", lost)) == weights(jobs.run_dir("whole", whole))
 
 
+@LOST_HOSTS
+def test_a_lost_node_without_a_spare(jobs: Jobs) -> None:
+    """The job goes on with the other node, and with the same images an update."""
+    lost = start_two_epochs(jobs, "fewer", "--min-nodes", "1")
+    jobs.wait_for_steps("fewer", lost, 10)
+    jobs.slurm.lose("n2")
+    try:
+        jobs.slurm.until("the end", lambda: "in total, without" in jobs.log("fewer", lost))
+    finally:
+        jobs.slurm.restore("n2")
+    assert jobs.slurm.finish(lost)["JobState"] == "COMPLETED", jobs.log("fewer", lost)
+    events = (jobs.run_dir("fewer", lost) / "events.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in events]
+    assert [one["world_size"] for one in told if one["kind"] == "start"] == [2, 1]
+    assert len({one["global_batch_size"] for one in told if one["kind"] == "train"}) == 1
+    assert any("n2 does not answer: it is left out" in one.get("text", "") for one in told)
+
+
 def test_container_and_staging(jobs: Jobs) -> None:
     """In a container the store is a separate command. A stand-in for Apptainer runs its arguments."""
     stand_in = jobs.folder / "bin/apptainer"

@@ -38,6 +38,9 @@ SCRIPTS = {
         *("--ranks-per-node", "2", "--cores", "1", "--time", "10", "--partition", "debug"),
         *("--environment", "my env.sh"),
     ],
+    "tests/golden/slurm/lost_nodes.sbatch": [
+        *("configs/demo_digits.yaml", "--nodes", "4", "--spares", "1", "--min-nodes", "2"),
+    ],
     "tests/golden/slurm/staged_boxes.sbatch": [
         *("configs/demo_digits.yaml", "--gpus", "0", "--nodes", "2", "--container", "apptainer"),
         *("--image", "my image.sif", "--stage", "/data/a b"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hvdtrain.errors import ConfigError
 from tests.golden.render_slurm import ROOT, SCRIPTS, rendered
 
 
@@ -22,6 +23,22 @@ def test_every_script_is_generated_and_documented() -> None:
     assert shipped == {name for name in SCRIPTS if name.startswith("slurm/")}
     text = (ROOT / "slurm/README.md").read_text()
     assert [name for name in shipped if Path(name).name not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--nodes", "2", "--min-nodes", "2"], "expected fewer than the 2 of --nodes"),
+        (["--ranks", "8", "--min-nodes", "1"], "not with --container or --ranks"),
+        (["--ranks", "8", "--spares", "1"], "--spares: not with"),
+    ],
+)
+def test_options_that_cannot_be_combined(
+    options: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=told):
+        rendered(["configs/demo_digits.yaml", *options])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
