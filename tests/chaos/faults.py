@@ -30,6 +30,8 @@ STALL_TIMEOUT_S = 8
 MORE_MEMORY = 2**22
 """Bytes that a rank may still take when its memory is limited."""
 LINK_GBIT = 1.0
+REMOUNTS = 100
+"""Attempts to make a disk read-only."""
 
 
 @dataclass
@@ -209,9 +211,21 @@ def _disk(scene: Scene) -> None:
                 pass
         scene.repair.append(ballast.unlink)
     elif scene.case.fault == "read-only":
-        scene.mount(disk, "--bind", str(disk))
-        scene.mount(disk, "-o", "remount,bind,ro")
+        _make_read_only(scene, disk)
         scene.repair.append(lambda: scene.unmount(disk))
+
+
+def _make_read_only(scene: Scene, disk: Path) -> None:
+    """It cannot be done while a file that was opened since the first mount is open for writing."""
+    scene.mount(disk, "--bind", str(disk))
+    for left in reversed(range(REMOUNTS)):
+        try:
+            scene.mount(disk, "-o", "remount,bind,ro")
+            return
+        except subprocess.CalledProcessError:
+            if left == 0:
+                raise
+            time.sleep(0.05)
 
 
 def _image(scene: Scene) -> None:
