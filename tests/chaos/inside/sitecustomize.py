@@ -6,13 +6,14 @@ A thread waits for the file `strike-RANK` in the folder of the case; its one wor
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 FOLDER = os.environ.get("CHAOS_CASE", "")
-RANK = os.environ.get("OMPI_COMM_WORLD_RANK", "0")
+RANK = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("RANK", "0")
 HOUR_S = 3600.0
 
 
@@ -83,5 +84,6 @@ def _hang_reading() -> None:
     Stream._read_one = hang  # type: ignore[assignment,method-assign]
 
 
-if FOLDER:
+LAUNCHERS = {"launch", "torch.distributed.run"}  # Python programs, too, whose number would be 0
+if FOLDER and not LAUNCHERS & set(sys.orig_argv):
     threading.Thread(target=_wait, daemon=True).start()
