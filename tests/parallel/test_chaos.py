@@ -19,9 +19,7 @@ from tests.chaos.cases import (
     MPIRUN,
     QUICK,
     SAVE,
-    TORCHRUN,
     Case,
-    by_torch,
     draw,
     draw_quick,
 )
@@ -53,10 +51,9 @@ def seed() -> int:
 
 
 def drawn() -> list[Case]:
-    """Cases for this commit, each of another sort; every second one with torch's engine, if it has two ranks."""
+    """Cases for this commit, each of another sort."""
     cases = draw_quick(seed(), lambda case: why_not(case) is None)
-    chosen = random.Random(seed()).sample(cases, min(DRAWN, len(cases)))
-    return [by_torch(case) if number % 2 else case for number, case in enumerate(chosen)]
+    return random.Random(seed()).sample(cases, min(DRAWN, len(cases)))
 
 
 def name(case: Case) -> str:
@@ -83,8 +80,7 @@ def test_a_drawn_fault(case: Case, chaos: Chaos) -> None:
         result = chaos.run(case)
         if result.verdict != "missed":
             break
-    engine = " --torch" if case.launcher == TORCHRUN else ""
-    again = f"again: python -m tests.chaos --ranks 2 --only {case.seed}{engine}"
+    again = f"again: python -m tests.chaos --ranks 2 --only {case.seed}"
     assert result.verdict in ("ok", "leak"), f"{line(result)}\n{again}"
 
 
