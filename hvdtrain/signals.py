@@ -122,9 +122,8 @@ def heard(hear: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if (
-                signal.getsignal(number) is _left_to_thread
-            ):  # else ignored to the end of the process
+            # One that is ignored by now stays so: the process is ending.
+            if signal.getsignal(number) is _left_to_thread:
                 signal.signal(number, handler)
         signal.set_wakeup_fd(outer)
         _hearers.clear()

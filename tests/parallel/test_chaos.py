@@ -24,7 +24,7 @@ from tests.chaos.cases import (
     draw_quick,
 )
 from tests.chaos.course import Chaos, why_not
-from tests.chaos.oracle import documented_codes
+from tests.chaos.oracle import documented_codes, without_torchruns
 from tests.chaos.table import line
 from tests.launch import REPOSITORY
 
@@ -106,3 +106,12 @@ def test_as_many_seeds_as_faults_have_each_fault_once() -> None:
 
 def test_expected_exit_codes_are_documented() -> None:
     assert documented_codes() >= {code for kind in KINDS.values() for code in kind.codes}
+
+
+def test_tracebacks_of_torchrun_alone_are_left_out() -> None:
+    place = "/x/site-packages/torch/distributed/elastic/multiprocessing/api.py"
+    own = f'E1130 8:15:02 7 api.py:9] Traceback (most recent call last):\n  File "{place}", line 1\n    x()\n'
+    ours = own + f'  File "{REPOSITORY}/hvdtrain/train.py", line 2\n'
+    assert without_torchruns(f"a\n{own}b\n") == "a\nb\n"
+    assert without_torchruns(f"a\n{ours}b\n") == f"a\n{ours}b\n"
+    assert "Traceback" in without_torchruns(own.replace(place, "/x/pipelines/stream.py"))

@@ -68,8 +68,10 @@ def test_the_cause_is_found(
     command = ENGINES[engine](2, sys.executable, WORKER, images, tmp_path)
     found = report(command, tmp_path, slow)
     require_cause(found, cause, explanation.format(host=os.uname().nodename))
-    if cause == "data":  # less where images are prefetched, and where a step takes longer by itself
-        assert 0.25 < found["lost_data_ratio"] < INJECTED + 0.1
+    if cause == "data":  # some images are prefetched, and a step is slower on a busy machine
+        waiting = 1 - found["computing_s"] / found["step_seconds"]
+        assert found["lost_data_ratio"] == pytest.approx(waiting, abs=0.1)
+        assert waiting > 0.25
     else:
         assert found["lost_straggling_ratio"] == pytest.approx(INJECTED, abs=0.25)
     assert found["straggler"] == (1 if cause == "straggling" else None)

@@ -105,8 +105,8 @@ class BlockCache:
             if checked is not None and checked[number] and not self._told:
                 self._told = True
                 reason = (
-                    f"blocks in {self.folder} are deleted before they are read again: too few for all "
-                    "that is read from afar on this node"
+                    "too small for all that this node reads from afar: blocks in "
+                    f"{self.folder} are deleted before they are read again"
                 )
                 RETRIES.count("data.remote_cache.size_gb", OSError(errno.ENOSPC, reason))
             return False

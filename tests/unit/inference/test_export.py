@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -23,6 +24,7 @@ from hvdtrain.inference import export as export_module
 from hvdtrain.inference.classifier import load
 from hvdtrain.inference.export import export
 from hvdtrain.inference.opened import open_model
+from hvdtrain.models import MODELS
 from tests.study_runs import made_run
 
 PLAIN_TORCH = """
@@ -155,6 +157,22 @@ def test_nothing_is_left_where_logits_differ(
     with pytest.raises(HvdtrainError, match=r"logits differ by 0\.001"):
         export(open_model(run, torch.device("cpu")), "safetensors", tmp_path / "net.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_computes_while_it_is_built(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchvision's RegNets, whose size is not known before."""
+    make, file = MODELS["resnet8_cifar"], tmp_path / "net.safetensors"
+
+    @functools.wraps(make)
+    def computing(*args: object, **options: object) -> torch.nn.Module:
+        assert torch.linspace(0, 1, 3).tolist() == [0, 0.5, 1]
+        return make(*args, **options)
+
+    monkeypatch.setitem(MODELS, "resnet8_cifar", computing)
+    export(open_model(run, torch.device("cpu")), "safetensors", file)
+    assert load(file).classes == ["cat", "dog"]
 
 
 def test_files_that_are_no_exports(run: Path, tmp_path: Path) -> None:

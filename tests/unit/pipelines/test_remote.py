@@ -184,7 +184,7 @@ def test_the_cache_keeps_to_its_limit(web, tmp_path, monkeypatch):
             assert used <= limit
     assert int((folder / "used").read_text()) <= limit
     [told] = RETRIES.take().first
-    assert told.startswith("data.remote_cache.size_gb (blocks in ")
+    assert told.startswith("data.remote_cache.size_gb (too small for all ")
     assert "deleted before they are read again" in told
 
 
