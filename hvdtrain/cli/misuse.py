@@ -58,7 +58,7 @@ def _command(ctx: Any) -> str:
 def _no_such_option(error: Any, command: str) -> str:
     option = next((w for w in sys.argv[1:] if w.startswith(error.option_name)), error.option_name)
     option, _, value = option.partition("=")
-    if command.split()[1:2] == ["launch"]:
+    if command.split()[1:] in (["launch"], ["launch", "run"]):
         return (
             f"{option}: not an option of launch; the command of the ranks comes after two dashes: "
             "hvdtrain launch --hosts localhost:2 -- train CONFIG …"

@@ -48,6 +48,7 @@ WRONG = [
     ("data pakc", "No such command 'pakc'"),
     ("config shwo a.yaml", "No such command 'shwo'"),
     ("launch --resume auto train a.yaml", "the command of the ranks comes after two dashes"),
+    ("launch slurm a.yaml --min-node 1", "--min-node: no such option; did you mean --min-nodes?"),
     ("launch train a.yaml --resume auto", "the command of the ranks comes after two dashes"),
     ("launch -np 2 train a.yaml", "-np: not an option of launch"),
     ("launch --hosts localhost:2 -- a.yaml", "expected a command such as train, found a.yaml"),
