@@ -3,6 +3,7 @@ ranks agree about once a second."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -191,9 +192,11 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.requested:
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        if self.requested:
+            atexit.register(ignore_repeats)  # Python puts back all handlers but this
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
