@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from hvdtrain.errors import ConfigError, ResourceError
 from hvdtrain.launch.commands import ENDLESS
@@ -26,6 +27,8 @@ BLAMED = tuple(
     )
 )
 """Lines of launchers and ranks that name the host of a fault."""
+AT_ONCE = 32
+"""Nodes that are asked at the same time."""
 ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: ")
 AWAY = re.compile(r"down|fail|drain|drng|boot|power|reboot|unk|\*", re.IGNORECASE)
 """States of a node on which Slurm starts nothing. Source: sinfo(1), NODE STATE CODES."""
@@ -212,11 +215,32 @@ def _named(host: Host, names: Collection[str]) -> bool:
 
 
 def away_in_slurm(hosts: Sequence[Host]) -> set[str]:
-    """The nodes on which Slurm would start nothing; empty if sinfo does not say."""
+    """The nodes on which Slurm would start nothing, and those on which it tries in vain; empty if sinfo does
+    not say.
+
+    Slurm takes a lost node for a good one until its SlurmdTimeout is over, by default five minutes. Until then
+    mpirun would wait for it, without end.
+    """
     names = [host.name for host in hosts]
     try:
         text = ask("sinfo", "--noheader", "--Node", "--nodes", ",".join(names), "--format", "%N %t")
     except ResourceError:
         return set()
     rows = [line.split() for line in text.splitlines()]
-    return {row[0] for row in rows if len(row) == 2 and AWAY.search(row[1])}
+    away = {row[0] for row in rows if len(row) == 2 and AWAY.search(row[1])}
+    asked = [name for name in names if name not in away]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = list(pool.map(_starts_a_task, asked))
+    # Where none does, it is not the nodes: the one that asks is among them.
+    mute = {name for name, answer in zip(asked, answers, strict=True) if not answer}
+    return away | mute if any(answers) else away
+
+
+def _starts_a_task(node: str) -> bool:
+    """Whether Slurm starts a task on a node of this job now."""
+    where = ("--nodes=1", "--ntasks=1", "--ntasks-per-node=1", f"--nodelist={node}")
+    try:
+        ask("srun", "--overlap", *where, "true")
+    except ResourceError:
+        return False
+    return True

@@ -141,6 +141,9 @@ def prepare(
     if request.launcher == "horovodrun":  # it puts its whole environment on ssh's command line
         kept = {*HOROVODRUN_NEEDS, *request.names}
         env = {name: value for name, value in env.items() if name in kept}
+    if request.in_slurm and request.launcher == "mpirun":
+        # After a node is lost, the step of the daemons lives on; those of the next attempt would wait for it.
+        env = {"SLURM_OVERLAP": "1", **env}
     gloo_by_srun = request.launcher == "srun" and request.controller == "gloo"
     needs_store = gloo_by_srun and request.placement.size > 1 and horovod
     return Job(request, launcher_command(request), env, needs_store)

@@ -221,9 +221,10 @@ def test_a_lost_node(jobs: Jobs) -> None:
 
 
 @LOST_HOSTS
-def test_a_lost_node_without_a_spare(jobs: Jobs) -> None:
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_a_lost_node_without_a_spare(jobs: Jobs, launcher: str) -> None:
     """The job goes on with the other node, and with the same images an update."""
-    lost = start_two_epochs(jobs, "fewer", "--min-nodes", "1")
+    lost = start_two_epochs(jobs, "fewer", "--min-nodes", "1", "--launcher", launcher)
     jobs.wait_for_steps("fewer", lost, 10)
     jobs.slurm.lose("n2")
     try:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from hvdtrain.errors import ConfigError
+from hvdtrain.errors import ConfigError, ResourceError
+from hvdtrain.launch import spares
 from hvdtrain.launch.hosts import Host, parse_hosts
 from hvdtrain.launch.placement import place, placement_text
 from hvdtrain.launch.spares import AWAY, Pool, blamed
@@ -187,3 +188,23 @@ def test_a_spare_comes_before_fewer_hosts() -> None:
     assert names(hosts) == ["a", "c"]
     assert hosts.renew([], gone("b", "c"))[0] == "c does not answer: it is left out"
     assert names(hosts) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "away"), [(("a",), {"b", "c"}), (("a", "b"), {"c"}), ((), {"c"})]
+)
+def test_nodes_on_which_slurm_starts_nothing(
+    starts: tuple[str, ...], away: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm calls b idle. Where no node at all starts a task, it is not the nodes."""
+
+    def ask(*words: str) -> str:
+        if words[0] == "sinfo":
+            return "a mix\nb idle\nc down*\n"
+        node = next(word for word in words if word.startswith("--nodelist="))
+        if node.removeprefix("--nodelist=") not in starts:
+            raise ResourceError("srun: error")
+        return ""
+
+    monkeypatch.setattr(spares, "ask", ask)
+    assert spares.away_in_slurm(parse_hosts("a,b,c")) == away
