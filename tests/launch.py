@@ -28,8 +28,11 @@ BIN = Path(sys.executable).parent
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a user who activated the virtual environment."""
-    env = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONUNBUFFERED="1")
+    """The environment of a user who activated the virtual environment.
+
+    Python buffers its output: unbuffered, `print` writes a line in pieces, and lines of two ranks mix.
+    """
+    env = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONUNBUFFERED="")
     env["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))
     )
