@@ -51,7 +51,7 @@ STOP = "'kind': 'stop'"
 STOPPED = "stopped by a signal"
 EARLY = "75 129 130 138 143"
 """A stop, in training or before it."""
-SIGNALLED = rf"{STOPPED}|{STOP}|interrupted|signal \d+|terminated|before training|ended by"
+SIGNALLED = rf"{STOPPED}|{STOP}|interrupted|[Ss]ignal \d+|terminated|before training|ended by"
 OTHER_WEIGHTS = "got (other|different) weights"
 """On two ranks, none can be called the one that has others."""
 LAUNCHER_KILLED = ("kill-mpirun", "kill-launch")
@@ -119,6 +119,11 @@ OWN_CODES = {MPIRUN: frozenset({1})}
 """Of a launcher that was signalled itself: docs/how-to/resume.md."""
 TORCHRUN_FAILED = frozenset({1})
 """The code of torchrun where a rank has failed, or it was signalled itself: docs/exit-codes.md."""
+TORCHRUN_ENDED = {
+    **dict.fromkeys(("kill-all", *LAUNCHER_KILLED), frozenset({137})),
+    **dict.fromkeys(("usr1-launcher", "usr1-twice-launcher"), frozenset({138})),
+}
+"""Where the fault ends torchrun itself: it does not know SIGUSR1."""
 
 
 OTHER_RANKS = 0.25
@@ -161,10 +166,7 @@ class Case:
         """Exit codes of the first job that are right, beside 0."""
         codes = self.kind.codes
         if self.launcher == TORCHRUN:
-            killed = (
-                frozenset({137}) if self.fault in ("kill-all", *LAUNCHER_KILLED) else frozenset()
-            )
-            return TORCHRUN_FAILED | (codes & {0}) | killed
+            return TORCHRUN_FAILED | (codes & {0}) | TORCHRUN_ENDED.get(self.fault, frozenset())
         if self.fault.endswith("-launcher"):
             codes |= OWN_CODES.get(self.launcher, frozenset())
         return codes
