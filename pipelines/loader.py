@@ -87,8 +87,8 @@ class Loaders:
         With it or with a cache, give the `offer` of every rank to `accept` before the first pass.
         """
         limit_arenas()
-        if device == torch.device("cuda"):
-            device = torch.device("cuda", local_rank)
+        if device == torch.device("cuda"):  # one that a launcher has bound is the only one
+            device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
         self._data, self._device, self._pairs = data, device, pairs
         cores = len(os.sched_getaffinity(0))
         self.decode_threads = data.decode_threads or max(1, cores // local_size)
