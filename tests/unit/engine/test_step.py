@@ -209,6 +209,20 @@ def test_calibration_changes_nothing() -> None:
     assert noise.scale.measured == 1
 
 
+def test_cudnn_tries_its_kernels_for_the_first_shape_of_an_evaluation_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    pooled = nn.Sequential(nn.Conv2d(3, 7, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    state, tried = state_of(pooled), []
+    pooled.register_forward_hook(lambda *_: tried.append(torch.backends.cudnn.benchmark))
+    whole = images(4)
+    tall = Images(whole.images[..., :6], whole.labels, whole.weights)
+    evaluate(state, [whole, tall, whole], 12)
+    assert tried == [True, False, True]
+    assert torch.backends.cudnn.benchmark
+
+
 def test_a_state_that_is_dropped_is_freed() -> None:
     state = state_of(network(norm=True))
     train_step(state, images(8), 0.1, 0.9)
