@@ -33,6 +33,8 @@ from progress import Progress, SetupError
 
 RECIPE = 1  # raise it when a change of this file changes the built wheel
 CXX20_SINCE_TORCH = (2, 10)  # its headers need C++20; older ones C++17
+# All parts of nvcc by one release: pip takes newest ones of those that are not named, which do not fit.
+CUDA_WHEELS = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
 
 
 def patches_digest(patches: list[Path]) -> str:
@@ -204,7 +206,7 @@ def _get_cuda(
     toolkit = asked["cuda_toolkit_wheel"]  # torch depends on it since CUDA 13
     if home is None and toolkit:
         progress.note(f"no CUDA {asked['cuda']} toolkit found: installing nvcc from PyPI")
-        pip = [str(python), "-m", "pip", "install", f"cuda-toolkit[nvcc,cccl]=={toolkit}"]
+        pip = [str(python), "-m", "pip", "install", f"{CUDA_WHEELS}=={toolkit}"]
         progress.run("installing nvcc", pip, cache / "nvcc.log", env, cache)
         home = find_cuda(asked["cuda"], env, site)
     if home is None:

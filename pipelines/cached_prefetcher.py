@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from pipelines.cache import Cache
+from pipelines.images.numbers import copied_to
 from pipelines.images.recipes import FILTERS, Inputs, Recipe
 from pipelines.order import Share
 from pipelines.sampling import Pass, Sampler
@@ -122,11 +123,11 @@ def cropped(pixels: torch.Tensor, inputs: Inputs, *, black: bool = False) -> tor
         pad, offset = int(inputs["pad"][0, 0]), inputs["offset"]
     if resized != (source_height, source_width):
         pixels = _resized(pixels, *resized, FILTERS[inputs["filter"][0]])
-    places = torch.from_numpy(offset - pad).to(pixels.device)
+    mirrored = inputs.get("mirror", np.zeros(0, np.int32))
+    places, mirror = copied_to(pixels.device, offset - pad, mirrored)
     rows, columns = (places[:, k : k + 1] + _upto(n, pixels) for k, n in enumerate((height, width)))
-    if "mirror" in inputs:
-        mirror = torch.from_numpy(inputs["mirror"]).to(pixels.device).bool()
-        columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    if len(mirrored):
+        columns = torch.where(mirror.bool()[:, None], columns.flip(1), columns)
     outside = _outside(rows, columns, resized) if black else None
     rows, columns = _reflected(rows, resized[0]), _reflected(columns, resized[1])
     rows += resized[0] * _upto(count, pixels)[:, None]

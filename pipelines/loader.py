@@ -20,6 +20,7 @@ from pipelines.cached_prefetcher import CachedPrefetcher
 from pipelines.datasets import open_datasets
 from pipelines.exchange import Exchange, Place
 from pipelines.images.decoder import Decoder
+from pipelines.images.numbers import copied_to
 from pipelines.images.on_device import Changes
 from pipelines.images.recipes import Recipe
 from pipelines.images.windows import WindowDecoder
@@ -87,8 +88,8 @@ class Loaders:
         With it or with a cache, give the `offer` of every rank to `accept` before the first pass.
         """
         limit_arenas()
-        if device == torch.device("cuda"):
-            device = torch.device("cuda", local_rank)
+        if device == torch.device("cuda"):  # one that a launcher has bound is the only one
+            device = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
         self._data, self._device, self._pairs = data, device, pairs
         cores = len(os.sched_getaffinity(0))
         self.decode_threads = data.decode_threads or max(1, cores // local_size)
@@ -283,8 +284,7 @@ class Loaders:
         """The batch with labels and weights on the device, where the images are."""
         if self._device.type == "cpu":
             return batch
-        labels = batch.labels.to(self._device, non_blocking=True)
-        weights = batch.weights.to(self._device, non_blocking=True)
+        labels, weights = copied_to(self._device, batch.labels.numpy(), batch.weights.numpy())
         return replace(batch, labels=labels, weights=weights)
 
     def _release(self, batch: Batch) -> None:

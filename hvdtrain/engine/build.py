@@ -11,6 +11,7 @@ import torch
 
 from hvdtrain import activity
 from hvdtrain.comm.agreement import require_equal, together
+from hvdtrain.comm.gpus import own_gpu
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import cores_for_rank
 from hvdtrain.config.networks import as_made
@@ -107,21 +108,22 @@ def open_shared(
 
 
 def choose_device(comm: Comm) -> torch.device:
-    """The GPU of this local rank, or the CPU where there is no GPU; set up for training.
+    """The GPU of this rank, or the CPU where there is no GPU; set up for training.
 
     Raises ConfigError if the host has fewer GPUs than ranks.
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
         return torch.device("cpu")
-    if comm.local_rank >= torch.cuda.device_count():
+    visible = torch.cuda.device_count()
+    index = own_gpu(comm.local_rank, visible)
+    if index is None:
         raise ConfigError(
-            f"{comm.local_size} ranks on {socket.gethostname()}, which has "
-            f"{torch.cuda.device_count()} GPUs: start one rank per GPU"
+            f"{comm.local_size} ranks on {socket.gethostname()}, which has {visible} GPUs: start one rank per GPU"
         )
-    torch.cuda.set_device(comm.local_rank)
+    torch.cuda.set_device(index)
     torch.backends.cudnn.benchmark = True
-    return torch.device("cuda", comm.local_rank)
+    return torch.device("cuda", index)
 
 
 def open_loaders(

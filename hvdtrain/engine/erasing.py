@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pipelines.hashing import uniforms
+from pipelines.images.numbers import copied_to
 
 _ERASE = 7  # keeps these draws apart from those of the pipelines and of mixing
 _ATTEMPTS = 10
@@ -33,7 +34,8 @@ class Erasing:
         if not self.probability:
             return images
         boxes = self._boxes(ids, epoch, *images.shape[2:])
-        top, bottom, left, right = torch.from_numpy(boxes).to(images.device)[:, :, None]
+        [sent] = copied_to(images.device, boxes)
+        top, bottom, left, right = sent[:, :, None]
         rows = torch.arange(images.shape[2], device=images.device)
         columns = torch.arange(images.shape[3], device=images.device)
         in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

@@ -48,9 +48,12 @@ def _evaluate(
     network = partial(state.forward, averaged=True)
     with pooled_statistics(state):
         sums, seen = torch.zeros(len(SUMS), dtype=torch.float64, device=state.settings.device), 0
+        usual: torch.Size | None = None
         for batch in batches:
             activity.beat()
-            logits = mean_logits(network, batch.images, state.settings.val_views)
+            usual = usual or batch.images.shape
+            with _kernels(chosen_by_trial=batch.images.shape == usual):
+                logits = mean_logits(network, batch.images, state.settings.val_views)
             losses = functional.cross_entropy(logits, batch.labels, reduction="none")
             loss = torch.dot(losses, batch.weights)
             sums += sums_of(logits, loss, batch.labels, batch.weights)
@@ -62,6 +65,18 @@ def _evaluate(
     if round(count) != expected:
         raise DataError(f"evaluation counted {count:.0f} images, expected exactly {expected}")
     return {"loss": loss_sum / count, "top1": top1 / count, "top5": top5 / count}
+
+
+@contextlib.contextmanager
+def _kernels(*, chosen_by_trial: bool) -> Iterator[None]:
+    """cuDNN tries its kernels for each new shape, which takes longer than a few batches save: evaluation
+    on rectangles has many shapes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before and chosen_by_trial
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def rank_buffers(state: State) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ import torch
 
 from hvdtrain.config.schema import Config
 from pipelines.hashing import uniforms
+from pipelines.images.numbers import copied_to
 
 _MIX = 3  # streams of random numbers that the pipelines do not use
 _PARTNER = 10
@@ -105,7 +106,7 @@ class Mixing:
         if self.partner != "random":
             return Part(*(each.roll(-self.repeats, 0) for each in own))
         order = np.argsort(uniforms(ids, 1, _PARTNER, self.seed, epoch)[:, 0], kind="stable")
-        places = torch.from_numpy(order).to(part.images.device)
+        [places] = copied_to(part.images.device, order)
         return Part(*(each[places] for each in own))
 
     def _draws(self, ids: np.ndarray, epoch: int, images: torch.Tensor) -> _Draws:
@@ -115,8 +116,9 @@ class Mixing:
         alpha = np.where(cut, self.cutmix, self.mixup)[:, None]
         shares = _beta(u[:, :_ATTEMPTS], u[:, _ATTEMPTS:-3], alpha)
         place = u[:, -3:-1]
-        on_device = [torch.from_numpy(v).to(images.device) for v in (shares, place, cut)]
-        return _Draws(on_device[0].float(), on_device[1].float(), on_device[2])
+        return _Draws(
+            *copied_to(images.device, shares.astype(np.float32), place.astype(np.float32), cut)
+        )
 
     def _mixed(self, part: Part, other: Part, draws: _Draws) -> Part:
         unmixed = ~((part.weights > 0) & (other.weights > 0))

@@ -163,7 +163,9 @@ def autocast_type(wanted: Precision, device: torch.device) -> torch.dtype | None
     if wanted == "auto":
         if device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Cards before Ampere only emulate bf16, more slowly than fp32.
+        own = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if own else torch.float16
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
 
 

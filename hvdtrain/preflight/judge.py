@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from hvdtrain import errors
+from hvdtrain.comm.gpus import own_gpu
 from hvdtrain.preflight import finding
 from hvdtrain.preflight.collectives import check_collectives
 from hvdtrain.preflight.facts import Facts, Link
@@ -83,13 +84,12 @@ def _gpus(facts: Sequence[Facts], names: Names) -> Findings:
     ranks = [one for one in facts if one.rank is not None]
     owners: dict[str, Facts] = {}
     for one in ranks:
-        if one.visible_gpus and one.local_rank >= one.visible_gpus:
+        if one.visible_gpus and own_gpu(one.local_rank, one.visible_gpus) is None:
             yield Finding(
                 "gpu",
                 names.rank(one),
                 f"has local rank {one.local_rank}, but sees only {one.visible_gpus} of the GPUs",
-                "start one rank per GPU and let every rank see all GPUs of its host (Slurm: "
-                "--gpus-per-node, not --gpus-per-task)",
+                "start one rank per GPU, and let every rank see all GPUs of its host or its own alone",
                 errors.ConfigError,
             )
         elif one.gpu is not None and (other := owners.setdefault(one.gpu, one)) is not one:
@@ -97,7 +97,7 @@ def _gpus(facts: Sequence[Facts], names: Names) -> Findings:
                 "gpu",
                 names.rank(one),
                 f"has the same GPU as rank {other.rank} ({one.gpu})",
-                "start one rank per GPU, without repeated entries in CUDA_VISIBLE_DEVICES",
+                "start one rank per GPU; CUDA_VISIBLE_DEVICES must name each once, or another one for each rank",
                 errors.ConfigError,
             )
     without = [one for one in ranks if not one.visible_gpus]

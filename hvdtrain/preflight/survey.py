@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hvdtrain.comm.gpus import own_gpu
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.load import config_hash
 from hvdtrain.config.schema import Config
@@ -67,7 +68,7 @@ def survey(
         )
         reads = read_speed(cfg.data.train) if cfg.data.train is not None else None
     gpus = torch.cuda.device_count()
-    mine = comm.local_rank if comm.local_rank < gpus else None
+    mine = own_gpu(comm.local_rank, gpus)
     gpu = torch.cuda.get_device_properties(mine) if mine is not None else None
     facts = Facts(
         host=socket.gethostname(),

@@ -10,30 +10,35 @@ import torch
 
 from hvdtrain.config.data import Data
 from pipelines.hashing import uniforms
+from pipelines.images.change import Change, Images
+from pipelines.images.numbers import Numbers
 from pipelines.images.operations import moved, turn
 
 _AFFINE = 9  # keeps these draws apart from those of other changes
 
 
-class RandomAffine:
-    """Turns and moves training images."""
+class RandomAffine(Change):
+    """Turns and moves training images. The nearest pixel is taken, and black outside the image."""
 
     def __init__(self, data: Data, seed: int) -> None:
         """By `data.rotation` and `data.translation`; with both 0 images stay as they are."""
         self._degrees, self._share, self._seed = data.rotation, data.translation, seed
-        self._black = -torch.tensor(data.mean) / torch.tensor(data.std)
+        self._black = (-torch.tensor(data.mean) / torch.tensor(data.std)).numpy()
 
-    def __call__(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
-        """Normalised images [N, 3, H, W] of samples `ids`, moved as in `epoch`.
-
-        The nearest pixel is taken, and black outside the image.
-        """
+    def prepare(
+        self, ids: np.ndarray, epoch: int, size: tuple[int, ...], numbers: Numbers
+    ) -> Images | None:
+        """See `Change`."""
         if not self._degrees and not self._share:
-            return images
-        matrices = self.matrices(ids, epoch, tuple(images.shape[2:]))
-        black = self._black.to(images.device)[:, None, None]
-        result = moved(images, matrices, black)
-        return result.contiguous(memory_format=torch.channels_last)
+            return None
+        matrices = numbers.add_float(self.matrices(ids, epoch, size))
+        black = numbers.add(self._black)
+
+        def change(images: torch.Tensor) -> torch.Tensor:
+            result = moved(images, matrices(), black()[:, None, None])
+            return result.contiguous(memory_format=torch.channels_last)
+
+        return change
 
     def matrices(self, ids: np.ndarray, epoch: int, size: tuple[int, ...]) -> np.ndarray:
         """[N, 2, 3], as `moved` takes them, for images of the height and width `size`.

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from pipelines.hashing import uniforms
+from pipelines.images.change import Change, Images
+from pipelines.images.numbers import Numbers
 
 _COLOUR = 4  # keeps these draws apart from those of `order`, `augment` and mixing
 _GREY = np.array([0.299, 0.587, 0.114])
@@ -19,8 +21,14 @@ _TO_YIQ = np.array([_GREY, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]
 """Source: the NTSC colour space, FCC 1953, coefficients as rounded in common use."""
 
 
-class ColourJitter:
-    """Changes the colours of training images."""
+class ColourJitter(Change):
+    """Changes the colours of training images.
+
+    The order is brightness, contrast about the mean grey of the image, saturation, and hue as
+    a rotation in YIQ. The result is clipped to 0-1 once, at the end.
+    Source: `ColorJitter` of torchvision 0.28, where the order is random, each step clips, and
+    hue is rotated in HSV.
+    """
 
     def __init__(
         self, strengths: list[float], mean: list[float], std: list[float], seed: int
@@ -31,16 +39,12 @@ class ColourJitter:
         self._mean, self._std = np.array(mean), np.array(std)
         self._seed = seed
 
-    def __call__(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
-        """Normalised images [N, 3, H, W] of samples `ids` with the colours of `epoch`.
-
-        The order is brightness, contrast about the mean grey of the image, saturation, and hue as
-        a rotation in YIQ. The result is clipped to 0-1 once, at the end.
-        Source: `ColorJitter` of torchvision 0.28, where the order is random, each step clips, and
-        hue is rotated in HSV.
-        """
+    def prepare(
+        self, ids: np.ndarray, epoch: int, size: tuple[int, ...], numbers: Numbers
+    ) -> Images | None:
+        """See `Change`."""
         if not self._strengths.any():
-            return images
+            return None
         factors = 1 + (2 * uniforms(ids, 4, _COLOUR, self._seed, epoch) - 1) * self._strengths
         brightness, contrast, saturation = factors[:, :3].T
         matrix = _turned(factors[:, 3] - 1) @ _saturated(saturation)
@@ -50,16 +54,21 @@ class ColourJitter:
         base = (matrix @ self._mean - self._mean) / self._std
         matrix = matrix * self._std / self._std[:, None]
         lift = (((1 - contrast) * brightness)[:, None]) / self._std
-        device = images.device
-        means = images.mean((2, 3), dtype=torch.float32)
-        level = means @ _tensor(grey[1], device) + float(grey[0])
-        offset = _tensor(base, device) + _tensor(lift, device) * level[:, None]
-        count, _channels, height, width = images.shape
-        pixels = images.permute(0, 2, 3, 1).reshape(count, -1, 3)
-        pixels = torch.baddbmm(offset[:, None], pixels, _tensor(matrix, device).transpose(1, 2))
-        black, white = -self._mean / self._std, (1 - self._mean) / self._std
-        pixels = torch.clamp(pixels, _tensor(black, device), _tensor(white, device))
-        return pixels.view(count, height, width, 3).permute(0, 3, 1, 2)
+        by_channel, middle = numbers.add_float(grey[1]), float(grey[0])
+        start, slope, turned = (numbers.add_float(each) for each in (base, lift, matrix))
+        limits = (-self._mean / self._std, (1 - self._mean) / self._std)
+        black, white = (numbers.add_float(limit) for limit in limits)
+
+        def change(images: torch.Tensor) -> torch.Tensor:
+            level = images.mean((2, 3), dtype=torch.float32) @ by_channel() + middle
+            offset = start() + slope() * level[:, None]
+            count, _channels, height, width = images.shape
+            pixels = images.permute(0, 2, 3, 1).reshape(count, -1, 3)
+            pixels = torch.baddbmm(offset[:, None], pixels, turned().transpose(1, 2))
+            pixels = torch.clamp(pixels, black(), white())
+            return pixels.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+        return change
 
 
 def _saturated(factors: np.ndarray) -> np.ndarray:
@@ -78,7 +87,3 @@ def _turned(turns: np.ndarray) -> np.ndarray:
     turn[:, 1, 2], turn[:, 2, 1] = -np.sin(angle), np.sin(angle)
     turned: np.ndarray = np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ
     return turned
-
-
-def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)

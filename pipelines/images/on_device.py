@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from hvdtrain.config.data import Data
 from pipelines.images.affine import RandomAffine
+from pipelines.images.change import Change, changed
 from pipelines.images.colour import ColourJitter
 from pipelines.images.rand_augment import RandAugment
 
@@ -16,10 +19,12 @@ class Changes:
 
     def __init__(self, data: Data, seed: int) -> None:
         colours = ColourJitter(data.color_jitter, data.mean, data.std, seed)
-        self._steps = (RandAugment(data, seed), colours, RandomAffine(data, seed))
+        self._changes: Sequence[Change] = (
+            RandAugment(data, seed),
+            colours,
+            RandomAffine(data, seed),
+        )
 
     def __call__(self, images: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
         """Normalised images [N, 3, H, W] of samples `ids`, changed as in `epoch`."""
-        for step in self._steps:
-            images = step(images, ids, epoch)
-        return images
+        return changed(self._changes, images, ids, epoch)

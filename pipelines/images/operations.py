@@ -21,13 +21,12 @@ def turn(radians: np.ndarray) -> np.ndarray:
     return turned
 
 
-def moved(images: torch.Tensor, matrices: np.ndarray, fill: torch.Tensor | float) -> torch.Tensor:
-    """Images [N, 3, H, W], each transformed by its matrix [N, 2, 3], which maps (x, y, 1) in the result
-    to (x, y) in the image, in pixels. The nearest pixel is taken, and outside the image `fill`, a
-    number or broadcast to [N, 3, H, W]."""
+def moved(images: torch.Tensor, to: torch.Tensor, fill: torch.Tensor | float) -> torch.Tensor:
+    """Images [N, 3, H, W], each transformed by its matrix `to` [N, 2, 3] float32, which maps (x, y, 1) in
+    the result to (x, y) in the image, in pixels. The nearest pixel is taken, and outside the image
+    `fill`, a number or broadcast to [N, 3, H, W]."""
     count, channels, height, width = images.shape
     device = images.device
-    to = torch.from_numpy(matrices).float().to(device)
     x = torch.arange(width, device=device) + 0.5
     y = (torch.arange(height, device=device) + 0.5)[:, None]
     at = to[:, :, 0, None, None] * x + to[:, :, 1, None, None] * y + to[:, :, 2, None, None]
@@ -45,7 +44,8 @@ def blended(base: torch.Tensor, levels: torch.Tensor, factor: torch.Tensor) -> t
 
 def grey(levels: torch.Tensor) -> torch.Tensor:
     """[N, 1, H, W]: the luma of each pixel."""
-    weights = torch.tensor(_GREY, device=levels.device)
+    # Filled there: a copy from the host would wait for the device.
+    weights = torch.stack([torch.full((), share, device=levels.device) for share in _GREY])
     return torch.einsum("nchw,c->nhw", levels, weights)[:, None].round()
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from pipelines.images import operations
+from pipelines.images.change import Images
+from pipelines.images.numbers import Numbers
 
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 BLENDS = ("brightness", "saturation", "contrast", "sharpness")
@@ -26,8 +28,9 @@ class Policy:
     """Level of pixels moved in from outside."""
     matrix: Callable[[str, int, float, tuple[int, ...]], np.ndarray]
     """(geometric operation, magnitude, sign, (height, width)) -> [2, 3], see `operations.moved`."""
-    changed: Callable[[str, torch.Tensor, int, np.ndarray], torch.Tensor]
-    """(another operation, levels, magnitude, draws [N, draws]) -> levels."""
+    change: Callable[[str, int, np.ndarray, tuple[int, ...], Numbers], Images]
+    """(another operation, magnitude, draws [N, draws], (height, width), numbers) -> what changes levels,
+    as `Change.prepare` returns it."""
 
 
 def signs(draws: np.ndarray) -> np.ndarray:
@@ -60,22 +63,25 @@ def _standard_matrix(name: str, magnitude: int, sign: float, size: tuple[int, ..
     return move
 
 
-def _standard_changed(
-    name: str, levels: torch.Tensor, magnitude: int, draws: np.ndarray
-) -> torch.Tensor:
+def _standard_change(
+    name: str, magnitude: int, draws: np.ndarray, _size: tuple[int, ...], numbers: Numbers
+) -> Images:
     share = magnitude / STRONGEST
     if name in BLENDS:
-        factors = torch.from_numpy(1 + 0.9 * share * signs(draws)).float().to(levels.device)
-        base = operations.BASES[name](levels)
-        return operations.blended(base, levels, factors[:, None, None, None])
+        factors = numbers.add_float(1 + 0.9 * share * signs(draws))
+        base = operations.BASES[name]
+        return lambda levels: operations.blended(
+            base(levels), levels, factors()[:, None, None, None]
+        )
     if name == "posterize":
-        return operations.posterize(levels, round(magnitude / (STRONGEST / 4)))
+        lost = round(magnitude / (STRONGEST / 4))
+        return lambda levels: operations.posterize(levels, lost)
     if name == "solarize":
-        return operations.solarize(levels, 255 * (1 - share))
-    return _PLAIN[name](levels)
+        return lambda levels: operations.solarize(levels, 255 * (1 - share))
+    return _PLAIN[name]
 
 
-_PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+_PLAIN: dict[str, Images] = {
     "identity": lambda levels: levels,
     "invert": lambda levels: 255 - levels,
     "autocontrast": operations.autocontrast,
@@ -91,7 +97,7 @@ STANDARD = Policy(
     draws=2,
     fill=0.0,
     matrix=_standard_matrix,
-    changed=_standard_changed,
+    change=_standard_change,
 )
 """Source: `RandAugment` of torchvision 0.28."""
 
@@ -111,22 +117,25 @@ def _nfnet_matrix(name: str, magnitude: int, sign: float, size: tuple[int, ...])
     return move
 
 
-def _nfnet_changed(
-    name: str, levels: torch.Tensor, magnitude: int, draws: np.ndarray
-) -> torch.Tensor:
+def _nfnet_change(
+    name: str, magnitude: int, draws: np.ndarray, size: tuple[int, ...], numbers: Numbers
+) -> Images:
     share = magnitude / _LEVEL
     if name in BLENDS:
-        base = _pixel_count(levels) if name == "contrast" else operations.BASES[name](levels)
-        return operations.blended(base, levels, torch.tensor(1.8 * share + 0.1))
+        base = _pixel_count if name == "contrast" else operations.BASES[name]
+        factor = torch.tensor(1.8 * share + 0.1)
+        return lambda levels: operations.blended(base(levels), levels, factor)
     if name == "posterize":
-        return operations.posterize(levels, min(7, 8 - int(share * 4)))
+        lost = min(7, 8 - int(share * 4))
+        return lambda levels: operations.posterize(levels, lost)
     if name == "solarize":
-        return operations.solarize(levels, int(share * 256))
+        return lambda levels: operations.solarize(levels, int(share * 256))
     if name == "solarize_add":
-        return torch.where(levels < 128, (levels + int(share * 110)).clamp(0, 255), levels)
+        more = int(share * 110)
+        return lambda levels: torch.where(levels < 128, (levels + more).clamp(0, 255), levels)
     if name == "cutout":
-        return _cut(levels, int(share * 40), draws[:, 2:])
-    return _PLAIN[name](levels)
+        return _cut(int(share * 40), draws[:, 2:], size, numbers)
+    return _PLAIN[name]
 
 
 def _pixel_count(levels: torch.Tensor) -> torch.Tensor:
@@ -136,15 +145,20 @@ def _pixel_count(levels: torch.Tensor) -> torch.Tensor:
     return torch.full_like(levels, min(255, height * width // 256))
 
 
-def _cut(levels: torch.Tensor, reach: int, places: np.ndarray) -> torch.Tensor:
-    """A grey square of `2 * reach` pixels about a pixel of each image, drawn by `places` [N, 2]."""
-    inside = []
-    for axis, length in enumerate(levels.shape[2:]):
-        middle = torch.from_numpy(np.floor(places[:, axis] * length)).to(levels.device)[:, None]
-        pixels = torch.arange(length, device=levels.device)
-        inside.append((pixels >= middle - reach) & (pixels < middle + reach))
-    cut = inside[0][:, :, None] & inside[1][:, None, :]
-    return torch.where(cut[:, None], 128.0, levels)
+def _cut(reach: int, draws: np.ndarray, size: tuple[int, ...], numbers: Numbers) -> Images:
+    """A grey square of `2 * reach` pixels about a pixel of each image, drawn by `draws` [N, 2]."""
+    middles = numbers.add(np.floor(draws * size))
+
+    def change(levels: torch.Tensor) -> torch.Tensor:
+        inside = []
+        for axis, length in enumerate(size):
+            middle = middles()[:, axis, None]
+            pixels = torch.arange(length, device=levels.device)
+            inside.append((pixels >= middle - reach) & (pixels < middle + reach))
+        cut = inside[0][:, :, None] & inside[1][:, None, :]
+        return torch.where(cut[:, None], 128.0, levels)
+
+    return change
 
 
 NFNET = Policy(
@@ -155,7 +169,7 @@ NFNET = Policy(
     draws=4,
     fill=128.0,
     matrix=_nfnet_matrix,
-    changed=_nfnet_changed,
+    change=_nfnet_change,
 )
 """Source: Brock et al. 2021, arXiv 2102.06171; google-deepmind/deepmind-research,
 nfnets/autoaugment.py, `distort_image_with_randaugment`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from hvdtrain.comm.ranks import Solo
-from hvdtrain.config.schema import Config, Optimizer
+from hvdtrain.config.schema import Config, Optimizer, Phase
 from hvdtrain.engine.calibrate import calibrate
 from hvdtrain.engine.evaluate import evaluate
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -208,6 +209,20 @@ def test_calibration_changes_nothing() -> None:
     assert noise.scale.measured == 1
 
 
+def test_cudnn_tries_its_kernels_for_the_first_shape_of_an_evaluation_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    pooled = nn.Sequential(nn.Conv2d(3, 7, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    state, tried = state_of(pooled), []
+    pooled.register_forward_hook(lambda *_: tried.append(torch.backends.cudnn.benchmark))
+    whole = images(4)
+    tall = Images(whole.images[..., :6], whole.labels, whole.weights)
+    evaluate(state, [whole, tall, whole], 12)
+    assert tried == [True, False, True]
+    assert torch.backends.cudnn.benchmark
+
+
 def test_a_state_that_is_dropped_is_freed() -> None:
     state = state_of(network(norm=True))
     train_step(state, images(8), 0.1, 0.9)
@@ -226,3 +241,19 @@ def test_precision_on_a_cpu() -> None:
     assert resolved("fp32") is None
     assert resolved("bf16") is torch.bfloat16
     assert resolved("fp16") is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((6, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16)],
+)
+def test_precision_of_cards_that_only_emulate_bf16(
+    capability: tuple[int, int], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    # What torch finds out by making a tensor: such cards emulate bf16.
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert resolve_precision(Config(phases=[Phase(epochs=1)]), torch.device("cuda", 0)) is expected

@@ -83,9 +83,9 @@ CASES: list[tuple[str, list[Facts], type[Exception] | None, str]] = [
     ),
     (
         "gpu",
-        changed(3, visible_gpus=1),
+        changed(3, local_rank=2),
         ConfigError,
-        "rank 3 on node2: has local rank 1, but sees only 1 of the GPUs",
+        "rank 3 on node2: has local rank 2, but sees only 2 of the GPUs",
     ),
     ("gpu", changed(1, gpu="GPU-0"), ConfigError, "has the same GPU as rank 0 (GPU-0)"),
     ("gpu", changed(3, visible_gpus=0), ConfigError, "node2: no GPU is visible"),
@@ -184,6 +184,14 @@ def test_one_finding(
     assert (finding.name, finding.error) == (name, error)
     assert text in str(finding)
     assert "\n" not in str(finding)
+
+
+def test_ranks_that_see_their_own_gpu_alone() -> None:
+    alone = [dataclasses.replace(one, visible_gpus=1) for one in job()]
+    assert judge(alone) == []
+    alone[1] = dataclasses.replace(alone[1], gpu="GPU-0")
+    [finding] = judge(alone)
+    assert "rank 1 on node1: has the same GPU as rank 0 (GPU-0)" in str(finding)
 
 
 def test_on_one_machine_a_finding_does_not_speak_of_hosts() -> None:
