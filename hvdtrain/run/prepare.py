@@ -19,6 +19,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import checkpoint_labels, set_up
 from hvdtrain.engine.checkpoint import sweep
+from hvdtrain.engine.compression.settings import compression_notes
 from hvdtrain.files import write_atomically
 from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
 from hvdtrain.plan.recipe_check import recipe_warnings
@@ -138,6 +139,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
         notes += [*filter(None, [directory.kept]), *notes_of(directory.changes)]
         notes += parts.state.teacher.notes if parts.state.teacher else []
+        notes += compression_notes(cfg)
         if comm.size > 1:
             notes.append(f"engine: {ENGINES[comm.engine]}, {comm.why}")
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
