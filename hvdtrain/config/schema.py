@@ -36,7 +36,6 @@ NO_LOSS_SCALE = (
 
 __all__ = [
     "GROUP_MB",
-    "NO_LOSS_SCALE",
     "Checkpoint",
     "Comm",
     "Config",
@@ -123,7 +122,7 @@ class Comm(Section):
     settings in every run, so that equal runs give bit-identical weights."""
     compression: Planned[Literal["none", "fp16", "powersgd", "auto"]] = "none"
     """What is sent of the gradients. `none`: all, in their own number type. `fp16`: half the bytes, rounded.
-    `powersgd`: a low-rank approximation, about a fortieth of the bytes of a ResNet-50; what it leaves out is
+    `powersgd`: a low-rank approximation, with a ResNet-50 a 66th of the bytes; what it leaves out is
     sent in later steps, see docs/explanation/compression.md. It compresses on a single rank, too. `auto`:
     fp16 if `tune: measure` finds that it saves at least a tenth of the time."""
     powersgd_rank: Planned[Annotated[int, Field(ge=1, le=8)]] = 4

@@ -27,7 +27,7 @@ def noise_scale_every(cfg: Config) -> int:
     return 0 if cfg.comm.compression == "powersgd" else cfg.train.noise_scale_every
 
 
-def compression_notes(cfg: Config) -> list[str]:
-    """What a run leaves out because of its compression, one line each."""
-    left_out = cfg.train.noise_scale_every != noise_scale_every(cfg)
-    return [NO_NOISE_SCALE] if left_out else []
+def compression_notes(cfg: Config, ranks: int) -> list[str]:
+    """What a run on so many ranks leaves out because of its compression, one line each."""
+    would_measure = cfg.train.noise_scale_every > 0 and max(ranks, cfg.train.accumulate) > 1
+    return [NO_NOISE_SCALE] if would_measure and noise_scale_every(cfg) == 0 else []

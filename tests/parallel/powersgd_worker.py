@@ -1,0 +1,105 @@
+"""PowerSGD on the ranks of this job: gradients compared with the paper's algorithm, and trainings that are
+resumed in mid-epoch on as many ranks, and on others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from hvdtrain import train
+from hvdtrain.comm.agreement import any_rank
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.comm.start import init_comm
+from hvdtrain.config.load import load_config
+from hvdtrain.engine.checkpoint_errors import gather_errors
+from hvdtrain.run.prepare import prepare
+from tests.low_rank import made, paper, step
+
+MIDDLE = "e0001-s0000000008"
+"""After step 8 of a run with 6 steps an epoch: 2 × 4 images of the second epoch."""
+SHAPE = (24, 16, 3, 3)
+STEPS = 20
+
+
+def gradients(rank: int) -> list[torch.Tensor]:
+    """[24, 16, 3, 3] float64 of each step."""
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
+
+
+def check_gradients(comm: Comm) -> None:
+    """Each step's is that of the paper to 1e-9, equal on all ranks to the bit; bytes are those of P and Q."""
+    params, reducer = made(comm, [SHAPE, (7,)], rank=3, group_bytes=1.0)
+    assert reducer.memory is not None
+    matrix = reducer.memory.matrices[params[0]]
+    every = [[g.flatten(1) for g in gradients(rank)] for rank in range(comm.size)]
+    expected = paper(list(zip(*every, strict=True)), matrix.factor_rows.T.clone())
+    for gradient, (product, errors, _) in zip(gradients(comm.rank), expected, strict=True):
+        step(reducer, params, [gradient, torch.full((7,), 1.0 + comm.rank)])
+        assert (params[0].grad.flatten(1) - product).abs().max() < 1e-9
+        assert (comm.size * matrix.error_rows - errors[comm.rank]).abs().max() < 1e-9
+        assert params[1].grad.tolist() == [(comm.size + 1) / 2] * 7
+        for kept in (params[0].grad, matrix.factor):
+            rows = comm.gather(kept.flatten(), "compare")
+            assert torch.equal(rows, rows[:1].expand_as(rows))
+    sent = 8 * (24 * 3 + 144 * 3 + 7)
+    assert reducer.step_bytes == sent
+    assert reducer.bytes_sent == (STEPS * sent if comm.size > 1 else 0)
+    assert reducer.calls == (STEPS * 3 if comm.size > 1 else 0)
+
+
+def cut(comm: Comm, run: Path, target: Path, name: str) -> None:
+    """A copy of `run` as it was when it wrote its checkpoint `name`."""
+    if comm.rank == 0:
+        shutil.copytree(run, target)
+        (target / "summary.json").unlink()
+        for path in (target / "checkpoints").iterdir():
+            if path.name > name:
+                shutil.rmtree(path)
+    any_rank(comm, False)
+
+
+def restored_errors(comm: Comm, config: Path, run_dir: Path, target: Path) -> None:
+    """Write what the ranks have of the errors in the newest checkpoint of `run_dir`."""
+    with contextlib.closing(prepare(load_config(config), comm, str(run_dir), None)) as run:
+        found = gather_errors(run.state)
+    if comm.rank == 0:
+        safetensors.torch.save_file({k: t.contiguous() for k, t in found.items()}, target)
+
+
+def main(folder: Path, mode: str) -> None:
+    train.write_page = lambda run: None  # matplotlib takes seconds
+    comm, config = init_comm(), folder / "c.yaml"
+    if mode == "first":
+        check_gradients(comm)
+        train.train(load_config(config), comm, run_dir=folder / "whole")
+        every = load_config(config, ["checkpoint.every_steps=4"])
+        train.train(every, comm, run_dir=folder / "steps")
+        cut(comm, folder / "steps", folder / "resumed", MIDDLE)
+        train.train(load_config(config), comm, resume=str(folder / "resumed"))
+    elif mode == "other":  # on another number of ranks than the run `steps` had
+        check_gradients(comm)
+        cut(comm, folder / "steps", folder / "changed", MIDDLE)
+        restored_errors(comm, config, folder / "changed", folder / "changed.safetensors")
+        every = load_config(config, ["checkpoint.every_steps=4"])
+        train.train(every, comm, resume=str(folder / "changed"))
+    else:  # and back
+        cut(comm, folder / "changed", folder / "back", "e0002-s0000000000")
+        restored_errors(comm, config, folder / "back", folder / "back.safetensors")
+        train.train(load_config(config), comm, resume=str(folder / "back"))
+        without = ["comm.compression=none"]
+        cut(comm, folder / "steps", folder / "none", MIDDLE)
+        train.train(load_config(config, without), comm, resume=str(folder / "none"))
+    if comm.rank == 0:
+        print(json.dumps({"ranks": comm.size}))
+    comm.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
