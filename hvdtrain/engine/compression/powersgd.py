@@ -28,15 +28,7 @@ from torch import nn
 
 from hvdtrain.comm.ranks import Comm, Handle
 from hvdtrain.engine.compression.exchange import abandon, size_bytes
-
-MAX_RANK = 8
-SAVED = 2
-"""A matrix is compressed if it is more than this many times as large as its two factors together."""
-
-
-def is_compressed(rows: int, columns: int, rank: int) -> bool:
-    """Whether a gradient of that size is sent as two factors of `rank` columns."""
-    return rows * columns > SAVED * rank * (rows + columns)
+from hvdtrain.engine.compression.low_rank import is_compressed, matrix_shape
 
 
 class Matrix:
@@ -65,10 +57,8 @@ class PowerSGD:
 
     def compresses(self, p: nn.Parameter) -> bool:
         """Whether `p` is compressed: by its shape alone, so equally on all ranks."""
-        if p.ndim < 2 or p.numel() == 0:
-            return False
-        columns = p.numel() // p.shape[0]
-        return p.stride(0) == columns and is_compressed(p.shape[0], columns, self.rank)
+        shape = matrix_shape([*p.shape])
+        return shape is not None and p.stride(0) == shape[1] and is_compressed(*shape, self.rank)
 
     @torch.no_grad()
     def reset(self) -> None:

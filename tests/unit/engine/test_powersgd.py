@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hvdtrain.comm.ranks import Comm, Solo
-from hvdtrain.engine.compression.powersgd import is_compressed, orthonormalize
+from hvdtrain.engine.compression.low_rank import is_compressed
+from hvdtrain.engine.compression.powersgd import orthonormalize
 from hvdtrain.engine.reducer import Reducer
 from tests.low_rank import made, paper, step
 from tests.thread_ranks import Meeting
