@@ -18,6 +18,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import load_config
 from hvdtrain.engine.checkpoint_errors import gather_errors
+from hvdtrain.errors import SumRefused
 from hvdtrain.run.prepare import prepare
 from tests.low_rank import made, paper, step
 
@@ -54,6 +55,32 @@ def check_gradients(comm: Comm) -> None:
     assert reducer.calls == (STEPS * 3 if comm.size > 1 else 0)
 
 
+def check_refused(comm: Comm) -> None:
+    """A step that the last rank refuses ends on all, leaves errors and Q as they were, and the next one is right."""
+    params, reducer = made(comm, [SHAPE, SHAPE, (7,)], rank=3, group_bytes=1.0)
+    assert reducer.memory is not None
+    matrices = [reducer.memory.matrices[p] for p in params[:2]]
+    given = [[g, 2 * g, torch.ones(7)] for g in gradients(comm.rank)]
+    step(reducer, params, given[0])
+    before = [t.clone() for matrix in matrices for t in (matrix.error, matrix.factor)]
+    if comm.rank == comm.size - 1:
+        reducer.refuse()
+    else:
+        try:
+            step(reducer, params, given[1])
+        except SumRefused:
+            reducer.abandon()
+        else:
+            raise AssertionError("the step was not refused")
+    after = [t for matrix in matrices for t in (matrix.error, matrix.factor)]
+    assert all(map(torch.equal, before, after))
+    step(reducer, params, given[2])
+    rows = comm.gather(params[1].grad.flatten(), "compare")
+    assert torch.equal(rows, rows[:1].expand_as(rows))
+    assert (params[1].grad - 2 * params[0].grad).norm() > 0  # their Q differ
+    assert params[2].grad.tolist() == [1.0] * 7
+
+
 def cut(comm: Comm, run: Path, target: Path, name: str) -> None:
     """A copy of `run` as it was when it wrote its checkpoint `name`."""
     if comm.rank == 0:
@@ -78,6 +105,7 @@ def main(folder: Path, mode: str) -> None:
     comm, config = init_comm(), folder / "c.yaml"
     if mode == "first":
         check_gradients(comm)
+        check_refused(comm)
         train.train(load_config(config), comm, run_dir=folder / "whole")
         every = load_config(config, ["checkpoint.every_steps=4"])
         train.train(every, comm, run_dir=folder / "steps")
