@@ -11,6 +11,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from hvdtrain import train
 from hvdtrain.comm.agreement import any_rank
@@ -53,6 +56,39 @@ def check_gradients(comm: Comm) -> None:
     assert reducer.step_bytes == sent
     assert reducer.bytes_sent == (STEPS * sent if comm.size > 1 else 0)
     assert reducer.calls == (STEPS * 3 if comm.size > 1 else 0)
+
+
+class Product(nn.Module):
+    """A weight whose gradient is what is given to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(SHAPE, dtype=torch.float64))
+
+    def forward(self, gradient: torch.Tensor) -> torch.Tensor:
+        return (self.weight * gradient).sum()
+
+
+def check_ddp(comm: Comm) -> None:
+    """From the errors and Q of torch's hook for DDP on, gradients are those of that hook to 1e-9."""
+    network = DistributedDataParallel(Product())
+    hook = PowerSGDState(
+        None, matrix_approximation_rank=3, start_powerSGD_iter=2, orthogonalization_epsilon=0
+    )
+    network.register_comm_hook(hook, powerSGD_hook)
+    params, reducer = made(comm, [SHAPE], rank=3)
+    assert reducer.memory is not None
+    matrix = reducer.memory.matrices[params[0]]
+    for number, gradient in enumerate(gradients(comm.rank)):
+        network.zero_grad()
+        network(gradient).backward()
+        if number == 4:  # two steps of its own without compression, and three with
+            matrix.error_rows.copy_(hook.error_dict[0].view(SHAPE[0], -1) / comm.size)
+            matrix.factor_rows.copy_(hook.q_memory_dict[0].view(-1, 3).T)
+        elif number > 4:
+            step(reducer, params, [gradient])
+            theirs = network.module.weight.grad
+            assert (params[0].grad - theirs).abs().max() < 1e-9 < theirs.abs().max()
 
 
 def check_refused(comm: Comm) -> None:
@@ -106,6 +142,8 @@ def main(folder: Path, mode: str) -> None:
     if mode == "first":
         check_gradients(comm)
         check_refused(comm)
+        if comm.engine == "torch":
+            check_ddp(comm)
         train.train(load_config(config), comm, run_dir=folder / "whole")
         every = load_config(config, ["checkpoint.every_steps=4"])
         train.train(every, comm, run_dir=folder / "steps")
