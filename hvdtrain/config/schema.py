@@ -120,8 +120,9 @@ class Comm(Section):
     """`measure`: exchange test data for a few seconds at the start, then choose `group_mb` if it is null
     and `compression` if it is auto. tuning.json keeps the choice for a resumed run. `fixed`: the same
     settings in every run, so that equal runs give bit-identical weights."""
-    compression: Planned[Literal["none", "fp16", "powersgd", "auto"]] = "none"
+    compression: Planned[Literal["none", "fp16", "bf16", "powersgd", "auto"]] = "none"
     """What is sent of the gradients. `none`: all, in their own number type. `fp16`: half the bytes, rounded.
+    `bf16`: as many, rounded more, but summed in fp32 and without overflow.
     `powersgd`: a low-rank approximation, with a ResNet-50 a 66th of the bytes; what it leaves out is
     sent in later steps, see docs/explanation/compression.md. It compresses on a single rank, too. `auto`:
     fp16 if `tune: measure` finds that it saves at least a tenth of the time."""
@@ -163,7 +164,7 @@ class Comm(Section):
     def _check(self) -> Comm:
         if self.compression == "auto" and self.tune == "fixed":
             raise ValueError(
-                "compression: auto needs tune: measure; otherwise set none, fp16 or powersgd"
+                "compression: auto needs tune: measure; otherwise set none, fp16, bf16 or powersgd"
             )
         return self
 

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from hvdtrain.comm.ranks import Comm
+from hvdtrain.engine.compression.bf16 import Bf16Sum
 from hvdtrain.engine.compression.exchange import Exchange, PlainSum
 from hvdtrain.engine.compression.powersgd import LowRankSum, PowerSGD
 from hvdtrain.engine.gradient_groups import group_limit
 from hvdtrain.engine.stopwatch import StepClock
 
-Compression = Literal["none", "fp16", "powersgd"]
+Compression = Literal["none", "fp16", "bf16", "powersgd"]
 """How gradients are sent, see `comm.compression`."""
 _BLOCK = 2**16
 
@@ -181,8 +182,9 @@ class Reducer:
 
     def refuse(self) -> None:
         """In place of a step: let the others' sums of it end with SumRefused, on all ranks."""
-        offers = [group.exchange.offers() for group in self.groups]
-        self.comm.refuse({name: wire for offer in offers for name, wire in offer.items()})
+        offers = {group: group.exchange.offers() for group in self.groups}
+        dealt = [name for group in offers if group.exchange.dealt for name in offers[group]]
+        self.comm.refuse({k: wire for one in offers.values() for k, wire in one.items()}, dealt)
 
     def abandon(self) -> None:
         """After an error of `finish`: wait for what is still in flight, which ends with errors, too."""
@@ -248,6 +250,8 @@ class Reducer:
     def _exchange(self, group: _Group, compression: Compression) -> Exchange:
         if self.memory is not None:
             return LowRankSum(self.comm, group.name, group.places, self.memory)
+        if compression == "bf16" and self.comm.size > 1:
+            return Bf16Sum(self.comm, group.name, group.flat)
         wire = torch.float16 if compression == "fp16" and self.comm.size > 1 else None
         return PlainSum(self.comm, group.name, group.flat, wire)
 

@@ -27,8 +27,12 @@ class Exchange(Protocol):
     def in_flight(self) -> bool:
         """Whether `begin` was called, and `wait` was not yet."""
 
+    @property
+    def dealt(self) -> bool:
+        """Whether `begin` starts an all-to-all, and not a sum."""
+
     def offers(self) -> dict[str, torch.Tensor]:
-        """The sums that `begin` starts, by name; for a rank that refuses them."""
+        """What `begin` starts, by name; for a rank that refuses it."""
 
     def begin(self) -> None:
         """Start to sum; called while the backward pass of other layers still runs."""
@@ -50,6 +54,7 @@ class PlainSum:
     """One allreduce, in the gradients' own number type or another."""
 
     step_calls = 1
+    dealt = False
 
     def __init__(
         self, comm: Comm, name: str, flat: torch.Tensor, wire: torch.dtype | None = None

@@ -88,6 +88,8 @@ class _Part:
 class LowRankSum:
     """The exchange of one group: two sums, the second of which depends on the first."""
 
+    dealt = False
+
     def __init__(
         self,
         comm: Comm,
