@@ -124,6 +124,8 @@ class LowRankSum:
         self._begun = False
         self._sum = self._first.new_zeros(())
         """Of all numbers of the first sum."""
+        self.reads = not like.is_cuda
+        """Whether numbers are looked at; on a GPU that would wait for it."""
         self.step_calls = 2 if self._parts else 1
         self.step_bytes = size_bytes(self._first) + size_bytes(self._second)
 
@@ -180,10 +182,14 @@ class LowRankSum:
         """The gradient is the product; keep the error and Q, unless a number of any rank is not finite."""
         finite = (self._sum + self._second.sum()).isfinite()
         for part in self._trained():
-            kept = part.kept
-            error = torch.addmm(part.gradient, part.left, part.own, alpha=-1)
-            torch.where(finite, error, kept.error_rows, out=kept.error_rows)
-            torch.where(finite, part.right, kept.factor_rows, out=kept.factor_rows)
+            factors, kept = (part.left, part.own), part.kept
+            if not self.reads:
+                error = torch.addmm(part.gradient, *factors, alpha=-1)
+                torch.where(finite, error, kept.error_rows, out=kept.error_rows)
+                torch.where(finite, part.right, kept.factor_rows, out=kept.factor_rows)
+            elif finite:
+                torch.addmm(part.gradient, *factors, alpha=-1, out=kept.error_rows)
+                kept.factor_rows.copy_(part.right)
             torch.mm(part.left, part.right, out=part.gradient)
         if self._whole:
             torch._foreach_copy_(self._whole, self._slots)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hvdtrain.comm.ranks import Comm, Solo
 from hvdtrain.engine.compression.low_rank import is_compressed
-from hvdtrain.engine.compression.powersgd import orthonormalize
+from hvdtrain.engine.compression.powersgd import LowRankSum, orthonormalize
 from hvdtrain.engine.reducer import Reducer
 from tests.low_rank import made, paper, step
 from tests.thread_ranks import Meeting
@@ -156,9 +156,15 @@ def test_groups_change_nothing(last: bool) -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
-def test_a_number_that_is_not_finite_changes_neither_error_nor_q() -> None:
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_number_that_is_not_finite_changes_neither_error_nor_q(reads: bool) -> None:
+    """On a CPU, and in the way of a GPU, where no number is looked at."""
+
     def work(comm: Comm) -> tuple[list[Tensor], list[Tensor], Tensor]:
         params, reducer = made(comm, [(ROWS, COLUMNS), (3,)])
+        for group in reducer.groups:
+            assert isinstance(group.exchange, LowRankSum)
+            group.exchange.reads = reads
         [p, bias] = params
         assert reducer.memory is not None
         kept = reducer.memory.matrices[p]
@@ -174,6 +180,7 @@ def test_a_number_that_is_not_finite_changes_neither_error_nor_q() -> None:
         assert bias.grad.isnan().all()
         assert all(map(torch.equal, after, [kept.error, kept.factor]))
         step(reducer, params, [rows[2], torch.ones(3)])
+        assert not torch.equal(after[0], kept.error)
         return before, after, p.grad
 
     (before, after, one), (others, later, two) = Meeting(2).run(work)
