@@ -150,6 +150,8 @@ def _resolve(
         record = {**record, **settings}
     resolved = cfg.model_copy(update={"comm": cfg.comm.model_copy(update=settings)})
     text = f"groups of {settings['group_mb']:g} MiB, compression {settings['compression']}"
+    if settings["compression"] == "powersgd":
+        text += f" of rank {cfg.comm.powersgd_rank}"
     return Tuning(resolved, f"gradient exchange: {text} ({why})", record)
 
 

@@ -14,6 +14,7 @@ from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.comm.ranks import Solo
 from hvdtrain.config.load import parse_config
 from hvdtrain.engine.build import init_state
+from hvdtrain.engine.calibrate import restored as restored_state
 from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
 from hvdtrain.engine.checkpoint_errors import (
     dropped_errors,
@@ -70,6 +71,16 @@ def test_what_is_loaded_is_what_was_kept(tmp_path: Path, last: bool) -> None:
         assert torch.equal(tensor, theirs[key]), key
         assert tensor.any(), key
     assert dropped_errors(other, path, verify(path)) == ""
+
+
+def test_a_trial_leaves_errors_as_they_were() -> None:
+    """As a test of learning rates, which restores all that training changes."""
+    state = trained()
+    before = {key: tensor.clone() for key, tensor in kept_tensors(state).items()}
+    with restored_state(state):
+        train_step(state, images(4, 7), 0.1, 0.9)
+        assert not all(torch.equal(before[key], t) for key, t in kept_tensors(state).items())
+    assert all(torch.equal(before[key], t) for key, t in kept_tensors(state).items())
 
 
 def test_another_rank_of_the_approximation(tmp_path: Path) -> None:
