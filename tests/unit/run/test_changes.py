@@ -224,3 +224,38 @@ def test_accepted_settings_hold_when_the_next_attempt_ends_before_a_checkpoint(
         train(other, Solo(), resume=root, accept_changes=True)
     monkeypatch.undo()
     assert train(other, Solo(), resume=root)["accepted_changes"] == ["seed 0 → 7"]
+
+
+@pytest.mark.usefixtures("page")
+def test_another_compression_is_shown_and_recorded(trained: Path) -> None:
+    """Also where it is auto that chooses: none, on a single rank."""
+    text = yaml.safe_dump(config(trained, 9).model_dump())
+    tried = [
+        ["comm.compression=fp16"],
+        ["comm.compression=auto", "comm.tune=measure"],
+        ["comm.compression=auto", "comm.tune=measure"],
+        ["comm.compression=powersgd"],
+        ["comm.compression=powersgd", "comm.powersgd_rank=2"],
+        ["comm.compression=bf16"],
+    ]
+    found = []
+    for number, settings in enumerate(tried):
+        cfg = parse_config(text, overrides=[*settings, f"phases.0.epochs={2 + number}"])
+        train(cfg, Solo(), resume=str(trained / "run"))
+        changes = [c for c in starts(trained)[-1] if c["setting"].startswith("comm.")]
+        found.append([f"{c['kind']}: {c['before']} → {c['after']}" for c in changes])
+    assert found == [
+        ["plan: none → fp16"],
+        ["plan: fp16 → none"],
+        [],
+        ["plan: none → powersgd"],
+        ["plan: 4 → 2"],
+        ["plan: powersgd → bf16", "plan: 2 → 4"],
+    ]
+    assert (
+        "changed since the last attempt: phases.0.epochs 2 → 3; comm.compression fp16 → none"
+        in (notes(trained))
+    )
+    assert any(
+        "errors of PowerSGD for" in note and "are dropped" in note for note in notes(trained)
+    )
