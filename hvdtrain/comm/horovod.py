@@ -105,25 +105,25 @@ class Horovod:
         self.sum_async_(tensor, name).wait()
         return tensor
 
-    def deal_async(self, rows: torch.Tensor, dealt: torch.Tensor, name: str) -> Handle:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
         """Start an all-to-all; Horovod has no bf16, so as bytes."""
         with self._named(name):
             handle = self._hvd.alltoall_async(rows.view(torch.uint8), name=name)
-        return _HorovodHandle(self, handle, name, dealt.view(torch.uint8))
+        return _HorovodHandle(self, handle, name, received.view(torch.uint8))
 
-    def gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
         """Start an allgather, as bytes."""
         with self._named(name):
             handle = self._hvd.allgather_async(row.view(torch.uint8)[None], name=name)
         return _HorovodHandle(self, handle, name, rows.view(torch.uint8))
 
-    def refuse(self, sums: Mapping[str, torch.Tensor], dealt: Collection[str] = ()) -> None:
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """Offer tensors of another length: Horovod compares lengths before it begins, and tells all ranks."""
         handles: list[Handle] = []
         for name, tensor in sums.items():
-            if name in dealt:  # another collective than the others' would end the job
+            if name in all_to_all:  # another collective than the others' would end the job
                 rows = tensor.new_zeros(self.size, tensor.shape[1] + 1)
-                handles.append(self.deal_async(rows, rows.clone(), name))
+                handles.append(self.all_to_all_async(rows, rows.clone(), name))
             else:
                 other = tensor.new_zeros(1 if tensor.numel() != 1 else 2)
                 handles.append(self.sum_async_(other, name))

@@ -38,17 +38,17 @@ class Comm(Protocol):
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over all ranks, in place, and return it."""
 
-    def deal_async(self, rows: torch.Tensor, dealt: torch.Tensor, name: str) -> Handle:
-        """Start to give row r of `rows` [size, n] to rank r; row r of `dealt` [size, n] is from rank r. An
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
+        """Start to give row r of `rows` [size, n] to rank r; row r of `received` [size, n] is from rank r. An
         all-to-all of contiguous tensors, floats of two bytes."""
 
-    def gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
-        """Start to put the `row` [n] of every rank into `rows` [size, n] on all ranks; as `deal_async`."""
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+        """Start to put the `row` [n] of every rank into `rows` [size, n] on all ranks; as `all_to_all_async`."""
 
-    def refuse(self, sums: Mapping[str, torch.Tensor], dealt: Collection[str] = ()) -> None:
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """In place of `sum_async_` of these tensors, in this order: the sums raise SumRefused on all ranks.
 
-        `dealt`: names of those for which the others call `deal_async`. Returns once all have raised. Other
+        `all_to_all`: names of those for which the others call `all_to_all_async`. Returns once all have raised. Other
         collectives may follow.
         """
 
@@ -82,17 +82,17 @@ class Solo:
         """Nothing to add."""
         return tensor
 
-    def deal_async(self, rows: torch.Tensor, dealt: torch.Tensor, name: str) -> Handle:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
         """The one row."""
-        dealt.copy_(rows)
+        received.copy_(rows)
         return _Done()
 
-    def gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
         """The one row."""
         rows.copy_(row[None])
         return _Done()
 
-    def refuse(self, sums: Mapping[str, torch.Tensor], dealt: Collection[str] = ()) -> None:
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """Nobody waits."""
 
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:

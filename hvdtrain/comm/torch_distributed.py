@@ -73,23 +73,23 @@ class TorchDistributed:
         self.sum_async_(tensor, name).wait()
         return tensor
 
-    def deal_async(self, rows: torch.Tensor, dealt: torch.Tensor, name: str) -> Handle:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
         """Start an all-to-all; as bytes, which every backend has."""
         number, self._sums = self._sums, self._sums + 1
         with self._named(name):
             work = dist.all_to_all_single(
-                dealt.view(torch.uint8), rows.view(torch.uint8), async_op=True
+                received.view(torch.uint8), rows.view(torch.uint8), async_op=True
             )
-        return _SumHandle(self, work, name, dealt[:, 0], number)
+        return _SumHandle(self, work, name, received[:, 0], number)
 
-    def gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
         """Start an allgather, as bytes."""
         with self._named(name):
             parts = list(rows.view(torch.uint8))
             work = dist.all_gather(parts, row.view(torch.uint8), async_op=True)
         return _GatherHandle(self, work, name, rows)
 
-    def refuse(self, sums: Mapping[str, torch.Tensor], dealt: Collection[str] = ()) -> None:
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """Note in the store that these sums are refused, and take part in them with NaNs.
 
         A rank that gets a NaN looks there. So sums cost nothing more where none is refused, and no connection
@@ -104,8 +104,8 @@ class TorchDistributed:
         for name, tensor in sums.items():
             bad = torch.full_like(tensor, torch.nan)
             handles.append(
-                self.deal_async(bad, torch.empty_like(bad), name)
-                if name in dealt
+                self.all_to_all_async(bad, torch.empty_like(bad), name)
+                if name in all_to_all
                 else self.sum_async_(bad, name)
             )
         for handle in handles:

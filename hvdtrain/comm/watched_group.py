@@ -70,15 +70,15 @@ class WatchedGroup:
         self.sum_async_(tensor, name).wait()
         return tensor
 
-    def deal_async(self, rows: torch.Tensor, dealt: torch.Tensor, name: str) -> Handle:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
         """No gradients are ours to send."""
         raise CommError(f"{name}: a watched job sums its gradients itself")
 
-    def gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
         """The same."""
         raise CommError(f"{name}: a watched job sums its gradients itself")
 
-    def refuse(self, sums: Mapping[str, torch.Tensor], dealt: Collection[str] = ()) -> None:
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """No sum of a watched job is ours to refuse."""
         raise CommError(f"{', '.join(sums)}: a watched job sums its gradients itself")
 

@@ -17,6 +17,7 @@ from typing import Any
 import safetensors
 import torch
 
+from hvdtrain import activity
 from hvdtrain.checkpoint_files import ERRORS_FILE
 from hvdtrain.comm.agreement import together
 from hvdtrain.comm.ranks import Comm
@@ -25,8 +26,8 @@ from hvdtrain.engine.compression.powersgd import Matrix
 from hvdtrain.engine.step import State
 from hvdtrain.errors import CheckpointError
 
-CHUNK = 2**20
-"""Most numbers of each rank that are gathered at once: every rank gets those of all."""
+CHUNK = 2**26
+"""Numbers of all ranks together that are gathered at once: every rank gets them."""
 ERROR, FACTOR = "error", "factor"
 
 
@@ -61,10 +62,12 @@ def _gathered(matrix: Matrix, comm: Comm) -> torch.Tensor | None:
     """The errors of all ranks [ranks, …shape] on rank 0."""
     mine = matrix.error_rows.flatten().cpu()
     rows = mine.new_empty(comm.size, len(mine)) if comm.rank == 0 else None
-    for begin in range(0, len(mine), CHUNK):
-        found = comm.gather(mine[begin : begin + CHUNK], "errors")
+    length = max(1, CHUNK // comm.size)
+    for begin in range(0, len(mine), length):
+        activity.beat()
+        found = comm.gather(mine[begin : begin + length], "errors")
         if rows is not None:
-            rows[:, begin : begin + CHUNK] = found
+            rows[:, begin : begin + length] = found
     if rows is None:
         return None
     error = matrix.error
@@ -155,6 +158,7 @@ def share_errors(state: State, saved: SavedErrors | None) -> None:
 
 def _from_rank_0(found: torch.Tensor | None, matrix: Matrix, comm: Comm) -> torch.Tensor:
     """A tensor of rank 0 in the shape of `matrix.error`, on the CPU of all ranks."""
+    activity.beat()
     error = torch.empty(matrix.error.shape, dtype=matrix.error.dtype)
     if found is not None:
         error.copy_(found)

@@ -183,8 +183,8 @@ class Reducer:
     def refuse(self) -> None:
         """In place of a step: let the others' sums of it end with SumRefused, on all ranks."""
         offers = {group: group.exchange.offers() for group in self.groups}
-        dealt = [name for group in offers if group.exchange.dealt for name in offers[group]]
-        self.comm.refuse({k: wire for one in offers.values() for k, wire in one.items()}, dealt)
+        others = [k for group in offers if group.exchange.by_all_to_all for k in offers[group]]
+        self.comm.refuse({k: wire for one in offers.values() for k, wire in one.items()}, others)
 
     def abandon(self) -> None:
         """After an error of `finish`: wait for what is still in flight, which ends with errors, too."""

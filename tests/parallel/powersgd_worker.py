@@ -20,6 +20,7 @@ from hvdtrain.comm.agreement import any_rank
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import load_config
+from hvdtrain.engine import checkpoint_errors
 from hvdtrain.engine.checkpoint_errors import gather_errors
 from hvdtrain.errors import SumRefused
 from hvdtrain.run.prepare import prepare
@@ -138,6 +139,7 @@ def restored_errors(comm: Comm, config: Path, run_dir: Path, target: Path) -> No
 
 def main(folder: Path, mode: str) -> None:
     train.write_page = lambda run: None  # matplotlib takes seconds
+    checkpoint_errors.CHUNK = 3000  # several pieces of the largest tensors
     comm, config = init_comm(), folder / "c.yaml"
     if mode == "first":
         check_gradients(comm)

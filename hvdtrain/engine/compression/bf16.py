@@ -17,7 +17,7 @@ class Bf16Sum:
     """The exchange of one group on several ranks."""
 
     step_calls = 2
-    dealt = True
+    by_all_to_all = True
 
     def __init__(self, comm: Comm, name: str, flat: torch.Tensor) -> None:
         """`flat` [n]: the buffer, whose last part is padded where ranks cannot share it equally."""
@@ -25,7 +25,7 @@ class Bf16Sum:
         part = -(-flat.numel() // comm.size)
         self._rows = flat.new_zeros((comm.size, part), dtype=torch.bfloat16)
         """All of this rank's numbers; then all sums."""
-        self._dealt = torch.zeros_like(self._rows)
+        self._received = torch.zeros_like(self._rows)
         """Every rank's numbers of this rank's part."""
         self._wire = self._rows.view(-1)[: flat.numel()]
         self._handles: list[Handle | None] = [None, None]
@@ -42,10 +42,12 @@ class Bf16Sum:
         return {f"{self._name}.parts": self._rows}
 
     def begin(self) -> None:
-        """Round, and start to deal out the parts."""
+        """Round, and start to exchange the parts."""
         self._begun = True
         self._wire.copy_(self._flat)
-        self._handles[0] = self._comm.deal_async(self._rows, self._dealt, f"{self._name}.parts")
+        self._handles[0] = self._comm.all_to_all_async(
+            self._rows, self._received, f"{self._name}.parts"
+        )
 
     def follow(self) -> None:
         """Sum this rank's part, and start to give it to all."""
@@ -53,8 +55,8 @@ class Bf16Sum:
         if handle is None:
             return
         handle.wait()
-        part = self._dealt.to(self._flat.dtype).sum(0).to(torch.bfloat16)
-        self._handles[1] = self._comm.gather_async(part, self._rows, f"{self._name}.sums")
+        part = self._received.to(self._flat.dtype).sum(0).to(torch.bfloat16)
+        self._handles[1] = self._comm.all_gather_async(part, self._rows, f"{self._name}.sums")
 
     def wait(self) -> None:
         """Wait for all parts."""

@@ -28,7 +28,7 @@ class Exchange(Protocol):
         """Whether `begin` was called, and `wait` was not yet."""
 
     @property
-    def dealt(self) -> bool:
+    def by_all_to_all(self) -> bool:
         """Whether `begin` starts an all-to-all, and not a sum."""
 
     def offers(self) -> dict[str, torch.Tensor]:
@@ -54,7 +54,7 @@ class PlainSum:
     """One allreduce, in the gradients' own number type or another."""
 
     step_calls = 1
-    dealt = False
+    by_all_to_all = False
 
     def __init__(
         self, comm: Comm, name: str, flat: torch.Tensor, wire: torch.dtype | None = None

@@ -88,7 +88,7 @@ class _Part:
 class LowRankSum:
     """The exchange of one group: two sums, the second of which depends on the first."""
 
-    dealt = False
+    by_all_to_all = False
 
     def __init__(
         self,
