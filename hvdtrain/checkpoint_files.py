@@ -27,6 +27,10 @@ BUFFERS_FILE = "buffers.safetensors"
 """The batch-norm statistics of every rank, where they differ."""
 MEASURES_FILE = "measures.safetensors"
 """What `metrics.weights` has measured of an epoch that is not complete."""
+ERRORS_FILE = "errors.safetensors"
+"""What PowerSGD keeps from step to step: the error of every rank, and factors."""
+OPTIONAL = (EMA_FILE, BUFFERS_FILE, MEASURES_FILE, ERRORS_FILE)
+"""Files that not every checkpoint has."""
 NEW = "-new"
 """Ending of a checkpoint that takes the place of one at the same position, until that is gone."""
 NAME = re.compile(rf"e(\d{{4,}})-s(\d{{10,}})(?:{NEW})?")
@@ -192,12 +196,11 @@ def parse_meta(data: bytes, file: Path) -> dict[str, Any]:
             "to go on from an older checkpoint"
         ) from None
     names = set(meta["sha256"])
-    if not set(FILES) <= names <= {*FILES, EMA_FILE, BUFFERS_FILE, MEASURES_FILE}:
+    if not set(FILES) <= names <= {*FILES, *OPTIONAL}:
         shown = repr(", ".join(sorted(names))[:80])[1:-1]
         raise CheckpointError(
             f"{file}: not written by hvdtrain: sha256 names {shown or 'none'}, "
-            f"expected {', '.join(FILES)} and perhaps {EMA_FILE}, {BUFFERS_FILE} and "
-            f"{MEASURES_FILE}"
+            f"expected {', '.join(FILES)} and perhaps {', '.join(OPTIONAL)}"
         )
     return meta
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvdtrain.comm.ranks import Solo
+from hvdtrain.comm.ranks import Handle, Solo
 
 
 class Thread(Solo):
@@ -18,6 +18,11 @@ class Thread(Solo):
 
     def __init__(self, rank: int, meeting: Meeting) -> None:
         self.rank, self.size, self.meeting = rank, meeting.size, meeting
+
+    def sum_async_(self, tensor: Tensor, name: str) -> Handle:
+        """The sum is there on return."""
+        self.sum_(tensor, name)
+        return super().sum_async_(tensor, name)
 
     def sum_(self, tensor: Tensor, name: str) -> Tensor:
         return self.meeting.sum_(self.rank, tensor, name)

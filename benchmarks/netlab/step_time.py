@@ -4,8 +4,8 @@
 
 Every host of the lab has one rank, which trains the parameters of a ResNet-50. Timed sleeps replace
 the computation; the gradients are real and go over real TCP. Every step ends with a plain SGD
-update. The contestants take turns, with and without fp16 on the wire, and mpirun starts new
-processes for every turn. Plain Horovod has DistributedOptimizer, its own fusion, and Open MPI's
+update. The contestants take turns, with each of `--compressions` that they have (DDP by torch's own hooks for
+fp16 and PowerSGD), and mpirun starts new processes for every turn. Plain Horovod has DistributedOptimizer, its own fusion, and Open MPI's
 defaults except mpi_yield_when_idle, because the hosts of a lab share cores. `--out` writes points
 for `hvdtrain scaling compare`, `--plot` a picture. docs/explanation/ethernet.md has the figures.
 """
@@ -19,7 +19,6 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +27,35 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.netlab.allreduce import launch
-from benchmarks.netlab.lab import NETWORK, Lab, LabError
+from benchmarks.netlab.contestants import COMPRESSIONS, PORT, RANK, ddp, horovod, timed
+from benchmarks.netlab.lab import Lab, LabError
 from benchmarks.netlab.stand_in import StandIn
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.engine.build import choose_device
-from hvdtrain.engine.reducer import Reducer
+from hvdtrain.engine.compression.exchange import size_bytes
+from hvdtrain.engine.reducer import Compression, Reducer
 from hvdtrain.launch.links import LINK_GBIT
 from hvdtrain.optim import UpdateByGroup
 from hvdtrain.report.palette import DASHES, LINES
 
 MODEL = "resnet50"
-TRAINERS = ("hvdtrain", "hvdtrain-torch", "DDP", "Horovod")
-PORT = 29500
-"""Where the ranks of torch.distributed meet, on the first host."""
+TRAINERS = tuple(COMPRESSIONS)
 EXCHANGES = 5
 """Rounds in which the groups are exchanged without computation, for the predictor."""
 
 
-def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> dict[str, Any]:
+def hvdtrain(
+    model: StandIn, steps: int, compression: Compression, group_mb: float
+) -> dict[str, Any]:
     """Seconds of each step with hvdtrain's reducer, and the figures that the predictor needs."""
     comm = init_comm(engine="torch" if "MASTER_PORT" in os.environ else "horovod")
     choose_device(comm)
     reducer = Reducer(
         model.parameters(),
         comm,
-        compression="fp16" if compression == "fp16" else "none",
+        compression=compression,
+        rank=RANK,
         group_bytes=group_mb * 2**20,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -84,12 +86,22 @@ def hvdtrain(model: StandIn, steps: int, compression: str, group_mb: float) -> d
         computing.append(time.perf_counter() - began)
         releases.append([at - began for at in released])
     seconds = timed(step, steps)
+    compute_s = statistics.median(computing)
+    release_s = [statistics.median(each) for each in zip(*releases, strict=True)]
+    sent = [group.exchange.step_bytes for group in reducer.groups]
+    if compression == "powersgd":  # second sums follow the backward pass and all first ones
+        first = [sum(map(size_bytes, group.exchange.offers().values())) for group in reducer.groups]
+        second = [whole - part for whole, part in zip(sent, first, strict=True) if whole > part]
+        sent, release_s = [*first, *second], [*release_s, *[compute_s] * len(second)]
+        exchanged = sum_times(comm, sent)
+    else:
+        exchanged = exchange_times(comm, reducer)
     result = {
         "seconds": seconds,
-        "groups": [group.wire.numel() * group.wire.element_size() for group in reducer.groups],
-        "release_s": [statistics.median(each) for each in zip(*releases, strict=True)],
-        "compute_s": statistics.median(computing),
-        "allreduce": exchange_times(comm, reducer),
+        "groups": sent,
+        "release_s": release_s,
+        "compute_s": compute_s,
+        "allreduce": exchanged,
     }
     comm.shutdown()
     return result
@@ -109,76 +121,33 @@ def exchange_times(comm: Comm, reducer: Reducer) -> list[dict[str, float]]:
 
     rounds = [exchange() for _ in range(EXCHANGES)]
     return [
-        {"bytes": g.wire.numel() * g.wire.element_size(), "seconds": statistics.median(seconds)}
-        for g, seconds in zip(reducer.groups, zip(*rounds, strict=True), strict=True)
+        {"bytes": group.exchange.step_bytes, "seconds": statistics.median(seconds)}
+        for group, seconds in zip(reducer.groups, zip(*rounds, strict=True), strict=True)
     ]
 
 
-def ddp(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any]:
-    """Seconds of each step with DistributedDataParallel over gloo."""
-    from torch import distributed
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-
-    rank, size = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
-    address = f"tcp://{NETWORK}.1:{PORT}"
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
-    network = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-    if compression == "fp16":
-        network.register_comm_hook(None, fp16_compress_hook)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    x = torch.zeros(1, requires_grad=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        network(x).backward()
-        optimizer.step()
-
-    seconds = timed(step, steps)
-    distributed.destroy_process_group()
-    return {"seconds": seconds}
-
-
-def horovod(model: StandIn, steps: int, compression: str, _: float) -> dict[str, Any]:
-    """Seconds of each step with Horovod's own optimizer and defaults."""
-    import horovod.torch as hvd
-
-    hvd.init()
-    optimizer = hvd.DistributedOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.01),
-        named_parameters=model.named_parameters(),
-        compression=hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none,
-    )
-    x = torch.zeros(1, requires_grad=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        model(x).backward()
-        optimizer.step()
-
-    seconds = timed(step, steps)
-    hvd.shutdown()
-    return {"seconds": seconds}
-
-
-def timed(step: Callable[[], object], steps: int) -> list[float]:
-    """Seconds of each step except the first, which opens connections.
-
-    A step ends when all ranks have taken part in it.
-    """
-    seconds = []
-    for _ in range(steps + 1):
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
+def sum_times(comm: Comm, sizes: list[int]) -> list[dict[str, float]]:
+    """Seconds of a sum of each of these sizes in bytes, without computation."""
+    found = []
+    for size in sorted(set(sizes)):
+        seconds = []
+        for _ in range(EXCHANGES):
+            comm.sum_(torch.zeros(1), "start")
+            began = time.perf_counter()
+            comm.sum_(torch.zeros(size // 4), f"size.{size}")
+            seconds.append(time.perf_counter() - began)
+        found.append({"bytes": size, "seconds": statistics.median(seconds)})
+    return found
 
 
 def work(trainer: str, args: argparse.Namespace) -> None:
     """Run one rank; rank 0 prints its result as JSON."""
     torch.set_num_threads(1)
-    function = {"DDP": ddp, "Horovod": horovod}.get(trainer, hvdtrain)
-    model = StandIn(MODEL, args.compute)
-    result = function(model, args.steps, args.compression, args.group_mb)
+    model, (steps, compression) = StandIn(MODEL, args.compute), (args.steps, args.compression)
+    if trainer in ("DDP", "Horovod"):
+        result = (ddp if trainer == "DDP" else horovod)(model, steps, compression)
+    else:
+        result = hvdtrain(model, steps, compression, args.group_mb)
     if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
         print(json.dumps(result), flush=True)
 
@@ -188,7 +157,12 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
 
     The rows of hvdtrain are points for the predictor.
     """
-    names = [(t, c) for c in args.compressions.split(",") for t in args.trainers.split(",")]
+    names = [
+        (t, c)
+        for c in args.compressions.split(",")
+        for t in args.trainers.split(",")
+        if c in COMPRESSIONS[t]
+    ]
     results: dict[tuple[str, str], list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(args.runs):
         for trainer, compression in names if number % 2 == 0 else names[::-1]:
@@ -208,7 +182,7 @@ def contest(lab: Lab, gbit: float, args: argparse.Namespace) -> list[dict[str, A
         row |= {"hosts": len(lab.hosts), "ranks_per_host": 1, "link_gbit": gbit, "model": MODEL}
         rows.append(row | {"step_s": statistics.median(seconds)} | runs[-1])
         print(
-            f"{len(lab.hosts)} hosts  {gbit:g} Gbit/s  {trainer:14}  {compression:4}  "
+            f"{len(lab.hosts)} hosts  {gbit:g} Gbit/s  {trainer:14}  {compression:8}  "
             f"{statistics.median(seconds):6.3f} s per step  ({min(seconds):.3f} to {max(seconds):.3f})",
             flush=True,
         )
@@ -253,7 +227,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="runs of each contestant (default 3, quick 1)")
     parser.add_argument("--steps", type=int, help="steps of a run (default 8, quick 3)")
     parser.add_argument("--trainers", default=",".join(TRAINERS), help="default: all")
-    parser.add_argument("--compressions", default="none,fp16", help="default none,fp16")
+    parser.add_argument(
+        "--compressions", default="none,fp16", help="default none,fp16; also bf16, powersgd"
+    )
     parser.add_argument("--out", type=Path, help="write all rows to this file as JSON")
     parser.add_argument("--env", action="append", default=[], help="NAME=VALUE for every rank")
     parser.add_argument("--plot", type=Path, help="write a plot to this file")

@@ -20,6 +20,7 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import choose_device, compile_if_asked, init_state
 from hvdtrain.engine.calibrate import WorkerSpeed, calibrate
+from hvdtrain.engine.compression.low_rank import matrix_shape
 from hvdtrain.engine.step import State
 from hvdtrain.engine.teacher import load_teacher
 from hvdtrain.errors import ConfigError
@@ -70,7 +71,9 @@ def calibrate_plan(cfg: Config, comm: Comm) -> dict[str, Any]:
             }
         )
     sizes = [flat.numel() * flat.element_size() for flat in state.reducer.flats()]
-    return {**about(cfg, state), "groups": sizes, "entries": entries}
+    shapes = [[matrix_shape([*p.shape]) for p in group.params] for group in state.reducer.groups]
+    matrices = [[shape for shape in group if shape] for group in shapes]
+    return {**about(cfg, state), "groups": sizes, "matrices": matrices, "entries": entries}
 
 
 def write_calibration(content: dict[str, Any], file: Path, comm: Comm) -> None:

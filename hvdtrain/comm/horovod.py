@@ -7,7 +7,7 @@ import io
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ PEER_GONE = re.compile(
 and faults of a GPU by the same type of error."""
 
 
-MISMATCHED = re.compile("mismatched allreduce tensor shapes", re.IGNORECASE)
+MISMATCHED = re.compile("mismatched (allreduce|alltoall) tensor shapes", re.IGNORECASE)
 """What Horovod says where ranks offer tensors of different shapes under one name."""
 
 
@@ -105,12 +105,28 @@ class Horovod:
         self.sum_async_(tensor, name).wait()
         return tensor
 
-    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
-        """Offer tensors of another length: Horovod compares lengths before it sums, and tells all ranks."""
-        handles = []
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
+        """Start an all-to-all; Horovod has no bf16, so as bytes."""
+        with self._named(name):
+            handle = self._hvd.alltoall_async(rows.view(torch.uint8), name=name)
+        return _HorovodHandle(self, handle, name, received.view(torch.uint8))
+
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+        """Start an allgather, as bytes."""
+        with self._named(name):
+            handle = self._hvd.allgather_async(row.view(torch.uint8)[None], name=name)
+        return _HorovodHandle(self, handle, name, rows.view(torch.uint8))
+
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
+        """Offer tensors of another length: Horovod compares lengths before it begins, and tells all ranks."""
+        handles: list[Handle] = []
         for name, tensor in sums.items():
-            other = tensor.new_zeros(1 if tensor.numel() != 1 else 2)
-            handles.append(self.sum_async_(other, name))
+            if name in all_to_all:  # another collective than the others' would end the job
+                rows = tensor.new_zeros(self.size, tensor.shape[1] + 1)
+                handles.append(self.all_to_all_async(rows, rows.clone(), name))
+            else:
+                other = tensor.new_zeros(1 if tensor.numel() != 1 else 2)
+                handles.append(self.sum_async_(other, name))
         for handle in handles:
             with contextlib.suppress(SumRefused):
                 handle.wait()
@@ -169,8 +185,11 @@ class Horovod:
 
 
 class _HorovodHandle:
-    def __init__(self, comm: Horovod, handle: Any, name: str) -> None:
-        self._comm, self._handle, self._name = comm, handle, name
+    def __init__(
+        self, comm: Horovod, handle: Any, name: str, out: torch.Tensor | None = None
+    ) -> None:
+        """`out`: where the result goes of a collective that is not in place."""
+        self._comm, self._handle, self._name, self._out = comm, handle, name, out
 
     def wait(self) -> None:
         with self._comm._named(self._name):
@@ -178,7 +197,9 @@ class _HorovodHandle:
             began = time.perf_counter()
             while not self._comm._hvd.poll(self._handle):
                 time.sleep(max(5e-5, (time.perf_counter() - began) / 500))
-            self._comm._hvd.synchronize(self._handle)
+            result = self._comm._hvd.synchronize(self._handle)
+        if self._out is not None:
+            self._out.copy_(result[0] if isinstance(result, tuple) else result)
 
 
 def stall_limit_s(stall_s: float) -> int:

@@ -5,7 +5,7 @@ Collectives must be called by every rank in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -38,10 +38,18 @@ class Comm(Protocol):
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over all ranks, in place, and return it."""
 
-    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
+        """Start to give row r of `rows` [size, n] to rank r; row r of `received` [size, n] is from rank r. An
+        all-to-all of contiguous tensors, floats of two bytes."""
+
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+        """Start to put the `row` [n] of every rank into `rows` [size, n] on all ranks; as `all_to_all_async`."""
+
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """In place of `sum_async_` of these tensors, in this order: the sums raise SumRefused on all ranks.
 
-        Returns once they have. Other collectives may follow.
+        `all_to_all`: names of those for which the others call `all_to_all_async`. Returns once all have raised. Other
+        collectives may follow.
         """
 
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:
@@ -74,7 +82,17 @@ class Solo:
         """Nothing to add."""
         return tensor
 
-    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
+        """The one row."""
+        received.copy_(rows)
+        return _Done()
+
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+        """The one row."""
+        rows.copy_(row[None])
+        return _Done()
+
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """Nobody waits."""
 
     def gather(self, row: torch.Tensor, name: str) -> torch.Tensor:

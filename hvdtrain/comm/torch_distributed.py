@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -66,14 +66,30 @@ class TorchDistributed:
         number, self._sums = self._sums, self._sums + 1
         with self._named(name):
             work = dist.all_reduce(tensor.detach(), async_op=True)
-        return _SumHandle(self, work, name, tensor, number)
+        return _SumHandle(self, work, name, tensor.view(-1)[:1], number)
 
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum in place and wait."""
         self.sum_async_(tensor, name).wait()
         return tensor
 
-    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
+        """Start an all-to-all; as bytes, which every backend has."""
+        number, self._sums = self._sums, self._sums + 1
+        with self._named(name):
+            work = dist.all_to_all_single(
+                received.view(torch.uint8), rows.view(torch.uint8), async_op=True
+            )
+        return _SumHandle(self, work, name, received[:, 0], number)
+
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+        """Start an allgather, as bytes."""
+        with self._named(name):
+            parts = list(rows.view(torch.uint8))
+            work = dist.all_gather(parts, row.view(torch.uint8), async_op=True)
+        return _GatherHandle(self, work, name, rows)
+
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """Note in the store that these sums are refused, and take part in them with NaNs.
 
         A rank that gets a NaN looks there. So sums cost nothing more where none is refused, and no connection
@@ -84,10 +100,14 @@ class TorchDistributed:
             for key in keys:
                 self._store.set(key, "1")
             self._store.check(keys)  # `set` does not wait until it is done
-        handles = [
-            self.sum_async_(torch.full_like(tensor, torch.nan), name)
-            for name, tensor in sums.items()
-        ]
+        handles = []
+        for name, tensor in sums.items():
+            bad = torch.full_like(tensor, torch.nan)
+            handles.append(
+                self.all_to_all_async(bad, torch.empty_like(bad), name)
+                if name in all_to_all
+                else self.sum_async_(bad, name)
+            )
         for handle in handles:
             with contextlib.suppress(SumRefused):
                 handle.wait()
@@ -138,7 +158,7 @@ class TorchDistributed:
         work.wait()
 
     def _is_nan(self, first: torch.Tensor) -> bool:
-        """Whether a sum that has arrived begins with a NaN; on a GPU this does not wait for what computes there."""
+        """Whether numbers that have arrived have a NaN; on a GPU this does not wait for what computes there."""
         if not first.is_cuda:
             return bool(first.isnan().any())
         if self._aside is None:
@@ -162,17 +182,27 @@ class TorchDistributed:
 
 class _SumHandle:
     def __init__(
-        self, comm: TorchDistributed, work: Any, name: str, tensor: torch.Tensor, number: int
+        self, comm: TorchDistributed, work: Any, name: str, first: torch.Tensor, number: int
     ) -> None:
+        """`first`: the numbers of the result that are NaN if a rank has refused."""
         self._comm, self._work, self._name = comm, work, name
-        self._tensor, self._number = tensor, number
+        self._first, self._number = first, number
 
     def wait(self) -> None:
-        comm, first = self._comm, self._tensor.view(-1)[:1]
+        comm, first = self._comm, self._first
         with comm._named(self._name):
             comm._finish(self._work, first)
         if first.is_floating_point() and comm._is_nan(first) and comm._was_refused(self._number):
             raise SumRefused(f"{self._name} on {socket.gethostname()}: refused by another rank")
+
+
+class _GatherHandle:
+    def __init__(self, comm: TorchDistributed, work: Any, name: str, rows: torch.Tensor) -> None:
+        self._comm, self._work, self._name, self._rows = comm, work, name, rows
+
+    def wait(self) -> None:
+        with self._comm._named(self._name):
+            self._comm._finish(self._work, self._rows)
 
 
 def torch_engine() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -70,7 +70,15 @@ class WatchedGroup:
         self.sum_async_(tensor, name).wait()
         return tensor
 
-    def refuse(self, sums: Mapping[str, torch.Tensor]) -> None:
+    def all_to_all_async(self, rows: torch.Tensor, received: torch.Tensor, name: str) -> Handle:
+        """No gradients are ours to send."""
+        raise CommError(f"{name}: a watched job sums its gradients itself")
+
+    def all_gather_async(self, row: torch.Tensor, rows: torch.Tensor, name: str) -> Handle:
+        """The same."""
+        raise CommError(f"{name}: a watched job sums its gradients itself")
+
+    def refuse(self, sums: Mapping[str, torch.Tensor], all_to_all: Collection[str] = ()) -> None:
         """No sum of a watched job is ours to refuse."""
         raise CommError(f"{', '.join(sums)}: a watched job sums its gradients itself")
 

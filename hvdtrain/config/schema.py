@@ -29,6 +29,11 @@ from hvdtrain.config.train import Train
 GROUP_MB = 16.0
 """Default of `comm.group_mb`."""
 
+NO_LOSS_SCALE = (
+    "comm.compression: powersgd cannot be had with train.precision: fp16, whose loss scale changes and skips "
+    "updates, so that errors kept from step to step would not fit: set precision to bf16 or fp32"
+)
+
 __all__ = [
     "GROUP_MB",
     "Checkpoint",
@@ -115,9 +120,15 @@ class Comm(Section):
     """`measure`: exchange test data for a few seconds at the start, then choose `group_mb` if it is null
     and `compression` if it is auto. tuning.json keeps the choice for a resumed run. `fixed`: the same
     settings in every run, so that equal runs give bit-identical weights."""
-    compression: Machine[Literal["none", "fp16", "auto"]] = "none"
-    """Number type of gradients on the network. `none`: their own type. `fp16`: half the bytes, rounded.
-    `auto`: fp16 if `tune: measure` finds that it saves at least a tenth of the time."""
+    compression: Planned[Literal["none", "fp16", "bf16", "powersgd", "auto"]] = "none"
+    """What is sent of the gradients. `none`: all, in their own number type. `fp16`: half the bytes, rounded.
+    `bf16`: as many, rounded more, but summed in fp32 and without overflow.
+    `powersgd`: a low-rank approximation, with a ResNet-50 a 66th of the bytes; what it leaves out is
+    sent in later steps, see docs/explanation/compression.md. It compresses on a single rank, too. `auto`:
+    fp16 if `tune: measure` finds that it saves at least a tenth of the time."""
+    powersgd_rank: Planned[Annotated[int, Field(ge=1, le=8)]] = 4
+    """Rank of the approximation with `compression: powersgd`. Twice the rank is nearer to the gradient, and
+    twice the bytes."""
     group_mb: Machine[Annotated[float, Field(gt=0, le=2**16)] | None] = None
     """Gradients are exchanged in groups of about this size in MiB, while the backward pass is still
     running. null: 16, or what `tune: measure` chooses."""
@@ -152,7 +163,9 @@ class Comm(Section):
     @model_validator(mode="after")
     def _check(self) -> Comm:
         if self.compression == "auto" and self.tune == "fixed":
-            raise ValueError("compression: auto needs tune: measure; otherwise set none or fp16")
+            raise ValueError(
+                "compression: auto needs tune: measure; otherwise set none, fp16, bf16 or powersgd"
+            )
         return self
 
 
@@ -203,6 +216,8 @@ class Config(Section):
             raise ValueError(f"phases: {epochs:,} epochs in all; expected at most {MAX_EPOCHS:,}")
         frozen = list(self.model.freeze)
         self._check_pairs()
+        if self.comm.compression == "powersgd" and self.train.precision == "fp16":
+            raise ValueError(NO_LOSS_SCALE)
         for number, phase in enumerate(self.phases):
             pad = self.data.crop_padding
             if pad and pad >= (side := phase.smallest_image_size):

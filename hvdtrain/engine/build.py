@@ -18,6 +18,7 @@ from hvdtrain.config.networks import as_made
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.allocator import keep_freed_memory
 from hvdtrain.engine.compiling import compile_network, require_compiler
+from hvdtrain.engine.compression.settings import noise_scale_every, require_no_loss_scale
 from hvdtrain.engine.erasing import Erasing
 from hvdtrain.engine.global_norm import share_batch_norm
 from hvdtrain.engine.loss import Loss
@@ -69,6 +70,7 @@ def set_up(cfg: Config, comm: Comm, classes: Sequence[str] | None = None) -> Par
     _try_compiler(cfg, comm)
     loaders, device = open_shared(cfg, comm, classes)
     with together(comm):
+        require_no_loss_scale(cfg, resolve_precision(cfg, device))
         plan = make_plan(cfg, comm.size, loaders.num_train)
         state = init_state(cfg, comm, device, num_classes=len(loaders.classes))
     state.teacher = load_teacher(cfg, comm, device, len(loaders.classes), loaders.classes)
@@ -182,12 +184,15 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
     shared = cfg.model.batch_norm == "global"
     norms = share_batch_norm(model, comm, cfg.model.name) if shared else None
     autocast = resolve_precision(cfg, device)
+    compression = cfg.comm.compression
     reducer = Reducer(
         model.parameters(),
         comm,
         accumulate=cfg.train.accumulate,
         # A run has resolved auto and None; commands that do not train have not.
-        compression="fp16" if cfg.comm.compression == "fp16" else "none",
+        compression="none" if compression == "auto" else compression,
+        rank=cfg.comm.powersgd_rank,
+        seed=cfg.seed,
         group_bytes=cfg.comm.group_bytes,
     )
     train, agc, lookahead = cfg.train, cfg.optimizer.agc, cfg.optimizer.lookahead
@@ -225,7 +230,7 @@ def init_state(cfg: Config, comm: Comm, device: torch.device, num_classes: int) 
         norms=norms,
         lookahead=Lookahead(optimizer, lookahead) if lookahead.every is not None else None,
         noise=NoiseMeter(
-            train.noise_scale_every, parts=comm.size if comm.size > 1 else train.accumulate
+            noise_scale_every(cfg), parts=comm.size if comm.size > 1 else train.accumulate
         ),
         weights=WeightMeter(model) if cfg.metrics.weights and comm.rank == 0 else None,
     )

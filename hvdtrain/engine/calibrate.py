@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hvdtrain.engine.checkpoint_errors import kept_tensors
 from hvdtrain.engine.global_norm import local_statistics
 from hvdtrain.engine.mixing import Batch
 from hvdtrain.engine.noise_meter import NoiseMeter
@@ -59,11 +60,12 @@ def calibrate(state: State, batch: Batch, *, min_steps: int = 6, min_s: float = 
 @contextlib.contextmanager
 def restored(state: State) -> Iterator[None]:
     """A context that restores at its end all that training changes: weights, buffers, optimizer
-    state, loss scale, averages, random state and progress. Inside it the noise scale is not
+    state, loss scale, averages, errors of PowerSGD, random state and progress. Inside it the noise scale is not
     measured, and times go to a separate clock."""
     tensors = [*state.model.state_dict().values()]
     tensors += optimizer_tensors(state.model, state.optimizer).values()
     tensors += state.ema.tensors.values() if state.ema is not None else ()
+    tensors += kept_tensors(state).values()
     saved = [tensor.clone() for tensor in tensors]
     scaler: dict[str, Any] = state.scaler.state_dict()
     rng = torch.get_rng_state()

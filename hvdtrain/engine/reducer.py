@@ -7,7 +7,6 @@ zeros, so all ranks always send the same buffers.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -15,25 +14,30 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hvdtrain.comm.ranks import Comm, Handle
+from hvdtrain.comm.ranks import Comm
+from hvdtrain.engine.compression.bf16 import Bf16Sum
+from hvdtrain.engine.compression.exchange import Exchange, PlainSum
+from hvdtrain.engine.compression.powersgd import LowRankSum, PowerSGD
 from hvdtrain.engine.gradient_groups import group_limit
 from hvdtrain.engine.stopwatch import StepClock
-from hvdtrain.errors import CommError
 
+Compression = Literal["none", "fp16", "bf16", "powersgd"]
+"""How gradients are sent, see `comm.compression`."""
 _BLOCK = 2**16
 
 
 class _Group:
     """Parameters whose gradients share one flat buffer, fp32 [numel]."""
 
-    def __init__(self, name: str, params: list[nn.Parameter], wire: torch.dtype | None) -> None:
+    exchange: Exchange
+    """How the buffer is summed over ranks."""
+
+    def __init__(self, name: str, params: list[nn.Parameter]) -> None:
         self.name = name
         self.params = params
         size = sum(p.numel() for p in params)
         self.flat = torch.zeros(size, dtype=params[0].dtype, device=params[0].device)
-        self.wire = torch.empty_like(self.flat, dtype=wire) if wire else self.flat
         self.waiting_for = len(params)
-        self.handle: Handle | None = None
         self.places: dict[nn.Parameter, torch.Tensor] = {}
         """The view into `flat` of each gradient."""
         offset = 0
@@ -80,9 +84,12 @@ class Reducer:
         comm: Comm,
         *,
         accumulate: int = 1,
-        compression: Literal["none", "fp16"] = "none",
+        compression: Compression = "none",
+        rank: int = 4,
+        seed: int = 0,
         group_bytes: float = 16 * 2**20,
     ) -> None:
+        """`rank` and `seed`: of PowerSGD, which compresses on a single rank, too."""
         self.comm = comm
         self.accumulate = accumulate
         self.loss_scale = 1.0 / (comm.size * accumulate)
@@ -101,12 +108,14 @@ class Reducer:
         self._backward_left = accumulate
         self._next = 0
         """The first group of this step that is not sent."""
-        wire = torch.float16 if compression == "fp16" and comm.size > 1 else None
+        self.memory = PowerSGD(trained, rank, seed) if compression == "powersgd" else None
+        """What PowerSGD keeps from step to step; None without it."""
         self.groups = [
-            _Group(f"grad.{index}", members, wire)
+            _Group(f"grad.{index}", members)
             for index, members in enumerate(_split(trained, group_bytes))
         ]
         for number, group in enumerate(self.groups):
+            group.exchange = self._exchange(group, compression)
             for p in group.params:
                 p.register_post_accumulate_grad_hook(self._hook(number))
 
@@ -115,7 +124,7 @@ class Reducer:
 
         `measure`: record what `part_squares` returns; the gradients are the same either way.
         """
-        self._enabled = communicate and self.comm.size > 1
+        self._enabled = communicate and (self.comm.size > 1 or self.memory is not None)
         self._measuring = measure
         self._squares = [[]] if self._enabled else []
         self._backward_left = self.accumulate
@@ -147,44 +156,45 @@ class Reducer:
         """Send the remaining groups and wait for all; raises CommError if a rank is gone.
 
         `arrived(k)` is called when the gradients of `groups[k]` are summed, while later groups may
-        still be in flight. On a single rank it is not called.
+        still be in flight. On a single rank without compression it is not called.
         """
         self._complete()
         if not self._enabled:
             return
         for group in self.groups:
-            if group.handle is None:
+            if not group.exchange.in_flight:
                 self._send(group)
         last = len(self.groups) - 1
         for number, group in enumerate(self.groups):
             self.clock.waiting.start()
-            handle, group.handle = group.handle, None
-            assert handle is not None
-            handle.wait()
-            if group.wire is not group.flat:
-                group.flat.copy_(group.wire)
+            for near in self.groups[number : number + 2]:
+                near.exchange.follow()
+            group.exchange.wait()
             self.clock.waiting.stop(pause=number < last)
             if number == last:
                 self.clock.flight.stop()
             if arrived is not None:
+                group.exchange.settle()
                 arrived(number)
+        if arrived is None:
+            for group in self.groups:
+                group.exchange.settle()
 
     def refuse(self) -> None:
         """In place of a step: let the others' sums of it end with SumRefused, on all ranks."""
-        self.comm.refuse({group.name: group.wire for group in self.groups})
+        offers = {group: group.exchange.offers() for group in self.groups}
+        others = [k for group in offers if group.exchange.by_all_to_all for k in offers[group]]
+        self.comm.refuse({k: wire for one in offers.values() for k, wire in one.items()}, others)
 
     def abandon(self) -> None:
         """After an error of `finish`: wait for what is still in flight, which ends with errors, too."""
         for group in self.groups:
-            handle, group.handle = group.handle, None
-            if handle is not None:
-                with contextlib.suppress(CommError):
-                    handle.wait()
+            group.exchange.abandon()
 
     @property
     def step_bytes(self) -> int:
         """Bytes of gradients that one update hands to allreduce."""
-        return sum(group.wire.numel() * group.wire.element_size() for group in self.groups)
+        return sum(group.exchange.step_bytes for group in self.groups)
 
     def flats(self) -> list[torch.Tensor]:
         """The flat gradient buffers, for norms and checks over all gradients at once."""
@@ -228,15 +238,22 @@ class Reducer:
             self._next += 1
 
     def _send(self, group: _Group) -> None:
-        if all(other.handle is None for other in self.groups):
+        if not any(other.exchange.in_flight for other in self.groups):
             self.clock.flight.start()
         if self._measuring:
             self._squares[0].append(square(group.flat))
-        if group.wire is not group.flat:
-            group.wire.copy_(group.flat)
-        self.calls += 1
-        self.bytes_sent += group.wire.numel() * group.wire.element_size()
-        group.handle = self.comm.sum_async_(group.wire, group.name)
+        if self.comm.size > 1:
+            self.calls += group.exchange.step_calls
+            self.bytes_sent += group.exchange.step_bytes
+        group.exchange.begin()
+
+    def _exchange(self, group: _Group, compression: Compression) -> Exchange:
+        if self.memory is not None:
+            return LowRankSum(self.comm, group.name, group.places, self.memory)
+        if compression == "bf16" and self.comm.size > 1:
+            return Bf16Sum(self.comm, group.name, group.flat)
+        wire = torch.float16 if compression == "fp16" and self.comm.size > 1 else None
+        return PlainSum(self.comm, group.name, group.flat, wire)
 
 
 def square(flat: torch.Tensor) -> torch.Tensor:

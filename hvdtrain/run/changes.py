@@ -24,6 +24,9 @@ from hvdtrain.plan.epochs import Position, epoch_of
 from hvdtrain.report.events import read_lines, read_mapping, whole
 from hvdtrain.run.other_ranks import Batch, shared_anew
 
+CHOSEN = ("none", "fp16", "auto")
+"""What `comm.compression: auto` may stand for."""
+
 
 class Change(NamedTuple):
     """One difference; values as text."""
@@ -111,6 +114,15 @@ def compare(begun: Begun, cfg: Config, world_size: int) -> list[Change]:
     return sorted(found, key=lambda change: change.kind != "identity")
 
 
+def chosen_compression(paths: RunPaths, given: Config, chosen: Config) -> list[Change]:
+    """The change of `comm.compression` where the run is `given` auto and now has `chosen` another than
+    before; for rank 0 of a run that goes on, before its config is written anew."""
+    before, now = load_config(paths.config).comm.compression, chosen.comm.compression
+    if given.comm.compression != "auto" or before not in CHOSEN or before == now:
+        return []
+    return [Change("comm.compression", "plan", before, now)]
+
+
 def identity(changes: list[Change]) -> list[Change]:
     """Those that make it another run."""
     return [change for change in changes if change.kind == "identity"]
@@ -165,6 +177,8 @@ def _fields(before: Config, after: Config) -> Iterator[Change]:
     """The fields of both; further phases are one change."""
     known = {setting.key: setting.value for setting in settings(before)}
     for key, kind, value in settings(after):
+        if key == "comm.compression" and value == "auto" and known[key] in CHOSEN:
+            continue  # `chosen_compression` tells what it becomes
         if kind != "machine" and key in known and known[key] != value:
             yield Change(key, kind, plain(known[key]), plain(value))
     if len(before.phases) != len(after.phases):

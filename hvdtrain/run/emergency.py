@@ -12,7 +12,8 @@ usual, and end with the same error. So nothing is lost, and `--resume` goes on w
 
 **A rank that is gone** (exit code 5 on the others) cannot give its batch-norm statistics. Where there are
 none, rank 0 saves by itself, if it has begun no update that is not complete: its weights are those that all
-ranks had. Where there are some, the state of that rank is not known, and nothing is written.
+ranks had. Where there are some, or PowerSGD keeps errors, the state of that rank is not known, and nothing
+is written.
 
 Every wait has a limit, after which the process ends with the error as it was.
 """
@@ -118,7 +119,8 @@ class Rescue:
     def _saved_alone(self, fault: HvdtrainError) -> HvdtrainError:
         run, state = self._run, self._run.state
         saved = state.progress.step == run.snapshots.saved_step
-        if saved or state.updating or rank_buffers(state):
+        errors = state.reducer.memory is not None  # those of the rank that is gone are lost
+        if saved or state.updating or errors or rank_buffers(state):
             return fault
         with _limited(SAVE_S, fault):
             try:

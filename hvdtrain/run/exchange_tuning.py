@@ -62,13 +62,14 @@ def tune(cfg: Config, comm: Comm, file: Path) -> Tuning:
     """
     if cfg.comm.tune == "fixed" or comm.size == 1:
         return _resolve(cfg, GROUP_MB, "none", "as configured", None)
-    stored = _read(file, comm.size) if comm.rank == 0 else None
+    auto = cfg.comm.compression == "auto"
+    stored = _read(file, comm.size, auto=auto) if comm.rank == 0 else None
     stored = json.loads(comm.gather_text(json.dumps(stored))[0])
     if stored is not None:
         chosen = (stored["group_mb"], stored["compression"])
         return _resolve(cfg, *chosen, "kept from tuning.json", stored)
     began = time.perf_counter()
-    exchanges = measure(comm, choose_device(comm), halve=cfg.comm.compression == "auto")
+    exchanges = measure(comm, choose_device(comm), halve=auto)
     record: dict[str, Any] = {
         "world_size": comm.size,
         "hosts": len(set(comm.gather_text(socket.gethostname()))),
@@ -149,15 +150,19 @@ def _resolve(
         record = {**record, **settings}
     resolved = cfg.model_copy(update={"comm": cfg.comm.model_copy(update=settings)})
     text = f"groups of {settings['group_mb']:g} MiB, compression {settings['compression']}"
+    if settings["compression"] == "powersgd":
+        text += f" of rank {cfg.comm.powersgd_rank}"
     return Tuning(resolved, f"gradient exchange: {text} ({why})", record)
 
 
-def _read(file: Path, ranks: int) -> dict[str, Any] | None:
-    """The choice of an earlier attempt; None if there is none for this world size."""
+def _read(file: Path, ranks: int, *, auto: bool) -> dict[str, Any] | None:
+    """The choice of an earlier attempt; None if there is none for this world size, or with `auto` none that auto
+    would make."""
+    known = ("none", "fp16") if auto else ("none", "fp16", "bf16", "powersgd")
     try:
         record: dict[str, Any] = json.loads(file.read_bytes())
         size, compression = record["group_mb"], record["compression"]
-        fits = record["world_size"] == ranks and compression in ("none", "fp16")
+        fits = record["world_size"] == ranks and compression in known
         return record if fits and 0 < size < math.inf else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None

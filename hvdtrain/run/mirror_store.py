@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from hvdtrain.checkpoint_files import (
-    BUFFERS_FILE,
-    EMA_FILE,
     FILES,
     MAX_META_BYTES,
     META,
     NAME,
     NEW,
+    OPTIONAL,
     parse_meta,
 )
 from hvdtrain.checkpoint_keep import Keep, why_kept
@@ -40,7 +39,7 @@ from hvdtrain.run.mirror_places import (
 from hvdtrain.run.object_store import CHUNK, ObjectStore, StoreError
 
 FOLDER = "checkpoints"
-KNOWN = (META, *FILES, EMA_FILE, BUFFERS_FILE)
+KNOWN = (META, *FILES, *OPTIONAL)
 """The files of a checkpoint: no others are deleted. The metadata come first."""
 MAX_OWNER_BYTES = 2**16
 

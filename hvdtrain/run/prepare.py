@@ -19,13 +19,14 @@ from hvdtrain.comm.ranks import Comm
 from hvdtrain.config.schema import Config
 from hvdtrain.engine.build import checkpoint_labels, set_up
 from hvdtrain.engine.checkpoint import sweep
+from hvdtrain.engine.compression.settings import compression_notes
 from hvdtrain.files import write_atomically
 from hvdtrain.launch.placement import RankPlace, actual_placement, placement_text
 from hvdtrain.plan.recipe_check import recipe_warnings
 from hvdtrain.preflight.finding import raise_faults
 from hvdtrain.preflight.judge import judge, measured
 from hvdtrain.preflight.survey import survey
-from hvdtrain.run.changes import notes_of
+from hvdtrain.run.changes import Change, chosen_compression, notes_of
 from hvdtrain.run.checkpoints import to_keep
 from hvdtrain.run.dataset import (
     DatasetWriter,
@@ -88,6 +89,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
     raise_faults(findings)
     activity.enter("measuring the gradient exchange")
     tuning = tune(cfg, comm, paths.tuning)
+    changes = [*directory.changes, *_chosen(directory, cfg, tuning.config, comm)]
     cfg = tuning.config
     recorded = recorded_data(paths, comm)
     parts = set_up(cfg, comm, classes_of(recorded))
@@ -127,7 +129,7 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         data,
         writer,
         snapshots,
-        directory.changes,
+        changes,
         given,
         lock=directory.lock,
         other_work=watch_for(comm.size, parts.state.settings.device),
@@ -136,8 +138,9 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         on_error.callback(run.close)
         snapshots.describe = partial(write_description, run)
         notes = [f"warning: {text}" for text in (*directory.notes, *findings)]
-        notes += [*filter(None, [directory.kept]), *notes_of(directory.changes)]
+        notes += [*filter(None, [directory.kept]), *notes_of(changes)]
         notes += parts.state.teacher.notes if parts.state.teacher else []
+        notes += compression_notes(cfg, comm.size)
         if comm.size > 1:
             notes.append(f"engine: {ENGINES[comm.engine]}, {comm.why}")
             notes.append(f"placement: {placement_text(actual_placement(ranks))}")
@@ -164,6 +167,17 @@ def _prepare(cfg: Config, comm: Comm, directory: Directory, accept_changes: bool
         run.notices = watch(cfg.train.stop_when, snapshots.taken_s, comm, sinks.tell)
         on_error.pop_all()
     return run
+
+
+def _chosen(directory: Directory, given: Config, chosen: Config, comm: Comm) -> list[Change]:
+    """What the tuning of the exchange changes in a run that goes on, the same on all ranks."""
+    if given.comm.compression != "auto" or not directory.must_resume:
+        return []
+    found: list[Change] = []
+    with together(comm):
+        if comm.rank == 0:
+            found = chosen_compression(directory.paths, given, chosen)
+    return [Change(*change) for change in json.loads(comm.gather_text(json.dumps(found))[0])]
 
 
 def write_description(run: Run) -> None:

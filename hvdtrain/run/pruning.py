@@ -7,11 +7,9 @@ from pathlib import Path
 
 from hvdtrain import activity
 from hvdtrain.checkpoint_files import (
-    BUFFERS_FILE,
-    EMA_FILE,
     FILES,
-    MEASURES_FILE,
     META,
+    OPTIONAL,
     list_checkpoints,
     remove,
 )
@@ -22,7 +20,7 @@ from hvdtrain.paths import RunPaths, run_root
 from hvdtrain.run.checkpoints import check, folder_of, is_checkpoint, size_of, to_keep
 from hvdtrain.run.lock import RunLock
 
-OURS = {META, *FILES, EMA_FILE, BUFFERS_FILE, MEASURES_FILE}
+OURS = {META, *FILES, *OPTIONAL}
 
 
 @dataclass

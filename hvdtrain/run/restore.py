@@ -17,6 +17,12 @@ from hvdtrain.engine.checkpoint import (
     load_checkpoint,
     verify,
 )
+from hvdtrain.engine.checkpoint_errors import (
+    SavedErrors,
+    dropped_errors,
+    load_factors,
+    share_errors,
+)
 from hvdtrain.engine.evaluate import rank_buffers, set_buffers
 from hvdtrain.engine.noise_scale import NoiseScale
 from hvdtrain.engine.progress import Progress
@@ -43,18 +49,22 @@ def restore(
     rank 0.
 
     Without a checkpoint the run starts from `model.weights`, if given. Only rank 0 needs to see the
-    files. On as many ranks as wrote the checkpoint, each gets its own batch-norm statistics, on others
-    their mean. Raises CheckpointError if `must` is set and no checkpoint is usable, or if the
-    checkpoint belongs to another model. `verb` begins the note on it; the report takes "resumed from" for
-    the begin of another attempt. `before`: see `checkpoints_before`.
+    files. On as many ranks as wrote the checkpoint, each gets its own batch-norm statistics and errors of
+    PowerSGD, on others their mean and an equal share. Raises CheckpointError if `must` is set and no
+    checkpoint is usable, or if the checkpoint belongs to another model. `verb` begins the note on it; the
+    report takes "resumed from" for the begin of another attempt. `before`: see `checkpoints_before`.
     """
     state, comm = run.state, run.comm
     statistics: torch.Tensor | None = None
     loaded: tuple[Path, dict[str, Any]] | None = None
+    errors: SavedErrors | None = None
     with together(comm):
         if comm.rank == 0:
             loaded = _load_newest(run, verb, before)
             statistics = load_buffers(state, *loaded) if loaded else None
+            errors = load_factors(state, *loaded) if loaded else None
+            if loaded and (text := dropped_errors(state, *loaded)):
+                run.sinks.write(Note(f"warning: {text}"))
             if must and not loaded:
                 raise CheckpointError(
                     f"{run.paths.checkpoints}: no usable checkpoint to resume from"
@@ -81,6 +91,7 @@ def restore(
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(header["scaler"])
     comm.broadcast_(shared_tensors(state))
+    share_errors(state, errors)
     if header["statistics"]:
         buffers = rank_buffers(state)
         values = torch.empty(comm.size, sum(buffer.numel() for buffer in buffers))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hvdtrain import activity
-from hvdtrain.checkpoint_files import BUFFERS_FILE, MEASURES_FILE
+from hvdtrain.checkpoint_files import BUFFERS_FILE, ERRORS_FILE, MEASURES_FILE
 from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.config.schema import Checkpoint as Settings
 from hvdtrain.engine.checkpoint import (
@@ -21,6 +21,7 @@ from hvdtrain.engine.checkpoint import (
     metadata,
     write_checkpoint,
 )
+from hvdtrain.engine.checkpoint_errors import gather_errors
 from hvdtrain.engine.evaluate import pooled_statistics, rank_buffers
 from hvdtrain.engine.step import State
 from hvdtrain.errors import TrainingError
@@ -213,17 +214,21 @@ class Snapshots:
         """A copy of the state, with batch-norm statistics pooled over ranks; None on ranks above 0.
 
         The ranks' own statistics are a file of their own, unless all are equal. Training goes on
-        with them.
+        with them. So are the errors of PowerSGD.
         """
         state, comm = self.state, self.state.comm
         with pooled_statistics(state) as own:
             files = None
             if comm.rank == 0:
                 files = self._with_measures(self.buffers.copy(contents(state)))
-            check_state(state, self.paths, known=files is not None and self.buffers.finite)
+            known = files is not None and self.buffers.finite and state.reducer.memory is None
+            check_state(state, self.paths, known=known)
             if own is not None:
                 rows = comm.gather(own.cpu(), "statistics")
                 pooled = torch.cat([buffer.flatten() for buffer in rank_buffers(state)]).cpu()
                 if files is not None and not torch.equal(rows, pooled.expand_as(rows)):
                     files[BUFFERS_FILE] = {RANKS: rows}
+        errors = gather_errors(state)
+        if files is not None and errors:
+            files[ERRORS_FILE] = errors
         return files

@@ -29,6 +29,7 @@ def write_summary(
     found = progress.evaluated
     best = {"loss": found.best_loss, "epoch": found.best_epoch, "step": found.best_step}
     noise, batch = state.noise.scale.images, run.plan.epochs[-1].global_batch_size
+    powersgd = ["powersgd_rank"] if run.cfg.comm.compression == "powersgd" else []
     end = End(
         name=run.cfg.name,
         run_dir=str(run.paths.root),
@@ -42,7 +43,7 @@ def write_summary(
         images_per_second=progress.samples / max(progress.train_seconds, 1e-9),
         scaling_efficiency=scaling.efficiency,
         lost_time=scaling.lost,
-        comm=run.cfg.comm.model_dump(include={"tune", "group_mb", "compression"})
+        comm=run.cfg.comm.model_dump(include={"tune", "group_mb", "compression", *powersgd})
         | {"engine": run.comm.engine or None},
         noise_scale=advice(noise, batch) if noise is not None else None,
         train_seconds=progress.train_seconds,

@@ -23,6 +23,11 @@ class Layer:
     """Of the forward pass of one image; the backward pass takes twice as many."""
 
     @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of its weights, a row for each output: norm and bias have as many elements."""
+        return self.tensors[1], self.tensors[0] // self.tensors[1]
+
+    @property
     def parameters(self) -> int:
         """Elements of all its tensors."""
         return sum(self.tensors)

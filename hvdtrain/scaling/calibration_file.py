@@ -40,12 +40,16 @@ class CalibrationFile(Section):
     device: str
     groups: list[PositiveFloat] | None = None
     """Bytes in fp32 of each group of gradients, in order of release; None in the file of a run."""
+    matrices: list[list[tuple[Positive, Positive]]] | None = None
+    """Rows and columns of the tensors of two dimensions or more in each group; None in older files."""
     entries: Annotated[list[Entry], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _check(self) -> CalibrationFile:
         if self.groups is None:
             return self
+        if self.matrices is not None and len(self.matrices) != len(self.groups):
+            raise ValueError(f"matrices of {len(self.matrices)} groups, not {len(self.groups)}")
         for entry in self.entries:
             times = entry.release_s or []
             if len(times) != len(self.groups) or times != sorted(times):

@@ -32,7 +32,7 @@ class Measured(Section):
     ranks_per_host: Positive
     link_gbit: PositiveFloat
     model: str
-    compression: Literal["none", "fp16", "bf16"] = "none"
+    compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
     groups: Annotated[list[PositiveFloat], Field(min_length=1)]
     release_s: list[NotNegative]
     compute_s: PositiveFloat

@@ -28,6 +28,8 @@ class Group:
     """On the wire."""
     release_s: float
     """When they are ready, from the start of the step."""
+    matrices: tuple[tuple[int, int], ...] | None = None
+    """Rows and columns of each tensor of two dimensions or more; None: not known."""
 
 
 def last_arrival(groups: Sequence[Group], cost: Cost, fusion_bytes: float = 0.0) -> float:

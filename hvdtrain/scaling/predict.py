@@ -16,6 +16,7 @@ from hvdtrain.scaling.ends import End, Ends, both
 from hvdtrain.scaling.network import Cluster
 from hvdtrain.scaling.overlap import SIGMA, Group, Step, make_step
 from hvdtrain.scaling.profile import Profile
+from hvdtrain.scaling.wire import Wire, wire_of
 
 ProfileOf = Callable[[int, int, int, End], Profile]
 """Image size, images of one micro-batch, micro-batches of one update, end → one worker's profile."""
@@ -72,23 +73,21 @@ class Point:
     dollars: Ends[float] | None
 
 
-def update(profile: Profile, cluster: Cluster, wire: float, sigma: float) -> Step:
-    """One update; `wire`: bytes sent divided by bytes in fp32 (0.5 with fp16)."""
+def update(profile: Profile, cluster: Cluster, wire: Wire, sigma: float) -> Step:
+    """One update. Second sums, which PowerSGD needs, start after the backward pass and all first ones."""
     began = profile.step_s - profile.backward_s
-    groups = [Group(g.size_bytes * wire, began + g.release_s) for g in profile.groups]
+    sums = [wire.sums(group) for group in profile.groups]
+    pairs = zip(sums, profile.groups, strict=True)
+    groups = [Group(first, began + g.release_s) for (first, _), g in pairs]
+    seconds = [Group(second, profile.step_s) for _, second in sums if second]
     return make_step(
-        groups,
+        [*groups, *seconds],
         cluster.allreduce_s,
         compute_s=profile.step_s,
         backward_end_s=profile.step_s,
         ranks=cluster.ranks,
         sigma=sigma,
     )
-
-
-def wire_ratio(cfg: Config) -> float:
-    """Bytes sent divided by bytes in fp32; `auto` counts as fp16, which it chooses on slow links."""
-    return 1.0 if cfg.comm.compression == "none" else 0.5
 
 
 def predict(
@@ -107,7 +106,7 @@ def predict(
     for epoch in plan.epochs:
         setting = Setting(epoch.image_size, epoch.batch_per_worker, epoch.accumulate)
         if setting not in phases:
-            phases[setting] = _phase(setting, profile_of, cluster, wire_ratio(cfg), sigma)
+            phases[setting] = _phase(setting, profile_of, cluster, wire_of(cfg), sigma)
         steps[setting] = steps.get(setting, 0) + epoch.steps
 
     def seconds(end: End) -> float:
@@ -158,12 +157,12 @@ def predict_all(
 
 
 def _phase(
-    setting: Setting, profile_of: ProfileOf, cluster: Cluster, wire: float, sigma: Ends[float]
+    setting: Setting, profile_of: ProfileOf, cluster: Cluster, wire: Wire, sigma: Ends[float]
 ) -> PhasePoint:
     profiles = both(lambda end: profile_at(profile_of, setting, end))
     step = both(lambda end: update(profiles.at(end), cluster.at(end), wire, sigma.at(end)))
     images = setting.batch * setting.accumulate * cluster.ranks
-    sent = cluster.host_bytes(profiles.fast.size_bytes * wire)
+    sent = cluster.host_bytes(wire.total(profiles.fast.groups))
     speed = cluster.network.link_gbit * 1e9 / 8
     return PhasePoint(setting, step, images, sent, speed, profiles.fast.guessed)
 
@@ -194,7 +193,7 @@ def advise(
     profile: Profile,
     cluster: Cluster,
     *,
-    wire: float,
+    wire: Wire,
     target: float,
     sigma: float,
 ) -> Advice:
@@ -238,7 +237,7 @@ def advise_all(
                 setting,
                 profile_at(profile_of, setting, end),
                 cluster.at(end),
-                wire=wire_ratio(cfg),
+                wire=wire_of(cfg),
                 target=target,
                 sigma=sigma.at(end),
             )

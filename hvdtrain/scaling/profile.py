@@ -51,7 +51,7 @@ class Profile:
     def scaled(self, work: float) -> Profile:
         """This profile with `work` times the work in each micro-batch."""
         factor = self.fixed + (1 - self.fixed) * work
-        groups = tuple(Group(g.size_bytes, g.release_s * factor) for g in self.groups)
+        groups = tuple(replace(g, release_s=g.release_s * factor) for g in self.groups)
         return replace(
             self,
             step_s=self.step_s * factor,
@@ -95,12 +95,14 @@ def hand_given(
     total = sum(layer.multiplications for layer in layers)
     groups: list[Group] = []
     size = done = 0.0
+    matrices: list[tuple[int, int]] = []
     for layer in layers:
         size += layer.parameters * _FP32
+        matrices.append(layer.matrix)
         done += layer.multiplications
         if size >= group_limit(len(groups), group_bytes) or layer is layers[-1]:
-            groups.append(Group(size, seconds * done / total))
-            size = 0.0
+            groups.append(Group(size, seconds * done / total, tuple(matrices)))
+            size, matrices = 0.0, []
     return Profile(image_size, batch, step_s, seconds, tuple(groups))
 
 
@@ -156,7 +158,7 @@ def read_calibration(
             reason = f"batch {entry.batch} cannot be split into {micro_batches} micro-batches"
             raise not_a_calibration(where, reason)
         profiles.append(
-            _profile(entry, micro_batches, content.groups)
+            _profile(entry, micro_batches, content.groups, content.matrices)
             if content.groups is not None
             else _profile_without_groups(entry, micro_batches, model, group_bytes, classes)
         )
@@ -170,11 +172,17 @@ def _times(entry: Entry, accumulate: int) -> tuple[float, float]:
     return step_s, min(entry.backward_s, step_s / accumulate)
 
 
-def _profile(entry: Entry, accumulate: int, sizes: list[float]) -> Profile:
+def _profile(
+    entry: Entry,
+    accumulate: int,
+    sizes: list[float],
+    matrices: list[list[tuple[int, int]]] | None,
+) -> Profile:
     step_s, backward_s = _times(entry, accumulate)
+    shapes = [None] * len(sizes) if matrices is None else [tuple(each) for each in matrices]
     groups = tuple(
-        Group(size, min(released, backward_s))
-        for size, released in zip(sizes, entry.release_s or (), strict=True)
+        Group(size, min(released, backward_s), shape)
+        for size, released, shape in zip(sizes, entry.release_s or (), shapes, strict=True)
     )
     batch = entry.batch // accumulate
     return Profile(entry.image_size, batch, step_s, backward_s, groups, accumulate)

@@ -12,6 +12,7 @@ from hvdtrain.scaling.network import NETWORKS, Cluster
 from hvdtrain.scaling.overlap import SIGMA, Group, make_step, straggler
 from hvdtrain.scaling.predict import update
 from hvdtrain.scaling.profile import Calibration, Profile, hand_given
+from hvdtrain.scaling.wire import Wire
 
 _HOROVOD = "Sergeev and Del Balso 2018, https://arxiv.org/abs/1802.05799"
 _README = "https://github.com/horovod/horovod/blob/master/docs/benchmarks.rst"
@@ -170,7 +171,7 @@ class Box:
             group_bytes=GROUP_MB * 2**20,
         )
         cluster = Cluster(1, 8, replace(NETWORKS["tcp"], link_gbit=1.0))  # no link is used
-        return SIGMA.map(lambda s: update(profile, cluster, self.wire, s).efficiency)
+        return SIGMA.map(lambda s: update(profile, cluster, Wire(self.wire), s).efficiency)
 
 
 # Source: NVIDIA/DeepLearningExamples on GitHub: PyTorch/Classification/RN50v1.5/README.md (2018) and
@@ -224,7 +225,7 @@ def _diux_cluster(hosts: int = 8) -> Cluster:
 
 
 def _diux_step(profile: Profile, end: End, hosts: int = 8) -> float:
-    return update(profile, _diux_cluster(hosts).at(end), 0.5, SIGMA.at(end)).seconds
+    return update(profile, _diux_cluster(hosts).at(end), Wire(0.5), SIGMA.at(end)).seconds
 
 
 def _given(image_size: int, batch: int, step_s: float) -> Profile:

@@ -10,6 +10,7 @@ from hvdtrain.comm.agreement import any_rank
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.engine.reducer import Reducer
+from hvdtrain.errors import SumRefused
 
 PER_RANK = 6
 
@@ -68,7 +69,7 @@ def check(comm: Comm, *, accumulate: int, channels_last: bool, compression: str)
         reducer.finish(keep)
         assert len(arrived) == (len(reducer.groups) if comm.size > 1 else 0) != 1
         assert all(map(torch.equal, arrived, reducer.flats()))
-    tolerance = 2e-3 if compression == "fp16" else 1e-6
+    tolerance = {"none": 1e-6, "fp16": 2e-3, "bf16": 1e-2}[compression]
     for (name, reference), parameter in zip(
         single.named_parameters(), net.parameters(), strict=True
     ):
@@ -88,9 +89,51 @@ def check(comm: Comm, *, accumulate: int, channels_last: bool, compression: str)
     assert None in before
 
 
+def check_bf16(comm: Comm) -> None:
+    """Sums of bf16 numbers are exact in fp32, rounded once more, also far beyond the range of fp16; every rank has
+    the same bits; a step that a rank refuses ends on all, and the next one is right."""
+    p, rest = nn.Parameter(torch.zeros(1001)), nn.Parameter(torch.zeros(2))
+    reducer = Reducer([rest, p], comm, compression="bf16", group_bytes=1.0)
+    assert len(reducer.groups) == 2
+    parts = [-(-count // comm.size) for count in (1001, 2)]
+    sent = 2 * comm.size * sum(parts) if comm.size > 1 else 4 * 1003
+    assert reducer.step_bytes == sent
+    given = [1e30 * torch.randn(1001, generator=torch.Generator().manual_seed(r)) for r in range(9)]
+
+    def step() -> None:
+        reducer.start_step()
+        reducer.start_backward()
+        (((p * given[comm.rank]).sum() + rest.sum()) * reducer.loss_scale).backward()
+        reducer.finish()
+
+    def check_sums() -> None:
+        step()
+        rounded = [g * reducer.loss_scale for g in given[: comm.size]]
+        if comm.size > 1:
+            rounded = [g.bfloat16().float() for g in rounded]
+        expected = torch.stack(rounded).sum(0)
+        assert torch.equal(p.grad, expected.bfloat16().float() if comm.size > 1 else expected)
+        assert (rest.grad - 1).abs().max() < 0.01
+        rows = comm.gather(p.grad, "compare")
+        assert torch.equal(rows, rows[:1].expand_as(rows))
+
+    check_sums()
+    if comm.size > 1 and comm.rank == comm.size - 1:
+        reducer.refuse()
+    elif comm.size > 1:
+        try:
+            step()
+        except SumRefused:
+            reducer.abandon()
+        else:
+            raise AssertionError("the step was not refused")
+    check_sums()
+
+
 if __name__ == "__main__":
     job = init_comm()
-    for compression in ("none", "fp16"):
+    check_bf16(job)
+    for compression in ("none", "fp16", "bf16"):
         for accumulate in (1, 3):
             for last in (False, True):
                 check(job, accumulate=accumulate, channels_last=last, compression=compression)

@@ -68,6 +68,7 @@ WITH: dict[str, list[str]] = {
     "train.mix_partner=doubled": ["train.mixup=0.2", "train.accumulate=2"],
     "train.noise_scale_every": ["train.accumulate=2"],
     "comm.compression=auto": ["comm.tune=measure"],
+    "comm.powersgd_rank": ["comm.compression=powersgd"],
     "metrics.bind": SERVED,
     "metrics.bind=0.0.0.0": ["metrics.insecure=true"],
     "metrics.bind=192.0.2.1": ["metrics.insecure=true"],

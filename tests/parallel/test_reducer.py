@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import REPOSITORY, horovodrun, mpirun, run
+from tests.launch import REPOSITORY, horovodrun, mpirun, run, torchrun
 
 WORKER = REPOSITORY / "tests/parallel/reducer_worker.py"
 
@@ -19,8 +19,10 @@ WORKER = REPOSITORY / "tests/parallel/reducer_worker.py"
         mpirun(2, sys.executable, WORKER),
         mpirun(3, sys.executable, WORKER),
         horovodrun(2, sys.executable, WORKER, controller="--gloo"),
+        torchrun(2, sys.executable, WORKER),
+        torchrun(3, sys.executable, WORKER),
     ],
-    ids=["mpirun-1", "mpirun-2", "mpirun-3", "gloo-2"],
+    ids=["mpirun-1", "mpirun-2", "mpirun-3", "gloo-2", "torchrun-2", "torchrun-3"],
 )
 def test_gradients_are_those_of_the_whole_batch(command: list[str], tmp_path: Path) -> None:
     done = run(command, cwd=tmp_path)

@@ -13,6 +13,7 @@ import torch
 
 from hvdtrain.config.schema import Train
 from hvdtrain.engine.checkpoint import list_checkpoints
+from hvdtrain.engine.checkpoint_errors import factors
 from hvdtrain.engine.digest import digest
 from hvdtrain.engine.step import State
 from hvdtrain.errors import DivergenceError
@@ -106,6 +107,7 @@ def gather_digests(state: State) -> tuple[list[tuple[int, ...]], float]:
     """
     named = dict(state.model.named_parameters())
     optimizer = optimizer_tensors(state.model, state.optimizer) | _loss_scale(state)
+    optimizer |= factors(state)
     averaged = state.ema.tensors if state.ema is not None else {}
     parts: list[list[torch.Tensor]] = [
         [p.detach() for p in named.values()],
@@ -127,6 +129,7 @@ def shared_tensors(state: State) -> dict[str, torch.Tensor]:
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     optimizer = optimizer_tensors(state.model, state.optimizer) | _loss_scale(state)
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+    tensors |= {f"compression.{name}": value for name, value in factors(state).items()}
     if state.ema is not None:
         tensors |= {f"ema.{name}": value for name, value in state.ema.tensors.items()}
     return tensors

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from hvdtrain.checkpoint_files import ERRORS_FILE
 from hvdtrain.comm.agreement import any_rank
 from hvdtrain.engine.checkpoint import contents, list_checkpoints
+from hvdtrain.engine.checkpoint_errors import kept_tensors
 from hvdtrain.engine.step import State
 from hvdtrain.errors import TrainingError
 from hvdtrain.paths import RunPaths
@@ -106,7 +108,7 @@ def check_state(state: State, paths: RunPaths, *, known: bool = False) -> None:
 
 def not_finite(state: State) -> str | None:
     """The first tensor of a checkpoint that is not finite, and how many are not; waits for the device."""
-    for file, tensors in contents(state).items():
+    for file, tensors in {**contents(state), ERRORS_FILE: kept_tensors(state)}.items():
         floats = {n: t for n, t in tensors.items() if t.is_floating_point() and t.numel()}
         if not floats:
             continue

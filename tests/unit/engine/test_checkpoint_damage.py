@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from hvdtrain.checkpoint_files import BUFFERS_FILE, MODEL_FILE, list_checkpoints
+from hvdtrain.checkpoint_files import BUFFERS_FILE, ERRORS_FILE, MODEL_FILE, list_checkpoints
 from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.checkpoint import RANKS, contents, metadata, write_checkpoint
 from hvdtrain.engine.step import train_step
@@ -28,6 +28,7 @@ FLIPS = int(os.environ.get("HVDTRAIN_BIT_FLIPS", "1000"))
 NAMES = [
     "buffers.safetensors",
     "ema.safetensors",
+    "errors.safetensors",
     "meta.json",
     "model.safetensors",
     "optimizer.safetensors",
@@ -42,6 +43,7 @@ def written(root: Path, features: int = 4) -> Path:
     state.ema = Ema(state.model, 0.9)
     train_step(state, images(6), 0.1, 0.9)
     files = contents(state) | {BUFFERS_FILE: {RANKS: torch.rand(2, 2 * features)}}
+    files[ERRORS_FILE] = {"4.weight/error": torch.rand(2, 7, features)}
     # A number with an exponent and an escaped letter: both may be written in two ways.
     meta = metadata(state, {"model": "tiny"}, {"config": {"eps": 1e-20, "name": "é"}})
     return write_checkpoint(files, meta, root / "checkpoints", Keep(2)).path

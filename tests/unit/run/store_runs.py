@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from hvdtrain.checkpoint_keep import Keep
-from hvdtrain.engine.checkpoint import contents, metadata, write_checkpoint
+from hvdtrain.engine.checkpoint import Tensors, contents, metadata, write_checkpoint
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
 from hvdtrain.paths import RunPaths
@@ -20,12 +20,20 @@ ONE, TWO, THREE = (f"e000{epoch}-s0000000000" for epoch in (1, 2, 3))
 FILES = ["meta.json", "model.safetensors", "optimizer.safetensors"]
 
 
-def save(run: Path, state: State, epoch: int, keep: int = 1, seconds: float = 0.0) -> None:
-    """Write a checkpoint, and the description of the run."""
+def save(
+    run: Path,
+    state: State,
+    epoch: int,
+    keep: int = 1,
+    seconds: float = 0.0,
+    more: Tensors | None = None,
+) -> None:
+    """Write a checkpoint, with `more` files, and the description of the run."""
     run.mkdir(exist_ok=True)
     (run / "config.yaml").write_text("name: run\n")
     state.progress = Progress(Position(epoch, 0), train_seconds=seconds)
-    write_checkpoint(contents(state), metadata(state, {}), run / "checkpoints", Keep(keep))
+    files = contents(state) | (more or {})
+    write_checkpoint(files, metadata(state, {}), run / "checkpoints", Keep(keep))
 
 
 def update(run: Path, keep: int = 1) -> list[str]:

@@ -15,7 +15,7 @@ from hvdtrain.errors import ConfigError, DataError, Preempted
 from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Position
 from hvdtrain.report.run import read_run
-from hvdtrain.run.changes import Begun, compare, identity
+from hvdtrain.run.changes import Begun, chosen_compression, compare, identity
 from hvdtrain.train import train
 from tests.parallel.schema_values import fields
 from tests.unit.run.data_runs import changed, config, notes
@@ -40,7 +40,10 @@ def test_every_field_has_a_kind() -> None:
     }
     for kind, names in examples.items():
         assert {kinds[name] for name in names} == {kind}
-    assert {kinds[name] for name in kinds if name.startswith("comm.")} == {"machine"}
+    comm = {name: kind for name, kind in kinds.items() if name.startswith("comm.")}
+    planned = {"comm.compression", "comm.powersgd_rank"}  # they change what is trained
+    assert {name for name, kind in comm.items() if kind != "machine"} == planned
+    assert {kinds[name] for name in planned} == {"plan"}
 
 
 @pytest.mark.parametrize(
@@ -55,11 +58,42 @@ def test_every_field_has_a_kind() -> None:
         (["phases.1.batch_per_worker=8"], 2, ["! global batch of phases.1 8 → 16", "phases.1.batch_per_worker 4 → 8"]),
         (["phases.1.image_size=16", "model.dropout=0.5"], 2, ["! model.dropout null → 0.5", "! phases.1.image_size [16, 48] → 16"]),
         (["name=u"], 2, ["name t → u"]),
+        (["comm.compression=powersgd"], 2, ["comm.compression none → powersgd"]),
+        (["comm.compression=auto", "comm.tune=measure"], 2, []),  # told when it is chosen
     ],
 )  # fmt: skip
 def test_changes(settings: list[str], world_size: int, expected: list[str]) -> None:
     found = compare(begun(), changed(*settings), world_size)
     assert [f"{'! ' if c.kind == 'identity' else ''}{c.text}" for c in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "chosen", "expected"),
+    [
+        ("none", "auto", "fp16", ["comm.compression none → fp16"]),
+        ("fp16", "auto", "fp16", []),
+        ("none", "fp16", "fp16", []),  # a change of the config, told with the others
+        ("powersgd", "auto", "none", []),
+    ],
+)
+def test_another_choice_of_compression_is_a_change(
+    tmp_path: Path, before: str, given: str, chosen: str, expected: list[str]
+) -> None:
+    tune = "comm.tune=measure"
+    paths = RunPaths(tmp_path)
+    write = yaml.safe_dump(changed(tune, f"comm.compression={before}").model_dump())
+    paths.config.write_text(write)
+    configs = [changed(tune, f"comm.compression={value}") for value in (given, chosen)]
+    found = chosen_compression(paths, *configs)
+    assert [(change.kind, change.text) for change in found] == [("plan", t) for t in expected]
+
+
+def test_powersgd_is_not_what_auto_chooses() -> None:
+    before = begun("comm.compression=powersgd")
+    auto = changed("comm.compression=auto", "comm.tune=measure")
+    assert [change.text for change in compare(before, auto, 2)] == [
+        "comm.compression powersgd → auto"
+    ]
 
 
 def test_the_hint_keeps_the_global_batch() -> None:
@@ -190,3 +224,38 @@ def test_accepted_settings_hold_when_the_next_attempt_ends_before_a_checkpoint(
         train(other, Solo(), resume=root, accept_changes=True)
     monkeypatch.undo()
     assert train(other, Solo(), resume=root)["accepted_changes"] == ["seed 0 → 7"]
+
+
+@pytest.mark.usefixtures("page")
+def test_another_compression_is_shown_and_recorded(trained: Path) -> None:
+    """Also where it is auto that chooses: none, on a single rank."""
+    text = yaml.safe_dump(config(trained, 9).model_dump())
+    tried = [
+        ["comm.compression=fp16"],
+        ["comm.compression=auto", "comm.tune=measure"],
+        ["comm.compression=auto", "comm.tune=measure"],
+        ["comm.compression=powersgd"],
+        ["comm.compression=powersgd", "comm.powersgd_rank=2"],
+        ["comm.compression=bf16"],
+    ]
+    found = []
+    for number, settings in enumerate(tried):
+        cfg = parse_config(text, overrides=[*settings, f"phases.0.epochs={2 + number}"])
+        train(cfg, Solo(), resume=str(trained / "run"))
+        changes = [c for c in starts(trained)[-1] if c["setting"].startswith("comm.")]
+        found.append([f"{c['kind']}: {c['before']} → {c['after']}" for c in changes])
+    assert found == [
+        ["plan: none → fp16"],
+        ["plan: fp16 → none"],
+        [],
+        ["plan: none → powersgd"],
+        ["plan: 4 → 2"],
+        ["plan: powersgd → bf16", "plan: 2 → 4"],
+    ]
+    assert (
+        "changed since the last attempt: phases.0.epochs 2 → 3; comm.compression fp16 → none"
+        in (notes(trained))
+    )
+    assert any(
+        "errors of PowerSGD for" in note and "are dropped" in note for note in notes(trained)
+    )

@@ -125,6 +125,19 @@ def test_the_config_takes_precedence(tmp_path: Path) -> None:
     assert (single.config.comm.group_mb, single.config.comm.compression) == (16.0, "none")
 
 
+@pytest.mark.parametrize("compression", ["bf16", "powersgd"])
+def test_what_auto_does_not_choose_is_kept_for_the_config_alone(
+    tmp_path: Path, compression: str
+) -> None:
+    file = tmp_path / "tuning.json"
+    file.write_text(json.dumps({"world_size": 2, "group_mb": 7.0, "compression": compression}))
+    given = tune(config(f"{{tune: measure, compression: {compression}}}"), Link(), file)
+    assert (given.config.comm.group_mb, given.config.comm.compression) == (7.0, compression)
+    auto = tune(config("{tune: measure, compression: auto}"), Link(), file)
+    assert "measured in" in auto.text
+    assert auto.config.comm.compression in ("none", "fp16")
+
+
 def test_auto_needs_a_measurement() -> None:
     with pytest.raises(ConfigError, match="compression: auto needs tune: mea"):
         config("{compression: auto}")

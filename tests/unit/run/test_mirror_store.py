@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from hvdtrain.checkpoint_files import list_checkpoints, read_meta, verify
+from hvdtrain.checkpoint_files import OPTIONAL, list_checkpoints, read_meta, verify
 from hvdtrain.checkpoint_keep import Keep
 from hvdtrain.engine.progress import Progress
 from hvdtrain.engine.step import State
@@ -57,6 +58,20 @@ def test_a_copy_is_the_same_and_comes_back(tmp_path: Path, state: State) -> None
     assert (run / "config.yaml").read_text() == "name: run\n"
     verify(run / "checkpoints" / ONE)
     assert update(run) == []  # the same run
+
+
+def test_a_copy_has_every_file_that_a_checkpoint_may_have(tmp_path: Path, state: State) -> None:
+    run = tmp_path / "run"
+    more = {name: {"a": torch.ones(2)} for name in OPTIONAL}
+    save(run, state, 1, more=more)
+    update(run)
+    assert stored() == sorted(f"{ONE}/{file}" for file in (*FILES, *OPTIONAL))
+    shutil.rmtree(run)
+    bring_back(RunPaths(run), URL)
+    assert set(verify(run / "checkpoints" / ONE)["sha256"]) == {*FILES[1:], *OPTIONAL}
+    save(run, state, 2)
+    update(run)
+    assert stored() == whole(TWO)  # nothing of the old one is left
 
 
 def test_the_mirror_keeps_what_the_run_keeps(tmp_path: Path, state: State) -> None:

@@ -13,6 +13,7 @@ from hvdtrain.scaling.overlap import sigmas, straggler
 from hvdtrain.scaling.predict import update
 from hvdtrain.scaling.profile import Calibration, hand_given
 from hvdtrain.scaling.tables import late_ranks_allow, lost_to
+from hvdtrain.scaling.wire import Wire
 
 
 def test_a_range_is_written_from_low_to_high() -> None:
@@ -59,7 +60,12 @@ def test_the_slow_end_is_never_faster(seed: int) -> None:
         times = int(random.integers(1, 4))
         step = Ends(
             *(
-                update(speed.profile(size, batch, times, end), cluster.at(end), 0.5, sigma.at(end))
+                update(
+                    speed.profile(size, batch, times, end),
+                    cluster.at(end),
+                    Wire(0.5),
+                    sigma.at(end),
+                )
                 for end in ("fast", "slow")
             )
         )

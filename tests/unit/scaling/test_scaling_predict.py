@@ -24,6 +24,7 @@ from hvdtrain.scaling.profile import (
     hand_given,
     read_calibration,
 )
+from hvdtrain.scaling.wire import Wire
 
 CONFIG = """
 data: {train_size: 100000}
@@ -46,26 +47,25 @@ def config(accumulate: int = 1, compression: str = "none") -> Config:
 def test_an_update_by_hand() -> None:
     """1 GB/s, two ranks: a message takes as many seconds as it has gigabytes."""
     pair = Cluster(2, 1, NET)
-    step = update(PROFILE, pair, 1.0, 0.0)
-    assert step.exposed_s == pytest.approx(
-        0.1
-    )  # of the second one, released when the backward pass ends
+    step = update(PROFILE, pair, Wire(), 0.0)
+    assert step.exposed_s == pytest.approx(0.1)  # of the second one, after the backward pass
     assert step.seconds == pytest.approx(0.4)
     slow = Cluster(2, 1, replace(NET, link_gbit=2.0))
     # 0.15 + 0.4 + 0.4 from the start of the step, of which 0.3 compute
-    assert update(PROFILE, slow, 1.0, 0.0).exposed_s == pytest.approx(0.65)
-    assert update(PROFILE, slow, 0.5, 0.0).exposed_s == pytest.approx(0.25)
-    assert update(PROFILE, pair, 1.0, 0.1).late_s == pytest.approx(0.3 * (straggler(2, 0.1) - 1))
+    assert update(PROFILE, slow, Wire(), 0.0).exposed_s == pytest.approx(0.65)
+    assert update(PROFILE, slow, Wire(0.5), 0.0).exposed_s == pytest.approx(0.25)
+    late_s = 0.3 * (straggler(2, 0.1) - 1)
+    assert update(PROFILE, pair, Wire(), 0.1).late_s == pytest.approx(late_s)
 
 
 def test_larger_micro_batches_hide_communication_and_more_of_them_do_not() -> None:
     slow = Cluster(2, 1, replace(NET, link_gbit=2.0))
     often = PROFILE.accumulated(4)
     assert often.step_s == pytest.approx(1.2)
-    assert update(often, slow, 1.0, 0.0).exposed_s == pytest.approx(0.65)
+    assert update(often, slow, Wire(), 0.0).exposed_s == pytest.approx(0.65)
     large = PROFILE.with_batch(128)
     assert (large.batch, large.step_s, large.backward_s) == pytest.approx((128, 1.2, 0.8))
-    assert update(large, slow, 1.0, 0.0).exposed_s == pytest.approx(0.4)
+    assert update(large, slow, Wire(), 0.0).exposed_s == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(("accumulate", "compression"), [(1, "none"), (3, "fp16")])
@@ -84,7 +84,7 @@ def test_a_plan_is_the_sum_of_its_steps(accumulate: int, compression: str) -> No
     wire = 1.0 if compression == "none" else 0.5
     steps = both(
         lambda end: [
-            update(profile.accumulated(accumulate), cluster, wire, SIGMA.at(end))
+            update(profile.accumulated(accumulate), cluster, Wire(wire), SIGMA.at(end))
             for profile in calibration.profiles
         ]
     )
@@ -119,7 +119,7 @@ def test_a_range_ends_where_all_that_is_assumed_does() -> None:
     for end in ("fast", "slow"):
         share = 0.7 if end == "fast" else 0.35
         own = replace(tcp, network=replace(NETWORKS["tcp"], link_gbit=1.0, efficiency=share))
-        assert step.at(end) == update(worker, own, 1.0, SIGMA.at(end))
+        assert step.at(end) == update(worker, own, Wire(), SIGMA.at(end))
     known = replace(tcp, network=replace(tcp.network, least_efficiency=None))
     measured = predict(cfg, speed, known, sigma=same(0.01))
     assert measured.seconds.fast == measured.seconds.slow
@@ -194,11 +194,11 @@ def test_the_advice_is_the_minimum_that_suffices(target: float) -> None:
         "resnet50", image_size=128, batch=64, step_s=0.03, group_bytes=1.6e7
     ).accumulated(2)
     setting = Setting(128, 64, 2)
-    found = advise(setting, profile, cluster, wire=0.5, target=target, sigma=0.0)
+    found = advise(setting, profile, cluster, wire=Wire(0.5), target=target, sigma=0.0)
 
     def reached(profile: Profile, gbit: float = 10.0) -> float:
         link = replace(cluster, network=replace(cluster.network, link_gbit=gbit))
-        return update(profile, link, 0.5, 0.0).efficiency
+        return update(profile, link, Wire(0.5), 0.0).efficiency
 
     assert found.efficiency == reached(profile) < target
     assert found.batch is not None
@@ -215,9 +215,9 @@ def test_the_advice_is_the_minimum_that_suffices(target: float) -> None:
 
 def test_nothing_helps_if_stragglers_cost_more() -> None:
     cluster = Cluster(16, 8, NET)
-    found = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.99, sigma=0.03)
+    found = advise(Setting(128, 32, 1), PROFILE, cluster, wire=Wire(), target=0.99, sigma=0.03)
     assert (found.batch, found.accumulate, found.link_gbit) == (None, None, None)
-    enough = advise(Setting(128, 32, 1), PROFILE, cluster, wire=1.0, target=0.01, sigma=0.03)
+    enough = advise(Setting(128, 32, 1), PROFILE, cluster, wire=Wire(), target=0.01, sigma=0.03)
     assert (enough.batch, enough.accumulate) == (32, 1)
     assert enough.link_gbit is not None
 

@@ -24,6 +24,7 @@ from hvdtrain.scaling.published import (
     published,
     traffic_per_step,
 )
+from hvdtrain.scaling.wire import Wire
 
 
 def outside(value: float, ends: Ends[float]) -> float:
@@ -82,7 +83,7 @@ def test_nothing_is_fitted_to_the_held_out_steps() -> None:
         given = hand_given(
             "resnet50", image_size=128, batch=batch, step_s=alone_s, group_bytes=16 * 2**20
         )
-        return update(given, cluster, 0.5, SIGMA.slow).seconds
+        return update(given, cluster, Wire(0.5), SIGMA.slow).seconds
 
     low, high = 0.1, 0.181
     for _ in range(40):

@@ -28,7 +28,7 @@ from hvdtrain.scaling.ends import between, low_high
 from hvdtrain.scaling.inputs import clusters
 from hvdtrain.scaling.network import Cluster
 from hvdtrain.scaling.overlap import sigmas
-from hvdtrain.scaling.predict import wire_ratio
+from hvdtrain.scaling.wire import wire_of
 
 FAR = 1.5
 """Predicted ÷ measured time of a run, or the inverse, from which there is a warning."""
@@ -188,7 +188,7 @@ def _add_nodes(
     cfg = origin.cfg
     speed = speed_of(cfg, origin.root, question.calibration)
     found.speed = speed.about
-    predictor = Predictor(speed, wire_ratio(cfg), sigmas(question.straggler))
+    predictor = Predictor(speed, wire_of(cfg), sigmas(question.straggler))
     smallest = min(phase.batch_per_worker for phase in cfg.phases)
     for gbit in dict.fromkeys(cluster.network.link_gbit for cluster in asked):
         of_link = [cluster for cluster in asked if cluster.network.link_gbit == gbit]

@@ -15,6 +15,7 @@ from hvdtrain.scaling.network import Cluster
 from hvdtrain.scaling.overlap import SIGMA, Step
 from hvdtrain.scaling.predict import Setting, profile_at, update
 from hvdtrain.scaling.profile import Calibration
+from hvdtrain.scaling.wire import Wire
 
 SMALLEST = 4
 """A rank has at least the run's images per update, and per forward pass, divided by this: with fewer, a worker
@@ -131,8 +132,7 @@ class Predictor:
     """What the time of an update depends on."""
 
     speed: Calibration
-    wire: float
-    """Bytes sent ÷ bytes in fp32."""
+    wire: Wire
     sigma: Ends[float] = SIGMA
 
     def step(self, cluster: Cluster, setting: Setting, end: End) -> Step:

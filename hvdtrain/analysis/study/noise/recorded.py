@@ -194,6 +194,12 @@ def _missing(root: Path, run: RunRecord, found: Recorded) -> str:
         return f"{root}: no training step is recorded: {instead}"
     if train.get("noise_scale_every") == 0:
         return f"{root}: no noise scale is recorded: train.noise_scale_every is 0: {instead}"
+    comm = run.config.get("comm")
+    if isinstance(comm, dict) and comm.get("compression") == "powersgd":
+        return (
+            f"{root}: no noise scale is recorded: with comm.compression: powersgd no rank has the mean "
+            f"gradient: {instead}"
+        )
     if ranks == 1 and train.get("accumulate", 1) == 1:
         return (
             f"{root}: no noise scale is recorded: that needs two batch sizes in an update, so 2 ranks or "

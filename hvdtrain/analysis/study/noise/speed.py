@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hvdtrain.checkpoint_files import MODEL_FILE, list_checkpoints
 from hvdtrain.config.schema import Config
+from hvdtrain.engine.compression.low_rank import matrix_shape
 from hvdtrain.errors import CheckpointError, ConfigError, HvdtrainError
 from hvdtrain.paths import RunPaths
 from hvdtrain.report.events import number, whole
@@ -49,7 +50,7 @@ def _of_entry(entry: Entry, cfg: Config, root: Path) -> Profile:
     step_s = entry.batch / entry.images_per_second
     backward_s = min(entry.backward_s, step_s / times)
     batch = max(1, entry.batch // times)
-    groups = (Group(_gradient_bytes(root), backward_s),)
+    groups = (_gradients(root, backward_s),)
     return Profile(entry.image_size, batch, step_s, backward_s, groups, times)
 
 
@@ -93,18 +94,25 @@ def _profile(cfg: Config, root: Path, size: int, batch: int, step_s: float) -> P
         )
         return profile.accumulated(times)
     backward_s = BACKWARD_SHARE * step_s / times
-    groups = (Group(_gradient_bytes(root), backward_s),)
+    groups = (_gradients(root, backward_s),)
     return replace(Profile(size, batch, step_s, backward_s, groups), accumulate=times)
 
 
-def _gradient_bytes(root: Path) -> float:
-    """About as many as the weights of a checkpoint have."""
+def _gradients(root: Path, ready_s: float) -> Group:
+    """About those of the weights of a checkpoint; `ready_s`: when all are."""
+    import safetensors
+
     found = list_checkpoints(RunPaths(root).checkpoints)[:1]
     if not found:
         raise CheckpointError(
             f"{root}: no checkpoint, so the size of its gradients is not known: {HOW}"
         )
+    file = found[0] / MODEL_FILE
     try:
-        return float((found[0] / MODEL_FILE).stat().st_size)
-    except OSError as error:
-        raise CheckpointError(f"{found[0]}: {MODEL_FILE}: {error.strerror}") from None
+        size = float(file.stat().st_size)
+        with safetensors.safe_open(file, "np") as opened:
+            shapes = [opened.get_slice(key).get_shape() for key in list(opened.keys())]
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
+    matrices = [matrix_shape(shape) for shape in shapes]
+    return Group(size, ready_s, tuple(matrix for matrix in matrices if matrix))

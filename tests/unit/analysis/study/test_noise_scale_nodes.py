@@ -25,6 +25,7 @@ from hvdtrain.scaling.ends import End, same
 from hvdtrain.scaling.network import Cluster, Network
 from hvdtrain.scaling.overlap import Group
 from hvdtrain.scaling.profile import Calibration, Profile
+from hvdtrain.scaling.wire import Wire
 from tests.noise_runs import UPDATES, recorded_run
 
 FAST = Network(1e9, 1.0, 0.0, local_bytes_per_s=1e18, local_latency_s=0.0, call_s=0.0)
@@ -45,7 +46,7 @@ class Proportional(Calibration):
 
 def predictor(sigma: float = 0.0) -> Predictor:
     """With a worker that makes as many images/s with any batch, at both ends."""
-    return Predictor(Proportional([PROFILE], "made"), 1.0, same(sigma))
+    return Predictor(Proportional([PROFILE], "made"), Wire(), same(sigma))
 
 
 def plan(scale: float, batch: int = 64, updates: int = 1000) -> TradeOff:

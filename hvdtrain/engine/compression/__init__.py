@@ -1,0 +1,1 @@
+"""How a group of gradients is summed over ranks, by `comm.compression`; one file for each way."""
