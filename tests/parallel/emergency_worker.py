@@ -29,7 +29,7 @@ lr: {{base: 0.02, warmup: none, schedule: constant}}
 phases: [{{epochs: 2, image_size: 16, batch_per_worker: 2}}]
 train: {{log_every: 3, ema_decay: 0.9, compute_threads: 1}}
 checkpoint: {{every_epochs: 100, every_minutes: null, keep: 9}}
-comm: {{preflight: false}}
+comm: {{preflight: false, compression: {compression}}}
 metrics: {{enabled: false}}
 """
 SHARED = "{name: muon, share_work: true, lookahead: {every: 3, share: [1, 0.2], power: 3}}"
@@ -40,8 +40,15 @@ COUNT = 22
 GLOBAL = "resnet8_cifar, batch_norm: global"
 
 
-def config(root: Path, model: str = "resnet8_cifar", optimizer: str = SHARED) -> Config:
-    return parse_config(CONFIG.format(root=root, model=model, optimizer=optimizer))
+def config(
+    root: Path,
+    model: str = "resnet8_cifar",
+    optimizer: str = SHARED,
+    compression: str = "none",
+) -> Config:
+    return parse_config(
+        CONFIG.format(root=root, model=model, optimizer=optimizer, compression=compression)
+    )
 
 
 def hidden(step: int) -> int:
@@ -100,9 +107,15 @@ def leave(comm: Comm, out: Path) -> None:
         Loaders.train = giving  # type: ignore[method-assign]
 
 
-def main(out: Path) -> None:
-    loop.write_page = lambda run: None  # matplotlib takes seconds
-    comm = init_comm()
+def deserted(comm: Comm, out: Path) -> None:
+    """Rank 1 leaves, and its errors of PowerSGD with it."""
+    leave(comm, out)
+    cfg = config(ROOT, "resnet8_gn", "{}", "powersgd")
+    found = {"compressed": error_of(comm, cfg, out / "compressed")}
+    (out / "rank-0.json").write_text(json.dumps(found))
+
+
+def main(comm: Comm, out: Path) -> None:
     train(config(ROOT), comm, run_dir=out / "whole")
     found = {}
     for case, step in STEPS.items():
@@ -124,4 +137,5 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     ROOT = Path(sys.argv[1])
-    main(Path(sys.argv[2]))
+    loop.write_page = lambda run: None  # matplotlib takes seconds
+    (deserted if sys.argv[3:] else main)(init_comm(), Path(sys.argv[2]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from hvdtrain import train
-from hvdtrain.comm.agreement import any_rank
 from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import load_config
@@ -24,10 +22,9 @@ from hvdtrain.engine import checkpoint_errors
 from hvdtrain.engine.checkpoint_errors import gather_errors
 from hvdtrain.errors import SumRefused
 from hvdtrain.run.prepare import prepare
+from tests.cut_runs import cut
 from tests.low_rank import made, paper, step
 
-MIDDLE = "e0001-s0000000008"
-"""After step 8 of a run with 6 steps an epoch: 2 × 4 images of the second epoch."""
 SHAPE = (24, 16, 3, 3)
 STEPS = 20
 
@@ -118,17 +115,6 @@ def check_refused(comm: Comm) -> None:
     assert params[2].grad.tolist() == [1.0] * 7
 
 
-def cut(comm: Comm, run: Path, target: Path, name: str) -> None:
-    """A copy of `run` as it was when it wrote its checkpoint `name`."""
-    if comm.rank == 0:
-        shutil.copytree(run, target)
-        (target / "summary.json").unlink()
-        for path in (target / "checkpoints").iterdir():
-            if path.name > name:
-                shutil.rmtree(path)
-    any_rank(comm, False)
-
-
 def restored_errors(comm: Comm, config: Path, run_dir: Path, target: Path) -> None:
     """Write what the ranks have of the errors in the newest checkpoint of `run_dir`."""
     with contextlib.closing(prepare(load_config(config), comm, str(run_dir), None)) as run:
@@ -149,11 +135,11 @@ def main(folder: Path, mode: str) -> None:
         train.train(load_config(config), comm, run_dir=folder / "whole")
         every = load_config(config, ["checkpoint.every_steps=4"])
         train.train(every, comm, run_dir=folder / "steps")
-        cut(comm, folder / "steps", folder / "resumed", MIDDLE)
+        cut(comm, folder / "steps", folder / "resumed")
         train.train(load_config(config), comm, resume=str(folder / "resumed"))
     elif mode == "other":  # on another number of ranks than the run `steps` had
         check_gradients(comm)
-        cut(comm, folder / "steps", folder / "changed", MIDDLE)
+        cut(comm, folder / "steps", folder / "changed")
         restored_errors(comm, config, folder / "changed", folder / "changed.safetensors")
         every = load_config(config, ["checkpoint.every_steps=4"])
         train.train(every, comm, resume=str(folder / "changed"))
@@ -162,7 +148,7 @@ def main(folder: Path, mode: str) -> None:
         restored_errors(comm, config, folder / "back", folder / "back.safetensors")
         train.train(load_config(config), comm, resume=str(folder / "back"))
         without = ["comm.compression=none"]
-        cut(comm, folder / "steps", folder / "none", MIDDLE)
+        cut(comm, folder / "steps", folder / "none")
         train.train(load_config(config, without), comm, resume=str(folder / "none"))
     if comm.rank == 0:
         print(json.dumps({"ranks": comm.size}))

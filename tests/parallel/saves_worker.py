@@ -3,34 +3,19 @@ and by time, and from one of these to the end."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 from hvdtrain import train
-from hvdtrain.comm.agreement import any_rank
-from hvdtrain.comm.ranks import Comm
 from hvdtrain.comm.start import init_comm
 from hvdtrain.config.load import load_config
+from tests.cut_runs import cut
 
 RUNS = {
     "whole": [],
     "steps": ["checkpoint.every_steps=4"],
     "time": ["checkpoint.every_minutes=1e-9"],
 }
-MIDDLE = "e0001-s0000000008"
-"""After step 8 of a run with 6 steps an epoch: 2 × 4 images of the second epoch."""
-
-
-def cut(comm: Comm, run: Path, target: Path) -> None:
-    """A copy of `run` as it was when it wrote MIDDLE."""
-    if comm.rank == 0:
-        shutil.copytree(run, target)
-        (target / "summary.json").unlink()
-        for path in (target / "checkpoints").iterdir():
-            if path.name > MIDDLE:
-                shutil.rmtree(path)
-    any_rank(comm, False)
 
 
 def main(folder: Path) -> None:

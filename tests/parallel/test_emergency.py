@@ -79,3 +79,20 @@ def test_rank_0_saves_alone_where_it_knows_the_whole_state(runs: Path) -> None:
     assert line.endswith(f"; update 4 is saved in {path}: go on with --resume {runs / 'gone'}")
     meta = verify(path)
     assert (meta["step"], meta["samples"]) == (4, 16)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_is_saved_without_the_errors_of_powersgd_of_a_rank_that_is_gone(
+    engine: str, small_root: Path, tmp_path: Path
+) -> None:
+    for name, source in (("images", "train"), ("validation", "val")):
+        (tmp_path / name).symlink_to(small_root / source)
+    done = run(
+        ENGINES[engine](2, sys.executable, WORKER, tmp_path, tmp_path, "alone"), cwd=tmp_path
+    )
+    assert (tmp_path / "rank-0.json").exists(), done.stdout + done.stderr
+    code, everywhere, line = json.loads((tmp_path / "rank-0.json").read_text())["compressed"]
+    assert (code, everywhere) == (5, False)
+    assert "another rank is gone" in line
+    assert "saved" not in line
+    assert list_checkpoints(tmp_path / "compressed/checkpoints") == []

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 
 from hvdtrain.checkpoint_files import read_meta, verify
+from tests.cut_runs import MIDDLE
 from tests.launch import ENGINES, REPOSITORY, mpirun, run
-from tests.parallel.powersgd_worker import MIDDLE
 
 WORKER = REPOSITORY / "tests/parallel/powersgd_worker.py"
 # Group norm: images do not depend on their batch, so that the number of ranks changes only roundings.

@@ -13,8 +13,9 @@ import torch
 
 from hvdtrain.checkpoint_files import list_checkpoints, read_meta, verify
 from hvdtrain.models import MODELS
+from tests.cut_runs import MIDDLE
 from tests.launch import REPOSITORY, mpirun, run
-from tests.parallel.saves_worker import MIDDLE, RUNS
+from tests.parallel.saves_worker import RUNS
 
 WORKER = REPOSITORY / "tests/parallel/saves_worker.py"
 CONFIG = """

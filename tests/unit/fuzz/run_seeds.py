@@ -169,7 +169,7 @@ def runs(root: Path) -> dict[str, Reader]:
         "summary.json": Reader(paths.summary, report),
         "in meta.json of a run": Reader(checkpoint / "meta.json", begun, sealed),
         "bad_samples.jsonl": Reader(paths.bad_samples, bad),
-        "tuning.json": Reader(paths.tuning, lambda: read_tuning(paths.tuning, 2)),
+        "tuning.json": Reader(paths.tuning, lambda: read_tuning(paths.tuning, 2, auto=False)),
         "dataset.npz": Reader(paths.dataset, lambda: read_dataset(paths.dataset)),
         "in dataset.npz": Reader(paths.dataset, lambda: read_dataset(paths.dataset), in_zip),
     }
