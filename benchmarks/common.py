@@ -27,6 +27,7 @@ from hvdtrain.paths import RunPaths
 from hvdtrain.plan.epochs import Epoch, make_plan
 from hvdtrain.run.dataset import DatasetWriter, RunData
 from hvdtrain.run.efficiency import Efficiency
+from hvdtrain.run.other_ranks import Batch as GlobalBatch
 from hvdtrain.run.prepare import Run
 from hvdtrain.run.snapshots import Cadence, Snapshots
 from hvdtrain.signals import StopSignals
@@ -104,9 +105,8 @@ def memory_run(cfg: Config, comm: Comm, batch: Batch, steps_per_epoch: int) -> I
         data = RunData([], {}, {}, {}, {})
         writer = DatasetWriter(paths.dataset, loaders, data)  # not started: there are no files
         snapshots = Snapshots(state, paths, sinks, Cadence(cfg.checkpoint), {}, {}, Keep(1))
-        run = Run(
-            cfg, comm, paths, plan, loaders, sinks, state, bad, hosts, data, writer, snapshots, []
-        )
+        parts = (plan, loaders, sinks, state, bad, hosts, data, writer, snapshots, [])
+        run = Run(cfg, comm, paths, *parts, given=GlobalBatch.of(cfg))
         with contextlib.closing(run):
             yield run
 
