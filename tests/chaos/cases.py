@@ -85,7 +85,7 @@ KINDS = {
     "image-replaced": _kind("0", "changed while the run reads", other_end=True, moments=TRAINING),
     "port-taken": _kind("0", "in use", moments=(START,)),
     "stop-60s": _kind("0", moments=(MIDDLE, EVALUATION)),
-    "memory-limit": _kind("6 137 134", "memory|no new thread|killed|signal", moments=TRAINING),
+    "memory-limit": _kind("6 137 134 139", "memory|no new thread|killed|signal", moments=TRAINING),
     "weight-flipped": _kind("9", OTHER_WEIGHTS, launchers=SEVERAL, moments=WITHIN, inside=True),
     "weight-nan": _kind(
         "7 9",

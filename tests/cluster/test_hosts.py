@@ -54,7 +54,7 @@ metrics: {{enabled: false}}
 
 def on(lab: Lab, host: int, *command: object) -> CompletedProcess[str]:
     """Run a command of the virtual environment on a host."""
-    return lab.run(host, command, env=environment(), timeout_s=120)
+    return lab.run(host, command, env=environment(), timeout_s=300)
 
 
 @contextmanager

@@ -234,7 +234,8 @@ def test_a_lost_node_without_a_spare(jobs: Jobs, launcher: str) -> None:
     assert jobs.slurm.finish(lost)["JobState"] == "COMPLETED", jobs.log("fewer", lost)
     events = (jobs.run_dir("fewer", lost) / "events.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in events]
-    assert [one["world_size"] for one in told if one["kind"] == "start"] == [2, 1]
+    starts = [one["world_size"] for one in told if one["kind"] == "start"]
+    assert starts == [2, 1], jobs.log("fewer", lost)
     assert len({one["global_batch_size"] for one in told if one["kind"] == "train"}) == 1
     assert any("n2 does not answer: it is left out" in one.get("text", "") for one in told)
 
