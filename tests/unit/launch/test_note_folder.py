@@ -69,7 +69,14 @@ def test_a_folder_stays_as_long_as_a_rank_of_its_killed_launcher_lives(place: Pa
     folder.mkdir()
     (folder / LOCK).touch()
     env = environment({"OMPI_MCA_orte_tmpdir_base": str(folder)})
-    with subprocess.Popen(["sleep", "60"], env=env) as rank:
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()"],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as rank:
+        assert rank.stdout is not None
+        rank.stdout.readline()  # Linux shows no environment while a process is being started
         with note_folder():
             assert folder.is_dir()
         rank.kill()
